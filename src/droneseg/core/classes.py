@@ -1,0 +1,49 @@
+"""The class table: ids, names and colours. The only place that states them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SegmentationClass:
+    """One class of the five-class drone set.
+
+    Attributes:
+        id: Value of the class in a mask.
+        name: Name in reports and JSON.
+        colour: RGB colour in colour-coded masks, each 0-255.
+    """
+
+    id: int
+    name: str
+    colour: tuple[int, int, int]
+
+
+CLASSES: tuple[SegmentationClass, ...] = (
+    SegmentationClass(0, "background", (0, 0, 0)),
+    SegmentationClass(1, "obstacles", (155, 38, 182)),
+    SegmentationClass(2, "water", (14, 135, 204)),
+    SegmentationClass(3, "soft-surfaces", (124, 252, 0)),
+    SegmentationClass(4, "moving-objects", (255, 20, 147)),
+    SegmentationClass(5, "landing-zones", (169, 169, 169)),
+)
+NAMES: tuple[str, ...] = tuple(c.name for c in CLASSES)
+FOREGROUND: tuple[SegmentationClass, ...] = CLASSES[1:]
+
+_BY_NAME = {c.name: c.id for c in CLASSES}
+BACKGROUND_ID = _BY_NAME["background"]
+LANDING_ID = _BY_NAME["landing-zones"]
+# Landing on one of these can end a flight; soft ground is unwanted, not dangerous.
+UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAME["moving-objects"])
+
+
+def class_id(name: str) -> int:
+    """Return the id of the class called `name`; `KeyError` if there is none."""
+    return _BY_NAME[name]
+
+
+def colours() -> NDArray[np.uint8]:
+    """Return the class colours, shape (C, 3), dtype uint8; row i is the colour of class id i."""
+    return np.array([c.colour for c in CLASSES], dtype=np.uint8)

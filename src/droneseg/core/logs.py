@@ -1,0 +1,62 @@
+"""Logging, configured once at an entry point: text or JSON, to the terminal and, on request, to a file."""
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from droneseg.core.settings import LogFormat, LogLevel
+
+ROOT = "droneseg"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, logger, message and, after a failure, the traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return `record` as one line of JSON."""
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "severity": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(entry)
+
+
+def formatter(log_format: LogFormat) -> logging.Formatter:
+    """Return the formatter for `log_format`."""
+    if log_format is LogFormat.JSON:
+        return JsonFormatter()
+    return logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+
+
+def configure_logging(level: LogLevel = LogLevel.INFO, log_format: LogFormat = LogFormat.TEXT) -> None:
+    """Send what droneseg logs to stderr; calling it again replaces the earlier choice."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(log_format))
+    logger = logging.getLogger(ROOT)
+    logger.handlers = [handler]
+    logger.setLevel(level.value)
+    logger.propagate = False
+
+
+@contextmanager
+def log_file(path: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[None]:
+    """Send what droneseg logs to `path` as well, appended, while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(formatter(log_format))
+    logger = logging.getLogger(ROOT)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

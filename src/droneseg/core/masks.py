@@ -1,0 +1,189 @@
+"""Masks in and out: colours to class ids by look-up table, and the palette PNG that is both at once."""
+
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as pillow
+
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, colours
+from droneseg.core.errors import DronesegError, InvalidIdsError, MaskError, UnknownColoursError
+from droneseg.core.images import DEFAULT_MAX_PIXELS, load, open_image
+
+Mask: TypeAlias = NDArray[np.uint8]
+"""Class ids, shape (H, W), dtype uint8."""
+
+MaskKind: TypeAlias = Literal["colours", "ids"]
+UnknownPolicy: TypeAlias = Literal["fail", "background"]
+
+_UNKNOWN = 255
+_SHOWN_COLOURS = 5
+
+
+@dataclass(frozen=True)
+class UnknownColour:
+    """A colour of no class, found in a mask.
+
+    Attributes:
+        colour: RGB, each 0-255.
+        pixels: How many pixels have it.
+        x: Column of the first one, counted row by row.
+        y: Row of the first one.
+    """
+
+    colour: tuple[int, int, int]
+    pixels: int
+    x: int
+    y: int
+
+    def __str__(self) -> str:
+        """Say which colour, how often, and where first."""
+        return f"{self.colour} on {self.pixels:,} pixels, first at x={self.x} y={self.y}"
+
+
+def decode_colours(
+    data: bytes, *, unknown: UnknownPolicy = "fail", max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[Mask, list[UnknownColour]]:
+    """Decode a colour-coded mask; only its colours count, never the indices of its palette.
+
+    Args:
+        data: The bytes of a palette or RGB image without loss (PNG, BMP, TIFF, lossless WebP).
+        unknown: What to do with colours of no class: fail, or make them background.
+        max_pixels: Largest width x height accepted.
+
+    Returns:
+        Class ids, shape (H, W), dtype uint8, and the colours that were made background.
+
+    Raises:
+        UnknownColoursError: If there are colours of no class and `unknown` is "fail"; all are named and counted.
+        MaskError: If the image is grey, has see-through pixels, or is a JPEG.
+        ImageError: If it cannot be decoded.
+    """
+    opened = open_image(data, max_pixels=max_pixels)
+    if opened.format in ("JPEG", "MPO"):
+        raise MaskError("Mask is a JPEG, whose compression changes colours. Use PNG.")
+    load(opened)
+    mask = _lookup_palette(opened) if opened.mode == "P" else _lookup_rgb(opened)
+    if mask.max(initial=0) != _UNKNOWN:
+        return mask, []
+    found = _unknown_colours(opened, mask)
+    if unknown == "fail":
+        shown = "; ".join(str(item) for item in found[:_SHOWN_COLOURS])
+        more = f"; and {len(found) - _SHOWN_COLOURS:,} more" if len(found) > _SHOWN_COLOURS else ""
+        raise UnknownColoursError(f"Mask has {len(found):,} unknown colours: {shown}{more}.")
+    mask[mask == _UNKNOWN] = BACKGROUND_ID
+    return mask, found
+
+
+def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
+    """Decode a mask whose pixel values (grey) or palette indices are class ids.
+
+    Raises:
+        InvalidIdsError: If a value is no class id; such values are named and counted.
+        MaskError: If the image has more than one channel.
+        ImageError: If it cannot be decoded.
+    """
+    opened = open_image(data, max_pixels=max_pixels)
+    load(opened)
+    if opened.mode not in ("P", "L"):
+        raise MaskError(f"Mask of ids must be grey or palette, not {opened.mode!r}. Is it a colour mask?")
+    mask = np.array(opened)
+    if mask.max(initial=0) >= len(CLASSES):
+        values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
+        shown = ", ".join(f"{value} on {count:,} pixels" for value, count in zip(values[:5], counts[:5], strict=True))
+        raise InvalidIdsError(f"Mask has values that are no class id (0-{len(CLASSES) - 1}): {shown}.")
+    return mask
+
+
+def read_mask(path: Path, kind: MaskKind, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
+    """Read a mask by its colours or by its ids; an error's message begins with the path."""
+    try:
+        data = path.read_bytes()
+        if kind == "ids":
+            return decode_ids(data, max_pixels=max_pixels)
+        return decode_colours(data, max_pixels=max_pixels)[0]
+    except DronesegError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def encode_mask(mask: Mask) -> bytes:
+    """Encode class ids as a palette PNG: index = class id, palette = class colours.
+
+    Args:
+        mask: Class ids, shape (H, W), dtype uint8.
+
+    Returns:
+        PNG bytes; `convert("RGB")` shows the colours, the raw array holds the ids. Equal masks give equal bytes.
+
+    Raises:
+        InvalidIdsError: If a value is no class id.
+    """
+    if mask.max(initial=0) >= len(CLASSES):
+        raise InvalidIdsError(f"Mask holds {int(mask.max())}; class ids end at {len(CLASSES) - 1}.")
+    picture = pillow.fromarray(np.ascontiguousarray(mask))
+    picture.putpalette(colours().tobytes())
+    return _png(picture)
+
+
+def encode_grey_ids(mask: Mask) -> bytes:
+    """Encode class ids as a grey PNG, the form of nnU-Net's labels."""
+    return _png(pillow.fromarray(np.ascontiguousarray(mask)))
+
+
+def _png(picture: pillow.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+@cache
+def _table() -> NDArray[np.uint8]:
+    """Class id by packed colour (r + 256 g + 65536 b), shape (2**24,); 255 where no class has that colour."""
+    table = np.full(1 << 24, _UNKNOWN, dtype=np.uint8)
+    for entry in CLASSES:
+        red, green, blue = entry.colour
+        table[red | green << 8 | blue << 16] = entry.id
+    return table
+
+
+def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
+    """Colour of each pixel as one number, shape (H, W)."""
+    return np.ascontiguousarray(opened.convert("RGB").convert("RGBX")).view("<u4")[..., 0] & 0xFFFFFF
+
+
+def _lookup_rgb(opened: pillow.Image) -> Mask:
+    if opened.mode == "RGBA":
+        if opened.getchannel("A").getextrema() != (255, 255):
+            raise MaskError("Mask has see-through pixels. Save it without alpha.")
+    elif opened.mode != "RGB":
+        raise MaskError(
+            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). If its values are class ids, declare them so."
+        )
+    return _table()[_pack(opened)]
+
+
+def _lookup_palette(opened: pillow.Image) -> Mask:
+    """Translate palette indices through the palette's colours: 256 look-ups build the table for all pixels."""
+    flat = opened.getpalette("RGB") or []
+    palette = np.zeros((256, 3), dtype=np.uint32)
+    entries = np.array(flat, dtype=np.uint32).reshape(-1, 3)
+    palette[: len(entries)] = entries
+    by_index = _table()[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
+    by_index[len(entries) :] = _UNKNOWN
+    return by_index[np.asarray(opened)]
+
+
+def _unknown_colours(opened: pillow.Image, mask: Mask) -> list[UnknownColour]:
+    """List the colours of the pixels that have no class, most frequent first."""
+    places = np.flatnonzero(mask.ravel() == _UNKNOWN)
+    packed, first, counts = np.unique(_pack(opened).ravel()[places], return_index=True, return_counts=True)
+    width = mask.shape[1]
+    found = [
+        UnknownColour((int(c) & 255, int(c) >> 8 & 255, int(c) >> 16), int(n), int(p) % width, int(p) // width)
+        for c, n, p in zip(packed, counts, places[first], strict=True)
+    ]
+    return sorted(found, key=lambda item: (-item.pixels, item.colour))

@@ -1,0 +1,81 @@
+"""The settings of the environment; the only module that reads it."""
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from droneseg.core.errors import ConfigurationError
+
+
+class LogFormat(StrEnum):
+    """How a log line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+
+
+class Settings(BaseSettings):
+    """What the environment (or a `.env` file) says; read once at an entry point and passed down."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DRONESEG_", env_file=".env", env_file_encoding="utf-8", extra="ignore", populate_by_name=True
+    )
+
+    model: Path = Field(
+        default=Path("nnUNet_results/champion"),
+        description="The model that `predict` loads: a training folder of nnU-Net (the one that holds plans.json).",
+    )
+    max_pixels: int = Field(default=40_000_000, ge=1, description="Largest image accepted, in pixels.")
+    log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: LogFormat = Field(default=LogFormat.TEXT, description="text for people, json for machines.")
+    nnunet_raw: Path = Field(
+        default=Path("nnUNet_raw"), validation_alias="nnUNet_raw", description="nnU-Net's folder of raw datasets."
+    )
+    nnunet_preprocessed: Path = Field(
+        default=Path("nnUNet_preprocessed"),
+        validation_alias="nnUNet_preprocessed",
+        description="nnU-Net's folder of plans and preprocessed data.",
+    )
+    nnunet_results: Path = Field(
+        default=Path("nnUNet_results"),
+        validation_alias="nnUNet_results",
+        description="nnU-Net's folder of trained models.",
+    )
+
+
+def variable_names() -> dict[str, str]:
+    """Return the environment variable of each setting, with the setting's description."""
+    prefix = Settings.model_config.get("env_prefix", "")
+    return {
+        str(field.validation_alias) if field.validation_alias else f"{prefix}{name}".upper(): field.description or ""
+        for name, field in Settings.model_fields.items()
+    }
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment and `.env`.
+
+    Raises:
+        ConfigurationError: If a value does not fit; all such values are listed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        prefix = Settings.model_config.get("env_prefix", "")
+        lines = [
+            f"  - {item['loc'][0] if str(item['loc'][0]).startswith('nnUNet') else f'{prefix}{item["loc"][0]}'.upper()}"
+            f"={item['input']!r}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ConfigurationError("\n".join(["Wrong settings in the environment or .env:", *lines])) from error

@@ -1,0 +1,1 @@
+"""From photographs and colour masks, fetched or generated, to nnU-Net's raw layout."""

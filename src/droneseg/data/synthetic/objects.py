@@ -1,0 +1,182 @@
+"""What stands, lies and moves in a scene. Classes follow the Kaggle masks: trees are soft, roofs can be landed on."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from droneseg.core.classes import class_id
+from droneseg.data.synthetic import textures
+from droneseg.data.synthetic.canvas import Canvas, Region, corners
+
+OBSTACLE = class_id("obstacles")
+WATER = class_id("water")
+SOFT = class_id("soft-surfaces")
+MOVING = class_id("moving-objects")
+LANDING = class_id("landing-zones")
+
+
+def _any_colour(canvas: Canvas, low: float = 0.1, high: float = 0.9) -> NDArray[np.float32]:
+    grey = canvas.rng.uniform(low, high)
+    return np.clip(grey + canvas.rng.normal(0, 0.13, 3), 0.04, 0.96).astype(np.float32)
+
+
+def ground(canvas: Canvas) -> None:
+    """Cover everything with lawn, soil, slabs or asphalt."""
+    surface = canvas.rng.choice(["lawn", "lawn", "soil", "paving", "asphalt"])
+    _surface(canvas, canvas.everywhere(), str(surface))
+
+
+def patch(canvas: Canvas) -> None:
+    """Add a terrace, a bed or a yard."""
+    x, y = canvas.place()
+    reach = canvas.rng.uniform(2.5, 6) * canvas.metre
+    if canvas.rng.random() < 0.6:
+        region = canvas.rectangle(x, y, 2 * reach, 1.3 * reach, canvas.rng.uniform(0, np.pi))
+        _surface(canvas, region, str(canvas.rng.choice(["paving", "asphalt", "soil", "lawn"])))
+    else:
+        _surface(canvas, canvas.blob(x, y, reach), str(canvas.rng.choice(["soil", "lawn"])))
+
+
+def path(canvas: Canvas) -> None:
+    """Lead a paved way through the scene."""
+    start, end = (0.0, canvas.rng.uniform(0, canvas.height)), (canvas.width, canvas.rng.uniform(0, canvas.height))
+    if canvas.rng.random() < 0.5:
+        start, end = (canvas.rng.uniform(0, canvas.width), 0.0), (canvas.rng.uniform(0, canvas.width), canvas.height)
+    region = canvas.band([start, canvas.place(), (float(end[0]), float(end[1]))], canvas.rng.uniform(1.2, 3.5) * canvas.metre)
+    _surface(canvas, region, str(canvas.rng.choice(["paving", "asphalt"])))
+
+
+def _surface(canvas: Canvas, region: Region, surface: str) -> None:
+    paint = {"lawn": textures.lawn, "soil": textures.soil, "paving": textures.paving, "asphalt": textures.asphalt}
+    canvas.paint(region, paint[surface](canvas), SOFT if surface in ("lawn", "soil") else LANDING)
+
+
+def pool(canvas: Canvas) -> None:
+    """Sink a pool with a stone rim into the ground."""
+    length, width = canvas.rng.uniform(4, 8) * canvas.metre, canvas.rng.uniform(2.5, 4) * canvas.metre
+    x, y = canvas.place(width)
+    angle, rim = canvas.rng.uniform(0, np.pi), 0.35 * canvas.metre
+    outline = canvas.ellipse if canvas.rng.random() < 0.3 else canvas.rectangle
+    half = 0.5 if outline == canvas.ellipse else 1.0
+    canvas.paint(
+        outline(x, y, half * (length + 2 * rim), half * (width + 2 * rim), angle), textures.paving(canvas), LANDING
+    )
+    canvas.paint(
+        outline(x, y, half * length, half * width, angle), textures.water(canvas, canvas.rng.uniform(0.5, 1.0)), WATER
+    )
+
+
+def pond(canvas: Canvas) -> None:
+    """Fill a hollow with water up to its grassy edge."""
+    x, y = canvas.place(2 * canvas.metre)
+    region = canvas.blob(x, y, canvas.rng.uniform(2, 4.5) * canvas.metre)
+    canvas.paint(region, textures.water(canvas, canvas.rng.uniform(0.6, 1.4)), WATER)
+
+
+def house(canvas: Canvas) -> None:
+    """Build a house: two roof halves, a ridge, chimneys and skylights, which are obstacles."""
+    x, y = canvas.place(avoid=WATER)
+    length, width = canvas.rng.uniform(7, 11) * canvas.metre, canvas.rng.uniform(5, 8) * canvas.metre
+    angle = canvas.rng.uniform(0, np.pi)
+    roof = canvas.rectangle(x, y, length, width, angle)
+    canvas.shade(roof, 4.0)
+    texture = textures.tiles(canvas, angle)
+    nx, ny = -np.sin(angle) * width / 4, np.cos(angle) * width / 4
+    canvas.paint(roof, texture, LANDING)
+    canvas.pixels[canvas.rectangle(x + nx, y + ny, length, width / 2, angle)] *= canvas.rng.uniform(0.6, 0.85)
+    for _ in range(canvas.rng.integers(1, 4)):
+        along, across = canvas.rng.uniform(-0.4, 0.4) * length, canvas.rng.uniform(-0.35, 0.35) * width
+        at = (x + along * np.cos(angle) - across * np.sin(angle), y + along * np.sin(angle) + across * np.cos(angle))
+        _crate(canvas, float(at[0]), float(at[1]), canvas.rng.uniform(0.8, 1.4), angle, height_m=0.8)
+
+
+def _crate(canvas: Canvas, x: float, y: float, size_m: float, angle: float, height_m: float) -> None:
+    """Set down a box with a bright rim and a dark inside: a chimney, a skylight, a container."""
+    size = size_m * canvas.metre
+    outside = canvas.rectangle(x, y, 1.3 * size, size, angle)
+    canvas.shade(outside, height_m)
+    canvas.paint(outside, textures.painted(canvas, _any_colour(canvas, 0.5, 0.9)), OBSTACLE)
+    canvas.paint(
+        canvas.rectangle(x, y, 0.9 * size, 0.6 * size, angle), textures.painted(canvas, _any_colour(canvas, 0.05, 0.3)), OBSTACLE
+    )
+
+
+def crates(canvas: Canvas) -> None:
+    """Leave some boxes in a row."""
+    x, y = canvas.place(canvas.metre, avoid=WATER)
+    angle, size = canvas.rng.uniform(0, np.pi), canvas.rng.uniform(1.0, 1.8)
+    for step in range(canvas.rng.integers(1, 4)):
+        gap = 1.5 * size * canvas.metre * step
+        _crate(canvas, x + gap * np.cos(angle), y + gap * np.sin(angle), size, angle, height_m=1.0)
+
+
+def rocks(canvas: Canvas) -> None:
+    """Scatter rocks, each lit on one side."""
+    x, y = canvas.place(canvas.metre, avoid=WATER)
+    for _ in range(canvas.rng.integers(2, 6)):
+        dx, dy = canvas.rng.normal(0, 1.6 * canvas.metre, 2)
+        radius = canvas.rng.uniform(0.5, 1.1) * canvas.metre
+        rock = canvas.blob(x + dx, y + dy, radius, 0.5)
+        canvas.shade(rock, 0.8)
+        tint = textures.tinted(canvas, ((0.5, 0.5, 0.5), (0.5, 0.45, 0.4)))
+        canvas.paint(rock, textures.painted(canvas, tint), OBSTACLE)
+        lit = canvas.blob(x + dx - 0.3 * radius, y + dy - 0.3 * radius, 0.5 * radius, 0.5) & rock
+        canvas.pixels[lit] *= 1.35
+
+
+def fence(canvas: Canvas) -> None:
+    """Run a fence or a wall, with posts and a shadow, across a part of the scene."""
+    x, y = canvas.place()
+    angle = canvas.rng.uniform(0, np.pi)
+    reach = canvas.rng.uniform(0.3, 0.8) * canvas.width
+    ends = [(x, y), (x + reach * np.cos(angle), y + reach * np.sin(angle))]
+    width = canvas.rng.uniform(0.35, 0.6) * canvas.metre
+    region = canvas.band(ends, width)
+    canvas.shade(region, 1.6)
+    u, _ = textures.coordinates(canvas, angle)
+    post = (np.sin(2 * np.pi * u / canvas.rng.uniform(0.7, 1.2)) > 0.3)[..., None]
+    light, dark = _any_colour(canvas, 0.5, 0.95), _any_colour(canvas, 0.08, 0.3)
+    canvas.paint(region, np.where(post, light, dark).astype(np.float32), OBSTACLE)
+
+
+def tree(canvas: Canvas) -> None:
+    """Grow a crown of leaves that throws a long shadow."""
+    x, y = canvas.place(avoid=WATER)
+    crown = canvas.blob(x, y, canvas.rng.uniform(1.3, 3) * canvas.metre, 0.4)
+    canvas.shade(crown, 3.0)
+    canvas.paint(crown, textures.foliage(canvas), SOFT)
+
+
+def car(canvas: Canvas) -> None:
+    """Park a car: body, dark windows, roof between them."""
+    x, y = canvas.place(canvas.metre, avoid=WATER)
+    length, width = canvas.rng.uniform(4.0, 5.0) * canvas.metre, canvas.rng.uniform(1.9, 2.2) * canvas.metre
+    angle = canvas.rng.uniform(0, 2 * np.pi)
+    points = corners(x, y, length, width, angle)
+    body = canvas.polygon(points) & ~_cut_corners(canvas, points, 0.2 * canvas.metre)
+    canvas.shade(body, 1.4)
+    colour = _any_colour(canvas)
+    canvas.paint(body, textures.painted(canvas, colour), MOVING)
+    c, s = np.cos(angle), np.sin(angle)
+    for offset, share in ((-0.02, 0.56), (-0.04, 0.34)):
+        part = canvas.rectangle(x + offset * length * c, y + offset * length * s, share * length, 0.84 * width, angle)
+        tone = np.full(3, 0.10, np.float32) if share > 0.5 else np.clip(colour * 1.1, 0, 1).astype(np.float32)
+        canvas.paint(part & body, textures.painted(canvas, tone), MOVING)
+
+
+def _cut_corners(canvas: Canvas, points: list[tuple[float, float]], radius: float) -> Region:
+    cut = np.zeros((canvas.height, canvas.width), dtype=bool)
+    for x, y in points:
+        cut |= canvas.ellipse(x, y, radius, radius, 0.0)
+    return cut
+
+
+def person(canvas: Canvas) -> None:
+    """Put someone there, seen from above: shoulders, head, a long thin shadow."""
+    x, y = canvas.place(canvas.metre, avoid=WATER)
+    angle = canvas.rng.uniform(0, np.pi)
+    size = canvas.rng.uniform(0.55, 0.75) * canvas.metre
+    shoulders = canvas.ellipse(x, y, size, 0.6 * size, angle)
+    canvas.shade(shoulders, 1.7, strength=0.6)
+    canvas.paint(shoulders, textures.painted(canvas, _any_colour(canvas, 0.15, 0.9)), MOVING)
+    hair = canvas.rng.uniform(0.05, 0.5) * np.array([1.0, 0.8, 0.6], dtype=np.float32)
+    canvas.paint(canvas.ellipse(x, y, 0.4 * size, 0.4 * size, 0.0), textures.painted(canvas, hair.astype(np.float32)), MOVING)

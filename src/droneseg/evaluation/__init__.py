@@ -1,0 +1,1 @@
+"""How good predictions are, against truth and against answers that need no network."""
