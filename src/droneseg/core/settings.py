@@ -3,7 +3,7 @@
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=40_000_000, ge=1, description="Largest image accepted, in pixels.")
     log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")
     log_format: LogFormat = Field(default=LogFormat.TEXT, description="text for people, json for machines.")
+    wandb_api_key: SecretStr | None = Field(
+        default=None, validation_alias="WANDB_API_KEY", description="Key of Weights & Biases; without one it is offline."
+    )
     nnunet_raw: Path = Field(
         default=Path("nnUNet_raw"), validation_alias="nnUNet_raw", description="nnU-Net's folder of raw datasets."
     )
@@ -56,9 +59,8 @@ class Settings(BaseSettings):
 
 def variable_names() -> dict[str, str]:
     """Return the environment variable of each setting, with the setting's description."""
-    prefix = Settings.model_config.get("env_prefix", "")
     return {
-        str(field.validation_alias) if field.validation_alias else f"{prefix}{name}".upper(): field.description or ""
+        str(field.validation_alias or _variable(name)): field.description or ""
         for name, field in Settings.model_fields.items()
     }
 
@@ -72,10 +74,11 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        prefix = Settings.model_config.get("env_prefix", "")
-        lines = [
-            f"  - {item['loc'][0] if str(item['loc'][0]).startswith('nnUNet') else f'{prefix}{item["loc"][0]}'.upper()}"
-            f"={item['input']!r}: {item['msg']}"
-            for item in error.errors()
-        ]
+        lines = [f"  - {_variable(str(item['loc'][0]))}={item['input']!r}: {item['msg']}" for item in error.errors()]
         raise ConfigurationError("\n".join(["Wrong settings in the environment or .env:", *lines])) from error
+
+
+def _variable(location: str) -> str:
+    """Return the environment variable that pydantic's error location means."""
+    aliases = {str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias}
+    return location if location in aliases else f"DRONESEG_{location.upper().removeprefix('DRONESEG_')}"

@@ -1,0 +1,199 @@
+"""Predicts many files: reading, inference and writing overlap, and one bad file never costs the others."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from glob import glob
+from pathlib import Path
+
+from droneseg.core.errors import DronesegError
+from droneseg.core.files import write_bytes
+from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png
+from droneseg.core.masks import encode_mask
+from droneseg.core.overlay import draw_overlay
+from droneseg.core.prediction import Prediction, Segmenter
+
+LOG_NAME = "predictions.jsonl"
+OVERLAY_SUFFIX = "_overlay.png"
+_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one input file.
+
+    Attributes:
+        source: The photograph.
+        mask: The mask file, or None if it failed.
+        status: "predicted", "skipped" (made earlier by the same model from the same bytes) or "failed".
+        error: Why it failed.
+        confidence: Mean winning probability, if predicted.
+        class_fractions: Share by class name, if predicted.
+        timings_s: Seconds by stage, if predicted.
+    """
+
+    source: str
+    mask: str | None
+    status: str
+    error: str | None = None
+    confidence: float | None = None
+    class_fractions: dict[str, float] | None = None
+    timings_s: dict[str, float] | None = None
+
+
+def find_inputs(inputs: Sequence[str]) -> list[Path]:
+    """Expand files, folders and glob patterns into image files, in order, each once.
+
+    Raises:
+        DronesegError: If an input matches nothing, or two files would have the same mask name; all are listed.
+    """
+    found: dict[Path, None] = {}
+    problems = []
+    for entry in inputs:
+        path = Path(entry)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        else:
+            matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]
+            matches = [match for match in matches if match.is_file()]
+        if not matches:
+            problems.append(f"{entry}: no image file there")
+        found.update(dict.fromkeys(matches))
+    same: dict[str, list[Path]] = defaultdict(list)
+    for path in found:
+        same[path.stem].append(path)
+    problems += [f"{' and '.join(map(str, p))} would both be written to {s}.png" for s, p in same.items() if len(p) > 1]
+    if problems:
+        raise DronesegError("\n".join(["Cannot use the inputs:", *(f"  - {line}" for line in problems)]))
+    return list(found)
+
+
+def predict_files(
+    segmenter: Segmenter,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    overlay: bool = False,
+    force: bool = False,
+    max_pixels: int,
+) -> Iterator[FileResult]:
+    """Predict files one after the other and write `out/STEM.png` for each.
+
+    A file is skipped if `out` holds its mask, unchanged, made by the same model and profile from the same bytes;
+    `out/predictions.jsonl` remembers that, one line per mask written.
+
+    Args:
+        segmenter: What predicts.
+        sources: Image files with different stems.
+        out: Folder for masks and, with `overlay`, pictures of them.
+        overlay: Whether to write `STEM_overlay.png` too.
+        force: Whether to predict again what could be skipped.
+        max_pixels: Largest photograph accepted.
+
+    Yields:
+        One result per file, in order.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    made = {} if force else _made_before(out)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        waiting: list[Future[tuple[bytes, Image | DronesegError]]] = []
+        writing: Future[FileResult] | None = None
+        upcoming = iter(sources)
+        for source in sources:
+            while len(waiting) < _AHEAD and (following := next(upcoming, None)) is not None:
+                waiting.append(reader.submit(_read, following, max_pixels))
+            data, image = waiting.pop(0).result()
+            result = _before_inference(source, data, image, out, made, segmenter, overlay)
+            prediction = None
+            if result is None and not isinstance(image, DronesegError):
+                prediction = segmenter.segment(image)
+            # the previous file's mask was written while this one was in the network
+            if writing:
+                yield writing.result()
+            if prediction is None:
+                writing = writer.submit(lambda r: r, result)  # type: ignore[arg-type]  # None only if predicted
+            else:
+                writing = writer.submit(_write, source, data, image, prediction, segmenter.profile, out, overlay)  # type: ignore[arg-type]  # an error has no prediction
+        if writing:
+            yield writing.result()
+
+
+def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        return b"", DronesegError(f"cannot be read: {error.strerror}")
+    try:
+        return data, decode_image(data, max_pixels=max_pixels)
+    except DronesegError as error:
+        return data, error
+
+
+def _before_inference(
+    source: Path,
+    data: bytes,
+    image: Image | DronesegError,
+    out: Path,
+    made: dict[str, dict[str, str]],
+    segmenter: Segmenter,
+    overlay: bool,
+) -> FileResult | None:
+    """Return the result of a file that needs no inference, because it failed or is there already."""
+    if isinstance(image, DronesegError):
+        return FileResult(str(source), None, "failed", error=str(image))
+    target = out / f"{source.stem}.png"
+    wanted = {
+        "model_id": segmenter.model_id,
+        "profile": segmenter.profile,
+        "source_sha256": hashlib.sha256(data).hexdigest(),
+        "mask_sha256": hashlib.sha256(target.read_bytes()).hexdigest() if target.is_file() else "",
+    }
+    if made.get(source.stem) == wanted and (not overlay or (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
+        return FileResult(str(source), str(target), "skipped")
+    return None
+
+
+def _write(
+    source: Path, data: bytes, image: Image, prediction: Prediction, profile: str, out: Path, overlay: bool
+) -> FileResult:
+    target = out / f"{source.stem}.png"
+    encoded = encode_mask(prediction.mask)
+    write_bytes(target, encoded)
+    if overlay:
+        caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
+        drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
+        write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
+    entry = {
+        "stem": source.stem,
+        "model_id": prediction.model_id,
+        "profile": profile,
+        "source_sha256": hashlib.sha256(data).hexdigest(),
+        "mask_sha256": hashlib.sha256(encoded).hexdigest(),
+    }
+    result = FileResult(
+        str(source),
+        str(target),
+        "predicted",
+        confidence=prediction.confidence,
+        class_fractions=prediction.class_fractions,
+        timings_s=prediction.timings_s,
+    )
+    with (out / LOG_NAME).open("a", encoding="utf-8") as log:
+        log.write(json.dumps(entry | {"prediction": asdict(result)}) + "\n")
+    return result
+
+
+def _made_before(out: Path) -> dict[str, dict[str, str]]:
+    """Return, by stem, how the newest mask was made; a line cut short by a crash counts for nothing."""
+    made = {}
+    log = out / LOG_NAME
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+            made[entry.pop("stem")] = {key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")}
+        except (ValueError, KeyError):
+            continue
+    return made

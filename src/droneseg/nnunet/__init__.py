@@ -1,0 +1,1 @@
+"""Everything that spells an nnU-Net name: folders, plans, trainer, predictor."""

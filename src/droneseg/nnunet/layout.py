@@ -1,0 +1,92 @@
+"""Where nnU-Net keeps things, and how it is told: its environment variables are set here and nowhere else."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from droneseg.core.settings import Settings
+
+DATASET_ID = 101
+DATASET = "Dataset101_DroneSeg"
+PLANS = "nnUNetPlans"
+TRAINER = "DroneSegTrainer"
+TRAINER_FOLDER = Path(__file__).parent / "trainers"
+BASE_CONFIGURATION = "2d"
+
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+LATEST_CHECKPOINT = "checkpoint_latest.pth"
+BEST_CHECKPOINT = "checkpoint_best.pth"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """nnU-Net's three folders.
+
+    Attributes:
+        raw: Raw datasets.
+        preprocessed: Plans and preprocessed data.
+        results: Trained models.
+    """
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Layout":
+        """Take the folders from the settings, made absolute."""
+        return cls(
+            settings.nnunet_raw.resolve(), settings.nnunet_preprocessed.resolve(), settings.nnunet_results.resolve()
+        )
+
+    @property
+    def raw_dataset(self) -> Path:
+        """The raw dataset of this project."""
+        return self.raw / DATASET
+
+    @property
+    def preprocessed_dataset(self) -> Path:
+        """Plans and preprocessed data of this project's dataset."""
+        return self.preprocessed / DATASET
+
+    @property
+    def plans_file(self) -> Path:
+        """The plans of this project's dataset."""
+        return self.preprocessed_dataset / f"{PLANS}.json"
+
+    def model_folder(self, configuration: str) -> Path:
+        """Return the folder of the models trained with one configuration; its folds lie in it."""
+        return self.results / DATASET / f"{TRAINER}__{PLANS}__{configuration}"
+
+    def fold_folder(self, configuration: str, fold: int) -> Path:
+        """Return the folder of one training: checkpoints, logs, validation."""
+        return self.model_folder(configuration) / f"fold_{fold}"
+
+
+def announce(layout: Layout, *, processes: int | None = None, loaders: int | None = None) -> None:
+    """Tell nnU-Net its folders, our trainer's folder and its numbers of processes.
+
+    Must run before the first import of nnunetv2, which reads the number of processes on import.
+
+    Args:
+        layout: The three folders.
+        processes: Worker processes for preprocessing and export; default one per core, at most 8.
+        loaders: Worker processes for loading and augmenting; 0 loads in the training process.
+    """
+    os.environ["nnUNet_raw"] = str(layout.raw)  # noqa: SIM112  # nnU-Net spells it so
+    os.environ["nnUNet_preprocessed"] = str(layout.preprocessed)  # noqa: SIM112
+    os.environ["nnUNet_results"] = str(layout.results)  # noqa: SIM112
+    os.environ["nnUNet_extTrainer"] = str(TRAINER_FOLDER)  # noqa: SIM112
+    os.environ["nnUNet_def_n_proc"] = str(processes or min(os.cpu_count() or 1, 8))  # noqa: SIM112
+    if loaders is not None:
+        os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
+
+
+def model_id_of(checkpoint_sha256: str) -> str:
+    """Return the short id of a model that is known by its checkpoint."""
+    return checkpoint_sha256[:12]
+
+
+def trained_folders(results: Path) -> list[Path]:
+    """List the model folders below nnU-Net's results that hold a finished or interrupted training."""
+    return sorted({found.parent.parent for found in results.glob(f"{DATASET}/*/fold_*/checkpoint_*.pth")})

@@ -1,0 +1,57 @@
+"""What the trainer is told. nnU-Net builds trainers itself, by name, so the settings reach it through a file."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from droneseg.core.errors import ConfigurationError
+
+# Set by us for the processes nnU-Net starts; not a user's setting, so it is not in core.settings.
+_VARIABLE = "DRONESEG_TRAINER_SETTINGS"
+
+
+class TrainerSettings(BaseModel):
+    """Everything the trainer takes beyond nnU-Net's plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(1000, ge=1, description="Most epochs to train.")
+    iterations: int = Field(250, ge=1, description="Training iterations per epoch.")
+    val_iterations: int = Field(50, ge=1, description="Validation iterations per epoch.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd as in nnU-Net, or adamw for short trainings.")
+    learning_rate: float = Field(0.01, gt=0, description="Learning rate at the start; falls by nnU-Net's polynomial.")
+    weight_decay: float = Field(3e-5, ge=0)
+    deep_supervision: bool = True
+    augmentation: Literal["full", "light"] = Field(
+        "full", description="full as in nnU-Net, or light: mirroring, brightness and contrast only."
+    )
+    save_every: int = Field(1, ge=1, description="Epochs between checkpoints; a crash costs at most so many.")
+    patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better smoothed Dice.")
+    max_minutes: float | None = Field(
+        None, gt=0, description="Training time over all sessions; then finish and validate."
+    )
+    bf16: bool = Field(False, description="Compute the network in bfloat16 on a CPU.")
+    channels_last: bool = Field(False, description="Keep activations in channels-last order.")
+    validation: Literal["full", "fast", "none"] = Field(
+        "full", description="At the end: nnU-Net's own with mirroring, one pass without, or none."
+    )
+    seed: int = Field(0, ge=0)
+
+
+def hand_over(path: Path) -> None:
+    """Name the file that trainers in this process and the ones it starts shall read."""
+    os.environ[_VARIABLE] = str(path)
+
+
+def received() -> TrainerSettings:
+    """Read the settings handed over.
+
+    Raises:
+        ConfigurationError: If none were, as when nnU-Net's own command starts this trainer.
+    """
+    path = os.environ.get(_VARIABLE)
+    if not path:
+        raise ConfigurationError("This trainer takes its settings from `droneseg train`; start it with that command.")
+    return TrainerSettings.model_validate_json(Path(path).read_text(encoding="utf-8"))

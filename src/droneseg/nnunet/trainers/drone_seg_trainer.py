@@ -1,0 +1,257 @@
+"""The trainer nnU-Net finds through `nnUNet_extTrainer`. Alone in its folder: nnU-Net imports all that lies there."""
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from droneseg.core.errors import TrainingError
+from droneseg.nnunet import trainer_settings
+from droneseg.nnunet.tracking import disable_wandb
+
+logger = logging.getLogger("droneseg.nnunet.trainer")
+
+
+class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
+    """There is a reason to end the training now."""
+
+
+class _Float32Loss(nn.Module):
+    """A loss on float32 copies of the outputs: sums over pixels lose too much in bfloat16."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Any, target: Any) -> torch.Tensor:
+        """Compute the loss of one output, or of one per resolution."""
+        full = [o.float() for o in output] if isinstance(output, list | tuple) else output.float()
+        with torch.autocast("cpu", enabled=False):
+            return self.loss(full, target)
+
+
+class _BudgetPolyLR:
+    """nnU-Net's polynomial schedule over whichever runs out first, epochs or time."""
+
+    EXPONENT = 0.9  # of nnU-Net's PolyLRScheduler
+
+    def __init__(self, trainer: "DroneSegTrainer") -> None:
+        self._trainer = trainer
+
+    def step(self, _epoch: int) -> None:
+        """Set the learning rate for the epoch that begins."""
+        rate = self._trainer.initial_lr * (1 - min(self._trainer.share_done(), 0.999)) ** self.EXPONENT
+        for group in self._trainer.optimizer.param_groups:
+            group["lr"] = rate
+
+
+class DroneSegTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with settings: length, optimiser, checkpoints, time budget, early stop, bf16 on a CPU."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net reads this signature
+    ) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            disable_wandb()  # one run per training, not one per process
+        self.settings = trainer_settings.received()
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = self.settings.learning_rate
+        self.weight_decay = self.settings.weight_decay
+        self.num_epochs = self.settings.epochs
+        self.num_iterations_per_epoch = self.settings.iterations
+        self.num_val_iterations_per_epoch = self.settings.val_iterations
+        self.enable_deep_supervision = self.settings.deep_supervision
+        self.save_every = self.settings.save_every
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build network and optimiser from the seed."""
+        torch.manual_seed(self.settings.seed + self.local_rank)
+        np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
+        super().initialize()
+        if self.settings.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """Return the optimiser and a schedule that knows the time budget."""
+        if self.settings.optimizer == "sgd":
+            optimizer, _ = super().configure_optimizers()
+        else:
+            optimizer = torch.optim.AdamW(
+                self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay
+            )
+        return optimizer, _BudgetPolyLR(self)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        return _Float32Loss(loss) if self._uses_bf16() else loss
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """Load no more than the patch when nothing is rotated or scaled."""
+        rotation, dummy, initial, mirror = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.settings.augmentation == "light":
+            initial = np.array(self.configuration_manager.patch_size)
+        return rotation, dummy, initial, mirror
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]  # static there, called on self
+        """Return nnU-Net's augmentation, or the cheap part of it."""
+        if self.settings.augmentation == "full":
+            return nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        _, _, scales, mirror_axes, *_ = args
+        rest = {k: v for k, v in kwargs.items() if k not in ("use_mask_for_norm",)}
+        colour = {"synchronize_channels": True, "p_per_channel": 1}
+        return ComposeTransforms(
+            [
+                MirrorTransform(allowed_axes=mirror_axes),
+                RandomTransform(MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **colour), 0.3),
+                RandomTransform(ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **colour), 0.3),
+                nnUNetTrainer.get_validation_transforms(scales, **rest),
+            ]
+        )
+
+    # --- computing ----------------------------------------------------------------------------------------------
+
+    def _uses_bf16(self) -> bool:
+        return self.settings.bf16 and self.device.type == "cpu"
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", dtype=torch.bfloat16) if self._uses_bf16() else nullcontext()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take one optimiser step."""
+        with self._precision():
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Measure one batch."""
+        with self._precision():
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict the validation cases whole, as thoroughly as the settings say."""
+        if self.settings.validation == "none":
+            return
+        axes = self.inference_allowed_mirroring_axes
+        fast = self.settings.validation == "fast"
+        try:
+            self.inference_allowed_mirroring_axes = None if fast else axes
+            with self._precision() if fast else nullcontext():
+                super().perform_actual_validation(save_probabilities)
+        finally:
+            self.inference_allowed_mirroring_axes = axes
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def share_done(self) -> float:
+        """Return how much of the training is done, 0 to 1: by epochs or by time, whichever is further."""
+        by_time = self.elapsed_s() / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
+        return min(1.0, max(self.current_epoch / self.num_epochs, by_time))
+
+    def elapsed_s(self) -> float:
+        """Return the seconds trained so far, over all sessions: the epoch times are in the checkpoint."""
+        return float(sum(self._epoch_times_s()))
+
+    def _epoch_times_s(self) -> list[float]:
+        starts, ends = (self.logger.get_value(f"epoch_{edge}_timestamps", step=None) for edge in ("start", "end"))
+        return [end - start for start, end in zip(starts, ends, strict=False)]
+
+    def _reason_to_stop(self) -> str | None:
+        times = self._epoch_times_s()
+        if self.settings.max_minutes and times:
+            # the epoch that would end nearer to the budget than this moment still runs
+            if sum(times) + 0.5 * sum(times) / len(times) > 60 * self.settings.max_minutes:
+                return f"time budget of {self.settings.max_minutes:g} minutes spent"
+        smoothed = self.logger.get_value("ema_fg_dice", step=None)
+        if self.settings.patience and smoothed:
+            waited = len(smoothed) - 1 - int(np.argmax(smoothed))
+            if waited >= self.settings.patience:
+                return f"no better smoothed Dice for {waited} epochs"
+        return None
+
+    def on_epoch_start(self) -> None:
+        """End the training instead if there is a reason to; all processes agree on rank 0's."""
+        reason = self._reason_to_stop()
+        if self.is_ddp:
+            shared = [reason]
+            dist.broadcast_object_list(shared, src=0)
+            reason = shared[0]
+        if reason:
+            raise _Finished(reason)
+        super().on_epoch_start()
+
+    def run_training(self) -> None:
+        """Train until the epochs, the time or the patience is over; the final checkpoint is written in each case."""
+        try:
+            super().run_training()
+        except _Finished as reason:
+            logger.info("finished: %s", reason)
+            self.on_train_end()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Refuse to go on with a broken network.
+
+        Raises:
+            TrainingError: If the loss is not finite. The last checkpoint is from before.
+        """
+        super().on_train_epoch_end(train_outputs)
+        loss = self.logger.get_value("train_losses", step=-1)
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"The loss became {loss} in epoch {self.current_epoch}. Resume with a smaller learning_rate."
+            )
+
+    def on_epoch_end(self) -> None:
+        """Save as nnU-Net does and report one line."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            value = self.logger.get_value
+            logger.info(
+                "epoch %d/%d  loss %.3f  validation loss %.3f  Dice %.3f  %.1f s  %.1f min in all",
+                epoch + 1,
+                self.num_epochs,
+                value("train_losses", -1),
+                value("val_losses", -1),
+                value("mean_fg_dice", -1),
+                self._epoch_times_s()[-1],
+                self.elapsed_s() / 60,
+                extra={"share_done": self.share_done()},
+            )
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write aside and rename: a crash while writing leaves the older checkpoint whole."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        aside = f"{filename}.part"
+        super().save_checkpoint(aside)
+        os.replace(aside, filename)
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Write nnU-Net's own log; the terminal gets our lines instead."""
+        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        if also_print_to_console and self.local_rank == 0:
+            logger.debug("%s", " ".join(str(arg) for arg in args).strip())
+
+    def plot_network_architecture(self) -> None:
+        """Do nothing: what nnU-Net would plot with is not maintained any more."""
+
+

@@ -1,0 +1,1 @@
+"""Runs nnU-Net's training from one validated configuration."""

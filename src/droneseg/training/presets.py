@@ -1,0 +1,102 @@
+"""The configuration of a training: presets in YAML, composed by Hydra, overridden by key=value, validated."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from droneseg.core.errors import ConfigurationError, MissingDependencyError
+from droneseg.nnunet.trainer_settings import TrainerSettings
+
+_IN_PACKAGE = Path(__file__).parents[1] / "configs"
+_IN_CHECKOUT = Path(__file__).parents[3] / "configs"
+
+
+class NoTracking(BaseModel):
+    """Nothing leaves the machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Literal["none"] = "none"
+
+
+class WandbTracking(BaseModel):
+    """Weights & Biases."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Literal["wandb"]
+    project: str = "droneseg"
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+
+class TrainingConfig(BaseModel):
+    """One training, whole. The trainer's own part is `trainer`; in YAML and overrides its keys stand beside the rest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    configuration: str = Field(pattern=r"^2d[A-Za-z0-9_-]*$", description="Name in nnU-Net's plans; begins with 2d.")
+    patch_size: tuple[int, int] | None = None
+    batch_size: int | None = Field(None, ge=2)
+    base_features: int | None = Field(None, ge=4)
+    max_features: int | None = Field(None, ge=4)
+    fold: int = Field(0, ge=0)
+    resume: bool = False
+    overwrite: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    num_gpus: int = Field(1, ge=1)
+    workers: int | None = Field(None, ge=0)
+    bf16: bool | Literal["auto"] = "auto"
+    tracking: Annotated[NoTracking | WandbTracking, Field(discriminator="name")] = NoTracking()
+    trainer: TrainerSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_trainer(cls, values: Any) -> Any:
+        """Move the trainer's keys under `trainer`."""
+        if not isinstance(values, dict) or "trainer" in values:
+            return values
+        # bf16 is decided for the machine later; "auto" is no value the trainer knows
+        names = set(TrainerSettings.model_fields) - {"bf16"}
+        inner = {key: value for key, value in values.items() if key in names}
+        return {key: value for key, value in values.items() if key not in names} | {"trainer": inner}
+
+    @model_validator(mode="after")
+    def _exclude_contradictions(self) -> "TrainingConfig":
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite contradict each other")
+        return self
+
+
+def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> TrainingConfig:
+    """Compose the presets with overrides such as `preset=cpu`, `max_minutes=30`, `tracking=wandb`.
+
+    Args:
+        overrides: In Hydra's form, key=value.
+        folder: Of the YAML files; by default the ones that come with droneseg.
+
+    Raises:
+        ConfigurationError: If a key or value is wrong; all wrong values are listed.
+        MissingDependencyError: If Hydra is not installed.
+    """
+    try:
+        from hydra import compose, initialize_config_dir
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+    except ImportError as error:
+        raise MissingDependencyError("hydra-core", "train") from error
+    folder = folder or (_IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT)
+    try:
+        with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
+            composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"{error}\nThe keys are listed by `droneseg train --show`.") from error
+    try:
+        return TrainingConfig.model_validate(composed)
+    except ValidationError as error:
+        lines = [f"  - {_key(item['loc'])}={item['input']!r}: {item['msg']}" for item in error.errors()]
+        raise ConfigurationError("\n".join(["The training configuration is wrong:", *lines])) from error
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part != "trainer") or "configuration"

@@ -1,0 +1,188 @@
+"""Starts, resumes and finishes a training with nnU-Net's own loop."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
+from droneseg.core.files import write_text
+from droneseg.core.logs import log_file
+from droneseg.nnunet import tracking
+from droneseg.nnunet.layout import (
+    BEST_CHECKPOINT,
+    DATASET,
+    FINAL_CHECKPOINT,
+    LATEST_CHECKPOINT,
+    PLANS,
+    TRAINER,
+    Layout,
+    announce,
+)
+from droneseg.nnunet.output import prints_as_logs
+from droneseg.nnunet.plans import Plans, add_configuration, read_plans, write_plans
+from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
+from droneseg.training.presets import TrainingConfig, WandbTracking
+from droneseg.training.provenance import describe_machine, git_revision, package_versions
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "training.json"
+_SETTINGS_NAME = "trainer_settings.json"
+_LOG_NAME = "droneseg.log"
+_CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, BEST_CHECKPOINT)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training.
+
+    Attributes:
+        model_folder: What `predict --model` takes.
+        fold_folder: Checkpoints, logs, plots and validation of this fold.
+        mean_validation_dice: Of nnU-Net's final validation, or None if it was left out.
+    """
+
+    model_folder: Path
+    fold_folder: Path
+    mean_validation_dice: float | None
+
+
+def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = None) -> TrainingResult:
+    """Train one fold.
+
+    Args:
+        config: The training.
+        layout: nnU-Net's folders.
+        wandb_key: Key of Weights & Biases, if any.
+
+    Raises:
+        ConfigurationError: If the data is not preprocessed or the device is not there.
+        OutputExistsError: If a training of this name is there and neither resume nor overwrite is set.
+        TrainingError: If it cannot be resumed, was interrupted, or the loss became useless.
+    """
+    _announce(config, layout)
+    from droneseg.nnunet.devices import choose_device, cpu_has_bf16
+
+    try:
+        device = choose_device(config.device)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    if config.num_gpus > 1 and device.type != "cuda":
+        raise ConfigurationError(f"num_gpus={config.num_gpus} needs device=cuda; this machine offers {device.type}.")
+    if config.tracking.name == "wandb" and isinstance(config.tracking, WandbTracking):
+        mode = tracking.enable_wandb(config.tracking.project, config.tracking.mode, api_key=wandb_key)
+        logger.info("tracking with Weights & Biases, %s", mode)
+    else:
+        tracking.disable_wandb()
+    plans = _configure_plans(config, layout)
+    fold_folder = layout.fold_folder(config.configuration, config.fold)
+    resuming = _prepare_folder(config, plans, layout, fold_folder)
+    bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
+    settings = config.trainer.model_copy(update={"bf16": bf16})
+    _write_record(config, settings, device.type, fold_folder)
+    hand_over(fold_folder / _SETTINGS_NAME)
+    with log_file(fold_folder / _LOG_NAME), prints_as_logs():
+        logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, ", bf16" * bf16)
+        _run(config, device.type, resuming)
+    return TrainingResult(layout.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
+
+
+def _announce(config: TrainingConfig, layout: Layout) -> None:
+    cores = os.cpu_count() or 1
+    # one core loads, the others compute; nnU-Net's own default of 12 would starve a small machine
+    announce(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
+
+
+def _configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
+    plans = add_configuration(
+        read_plans(layout),
+        config.configuration,
+        patch_size=config.patch_size,
+        batch_size=config.batch_size,
+        base_features=config.base_features,
+        max_features=config.max_features,
+    )
+    write_plans(layout, plans)
+    return plans
+
+
+def _prepare_folder(config: TrainingConfig, plans: Plans, layout: Layout, fold_folder: Path) -> bool:
+    """Make the fold's folder ready; return whether there is a checkpoint to go on from."""
+    present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
+    if present and not (config.resume or config.overwrite):
+        raise OutputExistsError(
+            f"{fold_folder} holds a training ({', '.join(present)}) and was left untouched. "
+            "resume=true goes on with it, overwrite=true sets it aside and starts anew."
+        )
+    if present and config.overwrite:
+        aside = fold_folder.with_name(f"before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{fold_folder.name}")
+        fold_folder.rename(aside)
+        logger.info("the earlier training is now %s", aside)
+        present = []
+    if present:
+        _require_same_plan(config, plans, layout)
+    elif config.resume:
+        logger.info("nothing to resume in %s; starting from the beginning", fold_folder)
+    fold_folder.mkdir(parents=True, exist_ok=True)
+    return bool(present)
+
+
+def _require_same_plan(config: TrainingConfig, plans: Plans, layout: Layout) -> None:
+    """Refuse to go on with another network: the weights would not fit, or worse, would."""
+    recorded_file = layout.model_folder(config.configuration) / "plans.json"
+    if not recorded_file.is_file():
+        return
+    recorded = json.loads(recorded_file.read_text(encoding="utf-8"))["configurations"].get(config.configuration, {})
+    planned = json.loads(json.dumps(plans["configurations"][config.configuration]))
+    different = [key for key in planned if planned[key] != recorded.get(key)]
+    if different:
+        raise TrainingError(
+            f"The training in {recorded_file.parent} has another plan ({', '.join(different)} differ). Resume with its "
+            "own settings, or name a new one with configuration=2d_NAME."
+        )
+
+
+def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str, fold_folder: Path) -> None:
+    """Write what this training is made of beside its checkpoints."""
+    record: dict[str, Any] = {
+        "config": config.model_dump(mode="json", exclude={"trainer"}) | settings.model_dump(mode="json"),
+        "device": device,
+        "packages": package_versions(),
+        "git_revision": git_revision(),
+        "machine": describe_machine(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(fold_folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
+    write_text(fold_folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
+
+
+def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
+    import torch
+    from nnunetv2.run.run_training import run_training
+
+    if device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        run_training(
+            DATASET,
+            config.configuration,
+            config.fold,
+            trainer_class_name=TRAINER,
+            plans_identifier=PLANS,
+            num_gpus=config.num_gpus,
+            continue_training=resuming,
+            device=torch.device(device),
+        )
+    except KeyboardInterrupt as error:
+        raise TrainingError("Interrupted. Go on from the last checkpoint with resume=true.") from error
+
+
+def _validation_dice(fold_folder: Path) -> float | None:
+    summary = fold_folder / "validation" / "summary.json"
+    if not summary.is_file():
+        return None
+    return float(json.loads(summary.read_text(encoding="utf-8"))["foreground_mean"]["Dice"])
