@@ -1,4 +1,6 @@
-"""Every expected failure. The tree:
+"""Every expected failure.
+
+The tree:
 
 DronesegError
 ├── ImageError               a photograph cannot be used

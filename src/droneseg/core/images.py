@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageOps, UnidentifiedImageError
 
-from droneseg.core.errors import BrokenImageError, ImageError, ImageTooLargeError, UnsupportedImageError
+from droneseg.core.errors import (
+    BrokenImageError,
+    ImageError,
+    ImageTooLargeError,
+    UnsupportedImageError,
+)
 
 Image: TypeAlias = NDArray[np.uint8]
 """RGB, shape (H, W, 3), dtype uint8."""

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, colours
-from droneseg.core.errors import DronesegError, InvalidIdsError, MaskError, UnknownColoursError
+from droneseg.core.errors import (
+    DronesegError,
+    InvalidIdsError,
+    MaskError,
+    UnknownColoursError,
+)
 from droneseg.core.images import DEFAULT_MAX_PIXELS, load, open_image
 
 Mask: TypeAlias = NDArray[np.uint8]
@@ -161,7 +166,7 @@ def _lookup_rgb(opened: pillow.Image) -> Mask:
             raise MaskError("Mask has see-through pixels. Save it without alpha.")
     elif opened.mode != "RGB":
         raise MaskError(
-            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). If its values are class ids, declare them so."
+            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). If its values are ids, declare them so."
         )
     return _table()[_pack(opened)]
 

@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")
     log_format: LogFormat = Field(default=LogFormat.TEXT, description="text for people, json for machines.")
     wandb_api_key: SecretStr | None = Field(
-        default=None, validation_alias="WANDB_API_KEY", description="Key of Weights & Biases; without one it is offline."
+        default=None,
+        validation_alias="WANDB_API_KEY",
+        description="Key of Weights & Biases; without one it is offline.",
     )
     nnunet_raw: Path = Field(
         default=Path("nnUNet_raw"), validation_alias="nnUNet_raw", description="nnU-Net's folder of raw datasets."

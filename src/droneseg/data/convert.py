@@ -113,7 +113,7 @@ def convert_dataset(
     if target.exists() and not force:
         raise OutputExistsError(f"{target} is already there and was left untouched. Use --force to replace it.")
     split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
-    parts = {stem: "Ts" for stem in split.test} | dict.fromkeys(split.dropped, "")
+    parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
     with new_folder(target, replace=force) as aside:
         for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
             (aside / name).mkdir()

@@ -1,6 +1,5 @@
 """Decodes every pair of a dataset once, on all cores, and lists whatever is wrong."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image as pillow
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DronesegError, ShapeMismatchError
 from droneseg.core.images import load, open_image
+from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask, UnknownColour, UnknownPolicy, decode_colours
 from droneseg.data.pairs import Pair, list_pairs
 
@@ -85,7 +85,7 @@ def _short(path: Path) -> str:
 
 def on_all_cores(work: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None) -> Iterator[_Result]:
     """Yield `work(item)` in order; decoding and encoding leave Python's lock, so threads use every core."""
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
+    with ThreadPoolExecutor(usable_cores()) as workers:
         for done, result in enumerate(workers.map(work, items), start=1):
             if progress:
                 progress(done, len(items))

@@ -55,7 +55,9 @@ def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Seque
         levels = np.arange(1 << _BITS)
         answers = model.predict(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3))
         table = answers.astype(np.uint8).reshape((1 << _BITS,) * 3)
-        total = np.sum([confusion(mask, table[tuple(np.moveaxis(_quantised(image), 2, 0))]) for image, mask in held_out], axis=0)
+        total = np.sum(
+            [confusion(mask, table[tuple(np.moveaxis(_quantised(image), 2, 0))]) for image, mask in held_out], axis=0
+        )
         best = max(best, mean_iou(total))
     return best
 

@@ -57,7 +57,7 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         else:
-            matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]
+            matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]  # noqa: PTH207  # absolute patterns too
             matches = [match for match in matches if match.is_file()]
         if not matches:
             problems.append(f"{entry}: no image file there")
@@ -193,7 +193,9 @@ def _made_before(out: Path) -> dict[str, dict[str, str]]:
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
-            made[entry.pop("stem")] = {key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")}
+            made[entry.pop("stem")] = {
+                key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")
+            }
         except (ValueError, KeyError):
             continue
     return made

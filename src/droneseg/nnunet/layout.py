@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from droneseg.core.machine import usable_cores
 from droneseg.core.settings import Settings
 
 DATASET_ID = 101
@@ -77,7 +78,7 @@ def announce(layout: Layout, *, processes: int | None = None, loaders: int | Non
     os.environ["nnUNet_preprocessed"] = str(layout.preprocessed)  # noqa: SIM112
     os.environ["nnUNet_results"] = str(layout.results)  # noqa: SIM112
     os.environ["nnUNet_extTrainer"] = str(TRAINER_FOLDER)  # noqa: SIM112
-    os.environ["nnUNet_def_n_proc"] = str(processes or min(os.cpu_count() or 1, 8))  # noqa: SIM112
+    os.environ["nnUNet_def_n_proc"] = str(processes or min(usable_cores(), 8))  # noqa: SIM112
     if loaders is not None:
         os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
 

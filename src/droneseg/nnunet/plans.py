@@ -60,7 +60,9 @@ def add_configuration(
                 "such as configuration=2d_mine."
             )
         return plans
-    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import (
+        get_pool_and_conv_props,
+    )
 
     base = plans["configurations"][BASE_CONFIGURATION]
     architecture = copy.deepcopy(base["architecture"])

@@ -66,7 +66,10 @@ class ReferenceSegmenter:
         self._model_id = model_id_of(digest.hexdigest())
         with prints_as_logs():
             self._predictor = nnUNetPredictor(
-                use_mirroring=profile is Profile.EXACT, device=chosen, allow_tqdm=False, perform_everything_on_device=True
+                use_mirroring=profile is Profile.EXACT,
+                device=chosen,
+                allow_tqdm=False,
+                perform_everything_on_device=True,
             )
             try:
                 self._predictor.initialize_from_trained_model_folder(str(folder), None, checkpoint_name=checkpoint)
@@ -85,7 +88,9 @@ class ReferenceSegmenter:
 
     def segment(self, image: Image) -> Prediction:
         """Predict the class of every pixel of an RGB image, shape (H, W, 3), dtype uint8."""
-        from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+        from nnunetv2.inference.export_prediction import (
+            convert_predicted_logits_to_segmentation_with_correct_shape,
+        )
 
         predictor = self._predictor
         marks = [time.perf_counter()]
@@ -150,5 +155,3 @@ def _checkpoint_files(folder: Path, checkpoint: str) -> Sequence[Path]:
         hint = f" There is {', '.join(others)}: pass it with --checkpoint." if others else ""
         raise ModelError(f"{folder}: no fold holds {checkpoint}.{hint}")
     return files
-
-

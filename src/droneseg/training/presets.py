@@ -30,7 +30,7 @@ class WandbTracking(BaseModel):
 
 
 class TrainingConfig(BaseModel):
-    """One training, whole. The trainer's own part is `trainer`; in YAML and overrides its keys stand beside the rest."""
+    """One training, whole. The trainer's own part is `trainer`; in YAML its keys stand beside the rest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

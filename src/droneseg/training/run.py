@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
+from droneseg.core.machine import usable_cores
 from droneseg.nnunet import tracking
 from droneseg.nnunet.layout import (
     BEST_CHECKPOINT,
@@ -26,7 +26,11 @@ from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import Plans, add_configuration, read_plans, write_plans
 from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
 from droneseg.training.presets import TrainingConfig, WandbTracking
-from droneseg.training.provenance import describe_machine, git_revision, package_versions
+from droneseg.training.provenance import (
+    describe_machine,
+    git_revision,
+    package_versions,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
 
 
 def _announce(config: TrainingConfig, layout: Layout) -> None:
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     # one core loads, the others compute; nnU-Net's own default of 12 would starve a small machine
     announce(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
 
@@ -165,7 +169,7 @@ def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
     from nnunetv2.run.run_training import run_training
 
     if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(usable_cores())
     try:
         run_training(
             DATASET,

@@ -41,7 +41,9 @@ def path(canvas: Canvas) -> None:
     start, end = (0.0, canvas.rng.uniform(0, canvas.height)), (canvas.width, canvas.rng.uniform(0, canvas.height))
     if canvas.rng.random() < 0.5:
         start, end = (canvas.rng.uniform(0, canvas.width), 0.0), (canvas.rng.uniform(0, canvas.width), canvas.height)
-    region = canvas.band([start, canvas.place(), (float(end[0]), float(end[1]))], canvas.rng.uniform(1.2, 3.5) * canvas.metre)
+    region = canvas.band(
+        [start, canvas.place(), (float(end[0]), float(end[1]))], canvas.rng.uniform(1.2, 3.5) * canvas.metre
+    )
     _surface(canvas, region, str(canvas.rng.choice(["paving", "asphalt"])))
 
 
@@ -96,7 +98,9 @@ def _crate(canvas: Canvas, x: float, y: float, size_m: float, angle: float, heig
     canvas.shade(outside, height_m)
     canvas.paint(outside, textures.painted(canvas, _any_colour(canvas, 0.5, 0.9)), OBSTACLE)
     canvas.paint(
-        canvas.rectangle(x, y, 0.9 * size, 0.6 * size, angle), textures.painted(canvas, _any_colour(canvas, 0.05, 0.3)), OBSTACLE
+        canvas.rectangle(x, y, 0.9 * size, 0.6 * size, angle),
+        textures.painted(canvas, _any_colour(canvas, 0.05, 0.3)),
+        OBSTACLE,
     )
 
 
@@ -179,4 +183,6 @@ def person(canvas: Canvas) -> None:
     canvas.shade(shoulders, 1.7, strength=0.6)
     canvas.paint(shoulders, textures.painted(canvas, _any_colour(canvas, 0.15, 0.9)), MOVING)
     hair = canvas.rng.uniform(0.05, 0.5) * np.array([1.0, 0.8, 0.6], dtype=np.float32)
-    canvas.paint(canvas.ellipse(x, y, 0.4 * size, 0.4 * size, 0.0), textures.painted(canvas, hair.astype(np.float32)), MOVING)
+    canvas.paint(
+        canvas.ellipse(x, y, 0.4 * size, 0.4 * size, 0.0), textures.painted(canvas, hair.astype(np.float32)), MOVING
+    )

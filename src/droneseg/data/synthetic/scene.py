@@ -1,6 +1,5 @@
 """Composes scenes and writes them in the Kaggle layout."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import ImageFilter
 
 from droneseg.core.files import new_folder
 from droneseg.core.images import Image, encode_png
+from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.data.pairs import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.data.synthetic import objects
@@ -32,7 +32,7 @@ _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
     (objects.tree, 0, 3),
 )
 # The scene is this many metres across its shorter side, so that objects keep their share whatever the size.
-_ACROSS_M = (13.0, 19.0)
+_ACROSS_M = (11.0, 15.0)
 
 
 def generate_scene(seed: int, width: int, height: int) -> tuple[Image, Mask]:
@@ -61,7 +61,7 @@ def _photograph(canvas: Canvas) -> Image:
     """Apply light, white balance, exposure, optics and sensor noise; return RGB uint8."""
     rng = canvas.rng
     light = 1 + 0.08 * np.linspace(-1, 1, canvas.width, dtype=np.float32)[None, :, None] * rng.uniform(-1, 1)
-    balance = rng.uniform(0.88, 1.12, 3).astype(np.float32)
+    balance = rng.uniform(0.90, 1.10, 3).astype(np.float32)
     exposed = np.clip(canvas.pixels * light * balance * rng.uniform(0.75, 1.3), 0, 1) ** rng.uniform(0.8, 1.25)
     haze = rng.uniform(0, 0.12)
     picture = pillow.fromarray(((exposed * (1 - haze) + 0.8 * haze) * 255).astype(np.uint8))
@@ -92,7 +92,7 @@ def write_samples(
     Raises:
         OutputExistsError: If `folder` is there and not empty, and `replace` is false.
     """
-    with new_folder(folder, replace=replace) as aside, ThreadPoolExecutor(os.cpu_count()) as workers:
+    with new_folder(folder, replace=replace) as aside, ThreadPoolExecutor(usable_cores()) as workers:
         root = aside / KAGGLE_FOLDER
         for name in (IMAGES_FOLDER, MASKS_FOLDER):
             (root / name).mkdir(parents=True)

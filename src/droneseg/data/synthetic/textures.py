@@ -10,9 +10,9 @@ Field = NDArray[np.float32]
 """One value per pixel, shape (H, W)."""
 
 # Tints that occur on nearly every surface, so that colour gives little away.
-_EARTHS = ((0.36, 0.42, 0.20), (0.48, 0.46, 0.26), (0.46, 0.37, 0.26), (0.28, 0.36, 0.20), (0.55, 0.50, 0.36))
-_STONES = ((0.52, 0.51, 0.50), (0.56, 0.50, 0.42), (0.50, 0.38, 0.32), (0.38, 0.39, 0.41), (0.46, 0.47, 0.36))
-_WATERS = ((0.20, 0.42, 0.50), (0.22, 0.32, 0.24), (0.36, 0.36, 0.30), (0.30, 0.42, 0.40), (0.40, 0.46, 0.50))
+_EARTHS = ((0.36, 0.43, 0.20), (0.46, 0.46, 0.26), (0.44, 0.36, 0.24), (0.28, 0.38, 0.20), (0.52, 0.48, 0.32))
+_STONES = ((0.52, 0.51, 0.50), (0.56, 0.51, 0.45), (0.50, 0.41, 0.37), (0.38, 0.39, 0.41), (0.45, 0.46, 0.40))
+_WATERS = ((0.18, 0.42, 0.52), (0.20, 0.36, 0.36), (0.30, 0.38, 0.38), (0.24, 0.42, 0.44), (0.34, 0.46, 0.54))
 
 
 def noise(canvas: Canvas, cell: float) -> Field:
@@ -37,7 +37,7 @@ def coordinates(canvas: Canvas, angle: float) -> tuple[Field, Field]:
     return x * c + y * s, y * c - x * s
 
 
-def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread: float = 0.045) -> NDArray[np.float32]:
+def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread: float = 0.05) -> NDArray[np.float32]:
     """Return one of the tints, a little changed, at a random brightness."""
     tint = np.array(tints[canvas.rng.integers(len(tints))], dtype=np.float32)
     tint = tint + canvas.rng.normal(0, spread, 3).astype(np.float32)
@@ -79,7 +79,7 @@ def paving(canvas: Canvas) -> Pixels:
     shades = canvas.rng.normal(0, 0.05, 4096).astype(np.float32)
     value = shades[(row * 57 + column * 131).astype(np.int64) % 4096] + 0.02 * grain(canvas)
     joint = (np.minimum(u % size, v % size) < 0.07).astype(np.float32)
-    return _coloured(tinted(canvas, _STONES), value - 0.25 * joint)
+    return _coloured(tinted(canvas, _STONES), value - 0.32 * joint)
 
 
 def asphalt(canvas: Canvas) -> Pixels:
@@ -100,7 +100,7 @@ def water(canvas: Canvas, ripple_m: float) -> Pixels:
     u, _ = coordinates(canvas, canvas.rng.uniform(0, np.pi))
     bend = 0.5 * noise(canvas, 1.5 * canvas.metre)
     crest = np.sin(2 * np.pi * u / ripple_m + 2.5 * bend) * np.clip(0.7 + 0.5 * noise(canvas, 2 * canvas.metre), 0, 2)
-    pixels = _coloured(tinted(canvas, _WATERS, 0.04), (0.07 * crest + 0.05 * bend).astype(np.float32))
+    pixels = _coloured(tinted(canvas, _WATERS, 0.04), (0.11 * crest + 0.05 * bend).astype(np.float32))
     glints = np.clip(crest - 1.15, 0, 1)[..., None] * canvas.rng.uniform(0.3, 0.9)
     return (pixels + glints).astype(np.float32)
 

@@ -9,8 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
-from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.brightness import (
+    MultiplicativeBrightnessTransform,
+)
+from batchgeneratorsv2.transforms.intensity.contrast import (
+    BGContrast,
+    ContrastTransform,
+)
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
@@ -95,9 +100,7 @@ class DroneSegTrainer(nnUNetTrainer):
         if self.settings.optimizer == "sgd":
             optimizer, _ = super().configure_optimizers()
         else:
-            optimizer = torch.optim.AdamW(
-                self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay
-            )
+            optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, _BudgetPolyLR(self)
 
     def _build_loss(self) -> nn.Module:
@@ -175,10 +178,10 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def _reason_to_stop(self) -> str | None:
         times = self._epoch_times_s()
-        if self.settings.max_minutes and times:
-            # the epoch that would end nearer to the budget than this moment still runs
-            if sum(times) + 0.5 * sum(times) / len(times) > 60 * self.settings.max_minutes:
-                return f"time budget of {self.settings.max_minutes:g} minutes spent"
+        # the epoch whose middle still lies within the budget runs
+        middle = sum(times) + 0.5 * sum(times) / len(times) if times else 0.0
+        if self.settings.max_minutes and middle > 60 * self.settings.max_minutes:
+            return f"time budget of {self.settings.max_minutes:g} minutes spent"
         smoothed = self.logger.get_value("ema_fg_dice", step=None)
         if self.settings.patience and smoothed:
             waited = len(smoothed) - 1 - int(np.argmax(smoothed))
@@ -253,5 +256,3 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def plot_network_architecture(self) -> None:
         """Do nothing: what nnU-Net would plot with is not maintained any more."""
-
-

@@ -1,0 +1,194 @@
+"""`droneseg data ...`: make, look at, split and convert datasets."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from droneseg.cli import environment, output
+
+if TYPE_CHECKING:
+    from droneseg.data.inspect import Inspection
+
+app = typer.Typer(help="Make, check, split and convert datasets.", no_args_is_help=True)
+
+Source = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+
+
+class Unknown(StrEnum):
+    """What to do with unknown colours."""
+
+    FAIL = "fail"
+    BACKGROUND = "background"
+
+
+class SplitBy(StrEnum):
+    """How a split is made."""
+
+    RANDOM = "random"
+
+
+class Scaling(StrEnum):
+    """Normalisation of the colours."""
+
+    RGB_TO_0_1 = "rgb_to_0_1"
+    ZSCORE = "zscore"
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(int(match[1]), int(match[2])) < 32 or max(int(match[1]), int(match[2])) > 8192:
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT with sides of 32 to 8192, such as 960x736")
+    return int(match[1]), int(match[2])
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs.")] = 24,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")] = "480x368",
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal scenes.")] = 0,
+    force: Force = False,
+) -> None:
+    """Generate aerial scenes with exact masks, in the Kaggle layout."""
+    from droneseg.data.synthetic.scene import write_samples
+
+    with output.progress("scenes") as progress:
+        write_samples(folder, count=count, size=_size(size), seed=seed, replace=force, progress=progress)
+    output.out.print(f"{count} generated pairs in {folder}")
+
+
+def _inspect(source: Path) -> "Inspection":
+    from droneseg.data.inspect import inspect_dataset
+
+    with output.progress("pairs") as progress:
+        return inspect_dataset(source, max_pixels=environment.settings().max_pixels, progress=progress)
+
+
+@app.command()
+def check(source: Source, json: Json = False) -> None:
+    """Decode everything and report all problems of a folder at once; exit code 1 if there are any."""
+    inspection = _inspect(source)
+    if json:
+        output.show_json(
+            {
+                "root": inspection.root,
+                "good_pairs": len(inspection.facts),
+                "problems": inspection.problems,
+                "notes": inspection.notes,
+            }
+        )
+    else:
+        for note in inspection.notes:
+            output.out.print(f"note: {note}", markup=False)
+        for problem in inspection.problems:
+            output.out.print(f"problem: {problem}", markup=False)
+        verdict = f"{len(inspection.problems)} problem(s)" if inspection.problems else "no problem"
+        output.out.print(f"{inspection.root}: {len(inspection.facts)} good pairs, {verdict}", markup=False)
+    if inspection.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stats(
+    source: Source,
+    plot: Annotated[Path | None, typer.Option(help="Draw sizes and class shares into this file.")] = None,
+    json: Json = False,
+) -> None:
+    """Show sizes and class shares, as a table and on request as a plot."""
+    from droneseg.core.errors import DatasetError
+    from droneseg.data.stats import compute_stats, plot_stats
+
+    inspection = _inspect(source)
+    if not inspection.facts:
+        raise DatasetError(f"{inspection.root} has no good pair:", inspection.problems)
+    found = compute_stats(inspection.facts)
+    if plot:
+        plot_stats(inspection.facts, plot)
+    if json:
+        output.show_json(found)
+    else:
+        rows = [
+            [name, output.percent(share), f"{found.class_images[name]} of {found.pairs}", "#" * round(40 * share)]
+            for name, share in found.class_shares.items()
+        ]
+        shown = output.table(f"{inspection.root}", ["class", "share of pixels", "in photographs", ""], rows)
+        shown.columns[3].justify = "left"
+        output.out.print(shown)
+        for what, counts in (("sizes", found.sizes), ("formats", found.formats)):
+            output.out.print(f"{what}: {', '.join(f'{name} ({number})' for name, number in counts.items())}")
+        if plot:
+            output.out.print(f"plot: {plot}")
+    if inspection.problems:
+        output.err.print(f"{len(inspection.problems)} problem(s) left out; see `droneseg data check {source}`")
+
+
+@app.command()
+def split(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="Split file to write.", show_default=False)],
+    by: Annotated[SplitBy, typer.Option(help="How to deal the photographs.")] = SplitBy.RANDOM,
+    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share for validation.")] = 0.15,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share for the test.")] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal splits.")] = 0,
+    force: Force = False,
+) -> None:
+    """Deal the photographs to train, validation and test, and write that down."""
+    from droneseg.core.errors import DatasetError, OutputExistsError
+    from droneseg.data.pairs import list_pairs
+    from droneseg.data.splits import random_split, write_split
+
+    if out.exists() and not force:
+        raise OutputExistsError(f"{out} is already there and was left untouched. Use --force to replace it.")
+    listing = list_pairs(source)
+    if listing.problems:
+        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
+    made = random_split([p.stem for p in listing.pairs], val_share=val_share, test_share=test_share, seed=seed)
+    write_split(made, out)
+    output.out.print(f"{out}: {len(made.train)} train, {len(made.val)} val, {len(made.test)} test ({by.value})")
+    output.err.print("note: places that recur from photograph to photograph can be in several parts of a random split")
+
+
+@app.command()
+def convert(
+    source: Source,
+    raw: Annotated[
+        Path | None, typer.Option(help="nnU-Net's folder of raw datasets; default: $nnUNet_raw or nnUNet_raw.")
+    ] = None,
+    split: Annotated[Path | None, typer.Option(help="Split file to follow.")] = None,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Test part, without a split file.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of the test part.")] = 0,
+    unknown: Annotated[Unknown, typer.Option(help="What to do with colours of no class.")] = Unknown.FAIL,
+    normalisation: Annotated[Scaling, typer.Option(help="How nnU-Net scales colours.")] = Scaling.RGB_TO_0_1,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Convert a folder in the Kaggle layout into nnU-Net's raw dataset 101."""
+    from droneseg.data.convert import Normalisation, convert_dataset
+
+    settings = environment.settings()
+    with output.progress("pairs") as progress:
+        done = convert_dataset(
+            source,
+            raw or settings.nnunet_raw,
+            split_file=split,
+            test_share=test_share,
+            seed=seed,
+            unknown=unknown.value,
+            normalisation=Normalisation(normalisation.value),
+            force=force,
+            max_pixels=settings.max_pixels,
+            progress=progress,
+        )
+    if json:
+        output.show_json(done)
+        return
+    for note in done.notes:
+        output.out.print(f"note: {note}", markup=False)
+    if done.replaced_pixels:
+        output.out.print(f"note: {done.replaced_pixels:,} pixels of unknown colour became background")
+    output.out.print(f"{done.folder}: {done.train} training cases, {done.test} test cases, {done.dropped} dropped")

@@ -1,0 +1,53 @@
+"""The `droneseg` command."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from droneseg.cli import data, demo, doctor, environment, evaluate, predict, train
+from droneseg.core.errors import DronesegError
+
+app = typer.Typer(
+    name="droneseg",
+    help="Drone photographs with colour masks in, a trained nnU-Net and what-is-where masks out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+app.command()(demo.demo)
+app.command()(train.preprocess)
+app.command(context_settings={"allow_extra_args": False})(train.train)
+app.command()(predict.predict)
+app.command()(evaluate.evaluate)
+app.command()(doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"droneseg {version('droneseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Configure logging before any command runs."""
+    from droneseg.core.logs import configure_logging
+
+    settings = environment.settings()
+    configure_logging(settings.log_level, settings.log_format)
+
+
+def main() -> None:
+    """Run the command line: expected errors become one message on stderr and exit code 1."""
+    try:
+        app()
+    except DronesegError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None

@@ -1,0 +1,73 @@
+"""How the command line shows things: tables, progress, JSON, and errors in one line."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def show_json(value: Any) -> None:
+    """Write a value or a dataclass as JSON to stdout."""
+    content = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """Build a table; all columns but the first are aligned to the right."""
+    built = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        built.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        built.add_row(*row)
+    return built
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage, a dash for none."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def figure(value: float | None) -> str:
+    """Return a figure with three decimals, a dash for none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, a line per quarter elsewhere; yields a function that takes (done, total)."""
+    if not err.is_terminal:
+        yield _plain_progress(what)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_progress(what: str) -> Callable[[int, int], None]:
+    shown = 0
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        quarter = 4 * done // total if total else 4
+        if quarter > shown:
+            shown = quarter
+            err.print(f"{what}: {done} of {total}")
+
+    return update

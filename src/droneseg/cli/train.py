@@ -1,0 +1,60 @@
+"""`droneseg preprocess` and `droneseg train`."""
+
+from typing import Annotated
+
+import typer
+
+from droneseg.cli import environment, output
+from droneseg.core.errors import MissingDependencyError
+
+
+def _require_nnunet() -> None:
+    from importlib.util import find_spec
+
+    for module, package in (("torch", "torch"), ("nnunetv2", "nnunetv2")):
+        if find_spec(module) is None:
+            raise MissingDependencyError(package, "train")
+
+
+def preprocess(
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")] = None,
+) -> None:
+    """Let nnU-Net plan and preprocess the converted dataset."""
+    _require_nnunet()
+    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.preprocess import preprocess as run
+
+    done = run(Layout.from_settings(environment.settings()), processes=processes)
+    height, width = done.patch_size
+    output.out.print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="preset=smoke|cpu|gpu, max_minutes=30, resume=true, tracking=wandb, ... See --show for all keys.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show the resolved configuration and stop.")] = False,
+) -> None:
+    """Train one fold with nnU-Net's own loop; interrupted, it goes on with resume=true."""
+    from droneseg.training.presets import load_config
+
+    config = load_config(overrides or [])
+    if show:
+        shown = config.model_dump(mode="json", exclude={"trainer"})
+        output.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16"}))
+        return
+    _require_nnunet()
+    from droneseg.nnunet.layout import Layout
+    from droneseg.training.run import train as run
+
+    settings = environment.settings()
+    key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
+    done = run(config, Layout.from_settings(settings), wandb_key=key)
+    dice = f", mean validation Dice {done.mean_validation_dice:.3f}" if done.mean_validation_dice is not None else ""
+    output.out.print(f"trained: {done.model_folder}{dice}")
+    output.out.print(f"predict with: droneseg predict PHOTOS --model {done.model_folder} --out masks")

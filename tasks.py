@@ -1,0 +1,54 @@
+"""Tasks for people: `invoke --list`. Each is one line around a command that works without invoke, too."""
+
+from invoke.context import Context
+from invoke.tasks import task
+
+LINT = "ruff check . && ruff format --check . && mypy && lint-imports"
+
+
+@task
+def export_data(c: Context, source: str, split: str = "") -> None:
+    """Convert a folder in the Kaggle layout into nnU-Net's raw layout."""
+    c.run(f'droneseg data convert "{source}"' + (f' --split "{split}"' if split else ""), pty=True)
+
+
+@task
+def preprocess(c: Context) -> None:
+    """Let nnU-Net plan and preprocess the converted data."""
+    c.run("droneseg preprocess", pty=True)
+
+
+@task
+def train(c: Context, args: str = "preset=cpu") -> None:
+    """Train; pass presets and overrides with --args."""
+    c.run(f"droneseg train {args}", pty=True)
+
+
+@task
+def test(c: Context) -> None:
+    """Run all tests with coverage."""
+    c.run("pytest --cov", pty=True)
+
+
+@task
+def check(c: Context) -> None:
+    """Lint, types, import contracts and documentation."""
+    c.run(f"{LINT} && mkdocs build --strict --quiet --site-dir site", pty=True)
+
+
+@task
+def build_docs(c: Context) -> None:
+    """Build the documentation into site/."""
+    c.run("mkdocs build --strict", pty=True)
+
+
+@task
+def serve_docs(c: Context) -> None:
+    """Serve the documentation on this machine."""
+    c.run("mkdocs serve --dev-addr 127.0.0.1:8001", pty=True)
+
+
+@task
+def demo(c: Context, out: str = "demo") -> None:
+    """Run the whole flow on generated data."""
+    c.run(f'droneseg demo --out "{out}"', pty=True)

@@ -1,0 +1,129 @@
+"""Masks are read by colour, exactly, and written as one file that is ids and colours at once."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from droneseg.core.classes import CLASSES, colours
+from droneseg.core.errors import BrokenImageError, InvalidIdsError, MaskError, UnknownColoursError
+from droneseg.core.masks import decode_colours, decode_ids, encode_grey_ids, encode_mask
+from support.pictures import png
+
+IDS = np.random.default_rng(2).integers(0, 6, (20, 30)).astype(np.uint8)
+
+
+def kaggle_palette_png(ids: np.ndarray) -> bytes:
+    """Build the Kaggle form: palette index = id - 1, a grey ramp behind the five colours."""
+    picture = Image.fromarray((ids - 1).astype(np.uint8))
+    ramp = [value for grey in range(5, 16) for value in (grey, grey, grey)]
+    picture.putpalette([channel for entry in CLASSES[1:] for channel in entry.colour] + ramp)
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", bits=4)
+    return buffer.getvalue()
+
+
+def test_the_table_is_the_contract() -> None:
+    assert [(c.id, c.name, c.colour) for c in CLASSES] == [
+        (0, "background", (0, 0, 0)),
+        (1, "obstacles", (155, 38, 182)),
+        (2, "water", (14, 135, 204)),
+        (3, "soft-surfaces", (124, 252, 0)),
+        (4, "moving-objects", (255, 20, 147)),
+        (5, "landing-zones", (169, 169, 169)),
+    ]
+
+
+def test_rgb_mask_is_read_by_colour() -> None:
+    assert np.array_equal(decode_colours(png(colours()[IDS]))[0], IDS)
+
+
+def test_palette_mask_is_read_by_colour_not_by_index() -> None:
+    ids = np.clip(IDS, 1, 5)
+    assert np.array_equal(decode_colours(kaggle_palette_png(ids))[0], ids)
+
+
+def test_opaque_alpha_is_accepted_and_see_through_refused() -> None:
+    opaque = np.dstack([colours()[IDS], np.full(IDS.shape, 255, np.uint8)])
+    assert np.array_equal(decode_colours(png(opaque))[0], IDS)
+    opaque[3, 4, 3] = 128
+    with pytest.raises(MaskError, match="see-through"):
+        decode_colours(png(opaque))
+
+
+def test_unknown_colours_are_named_counted_and_located() -> None:
+    rgb = colours()[IDS]
+    rgb[5, 7] = rgb[9, 2] = (1, 2, 3)
+    rgb[11, 0] = (9, 9, 9)
+    with pytest.raises(
+        UnknownColoursError,
+        match=r"2 unknown colours: \(1, 2, 3\) on 2 pixels, first at x=7 y=5; \(9, 9, 9\) on 1 pixels, first at x=0",
+    ):
+        decode_colours(png(rgb))
+
+
+def test_unknown_colours_become_background_on_request_only() -> None:
+    rgb = colours()[IDS]
+    rgb[5, 7] = (1, 2, 3)
+    mask, replaced = decode_colours(png(rgb), unknown="background")
+    expected = IDS.copy()
+    expected[5, 7] = 0
+    assert np.array_equal(mask, expected)
+    assert [(item.colour, item.pixels) for item in replaced] == [((1, 2, 3), 1)]
+
+
+def test_unknown_palette_colours_are_found() -> None:
+    picture = Image.fromarray(np.array([[0, 6]], np.uint8))
+    picture.putpalette([*CLASSES[1].colour, *([0] * 15), 6, 6, 6])
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG")
+    with pytest.raises(UnknownColoursError, match=r"\(6, 6, 6\) on 1 pixels, first at x=1 y=0"):
+        decode_colours(buffer.getvalue())
+
+
+def test_grey_and_jpeg_masks_are_refused() -> None:
+    with pytest.raises(MaskError, match="not a colour mask"):
+        decode_colours(png(IDS))
+    buffer = BytesIO()
+    Image.fromarray(colours()[IDS]).save(buffer, format="JPEG")
+    with pytest.raises(MaskError, match="JPEG"):
+        decode_colours(buffer.getvalue())
+
+
+def test_truncated_mask_is_refused() -> None:
+    data = png(colours()[IDS])
+    with pytest.raises(BrokenImageError):
+        decode_colours(data[: len(data) // 2])
+
+
+def test_written_mask_holds_ids_and_shows_colours() -> None:
+    opened = Image.open(BytesIO(encode_mask(IDS)))
+    assert opened.mode == "P"
+    assert np.array_equal(np.asarray(opened), IDS)
+    assert np.array_equal(np.asarray(opened.convert("RGB")), colours()[IDS])
+
+
+@pytest.mark.parametrize("only", range(6))
+def test_written_mask_of_one_class_is_read_back_both_ways(only: int) -> None:
+    mask = np.full((7, 9), only, np.uint8)
+    assert np.array_equal(decode_ids(encode_mask(mask)), mask)
+    assert np.array_equal(decode_colours(encode_mask(mask))[0], mask)
+
+
+def test_grey_ids_are_read_back() -> None:
+    opened = Image.open(BytesIO(encode_grey_ids(IDS)))
+    assert opened.mode == "L"
+    assert np.array_equal(np.asarray(opened), IDS)
+    assert np.array_equal(decode_ids(encode_grey_ids(IDS)), IDS)
+
+
+def test_ids_beyond_the_table_are_refused() -> None:
+    wrong = IDS.copy()
+    wrong[0, 0] = 6
+    with pytest.raises(InvalidIdsError, match="6 on 1 pixels"):
+        decode_ids(png(wrong))
+    with pytest.raises(InvalidIdsError, match="6"):
+        encode_mask(wrong)
+    with pytest.raises(MaskError, match="colour mask"):
+        decode_ids(png(colours()[IDS]))

@@ -1,0 +1,66 @@
+"""Every figure is checked on an example small enough to count by hand."""
+
+import numpy as np
+import pytest
+
+from droneseg.core.errors import InvalidIdsError, ShapeMismatchError
+from droneseg.core.metrics import confusion, score
+
+# truth:      5 5 5 5     prediction:  5 5 5 1
+#             1 1 2 3                  1 5 2 0
+TRUTH = np.array([[5, 5, 5, 5], [1, 1, 2, 3]], np.uint8)
+PREDICTION = np.array([[5, 5, 5, 1], [1, 5, 2, 0]], np.uint8)
+
+
+def test_confusion_counts_truth_in_rows() -> None:
+    counts = confusion(TRUTH, PREDICTION)
+    assert counts[5].tolist() == [0, 1, 0, 0, 0, 3]
+    assert counts[1].tolist() == [0, 1, 0, 0, 0, 1]
+    assert counts[3].tolist() == [1, 0, 0, 0, 0, 0]
+    assert counts.sum() == 8
+
+
+def test_confusion_refuses_other_shapes_and_unknown_ids() -> None:
+    with pytest.raises(ShapeMismatchError, match="4x2, prediction 4x1"):
+        confusion(TRUTH, PREDICTION[:1])
+    with pytest.raises(InvalidIdsError, match="7"):
+        confusion(TRUTH, np.full_like(TRUTH, 7))
+
+
+def test_scores_equal_the_count_by_hand() -> None:
+    scores = score([confusion(TRUTH, PREDICTION)])
+    # obstacles 1/3, water 1/1, soft 0/1 (predicted 0 is its error, class 0 adds none), landing 3/5, moving absent
+    assert scores.per_class_iou == {
+        "obstacles": pytest.approx(1 / 3),
+        "water": 1.0,
+        "soft-surfaces": 0.0,
+        "moving-objects": None,
+        "landing-zones": pytest.approx(3 / 5),
+    }
+    assert scores.miou == pytest.approx((1 / 3 + 1 + 0 + 3 / 5) / 4)
+    assert scores.per_class_dice["landing-zones"] == pytest.approx(2 * 3 / (4 + 4))
+    assert scores.unsafe_landing_rate == pytest.approx(1 / 4)
+    assert scores.landing_recall == pytest.approx(3 / 4)
+    assert scores.pixel_accuracy == pytest.approx(5 / 8)
+
+
+def test_miou_of_a_set_comes_from_one_matrix_and_image_wise_from_many() -> None:
+    first = confusion(np.array([[5, 5]], np.uint8), np.array([[5, 5]], np.uint8))
+    second = confusion(np.array([[5, 1, 1, 1]], np.uint8), np.array([[1, 1, 1, 1]], np.uint8))
+    scores = score([first, second])
+    assert scores.miou == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert scores.image_wise_miou == pytest.approx((1 + (0 + 3 / 4) / 2) / 2)
+
+
+def test_scores_without_any_class_are_none_not_a_number() -> None:
+    nothing = np.zeros((2, 2), np.uint8)
+    scores = score([confusion(nothing, nothing)])
+    assert scores.miou is None
+    assert scores.image_wise_miou is None
+    assert scores.unsafe_landing_rate is None
+    assert scores.landing_recall is None
+
+
+def test_scoring_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="No image"):
+        score([])

@@ -1,0 +1,49 @@
+"""Settings come from the environment, wrong ones are listed; logs are text or JSON."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from droneseg.core.errors import ConfigurationError
+from droneseg.core.logs import configure_logging, log_file
+from droneseg.core.settings import LogFormat, LogLevel, load_settings, variable_names
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRONESEG_MAX_PIXELS", "77")
+    monkeypatch.setenv("nnUNet_raw", "/somewhere")
+    settings = load_settings()
+    assert settings.max_pixels == 77
+    assert settings.nnunet_raw == Path("/somewhere")
+
+
+def test_all_wrong_settings_are_listed_by_their_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRONESEG_MAX_PIXELS", "0")
+    monkeypatch.setenv("DRONESEG_LOG_FORMAT", "xml")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert "DRONESEG_MAX_PIXELS='0'" in str(caught.value)
+    assert "DRONESEG_LOG_FORMAT='xml'" in str(caught.value)
+
+
+def test_env_example_lists_every_setting_and_no_other() -> None:
+    example = Path(__file__).parents[2] / ".env.example"
+    listed = {
+        line.removeprefix("# ").split("=")[0]
+        for line in example.read_text().splitlines()
+        if "=" in line and " " not in line.removeprefix("# ").split("=")[0]
+    }
+    assert listed == set(variable_names())
+
+
+def test_json_log_lines_are_objects_in_terminal_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogLevel.INFO, LogFormat.JSON)
+    with log_file(tmp_path / "a.log", LogFormat.JSON):
+        logging.getLogger("droneseg.test").info("hello %s", "there")
+    logging.getLogger("droneseg.test").info("after")
+    first, second = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (first["message"], first["severity"], second["message"]) == ("hello there", "INFO", "after")
+    assert [json.loads(line)["message"] for line in (tmp_path / "a.log").read_text().splitlines()] == ["hello there"]

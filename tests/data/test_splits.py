@@ -1,0 +1,48 @@
+"""Splits are disjoint, repeatable and complete."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from droneseg.core.errors import SplitError
+from droneseg.data.splits import Split, random_split, read_split, write_split
+
+STEMS = [f"{i:03d}" for i in range(20)]
+
+
+def test_random_split_deals_each_stem_once_and_repeats_by_seed() -> None:
+    split = random_split(STEMS, val_share=0.2, test_share=0.1, seed=3)
+    assert (len(split.train), len(split.val), len(split.test)) == (14, 4, 2)
+    assert sorted([*split.train, *split.val, *split.test]) == STEMS
+    assert split == random_split(STEMS[::-1], val_share=0.2, test_share=0.1, seed=3)
+    assert split != random_split(STEMS, val_share=0.2, test_share=0.1, seed=4)
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(SplitError, match="too few"):
+        random_split(["a", "b"], val_share=0.2, test_share=0.2, seed=0)
+
+
+def test_a_written_split_is_read_back(tmp_path: Path) -> None:
+    split = random_split(STEMS, val_share=0.2, test_share=0.1, seed=3)
+    write_split(split, tmp_path / "s.json")
+    assert read_split(tmp_path / "s.json", STEMS) == split
+
+
+def test_lists_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"train": STEMS}))
+    assert read_split(tmp_path / "s.json", STEMS) == Split(train=tuple(STEMS))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "expected an object"), ('{"valid": []}', "expected an object"),
+     ('{"train": [1]}', "not a list of stems"), ('{"train": []}', "train is empty")],
+)  # fmt: skip
+def test_malformed_split_files_are_explained(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(SplitError, match=message):
+        read_split(tmp_path / "s.json", [])
+    with pytest.raises(SplitError, match="cannot be read"):
+        read_split(tmp_path / "absent.json", [])

@@ -1,0 +1,68 @@
+"""Predictions are scored against the truth of their own stem, and what cannot be scored is listed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from droneseg.core.classes import colours
+from droneseg.core.errors import DatasetError
+from droneseg.core.masks import encode_mask
+from droneseg.evaluation.baseline import constant_miou
+from droneseg.evaluation.folder import evaluate_folder
+from support.pictures import png
+
+LIMIT = 1000
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("predictions", "truth"):
+        (tmp_path / name).mkdir()
+    truths = {"a": [[5, 5, 1, 1]], "b": [[3, 3, 3, 3]], "unused": [[2, 2, 2, 2]]}
+    for stem, ids in truths.items():
+        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
+    for stem, ids in {"a": [[5, 5, 5, 1]], "b": [[3, 3, 3, 3]]}.items():
+        (tmp_path / "predictions" / f"{stem}.png").write_bytes(encode_mask(np.array(ids, np.uint8)))
+    (tmp_path / "predictions" / "a_overlay.png").write_bytes(b"a picture, not a mask")
+    return tmp_path / "predictions", tmp_path / "truth"
+
+
+def test_scores_pair_by_stem(folders: tuple[Path, Path]) -> None:
+    found = evaluate_folder(*folders, max_pixels=LIMIT)
+    assert found.scores.images == 2
+    assert found.scores.per_class_iou["landing-zones"] == pytest.approx(2 / 3)
+    assert found.scores.miou == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert found.image_miou == {"a": pytest.approx((2 / 3 + 1 / 2) / 2), "b": 1.0}
+    assert found.without_prediction == ("unused",)
+
+
+def test_truth_can_be_declared_as_ids(folders: tuple[Path, Path]) -> None:
+    predictions, truth = folders
+    for stem, ids in {"a": [[5, 5, 1, 1]], "b": [[3, 3, 3, 3]]}.items():
+        (truth / f"{stem}.png").write_bytes(png(np.array(ids, np.uint8)))
+    assert evaluate_folder(predictions, truth, truth_kind="ids", max_pixels=LIMIT).scores.miou == pytest.approx(13 / 18)
+
+
+def test_all_problems_are_listed(folders: tuple[Path, Path]) -> None:
+    predictions, truth = folders
+    (predictions / "extra.png").write_bytes(encode_mask(np.zeros((1, 4), np.uint8)))
+    (predictions / "a.png").write_bytes(encode_mask(np.zeros((2, 2), np.uint8)))
+    (truth / "b.png").write_bytes(png(np.array([[1, 2, 3, 4]], np.uint8)))
+    with pytest.raises(DatasetError) as caught:
+        evaluate_folder(predictions, truth, max_pixels=LIMIT)
+    for part in ("extra.png: no true mask", "a: Truth is 4x1, prediction 2x2", "b.png: Mask is 'L'"):
+        assert part in str(caught.value)
+
+
+def test_no_prediction_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no mask"):
+        evaluate_folder(tmp_path / "empty", tmp_path / "empty", max_pixels=LIMIT)
+    with pytest.raises(DatasetError, match="does not exist"):
+        evaluate_folder(tmp_path / "absent", tmp_path / "empty", max_pixels=LIMIT)
+
+
+def test_constant_baseline_is_the_best_single_answer() -> None:
+    # all landing: IoU 3/4 there and 0 for water, so a mean of 3/8; all water: 1/4 and 0
+    assert constant_miou([np.array([[5, 5, 5, 2]], np.uint8)]) == pytest.approx(3 / 8)

@@ -1,0 +1,94 @@
+"""Many files are predicted, finished ones are skipped, broken ones cost nobody else anything."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from droneseg.core.errors import DronesegError
+from droneseg.core.images import DEFAULT_MAX_PIXELS
+from droneseg.core.prediction import Prediction, class_fractions
+from droneseg.inference.folder import FileResult, find_inputs, predict_files
+from support.pictures import png
+
+
+class BrightIsLanding:
+    """A fake segmenter: bright pixels are landing zones, dark ones water."""
+
+    profile = "exact"
+
+    def __init__(self, model_id: str = "aaa") -> None:
+        self.model_id = model_id
+        self.calls = 0
+
+    def segment(self, image: np.ndarray) -> Prediction:
+        self.calls += 1
+        mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
+        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, grey in enumerate((10, 200, 90)):
+        (folder / f"p{index}.png").write_bytes(png(np.full((6, 8, 3), grey, np.uint8)))
+    return folder
+
+
+def run(segmenter: BrightIsLanding, photos: Path, out: Path, **options: bool) -> list[FileResult]:
+    sources = find_inputs([str(photos)])
+    return list(predict_files(segmenter, sources, out, max_pixels=DEFAULT_MAX_PIXELS, **options))
+
+
+def test_each_photograph_gets_its_own_mask(photos: Path, tmp_path: Path) -> None:
+    results = run(BrightIsLanding(), photos, tmp_path / "out", overlay=True)
+    assert [r.status for r in results] == ["predicted"] * 3
+    values = [int(np.asarray(Image.open(tmp_path / "out" / f"p{i}.png"))[0, 0]) for i in range(3)]
+    assert values == [2, 5, 2]
+    assert (tmp_path / "out" / "p1_overlay.png").is_file()
+
+
+def test_one_bad_file_never_costs_the_others(photos: Path, tmp_path: Path) -> None:
+    (photos / "p1.png").write_bytes(b"junk")
+    results = run(BrightIsLanding(), photos, tmp_path / "out")
+    assert [r.status for r in results] == ["predicted", "failed", "predicted"]
+    assert "Not an image" in str(results[1].error)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["p0.png", "p2.png", "predictions.jsonl"]
+
+
+def test_only_what_the_same_model_made_from_the_same_bytes_is_skipped(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(BrightIsLanding(), photos, out)
+    again = BrightIsLanding()
+    assert [r.status for r in run(again, photos, out)] == ["skipped"] * 3
+    assert again.calls == 0
+    (photos / "p0.png").write_bytes(png(np.full((6, 8, 3), 250, np.uint8)))
+    (out / "p1.png").write_bytes(b"changed by hand")
+    assert [r.status for r in run(again, photos, out)] == ["predicted", "predicted", "skipped"]
+    assert [r.status for r in run(BrightIsLanding("bbb"), photos, out)] == ["predicted"] * 3
+    assert [r.status for r in run(BrightIsLanding("bbb"), photos, out, force=True)] == ["predicted"] * 3
+
+
+def test_a_log_cut_short_by_a_crash_is_survived(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(BrightIsLanding(), photos, out)
+    log = out / "predictions.jsonl"
+    log.write_text(log.read_text()[:-40])
+    assert [r.status for r in run(BrightIsLanding(), photos, out)] == ["skipped", "skipped", "predicted"]
+    assert json.loads(log.read_text().splitlines()[0])["model_id"] == "aaa"
+
+
+def test_inputs_are_files_folders_and_globs_each_once(photos: Path) -> None:
+    found = find_inputs([str(photos / "p2.png"), str(photos), str(photos / "*.png")])
+    assert [f.name for f in found] == ["p2.png", "p0.png", "p1.png"]
+
+
+def test_inputs_that_match_nothing_or_collide_are_all_listed(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "p0.jpg").write_bytes(b"")
+    with pytest.raises(DronesegError) as caught:
+        find_inputs([str(photos), str(tmp_path / "p0.jpg"), str(tmp_path / "none*.png")])
+    assert "would both be written to p0.png" in str(caught.value)
+    assert "none*.png: no image file there" in str(caught.value)

@@ -1,0 +1,107 @@
+"""Smaller plans follow nnU-Net's rule; devices are chosen in order and never silently replaced."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from droneseg.core.errors import ConfigurationError, ModelError
+from droneseg.nnunet import devices, trainer_settings
+from droneseg.nnunet.layout import TRAINER, TRAINER_FOLDER, Layout, announce
+from droneseg.nnunet.plans import add_configuration, read_plans
+from droneseg.nnunet.reference import ReferenceSegmenter
+
+BASE = {
+    "configurations": {
+        "2d": {
+            "patch_size": [768, 1024],
+            "batch_size": 2,
+            "spacing": [1.0, 1.0],
+            "architecture": {"arch_kwargs": {"features_per_stage": [32, 64, 512], "n_stages": 8}},
+        }
+    }
+}
+KEEP = {"patch_size": None, "batch_size": None, "base_features": None, "max_features": None}
+
+
+def test_a_smaller_plan_has_the_depth_nnunet_would_choose() -> None:
+    plans = add_configuration(BASE, "2d_cpu", patch_size=(512, 512), batch_size=4, base_features=16, max_features=320)
+    made = plans["configurations"]["2d_cpu"]
+    kwargs = made["architecture"]["arch_kwargs"]
+    # facts from nnU-Net: 512 halves seven times down to 4
+    assert kwargs["n_stages"] == 8
+    assert kwargs["features_per_stage"] == [16, 32, 64, 128, 256, 320, 320, 320]
+    assert (made["inherits_from"], made["patch_size"], made["batch_size"]) == ("2d", [512, 512], 4)
+    assert "2d_cpu" not in BASE["configurations"]
+
+
+def test_a_patch_is_rounded_up_to_what_the_strides_divide() -> None:
+    plans = add_configuration(BASE, "2d_x", **(KEEP | {"patch_size": (100, 130)}))
+    patch = plans["configurations"]["2d_x"]["patch_size"]
+    assert patch[0] >= 100
+    assert patch[1] >= 130
+    strides = plans["configurations"]["2d_x"]["architecture"]["arch_kwargs"]["strides"]
+    for axis in (0, 1):
+        total = 1
+        for stride in strides:
+            total *= stride[axis]
+        assert patch[axis] % total == 0
+
+
+def test_nnunets_own_plan_cannot_be_changed() -> None:
+    assert add_configuration(BASE, "2d", **KEEP) is BASE
+    with pytest.raises(ConfigurationError, match="configuration=2d_mine"):
+        add_configuration(BASE, "2d", **(KEEP | {"batch_size": 4}))
+
+
+def test_missing_plans_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="droneseg preprocess"):
+        read_plans(Layout(tmp_path, tmp_path, tmp_path))
+
+
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert devices.choose_device("auto").type == expected
+
+
+def test_an_absent_device_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device=cuda is not available"):
+        devices.choose_device("cuda")
+
+
+def test_nnunet_finds_our_trainer_alone_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    announce(Layout(tmp_path, tmp_path, tmp_path))
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    assert recursive_find_trainer_class_by_name(TRAINER).__name__ == TRAINER
+    assert [f.name for f in TRAINER_FOLDER.glob("*.py")] == ["drone_seg_trainer.py"]
+
+
+def test_trainer_settings_travel_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("DRONESEG_TRAINER_SETTINGS", None)
+    with pytest.raises(ConfigurationError, match="droneseg train"):
+        trainer_settings.received()
+    (tmp_path / "s.json").write_text(trainer_settings.TrainerSettings(epochs=7).model_dump_json())
+    trainer_settings.hand_over(tmp_path / "s.json")
+    assert trainer_settings.received().epochs == 7
+
+
+def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:
+    layout = Layout(tmp_path, tmp_path, tmp_path)
+    with pytest.raises(ModelError, match="no such folder"):
+        ReferenceSegmenter(tmp_path / "absent", layout)
+    with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
+        ReferenceSegmenter(tmp_path, layout)
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).write_text(json.dumps({}))
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"no fold holds checkpoint_final\.pth\. There is checkpoint_best\.pth"):
+        ReferenceSegmenter(tmp_path, layout)

@@ -1,0 +1,43 @@
+"""A folder in which the droneseg command is run as a user would, and the overrides of a tiny training."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY = (
+    "preset=smoke", "patch_size=[64,64]", "batch_size=2", "base_features=4", "max_features=8",
+    "epochs=2", "iterations=2", "val_iterations=1", "workers=0",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with generated data, converted and preprocessed."""
+
+    root: Path
+
+    def run(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the droneseg command as a user would."""
+        return subprocess.run(
+            [*self.command, *arguments],
+            cwd=self.root,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=600,
+        )
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-W", "ignore", "-c", "from droneseg.cli.main import main; main()"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "DRONESEG_MODEL"))}
+
+    def fold(self, configuration: str = "2d_smoke") -> Path:
+        """Return the folder of a training."""
+        return self.root / f"nnUNet_results/Dataset101_DroneSeg/DroneSegTrainer__nnUNetPlans__{configuration}/fold_0"
