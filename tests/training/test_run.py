@@ -128,7 +128,8 @@ def test_predict_reports_a_bad_file_and_exits_1(trained: Workspace) -> None:
     (trained.root / "bad").mkdir(exist_ok=True)
     (trained.root / "bad/broken.png").write_bytes(b"junk")
     Image.new("RGB", (50, 40), (90, 90, 90)).save(trained.root / "bad/good.png")
-    done = trained.run("predict", "bad", "--model", str(trained.fold().parent), "--out", "bad_masks", "--profile", "fast",
+    model = str(trained.fold().parent)
+    done = trained.run("predict", "bad", "--model", model, "--out", "bad_masks", "--profile", "fast",
                        check=False)  # fmt: skip
     assert done.returncode == 1
     assert "failed: bad/broken.png: Not an image" in done.stderr

@@ -47,7 +47,7 @@ def start(
 def main() -> None:
     """Run the command line: expected errors become one message on stderr and exit code 1."""
     try:
-        app()
+        app(prog_name="droneseg")
     except DronesegError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from droneseg.core.errors import (
     BrokenImageError,
@@ -102,9 +103,17 @@ def load(opened: pillow.Image) -> None:
 
 
 def is_plain_rgb_png(opened: pillow.Image) -> bool:
-    """Say whether an opened image is an 8-bit RGB PNG, upright and without alpha: one that any reader reads alike."""
+    """Say whether an image is an 8-bit RGB PNG, upright and without alpha: one that any reader reads alike.
+
+    Decodes the image. Ask before `load`, which drops what tells 8 bits from 16.
+
+    Raises:
+        BrokenImageError: If the data is truncated or corrupt.
+    """
     # Pillow reads 16-bit RGB as mode RGB too; only the raw mode in the tile tells them apart.
-    raw_modes = {tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in opened.tile}
+    tiles = opened.tile if isinstance(opened, ImageFile) else []
+    raw_modes = {tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0] for tile in tiles}
+    load(opened)
     return (
         opened.format == "PNG"
         and opened.mode == "RGB"

@@ -157,7 +157,8 @@ def _table() -> NDArray[np.uint8]:
 
 def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
     """Colour of each pixel as one number, shape (H, W)."""
-    return np.ascontiguousarray(opened.convert("RGB").convert("RGBX")).view("<u4")[..., 0] & 0xFFFFFF
+    four = np.ascontiguousarray(opened.convert("RGB").convert("RGBX"))
+    return four.view(np.dtype("<u4"))[..., 0] & np.uint32(0xFFFFFF)
 
 
 def _lookup_rgb(opened: pillow.Image) -> Mask:
@@ -179,7 +180,8 @@ def _lookup_palette(opened: pillow.Image) -> Mask:
     palette[: len(entries)] = entries
     by_index = _table()[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
     by_index[len(entries) :] = _UNKNOWN
-    return by_index[np.asarray(opened)]
+    ids: Mask = by_index[np.asarray(opened)]
+    return ids
 
 
 def _unknown_colours(opened: pillow.Image, mask: Mask) -> list[UnknownColour]:

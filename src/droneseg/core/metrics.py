@@ -42,13 +42,13 @@ def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> 
 
 def iou(counts: Confusion) -> NDArray[np.float64]:
     """Return intersection over union by class, shape (C,); NaN where a class is in neither truth nor prediction."""
-    hit = np.diag(counts).astype(np.float64)
+    hit = np.diag(counts)
     return _ratio(hit, counts.sum(axis=0) + counts.sum(axis=1) - hit)
 
 
 def dice(counts: Confusion) -> NDArray[np.float64]:
     """Return 2 |A and B| / (|A| + |B|) by class, shape (C,); NaN where a class is in neither truth nor prediction."""
-    return _ratio(2.0 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
+    return _ratio(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
 
 
 def mean_iou(counts: Confusion) -> float:
@@ -123,8 +123,10 @@ def score(matrices: Iterable[Confusion]) -> Scores:
     )
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    ratios = np.full(part.shape, np.nan, dtype=np.float64)
+    np.divide(part, whole, out=ratios, where=whole > 0)
+    return ratios
 
 
 def _scalar_ratio(part: np.int64, whole: np.int64) -> float:

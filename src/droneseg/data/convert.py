@@ -10,7 +10,7 @@ from pathlib import Path
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DatasetError, OutputExistsError
 from droneseg.core.files import new_folder, write_text
-from droneseg.core.images import encode_png, is_plain_rgb_png, to_rgb
+from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.inspect import LoadedPair, Progress, load_pair, on_all_cores
 from droneseg.data.pairs import Pair, list_pairs
@@ -154,11 +154,10 @@ def _choose_split(pairs: tuple[Pair, ...], split_file: Path | None, test_share: 
 
 def _write_case(folder: Path, part: str, loaded: LoadedPair) -> _Written:
     case = case_name(loaded.pair.stem)
-    copied = is_plain_rgb_png(loaded.opened)
-    image = loaded.data if copied else encode_png(to_rgb(loaded.opened))
+    image = loaded.data if loaded.plain else encode_png(to_rgb(loaded.opened))
     (folder / f"images{part}" / f"{case}_0000.png").write_bytes(image)
     (folder / f"labels{part}" / f"{case}.png").write_bytes(encode_grey_ids(loaded.mask))
-    return _Written(copied, sum(item.pixels for item in loaded.replaced))
+    return _Written(loaded.plain, sum(item.pixels for item in loaded.replaced))
 
 
 def _write_description(

@@ -12,7 +12,7 @@ from PIL import Image as pillow
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DronesegError, ShapeMismatchError
-from droneseg.core.images import load, open_image
+from droneseg.core.images import is_plain_rgb_png, open_image
 from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask, UnknownColour, UnknownPolicy, decode_colours
 from droneseg.data.pairs import Pair, list_pairs
@@ -32,6 +32,7 @@ class LoadedPair:
         pair: Where it came from.
         data: The bytes of the photograph's file.
         opened: The photograph, decoded but not converted.
+        plain: Whether the file is an 8-bit RGB PNG that can be copied as it is.
         mask: Class ids, shape (H, W), dtype uint8.
         replaced: Unknown colours that were made background.
     """
@@ -39,6 +40,7 @@ class LoadedPair:
     pair: Pair
     data: bytes
     opened: pillow.Image
+    plain: bool
     mask: Mask
     replaced: list[UnknownColour]
 
@@ -51,11 +53,12 @@ def load_pair(pair: Pair, *, unknown: UnknownPolicy, max_pixels: int) -> tuple[L
     """
     problems = []
     opened = mask = None
-    data, replaced = b"", []
+    data, plain = b"", False
+    replaced: list[UnknownColour] = []
     try:
         data = pair.image.read_bytes()
         opened = open_image(data, max_pixels=max_pixels)
-        load(opened)
+        plain = is_plain_rgb_png(opened)
     except (DronesegError, OSError) as error:
         problems.append(f"{_short(pair.image)}: {error}")
     try:
@@ -68,7 +71,7 @@ def load_pair(pair: Pair, *, unknown: UnknownPolicy, max_pixels: int) -> tuple[L
         _require_same_size(opened, mask)
     except ShapeMismatchError as error:
         return None, [f"{_short(pair.image)}: {error}"]
-    return LoadedPair(pair, data, opened, mask, replaced), []
+    return LoadedPair(pair, data, opened, plain, mask, replaced), []
 
 
 def _require_same_size(opened: pillow.Image, mask: Mask) -> None:

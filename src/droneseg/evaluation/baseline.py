@@ -63,4 +63,4 @@ def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Seque
 
 
 def _quantised(image: Image) -> NDArray[np.uint8]:
-    return image >> (8 - _BITS)
+    return image >> np.uint8(8 - _BITS)

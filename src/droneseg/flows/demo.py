@@ -28,8 +28,8 @@ from droneseg.inference.folder import predict_files
 from droneseg.nnunet.layout import Layout
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "predict", "evaluate")
-SIZE = (256, 192)
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 80, 8, 16
+SIZE = (192, 144)
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 96, 8, 16
 _SEED = 7
 _OVERLAY_SCENES = 4
 

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from glob import glob
 from pathlib import Path
 
@@ -106,17 +107,18 @@ def predict_files(
             while len(waiting) < _AHEAD and (following := next(upcoming, None)) is not None:
                 waiting.append(reader.submit(_read, following, max_pixels))
             data, image = waiting.pop(0).result()
-            result = _before_inference(source, data, image, out, made, segmenter, overlay)
-            prediction = None
-            if result is None and not isinstance(image, DronesegError):
+            finish: Callable[[], FileResult]
+            if isinstance(image, DronesegError):
+                finish = partial(FileResult, str(source), None, "failed", error=str(image))
+            elif _is_made(source, data, out, made, segmenter, overlay):
+                finish = partial(FileResult, str(source), str(out / f"{source.stem}.png"), "skipped")
+            else:
                 prediction = segmenter.segment(image)
+                finish = partial(_write, source, data, image, prediction, segmenter.profile, out, overlay)
             # the previous file's mask was written while this one was in the network
             if writing:
                 yield writing.result()
-            if prediction is None:
-                writing = writer.submit(lambda r: r, result)  # type: ignore[arg-type]  # None only if predicted
-            else:
-                writing = writer.submit(_write, source, data, image, prediction, segmenter.profile, out, overlay)  # type: ignore[arg-type]  # an error has no prediction
+            writing = writer.submit(finish)
         if writing:
             yield writing.result()
 
@@ -132,28 +134,19 @@ def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
         return data, error
 
 
-def _before_inference(
-    source: Path,
-    data: bytes,
-    image: Image | DronesegError,
-    out: Path,
-    made: dict[str, dict[str, str]],
-    segmenter: Segmenter,
-    overlay: bool,
-) -> FileResult | None:
-    """Return the result of a file that needs no inference, because it failed or is there already."""
-    if isinstance(image, DronesegError):
-        return FileResult(str(source), None, "failed", error=str(image))
+def _is_made(
+    source: Path, data: bytes, out: Path, made: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
+) -> bool:
+    """Say whether the mask is there, whole, from these bytes, by this model and profile, with its overlay if wanted."""
     target = out / f"{source.stem}.png"
-    wanted = {
+    if not target.is_file() or (overlay and not (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
+        return False
+    return made.get(source.stem) == {
         "model_id": segmenter.model_id,
         "profile": segmenter.profile,
         "source_sha256": hashlib.sha256(data).hexdigest(),
-        "mask_sha256": hashlib.sha256(target.read_bytes()).hexdigest() if target.is_file() else "",
+        "mask_sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
     }
-    if made.get(source.stem) == wanted and (not overlay or (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
-        return FileResult(str(source), str(target), "skipped")
-    return None
 
 
 def _write(

@@ -38,12 +38,11 @@ def patch(canvas: Canvas) -> None:
 
 def path(canvas: Canvas) -> None:
     """Lead a paved way through the scene."""
-    start, end = (0.0, canvas.rng.uniform(0, canvas.height)), (canvas.width, canvas.rng.uniform(0, canvas.height))
+    across, down = (float(v) for v in canvas.rng.uniform(0, 1, 2))
+    ends = [(0.0, across * canvas.height), (float(canvas.width), down * canvas.height)]
     if canvas.rng.random() < 0.5:
-        start, end = (canvas.rng.uniform(0, canvas.width), 0.0), (canvas.rng.uniform(0, canvas.width), canvas.height)
-    region = canvas.band(
-        [start, canvas.place(), (float(end[0]), float(end[1]))], canvas.rng.uniform(1.2, 3.5) * canvas.metre
-    )
+        ends = [(across * canvas.width, 0.0), (down * canvas.width, float(canvas.height))]
+    region = canvas.band([ends[0], canvas.place(), ends[1]], canvas.rng.uniform(1.2, 3.5) * canvas.metre)
     _surface(canvas, region, str(canvas.rng.choice(["paving", "asphalt"])))
 
 

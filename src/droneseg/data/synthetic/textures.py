@@ -22,7 +22,8 @@ def noise(canvas: Canvas, cell: float) -> Field:
     grid = canvas.rng.normal(size=(rows, columns)).astype(np.float32)
     grown = pillow.fromarray(grid).resize((canvas.width, canvas.height), pillow.Resampling.BICUBIC)
     values = np.asarray(grown)
-    return (values - values.mean()) / (values.std() + 1e-6)
+    scaled: Field = (values - values.mean()) / (values.std() + 1e-6)
+    return scaled
 
 
 def grain(canvas: Canvas) -> Field:
@@ -41,7 +42,8 @@ def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread
     """Return one of the tints, a little changed, at a random brightness."""
     tint = np.array(tints[canvas.rng.integers(len(tints))], dtype=np.float32)
     tint = tint + canvas.rng.normal(0, spread, 3).astype(np.float32)
-    return np.clip(tint * canvas.rng.uniform(0.75, 1.3), 0.05, 0.95).astype(np.float32)
+    bright: NDArray[np.float32] = np.clip(tint * canvas.rng.uniform(0.75, 1.3), 0.05, 0.95).astype(np.float32)
+    return bright
 
 
 def _coloured(tint: NDArray[np.float32], value: Field) -> Pixels:
@@ -53,7 +55,8 @@ def lawn(canvas: Canvas) -> Pixels:
     value = 0.13 * grain(canvas) + 0.10 * noise(canvas, 0.25 * canvas.metre) + 0.08 * noise(canvas, 2 * canvas.metre)
     pixels = _coloured(tinted(canvas, _EARTHS), value)
     worn = np.clip(noise(canvas, 3 * canvas.metre) - 0.8, 0, 1)[..., None]
-    return pixels * (1 - 0.5 * worn) + 0.5 * worn * tinted(canvas, _EARTHS)
+    mixed: Pixels = pixels * (1 - 0.5 * worn) + 0.5 * worn * tinted(canvas, _EARTHS)
+    return mixed
 
 
 def soil(canvas: Canvas) -> Pixels:
@@ -102,7 +105,8 @@ def water(canvas: Canvas, ripple_m: float) -> Pixels:
     crest = np.sin(2 * np.pi * u / ripple_m + 2.5 * bend) * np.clip(0.7 + 0.5 * noise(canvas, 2 * canvas.metre), 0, 2)
     pixels = _coloured(tinted(canvas, _WATERS, 0.04), (0.11 * crest + 0.05 * bend).astype(np.float32))
     glints = np.clip(crest - 1.15, 0, 1)[..., None] * canvas.rng.uniform(0.3, 0.9)
-    return (pixels + glints).astype(np.float32)
+    shining: Pixels = (pixels + glints).astype(np.float32)
+    return shining
 
 
 def painted(canvas: Canvas, colour: NDArray[np.float32]) -> Pixels:

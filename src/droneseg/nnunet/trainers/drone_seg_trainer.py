@@ -24,6 +24,7 @@ from torch import nn
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
+from droneseg.nnunet.losses import Float32Loss
 from droneseg.nnunet.tracking import disable_wandb
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
@@ -31,20 +32,6 @@ logger = logging.getLogger("droneseg.nnunet.trainer")
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
     """There is a reason to end the training now."""
-
-
-class _Float32Loss(nn.Module):
-    """A loss on float32 copies of the outputs: sums over pixels lose too much in bfloat16."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, output: Any, target: Any) -> torch.Tensor:
-        """Compute the loss of one output, or of one per resolution."""
-        full = [o.float() for o in output] if isinstance(output, list | tuple) else output.float()
-        with torch.autocast("cpu", enabled=False):
-            return self.loss(full, target)
 
 
 class _BudgetPolyLR:
@@ -64,6 +51,9 @@ class _BudgetPolyLR:
 
 class DroneSegTrainer(nnUNetTrainer):
     """nnU-Net's trainer with settings: length, optimiser, checkpoints, time budget, early stop, bf16 on a CPU."""
+
+    network: nn.Module
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -105,7 +95,7 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
-        return _Float32Loss(loss) if self._uses_bf16() else loss
+        return Float32Loss(loss) if self._uses_bf16() else loss
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Load no more than the patch when nothing is rotated or scaled."""
@@ -114,7 +104,7 @@ class DroneSegTrainer(nnUNetTrainer):
             initial = np.array(self.configuration_manager.patch_size)
         return rotation, dummy, initial, mirror
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:  # type: ignore[override]  # static there, called on self
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
         """Return nnU-Net's augmentation, or the cheap part of it."""
         if self.settings.augmentation == "full":
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)

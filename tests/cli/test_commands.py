@@ -1,0 +1,89 @@
+"""The command line says what it did, errors are one message on stderr, exit codes are 0, 1 and 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from droneseg.data.pairs import KAGGLE_FOLDER, MASKS_FOLDER
+
+
+def droneseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from droneseg.cli.main import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("command", [[], ["data"], ["data", "convert"], ["train"], ["predict"], ["demo"]])
+def test_every_command_has_help(command: list[str], tmp_path: Path) -> None:
+    done = droneseg(*command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage: droneseg" in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, droneseg.cli.main; print([m for m in ('torch', 'numpy', 'pydantic', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_check_exits_1_with_problems_and_0_without(dataset: Path, tmp_path: Path) -> None:
+    good = droneseg("data", "check", str(dataset), "--json", cwd=tmp_path)
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["good_pairs"] == 4
+    (dataset / KAGGLE_FOLDER / MASKS_FOLDER / "001.png").unlink()
+    bad = droneseg("data", "check", str(dataset), cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "problem: original_images/001.png: has no mask" in bad.stdout
+    assert "3 good pairs, 1 problem(s)" in bad.stdout
+
+
+def test_an_expected_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    done = droneseg("data", "convert", "absent", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: absent is not a folder.\n")
+
+
+def test_wrong_usage_exits_2(tmp_path: Path) -> None:
+    assert droneseg("data", "sample", "x", "--size", "huge", cwd=tmp_path).returncode == 2
+    assert droneseg("data", "split", "x", cwd=tmp_path).returncode == 2
+    assert droneseg("nonsense", cwd=tmp_path).returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
+    assert droneseg("data", "sample", "s", "--count", "4", "--size", "64x48", cwd=tmp_path).returncode == 0
+    split = droneseg("data", "split", "s", "--out", "split.json", cwd=tmp_path)
+    assert "2 train, 1 val, 1 test (random)" in split.stdout
+    assert droneseg("data", "split", "s", "--out", "split.json", cwd=tmp_path).returncode == 1
+    stats = droneseg("data", "stats", "s", "--plot", "stats.png", "--json", cwd=tmp_path)
+    assert json.loads(stats.stdout)["sizes"] == {"64x48": 4}
+    assert Image.open(tmp_path / "stats.png").width > 500
+    done = droneseg("data", "convert", "s", "--split", "split.json", cwd=tmp_path)
+    assert "3 training cases, 1 test cases, 0 dropped" in done.stdout
+
+
+def test_predict_without_a_model_says_what_to_do(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = droneseg("predict", "a.png", "--out", "masks", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "No model at nnUNet_results" in done.stderr
+    assert "droneseg train" in done.stderr
+    assert not (tmp_path / "masks").exists()
+
+
+def test_train_without_data_says_what_to_do(tmp_path: Path) -> None:
+    done = droneseg("train", "preset=smoke", "device=cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Run `droneseg preprocess` first" in done.stderr
+    shown = droneseg("train", "--show", "preset=smoke", "epochs=3", cwd=tmp_path)
+    assert json.loads(shown.stdout)["epochs"] == 3
+
+
+def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
+    findings = json.loads(droneseg("doctor", "--json", cwd=tmp_path).stdout)
+    assert findings["training device"] in ("cpu", "cuda", "mps")
+    assert "run `droneseg data convert`" in findings["nnUNet_raw"]

@@ -1,0 +1,39 @@
+"""The demo, whole, as the README runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def test_demo_learns_more_than_colour_and_writes_only_below_its_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    space = Workspace(tmp_path_factory.mktemp("demo"))
+    done = space.run("demo", "--out", "here")
+    assert "16 held-out scenes" in done.stdout
+    assert [path.name for path in space.root.iterdir()] == ["here"]
+    report = json.loads((space.root / "here/report.json").read_text())
+    assert report["miou"] >= 0.60
+    assert report["colour_classifier_miou"] < 0.45
+    assert report["baseline_miou"] < report["colour_classifier_miou"]
+    assert set(report["per_class_iou"]) == {"obstacles", "water", "soft-surfaces", "moving-objects", "landing-zones"}
+    assert list(report["seconds"]) == ["sample", "check", "convert", "preprocess", "train", "predict", "evaluate"]
+    assert np.asarray(Image.open(space.root / "here/overlay.png")).shape[2] == 3
+    evaluated = space.run("evaluate", report["predictions"], report["truth"], "--json")
+    assert json.loads(evaluated.stdout)["scores"]["miou"] == pytest.approx(report["miou"])
+
+
+def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    space = Workspace(tmp_path_factory.mktemp("mine"))
+    (space.root / "mine").mkdir()
+    (space.root / "mine/thesis.txt").write_text("precious")
+    done = space.run("demo", "--out", "mine", check=False)
+    assert done.returncode == 1
+    assert "holds something that is not a demo" in done.stderr
+    assert [path.name for path in (space.root / "mine").iterdir()] == ["thesis.txt"]

@@ -1,0 +1,51 @@
+"""What the project promises about itself."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def test_no_module_is_above_250_lines() -> None:
+    assert {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 250} == {}
+
+
+def test_the_colours_are_stated_once() -> None:
+    stated = [p.name for p in SOURCES if re.search(r"155, ?38, ?182|14, ?135, ?204", p.read_text())]
+    assert stated == ["classes.py"]
+
+
+def test_every_module_says_what_it_owns() -> None:
+    assert [p.name for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_nothing_prints_and_only_the_command_line_writes_to_the_terminal() -> None:
+    calls = [
+        p.name for p in SOURCES for node in ast.walk(ast.parse(p.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]  # fmt: skip
+    assert calls == []
+
+
+def test_ci_runs_the_readme_test_command() -> None:
+    assert "\npip install uv && uv run pytest" in (ROOT / "README.md").read_text()
+    assert "README.md" in (ROOT / ".ci/run").read_text()
+
+
+def test_links_in_the_readme_exist() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_no_real_data_is_in_the_repository() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    pictures = [f for f in listed.stdout.split() if f.lower().endswith((".jpg", ".jpeg", ".png", ".tif", ".bmp"))]
+    assert pictures == ["docs/overlay.png"], "only the picture of generated scenes"
