@@ -65,7 +65,7 @@ def load_pair(pair: Pair, *, unknown: UnknownPolicy, max_pixels: int) -> tuple[L
         mask, replaced = decode_colours(pair.mask.read_bytes(), unknown=unknown, max_pixels=max_pixels)
     except (DronesegError, OSError) as error:
         problems.append(f"{_short(pair.mask)}: {error}")
-    if opened is None or mask is None:
+    if problems or opened is None or mask is None:
         return None, problems
     try:
         _require_same_size(opened, mask)

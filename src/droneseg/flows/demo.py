@@ -29,7 +29,7 @@ from droneseg.nnunet.layout import Layout
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "predict", "evaluate")
 SIZE = (192, 144)
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 96, 8, 16
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 120, 8, 16
 _SEED = 7
 _OVERLAY_SCENES = 4
 
