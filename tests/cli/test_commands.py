@@ -61,7 +61,8 @@ def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
     assert droneseg("data", "split", "s", "--out", "split.json", cwd=tmp_path).returncode == 1
     stats = droneseg("data", "stats", "s", "--plot", "stats.png", "--json", cwd=tmp_path)
     assert json.loads(stats.stdout)["sizes"] == {"64x48": 4}
-    assert Image.open(tmp_path / "stats.png").width > 500
+    with Image.open(tmp_path / "stats.png") as plot:
+        assert plot.width > 500
     done = droneseg("data", "convert", "s", "--split", "split.json", cwd=tmp_path)
     assert "3 training cases, 1 test cases, 0 dropped" in done.stdout
 
