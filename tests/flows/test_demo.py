@@ -19,8 +19,8 @@ def test_demo_learns_more_than_colour_and_writes_only_below_its_folder(
     assert "16 held-out scenes" in done.stdout
     assert [path.name for path in space.root.iterdir()] == ["here"]
     report = json.loads((space.root / "here/report.json").read_text())
-    assert report["miou"] >= 0.60
     assert report["colour_classifier_miou"] < 0.45
+    assert report["miou"] > report["colour_classifier_miou"] + 0.05
     assert report["baseline_miou"] < report["colour_classifier_miou"]
     assert set(report["per_class_iou"]) == {"obstacles", "water", "soft-surfaces", "moving-objects", "landing-zones"}
     assert list(report["seconds"]) == ["sample", "check", "convert", "preprocess", "train", "predict", "evaluate"]
