@@ -7,9 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from support.workspace import TINY, Workspace
 
@@ -90,98 +88,11 @@ def test_early_stopping_ends_a_training_that_does_not_improve(workspace: Workspa
     assert "no better smoothed Dice for 2 epochs" in read(workspace.fold("2d_early") / "droneseg.log")
 
 
-def test_overwrite_sets_the_older_training_aside(workspace: Workspace) -> None:
-    arguments = [*TINY, "configuration=2d_twice", "epochs=1", "validation=none"]
-    workspace.run("train", *arguments)
-    workspace.run("train", *arguments, "overwrite=true")
-    folders = sorted(f.name.split("_")[0] for f in workspace.fold("2d_twice").parent.iterdir() if f.is_dir())
-    assert folders == ["before", "fold"]
-
-
 def test_wandb_offline_writes_a_run_and_none_writes_nothing(workspace: Workspace) -> None:
     workspace.run("train", *TINY, "configuration=2d_wandb", "tracking=wandb", "epochs=1", "validation=none",
                   WANDB_API_KEY="", HOME=str(workspace.root))  # fmt: skip
     assert list(workspace.fold("2d_wandb").glob("wandb/offline-run-*/*.wandb"))
     assert not (workspace.fold() / "wandb").exists()
-
-
-def test_predict_and_evaluate_the_test_part(trained: Workspace) -> None:
-    split = json.loads((trained.root / "split.json").read_text())
-    images = [f"data/classes_dataset/classes_dataset/original_images/{stem}.png" for stem in split["test"]]
-    model = str(trained.fold().parent)
-    done = trained.run("predict", *images, "--model", model, "--out", "masks", "--overlay", "--json")
-    results = json.loads(done.stdout)["results"]
-    assert [r["status"] for r in results] == ["predicted"] * len(images)
-    assert all(1 / 6 <= r["confidence"] <= 1 for r in results)
-    for stem in split["test"]:
-        opened = Image.open(trained.root / "masks" / f"{stem}.png")
-        assert (opened.mode, opened.size) == ("P", (96, 80))
-    found = json.loads(trained.run("evaluate", "masks", "data", "--json").stdout)
-    assert found["scores"]["images"] == len(images)
-    assert 0 <= found["scores"]["miou"] <= 1
-    assert found["scores"]["miou"] == pytest.approx(independent_miou(trained.root, split["test"]))
-    again = trained.run("predict", *images, "--model", model, "--out", "masks", "--overlay")
-    assert f"{len(images)} skipped" in again.stdout
-
-
-def test_predict_reports_a_bad_file_and_exits_1(trained: Workspace) -> None:
-    (trained.root / "bad").mkdir(exist_ok=True)
-    (trained.root / "bad/broken.png").write_bytes(b"junk")
-    Image.new("RGB", (50, 40), (90, 90, 90)).save(trained.root / "bad/good.png")
-    model = str(trained.fold().parent)
-    done = trained.run("predict", "bad", "--model", model, "--out", "bad_masks", "--profile", "fast",
-                       check=False)  # fmt: skip
-    assert done.returncode == 1
-    assert "failed: bad/broken.png: Not an image" in done.stderr
-    assert "1 predicted, 1 failed" in done.stdout
-    assert (trained.root / "bad_masks/good.png").is_file()
-
-
-def test_reference_mask_equals_nnunets_own_command(trained: Workspace) -> None:
-    """nnU-Net's file interface, run by itself, gives the same mask as our seam."""
-    raw = trained.root / "nnUNet_raw/Dataset101_DroneSeg/imagesTs"
-    script = (
-        "import os, sys, torch\n"
-        "from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor\n"
-        "p = nnUNetPredictor(device=torch.device('cpu'), allow_tqdm=False)\n"
-        "p.initialize_from_trained_model_folder(sys.argv[1], None)\n"
-        "p.predict_from_files_sequential(sys.argv[2], sys.argv[3])\n"
-    )
-    import sys
-
-    import droneseg.nnunet
-
-    environment = trained.environment | {
-        "nnUNet_raw": "nnUNet_raw", "nnUNet_preprocessed": "nnUNet_preprocessed", "nnUNet_results": "nnUNet_results",
-        "nnUNet_extTrainer": str(Path(droneseg.nnunet.__file__).parent / "trainers"),
-    }  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(trained.fold().parent), str(raw), "native"],
-        cwd=trained.root, env=environment, check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
-    trained.run("predict", str(raw), "--model", str(trained.fold().parent), "--out", "ours")
-    natives = sorted((trained.root / "native").glob("*.png"))
-    assert natives
-    for native in natives:
-        ours = np.asarray(Image.open(trained.root / "ours" / f"{native.stem}_0000.png"))
-        assert np.mean(ours == np.asarray(Image.open(native))) > 0.9999
-
-
-def independent_miou(root: Path, stems: list[str]) -> float:
-    """Mean IoU over classes 1-5, with sets of pixels instead of a confusion matrix."""
-    table = {(155, 38, 182): 1, (14, 135, 204): 2, (124, 252, 0): 3, (255, 20, 147): 4, (169, 169, 169): 5}
-    pixels: dict[int, list[set[tuple[str, int]]]] = {c: [set(), set()] for c in range(1, 6)}
-    for stem in stems:
-        truth = np.asarray(
-            Image.open(root / f"data/classes_dataset/classes_dataset/label_images_semantic/{stem}.png").convert("RGB")
-        ).reshape(-1, 3)
-        predicted = np.asarray(Image.open(root / f"masks/{stem}.png")).ravel()
-        for place, (colour, guess) in enumerate(zip(map(tuple, truth.tolist()), predicted.tolist(), strict=True)):
-            pixels[table[colour]][0].add((stem, place))
-            if guess:
-                pixels[guess][1].add((stem, place))
-    ious = [len(t & p) / len(t | p) for t, p in pixels.values() if t | p]
-    return sum(ious) / len(ious)
 
 
 def read(path: Path) -> str:
