@@ -59,7 +59,7 @@ def sample(
 
     with output.progress("scenes") as progress:
         write_samples(folder, count=count, size=_size(size), seed=seed, replace=force, progress=progress)
-    output.out.print(f"{count} generated pairs in {folder}")
+    output.out().print(f"{count} generated pairs in {folder}")
 
 
 def _inspect(source: Path) -> "Inspection":
@@ -71,7 +71,10 @@ def _inspect(source: Path) -> "Inspection":
 
 @app.command()
 def check(source: Source, json: Json = False) -> None:
-    """Decode everything and report all problems of a folder at once; exit code 1 if there are any."""
+    """Report all problems of a folder at once.
+
+    Every file is decoded. Exit code 1 if there is a problem.
+    """
     inspection = _inspect(source)
     if json:
         output.show_json(
@@ -84,11 +87,11 @@ def check(source: Source, json: Json = False) -> None:
         )
     else:
         for note in inspection.notes:
-            output.out.print(f"note: {note}", markup=False)
+            output.out().print(f"note: {note}", markup=False)
         for problem in inspection.problems:
-            output.out.print(f"problem: {problem}", markup=False)
+            output.out().print(f"problem: {problem}", markup=False)
         verdict = f"{len(inspection.problems)} problem(s)" if inspection.problems else "no problem"
-        output.out.print(f"{inspection.root}: {len(inspection.facts)} good pairs, {verdict}", markup=False)
+        output.out().print(f"{inspection.root}: {len(inspection.facts)} good pairs, {verdict}", markup=False)
     if inspection.problems:
         raise typer.Exit(1)
 
@@ -99,7 +102,7 @@ def stats(
     plot: Annotated[Path | None, typer.Option(help="Draw sizes and class shares into this file.")] = None,
     json: Json = False,
 ) -> None:
-    """Show sizes and class shares, as a table and on request as a plot."""
+    """Show sizes and class shares, as a table and a plot."""
     from droneseg.core.errors import DatasetError
     from droneseg.data.stats import compute_stats, plot_stats
 
@@ -118,13 +121,13 @@ def stats(
         ]
         shown = output.table(f"{inspection.root}", ["class", "share of pixels", "in photographs", ""], rows)
         shown.columns[3].justify = "left"
-        output.out.print(shown)
+        output.out().print(shown)
         for what, counts in (("sizes", found.sizes), ("formats", found.formats)):
-            output.out.print(f"{what}: {', '.join(f'{name} ({number})' for name, number in counts.items())}")
+            output.out().print(f"{what}: {', '.join(f'{name} ({number})' for name, number in counts.items())}")
         if plot:
-            output.out.print(f"plot: {plot}")
+            output.out().print(f"plot: {plot}")
     if inspection.problems:
-        output.err.print(f"{len(inspection.problems)} problem(s) left out; see `droneseg data check {source}`")
+        output.err().print(f"{len(inspection.problems)} problem(s) left out; see `droneseg data check {source}`")
 
 
 @app.command()
@@ -137,7 +140,7 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal splits.")] = 0,
     force: Force = False,
 ) -> None:
-    """Deal the photographs to train, validation and test, and write that down."""
+    """Deal the photographs to train, validation and test."""
     from droneseg.core.errors import DatasetError, OutputExistsError
     from droneseg.data.pairs import list_pairs
     from droneseg.data.splits import random_split, write_split
@@ -149,8 +152,8 @@ def split(
         raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
     made = random_split([p.stem for p in listing.pairs], val_share=val_share, test_share=test_share, seed=seed)
     write_split(made, out)
-    output.out.print(f"{out}: {len(made.train)} train, {len(made.val)} val, {len(made.test)} test ({by.value})")
-    output.err.print("note: places that recur from photograph to photograph can be in several parts of a random split")
+    output.out().print(f"{out}: {len(made.train)} train, {len(made.val)} val, {len(made.test)} test ({by.value})")
+    output.err().print("note: one place can be in several parts of a random split if photographs share it")
 
 
 @app.command()
@@ -167,7 +170,7 @@ def convert(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Convert a folder in the Kaggle layout into nnU-Net's raw dataset 101."""
+    """Convert the Kaggle layout into nnU-Net's raw dataset."""
     from droneseg.data.convert import Normalisation, convert_dataset
 
     settings = environment.settings()
@@ -188,7 +191,7 @@ def convert(
         output.show_json(done)
         return
     for note in done.notes:
-        output.out.print(f"note: {note}", markup=False)
+        output.out().print(f"note: {note}", markup=False)
     if done.replaced_pixels:
-        output.out.print(f"note: {done.replaced_pixels:,} pixels of unknown colour became background")
-    output.out.print(f"{done.folder}: {done.train} training cases, {done.test} test cases, {done.dropped} dropped")
+        output.out().print(f"note: {done.replaced_pixels:,} pixels of unknown colour became background")
+    output.out().print(f"{done.folder}: {done.train} training cases, {done.test} test cases, {done.dropped} dropped")

@@ -15,13 +15,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo"),
     json: Annotated[bool, typer.Option("--json", help="Write report.json to stdout at the end.")] = False,
 ) -> None:
-    """Generate scenes, train a small nnU-Net on them, predict held-out ones and say how good it is."""
+    """Run the whole flow on generated scenes.
+
+    Generates scenes, trains a small nnU-Net on them, predicts held-out ones and says how good it is.
+    """
     from droneseg.flows.demo import STAGES, run_demo
 
     with _stages(STAGES) as report:
         result = run_demo(out, report, max_pixels=environment.settings().max_pixels)
     if json:
-        output.out.file.write(result.report.read_text(encoding="utf-8"))
+        output.out().file.write(result.report.read_text(encoding="utf-8"))
         return
     scores = result.scores
     rows = [[name, output.figure(value)] for name, value in scores.per_class_iou.items()]
@@ -30,8 +33,8 @@ def demo(
     rows += [["  of colour alone", output.figure(result.colour_classifier_miou)]]
     rows += [["unsafe landing rate", output.percent(scores.unsafe_landing_rate)]]
     rows += [["landing recall", output.percent(scores.landing_recall)]]
-    output.out.print(output.table(f"{scores.images} held-out scenes", ["IoU", ""], rows))
-    output.out.print(f"{sum(result.seconds.values()):.0f} s; report {result.report}; picture {result.overlay}")
+    output.out().print(output.table(f"{scores.images} held-out scenes", ["IoU", ""], rows))
+    output.out().print(f"{sum(result.seconds.values()):.0f} s; report {result.report}; picture {result.overlay}")
 
 
 @contextmanager
@@ -40,13 +43,13 @@ def _stages(stages: tuple[str, ...]) -> Iterator[Callable[[str, float], None]]:
     # the display stands for the log here; warnings still come through
     for handler in logging.getLogger("droneseg").handlers:
         handler.setLevel(logging.WARNING)
-    if not output.err.is_terminal:
+    if not output.err().is_terminal:
         yield _plain_stages()
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=output.err) as bars:
+    with Progress(*columns, console=output.err()) as bars:
         tasks = {stage: bars.add_task(stage, total=1.0, start=False) for stage in stages}
 
         def update(stage: str, share: float) -> None:
@@ -66,6 +69,6 @@ def _plain_stages() -> Callable[[str, float], None]:
         quarter = int(4 * share)
         if quarter > shown.get(stage, -1):
             shown[stage] = quarter
-            output.err.print(f"{stage}: {25 * quarter} %")
+            output.err().print(f"{stage}: {25 * quarter} %")
 
     return update

@@ -2,8 +2,6 @@
 
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +23,7 @@ _EXTRAS = {
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
-    """Show versions, devices, folders and what to do about what is missing."""
+    """Show what is installed, what is where, and what is missing."""
     from droneseg.core.machine import usable_cores
 
     settings = environment.settings()
@@ -42,10 +40,12 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdo
         return
     width = max(map(len, findings))
     for name, finding in findings.items():
-        output.out.print(f"{name:<{width}}  {finding}", markup=False)
+        output.out().print(f"{name:<{width}}  {finding}", markup=False)
 
 
 def _packages() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {}
     for extra, packages in _EXTRAS.items():
         for package in packages:
@@ -57,6 +57,8 @@ def _packages() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
+    from importlib.util import find_spec
+
     if find_spec("torch") is None:
         return {"training device": "none: torch is not installed"}
     from droneseg.nnunet.devices import choose_device, cpu_has_bf16

@@ -45,15 +45,15 @@ def evaluate(
         [name, output.figure(scores.per_class_iou[name]), output.figure(scores.per_class_dice[name])]
         for name in scores.per_class_iou
     ]
-    output.out.print(output.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
-    output.out.print(f"mIoU {output.figure(scores.miou)}   image-wise mIoU {output.figure(scores.image_wise_miou)}")
-    output.out.print(
+    output.out().print(output.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
+    output.out().print(f"mIoU {output.figure(scores.miou)}   image-wise mIoU {output.figure(scores.image_wise_miou)}")
+    output.out().print(
         f"unsafe landing rate {output.percent(scores.unsafe_landing_rate)}   "
         f"landing recall {output.percent(scores.landing_recall)}   "
         f"pixel accuracy {output.percent(scores.pixel_accuracy)}"
     )
     if found.without_prediction:
-        output.err.print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
+        output.err().print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
 
 
 def _mask_folder(truth: Path) -> Path:

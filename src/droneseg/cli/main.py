@@ -1,7 +1,7 @@
 """The `droneseg` command."""
 
 import sys
-from importlib.metadata import version
+import warnings
 from typing import Annotated
 
 import typer
@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Drone photographs with colour masks in, a trained nnU-Net and what-is-where masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich takes longer than everything else of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
@@ -27,6 +28,8 @@ app.command()(doctor.doctor)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"droneseg {version('droneseg')}")
         raise typer.Exit
 
@@ -40,6 +43,8 @@ def start(
     """Configure logging before any command runs."""
     from droneseg.core.logs import configure_logging
 
+    # torch warns of its own future while it is imported; nobody who runs a command can act on that
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format)
 

@@ -5,13 +5,30 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+@cache
+def out() -> "Console":
+    """Return the console of stdout."""
+    return _console(stderr=False)
+
+
+@cache
+def err() -> "Console":
+    """Return the console of stderr."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> "Console":
+    from rich.console import Console  # `--help` has no use for it
+
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
 
 def show_json(value: Any) -> None:
@@ -20,8 +37,10 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+def table(title: str, columns: list[str], rows: list[list[str]]) -> "Table":
     """Build a table; all columns but the first are aligned to the right."""
+    from rich.table import Table
+
     built = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         built.add_column(column, justify="left" if index == 0 else "right")
@@ -43,7 +62,7 @@ def figure(value: float | None) -> str:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, a line per quarter elsewhere; yields a function that takes (done, total)."""
-    if not err.is_terminal:
+    if not err().is_terminal:
         yield _plain_progress(what)
         return
     from rich.progress import (
@@ -55,7 +74,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -68,6 +87,6 @@ def _plain_progress(what: str) -> Callable[[int, int], None]:
         quarter = 4 * done // total if total else 4
         if quarter > shown:
             shown = quarter
-            err.print(f"{what}: {done} of {total}")
+            err().print(f"{what}: {done} of {total}")
 
     return update

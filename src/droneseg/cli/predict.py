@@ -22,7 +22,7 @@ class ProfileChoice(StrEnum):
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Photographs, folders or glob patterns.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Photographs, folders or glob patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks, STEM.png each.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="Model folder; default: $DRONESEG_MODEL.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Checkpoint file in each fold.")] = "checkpoint_final.pth",
@@ -33,7 +33,10 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Predict again what this model made before.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
-    """Predict masks. One bad file is reported and the others go on; exit code 1 at the end."""
+    """Predict the masks of photographs.
+
+    One bad file is reported and the others go on; exit code 1 at the end.
+    """
     from droneseg.inference.folder import find_inputs, predict_files
 
     settings = environment.settings()
@@ -55,7 +58,7 @@ def predict(
             results.append(result)
             progress(len(results), len(sources))
             if result.error:
-                output.err.print(f"failed: {result.source}: {result.error}", markup=False)
+                output.err().print(f"failed: {result.source}: {result.error}", markup=False)
     counts = Counter(result.status for result in results)
     if json:
         output.show_json({"model_id": segmenter.model_id, "results": [vars(result) for result in results]})
@@ -63,7 +66,7 @@ def predict(
         summary = ", ".join(
             f"{counts[status]} {status}" for status in ("predicted", "skipped", "failed") if counts[status]
         )
-        output.out.print(f"{out}: {summary} (model {segmenter.model_id}, {segmenter.profile})", markup=False)
+        output.out().print(f"{out}: {summary} (model {segmenter.model_id}, {segmenter.profile})", markup=False)
     if counts["failed"]:
         raise typer.Exit(1)
 

@@ -17,7 +17,7 @@ def _require_nnunet() -> None:
 
 
 def preprocess(
-    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per core.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core, at most 8.")] = None,
 ) -> None:
     """Let nnU-Net plan and preprocess the converted dataset."""
     _require_nnunet()
@@ -26,21 +26,24 @@ def preprocess(
 
     done = run(Layout.from_settings(environment.settings()), processes=processes)
     height, width = done.patch_size
-    output.out.print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
+    output.out().print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
 
 
 def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="preset=smoke|cpu|gpu, max_minutes=30, resume=true, tracking=wandb, ... See --show for all keys.",
             show_default=False,
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Show the resolved configuration and stop.")] = False,
 ) -> None:
-    """Train one fold with nnU-Net's own loop; interrupted, it goes on with resume=true."""
+    """Train one fold with nnU-Net's own loop.
+
+    Ctrl-C and a crash cost the last epoch at most: the same command with resume=true goes on.
+    """
     from droneseg.training.presets import load_config
 
     config = load_config(overrides or [])
@@ -56,5 +59,5 @@ def train(
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
     done = run(config, Layout.from_settings(settings), wandb_key=key)
     dice = f", mean validation Dice {done.mean_validation_dice:.3f}" if done.mean_validation_dice is not None else ""
-    output.out.print(f"trained: {done.model_folder}{dice}")
-    output.out.print(f"predict with: droneseg predict PHOTOS --model {done.model_folder} --out masks")
+    output.out().print(f"trained: {done.model_folder}{dice}")
+    output.out().print(f"predict with: droneseg predict PHOTOS --model {done.model_folder} --out masks")

@@ -3,20 +3,16 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from droneseg.core.errors import DronesegError
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Scores
-from droneseg.core.overlay import blend, draw_overlay
-from droneseg.core.prediction import class_fractions
 from droneseg.data.convert import convert_dataset
 from droneseg.data.inspect import inspect_dataset
 from droneseg.data.pairs import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
@@ -24,6 +20,7 @@ from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import write_samples
 from droneseg.evaluation.baseline import colour_classifier_miou, constant_miou
 from droneseg.evaluation.folder import evaluate_folder
+from droneseg.evaluation.pictures import contact_sheet
 from droneseg.inference.folder import predict_files
 from droneseg.nnunet.layout import Layout
 
@@ -89,6 +86,44 @@ class DemoResult:
     overlay: Path
 
 
+@dataclass(frozen=True)
+class _Folders:
+    """Where the demo keeps what: everything below one folder."""
+
+    out: Path
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    @property
+    def images(self) -> Path:
+        return self.data / KAGGLE_FOLDER / IMAGES_FOLDER
+
+    @property
+    def truth(self) -> Path:
+        return self.data / KAGGLE_FOLDER / MASKS_FOLDER
+
+    @property
+    def split(self) -> Path:
+        return self.out / "split.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.out / "predictions"
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results")
+
+    def pairs(self, stems: Sequence[str]) -> list[tuple[Image, Mask]]:
+        """Read photographs and their true masks."""
+        return [
+            (read_image(self.images / f"{stem}.png"), read_mask(self.truth / f"{stem}.png", "colours"))
+            for stem in stems
+        ]
+
+
 def run_demo(out: Path, report: Report, *, max_pixels: int, overrides: tuple[str, ...] = ()) -> DemoResult:
     """Run the whole flow on generated scenes; everything is written below `out`.
 
@@ -101,53 +136,61 @@ def run_demo(out: Path, report: Report, *, max_pixels: int, overrides: tuple[str
     Raises:
         DronesegError: If `out` holds something that is not a demo, or a step fails.
     """
-    out = out.resolve()
-    _require_demo_folder(out)
-    (out / "report.json").unlink(missing_ok=True)
+    folders = _Folders(out.resolve())
+    _require_demo_folder(folders.out)
+    (folders.out / "report.json").unlink(missing_ok=True)
     clock = _Clock(report)
-    data, layout = out / "data", Layout(out / "nnUNet_raw", out / "nnUNet_preprocessed", out / "nnUNet_results")
-    root = data / KAGGLE_FOLDER
+    split = _make_data(folders, clock, max_pixels)
+    model_folder = _make_model(folders, clock, overrides)
+    with clock.stage("predict") as progress:
+        _predict([folders.images / f"{stem}.png" for stem in split.test], folders, model_folder, max_pixels, progress)
+    with clock.stage("evaluate"):
+        scores = evaluate_folder(folders.predictions, folders.truth, max_pixels=max_pixels).scores
+        held_out = folders.pairs(split.test)
+        baseline = constant_miou([mask for _, mask in held_out])
+        colour = colour_classifier_miou(folders.pairs(split.train), held_out)
+    result = DemoResult(
+        scores, baseline, colour, clock.seconds, folders.out / "report.json", folders.out / "overlay.png"
+    )
+    shown = [read_mask(folders.predictions / f"{stem}.png", "ids") for stem in split.test[:_OVERLAY_SCENES]]
+    caption = f"mIoU {scores.miou or 0:.3f} on {scores.images} held-out scenes"
+    triples = [(image, truth, mask) for (image, truth), mask in zip(held_out, shown, strict=False)]
+    write_bytes(result.overlay, encode_png(contact_sheet(triples, caption=caption)))
+    write_text(result.report, json.dumps(_summary(result, folders), indent=2) + "\n")
+    return result
+
+
+def _make_data(folders: _Folders, clock: _Clock, max_pixels: int) -> Split:
+    """Generate, check and convert the scenes; the last ones are held out."""
     stems = [f"{index:03d}" for index in range(TRAIN_SCENES + VAL_SCENES + TEST_SCENES)]
     split = Split(tuple(stems[:TRAIN_SCENES]), tuple(stems[TRAIN_SCENES:-TEST_SCENES]), tuple(stems[-TEST_SCENES:]))
     with clock.stage("sample") as progress:
-        write_samples(data, count=len(stems), size=SIZE, seed=_SEED, replace=True, progress=progress)
-        write_split(split, out / "split.json")
+        write_samples(folders.data, count=len(stems), size=SIZE, seed=_SEED, replace=True, progress=progress)
+        write_split(split, folders.split)
     with clock.stage("check") as progress:
-        inspection = inspect_dataset(data, max_pixels=max_pixels, progress=progress)
+        inspection = inspect_dataset(folders.data, max_pixels=max_pixels, progress=progress)
         if inspection.problems:
             raise DronesegError("\n".join(["The generated data has problems:", *inspection.problems]))
     with clock.stage("convert") as progress:
         convert_dataset(
-            data, layout.raw, split_file=out / "split.json", force=True, max_pixels=max_pixels, progress=progress
+            folders.data,
+            folders.layout.raw,
+            split_file=folders.split,
+            force=True,
+            max_pixels=max_pixels,
+            progress=progress,
         )
+    return split
+
+
+def _make_model(folders: _Folders, clock: _Clock, overrides: tuple[str, ...]) -> Path:
+    """Preprocess and train; return the model's folder."""
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
 
-        preprocess(layout, show_progress=False)
+        preprocess(folders.layout, show_progress=False)
     with clock.stage("train") as progress:
-        model_folder = _train(layout, overrides, progress)
-    predictions = out / "predictions"
-    with clock.stage("predict") as progress:
-        _predict(
-            [root / IMAGES_FOLDER / f"{stem}.png" for stem in split.test],
-            predictions,
-            layout,
-            model_folder,
-            max_pixels,
-            progress,
-        )
-    with clock.stage("evaluate"):
-        truth = root / MASKS_FOLDER
-        scores = evaluate_folder(predictions, truth, max_pixels=max_pixels).scores
-        fitted, held_out = ([_read_pair(root, stem) for stem in part] for part in (split.train, split.test))
-        baseline = constant_miou([mask for _, mask in held_out])
-        colour = colour_classifier_miou(fitted, held_out)
-    result = DemoResult(scores, baseline, colour, clock.seconds, out / "report.json", out / "overlay.png")
-    shown = split.test[:_OVERLAY_SCENES]
-    masks = [read_mask(predictions / f"{stem}.png", "ids") for stem in shown]
-    write_bytes(result.overlay, encode_png(_contact_sheet(held_out[: len(shown)], masks, scores)))
-    write_text(result.report, json.dumps(_summary(result, predictions, truth), indent=2) + "\n")
-    return result
+        return _train(folders.layout, overrides, progress)
 
 
 def _require_demo_folder(out: Path) -> None:
@@ -172,43 +215,19 @@ def _train(layout: Layout, overrides: tuple[str, ...], progress: Callable[[int, 
 
 
 def _predict(
-    images: list[Path],
-    out: Path,
-    layout: Layout,
-    model_folder: Path,
-    max_pixels: int,
-    progress: Callable[[int, int], None],
+    images: list[Path], folders: _Folders, model_folder: Path, max_pixels: int, progress: Callable[[int, int], None]
 ) -> None:
     from droneseg.nnunet.reference import ReferenceSegmenter
 
-    segmenter = ReferenceSegmenter(model_folder, layout)
-    for done, result in enumerate(predict_files(segmenter, images, out, max_pixels=max_pixels, force=True), start=1):
+    segmenter = ReferenceSegmenter(model_folder, folders.layout)
+    results = predict_files(segmenter, images, folders.predictions, max_pixels=max_pixels, force=True)
+    for done, result in enumerate(results, start=1):
         if result.error:
             raise DronesegError(f"{result.source}: {result.error}")
         progress(done, len(images))
 
 
-def _read_pair(root: Path, stem: str) -> tuple[Image, Mask]:
-    return (
-        read_image(root / IMAGES_FOLDER / f"{stem}.png"),
-        read_mask(root / MASKS_FOLDER / f"{stem}.png", "colours"),
-    )
-
-
-def _contact_sheet(held_out: list[tuple[Image, Mask]], predicted: list[Mask], scores: Scores) -> Image:
-    """Draw photograph, truth and prediction of some scenes side by side, with one legend."""
-    rows = [
-        np.hstack([image, blend(image, truth), blend(image, mask)])
-        for (image, truth), mask in zip(held_out, predicted, strict=True)
-    ]
-    sheet = np.vstack(rows)
-    everything = np.hstack([np.ravel(mask) for mask in predicted])
-    caption = f"photograph | truth | prediction     mIoU {scores.miou or 0:.3f} on {scores.images} held-out scenes"
-    legend = draw_overlay(sheet, np.zeros(sheet.shape[:2], np.uint8), class_fractions(everything), caption=caption)
-    return np.vstack([sheet, legend[sheet.shape[0] :]])
-
-
-def _summary(result: DemoResult, predictions: Path, truth: Path) -> dict[str, object]:
+def _summary(result: DemoResult, folders: _Folders) -> dict[str, object]:
     scores = result.scores
     return {
         "miou": scores.miou,
@@ -220,6 +239,6 @@ def _summary(result: DemoResult, predictions: Path, truth: Path) -> dict[str, ob
         "landing_recall": scores.landing_recall,
         "images": scores.images,
         "seconds": result.seconds,
-        "predictions": str(predictions),
-        "truth": str(truth),
+        "predictions": str(folders.predictions),
+        "truth": str(folders.truth),
     }

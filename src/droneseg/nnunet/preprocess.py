@@ -8,6 +8,7 @@ from droneseg.core.errors import ConfigurationError
 from droneseg.nnunet.layout import BASE_CONFIGURATION, DATASET_ID, Layout, announce
 from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import read_plans
+from droneseg.nnunet.workers import threads_for_workers
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
 
     Args:
         layout: nnU-Net's folders.
-        processes: Worker processes; default one per core, at most 8.
+        processes: Threads; default one per core, at most 8.
         show_progress: Whether nnU-Net draws its progress bars.
 
     Raises:
@@ -50,7 +51,7 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
     # nnU-Net refuses to plan when an older split differs; the raw dataset's is the one that counts
     (layout.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
     workers = processes or default_num_processes
-    with prints_as_logs():
+    with prints_as_logs(), threads_for_workers():
         logger.info("fingerprint and plan")
         api.extract_fingerprints([DATASET_ID], num_processes=workers, show_progress_bar=show_progress)
         api.plan_experiments([DATASET_ID])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,21 +10,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.brightness import (
-    MultiplicativeBrightnessTransform,
-)
-from batchgeneratorsv2.transforms.intensity.contrast import (
-    BGContrast,
-    ContrastTransform,
-)
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
+from droneseg.nnunet.augmentation import light_augmentation
 from droneseg.nnunet.losses import Float32Loss
 from droneseg.nnunet.tracking import disable_wandb
 
@@ -74,6 +66,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings.val_iterations
         self.enable_deep_supervision = self.settings.deep_supervision
         self.save_every = self.settings.save_every
+        self._last_epoch_end: float | None = None
 
     # --- building -----------------------------------------------------------------------------------------------
 
@@ -109,16 +102,8 @@ class DroneSegTrainer(nnUNetTrainer):
         if self.settings.augmentation == "full":
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
         _, _, scales, mirror_axes, *_ = args
-        rest = {k: v for k, v in kwargs.items() if k not in ("use_mask_for_norm",)}
-        colour = {"synchronize_channels": True, "p_per_channel": 1}
-        return ComposeTransforms(
-            [
-                MirrorTransform(allowed_axes=mirror_axes),
-                RandomTransform(MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **colour), 0.3),
-                RandomTransform(ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **colour), 0.3),
-                nnUNetTrainer.get_validation_transforms(scales, **rest),
-            ]
-        )
+        rest = {key: value for key, value in kwargs.items() if key != "use_mask_for_norm"}
+        return light_augmentation(mirror_axes, nnUNetTrainer.get_validation_transforms(scales, **rest))
 
     # --- computing ----------------------------------------------------------------------------------------------
 
@@ -188,7 +173,8 @@ class DroneSegTrainer(nnUNetTrainer):
             reason = shared[0]
         if reason:
             raise _Finished(reason)
-        super().on_epoch_start()
+        # an epoch begins where the one before ended, so that saving and plotting count, too
+        self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
     def run_training(self) -> None:
         """Train until the epochs, the time or the patience is over; the final checkpoint is written in each case."""
@@ -215,6 +201,7 @@ class DroneSegTrainer(nnUNetTrainer):
         """Save as nnU-Net does and report one line."""
         epoch = self.current_epoch
         super().on_epoch_end()
+        self._last_epoch_end = self.logger.get_value("epoch_end_timestamps", -1)
         if self.local_rank == 0:
             value = self.logger.get_value
             logger.info(
