@@ -16,7 +16,9 @@ def droneseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("command", [[], ["data"], ["data", "convert"], ["train"], ["predict"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["data"], ["data", "convert"], ["train"], ["export"], ["predict"], ["benchmark"], ["demo"]]
+)
 def test_every_command_has_help(command: list[str], tmp_path: Path) -> None:
     done = droneseg(*command, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -24,9 +26,8 @@ def test_every_command_has_help(command: list[str], tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    script = (
-        "import sys, droneseg.cli.main; print([m for m in ('torch', 'numpy', 'pydantic', 'PIL') if m in sys.modules])"
-    )
+    heavy = ("torch", "numpy", "pydantic", "PIL", "rich")
+    script = f"import sys, droneseg.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -72,7 +73,7 @@ def test_predict_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     done = droneseg("predict", "a.png", "--out", "masks", cwd=tmp_path)
     assert done.returncode == 1
     assert "No model at nnUNet_results" in done.stderr
-    assert "droneseg train" in done.stderr
+    assert "Make one with `droneseg export`" in done.stderr
     assert not (tmp_path / "masks").exists()
 
 

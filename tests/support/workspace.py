@@ -36,7 +36,9 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "DRONESEG_MODEL"))}
+        # without compiled files each process would compile torch and nnU-Net anew
+        left_out = ("nnUNet_", "DRONESEG_MODEL", "PYTHONDONTWRITEBYTECODE")
+        return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
 
     def fold(self, configuration: str = "2d_smoke") -> Path:
         """Return the folder of a training."""

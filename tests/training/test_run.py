@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,11 +96,35 @@ def test_wandb_offline_writes_a_run_and_none_writes_nothing(workspace: Workspace
     assert not (workspace.fold() / "wandb").exists()
 
 
+def test_overwrite_sets_the_older_training_aside(workspace: Workspace) -> None:
+    arguments = [*TINY, "configuration=2d_early", "epochs=1", "validation=none"]
+    before = (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes()
+    workspace.run("train", *arguments, "overwrite=true")
+    aside = next(workspace.fold("2d_early").parent.glob("before_*_fold_0"))
+    assert (aside / "checkpoint_final.pth").read_bytes() == before
+    assert (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes() != before
+
+
+def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(workspace: Workspace) -> None:
+    running = subprocess.Popen(
+        [*workspace.command, "train", *TINY, "configuration=2d_interrupted", "epochs=5000", "validation=none"],
+        cwd=workspace.root, env=workspace.environment, stderr=subprocess.PIPE, text=True,
+        # a process started in the background ignores SIGINT; one in a terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    wait_for(lambda: "epoch 1/5000" in read(workspace.fold("2d_interrupted") / "droneseg.log"), running)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "error: Interrupted. Go on from the last checkpoint with resume=true." in errors
+    assert "Traceback" not in errors
+
+
 def read(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def wait_for(condition: object, running: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: object, running: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 300
     while not condition():  # type: ignore[operator]  # test
         assert running.poll() is None, "the training ended by itself"

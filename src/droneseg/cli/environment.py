@@ -11,3 +11,14 @@ def settings() -> "Settings":
     from droneseg.core.settings import load_settings
 
     return load_settings()
+
+
+def require_nnunet() -> None:
+    """Raise `MissingDependencyError` unless torch and nnU-Net are installed; does not import them."""
+    from importlib.util import find_spec
+
+    from droneseg.core.errors import MissingDependencyError
+
+    for package in ("torch", "nnunetv2"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "train")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from droneseg.cli import data, demo, doctor, environment, evaluate, predict, train
+from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, predict, train
 from droneseg.core.errors import DronesegError
 
 app = typer.Typer(
@@ -21,8 +21,10 @@ app.add_typer(data.app, name="data")
 app.command()(demo.demo)
 app.command()(train.preprocess)
 app.command(context_settings={"allow_extra_args": False})(train.train)
+app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
+app.command()(benchmark.benchmark)
 app.command()(doctor.doctor)
 
 

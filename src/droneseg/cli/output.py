@@ -49,9 +49,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> "Table":
     return built
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, decimals: int = 1) -> str:
     """Return a share as a percentage, a dash for none."""
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else f"{value:.{decimals}%}"
 
 
 def figure(value: float | None) -> str:

@@ -3,32 +3,35 @@
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from droneseg.cli import environment, output
-from droneseg.core.errors import MissingDependencyError, ModelError
-
-if TYPE_CHECKING:
-    from droneseg.core.settings import Settings
 
 
-class ProfileChoice(StrEnum):
-    """Speed against fidelity."""
+class RuntimeName(StrEnum):
+    """What runs the network."""
 
-    EXACT = "exact"
-    FAST = "fast"
+    AUTO = "auto"
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
 
 
 def predict(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Photographs, folders or glob patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks, STEM.png each.", show_default=False)],
-    model: Annotated[Path | None, typer.Option(help="Model folder; default: $DRONESEG_MODEL.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in each fold.")] = "checkpoint_final.pth",
+    model: Annotated[Path | None, typer.Option(help="Model bundle; default: $DRONESEG_MODEL.")] = None,
     profile: Annotated[
-        ProfileChoice, typer.Option(help="exact: nnU-Net's own answer, mirrored; fast: one pass.")
-    ] = ProfileChoice.EXACT,
+        str | None,
+        typer.Option(
+            help="exact: nnU-Net's own answer, mirrored; fast: one pass; int8 if the bundle has it. "
+            "Default: $DRONESEG_PROFILE, or as the bundle says."
+        ),
+    ] = None,
+    runtime: Annotated[
+        RuntimeName | None, typer.Option(help="What runs the network; default: $DRONESEG_RUNTIME.")
+    ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write STEM_overlay.png pictures too.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Predict again what this model made before.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
@@ -38,18 +41,11 @@ def predict(
     One bad file is reported and the others go on; exit code 1 at the end.
     """
     from droneseg.inference.folder import find_inputs, predict_files
+    from droneseg.inference.load import load_segmenter
 
     settings = environment.settings()
     sources = find_inputs(inputs)
-    folder = _find_model(model, settings)
-    try:
-        from droneseg.nnunet.layout import Layout
-        from droneseg.nnunet.reference import Profile, ReferenceSegmenter
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(str(error.name), "train") from error
-    segmenter = ReferenceSegmenter(
-        folder, Layout.from_settings(settings), checkpoint=checkpoint, profile=Profile(profile.value)
-    )
+    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime.value if runtime else None)
     results = []
     with output.progress("photographs") as progress:
         for result in predict_files(
@@ -66,24 +62,7 @@ def predict(
         summary = ", ".join(
             f"{counts[status]} {status}" for status in ("predicted", "skipped", "failed") if counts[status]
         )
-        output.out().print(f"{out}: {summary} (model {segmenter.model_id}, {segmenter.profile})", markup=False)
+        how = f"model {segmenter.model_id}, {segmenter.profile}, {segmenter.runtime}"
+        output.out().print(f"{out}: {summary} ({how})", markup=False)
     if counts["failed"]:
         raise typer.Exit(1)
-
-
-def _find_model(model: Path | None, settings: "Settings") -> Path:
-    """Return the model folder, or say which there are: nothing is chosen in silence."""
-    folder = model or settings.model
-    if folder.is_dir():
-        return folder
-    from droneseg.nnunet.layout import trained_folders
-
-    found = "".join(f"\n  - {path}" for path in trained_folders(settings.nnunet_results))
-    raise ModelError(
-        f"No model at {folder}. "
-        + (
-            f"Pass one of these with --model:{found}"
-            if found
-            else "Train one with `droneseg train`, or name it with --model."
-        )
-    )

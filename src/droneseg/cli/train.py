@@ -5,22 +5,13 @@ from typing import Annotated
 import typer
 
 from droneseg.cli import environment, output
-from droneseg.core.errors import MissingDependencyError
-
-
-def _require_nnunet() -> None:
-    from importlib.util import find_spec
-
-    for module, package in (("torch", "torch"), ("nnunetv2", "nnunetv2")):
-        if find_spec(module) is None:
-            raise MissingDependencyError(package, "train")
 
 
 def preprocess(
     processes: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core, at most 8.")] = None,
 ) -> None:
     """Let nnU-Net plan and preprocess the converted dataset."""
-    _require_nnunet()
+    environment.require_nnunet()
     from droneseg.nnunet.layout import Layout
     from droneseg.nnunet.preprocess import preprocess as run
 
@@ -51,7 +42,7 @@ def train(
         shown = config.model_dump(mode="json", exclude={"trainer"})
         output.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16"}))
         return
-    _require_nnunet()
+    environment.require_nnunet()
     from droneseg.nnunet.layout import Layout
     from droneseg.training.run import train as run
 
@@ -60,4 +51,4 @@ def train(
     done = run(config, Layout.from_settings(settings), wandb_key=key)
     dice = f", mean validation Dice {done.mean_validation_dice:.3f}" if done.mean_validation_dice is not None else ""
     output.out().print(f"trained: {done.model_folder}{dice}")
-    output.out().print(f"predict with: droneseg predict PHOTOS --model {done.model_folder} --out masks")
+    output.out().print(f"next: droneseg export --from {done.model_folder}")

@@ -17,7 +17,9 @@ DronesegError
 ├── ConfigurationError       a setting, preset or override is wrong
 ├── MissingDependencyError   an optional package is not installed
 ├── TrainingError            a training cannot start, go on or finish
-└── ModelError               a model cannot be found or loaded
+└── ModelError               a model cannot be found, loaded or run
+    ├── BundleError              a bundle does not verify
+    └── UntrustedCheckpointError a checkpoint would run code when loaded
 
 A message says what is wrong, with the value, and what to do about it.
 """
@@ -90,7 +92,15 @@ class TrainingError(DronesegError):
 
 
 class ModelError(DronesegError):
-    """A model cannot be found or loaded."""
+    """A model cannot be found, loaded or run."""
+
+
+class BundleError(ModelError):
+    """A model bundle is incomplete, damaged, too new or made for other classes."""
+
+
+class UntrustedCheckpointError(ModelError):
+    """A checkpoint holds pickled objects beyond numbers and text, which could run code when loaded."""
 
 
 class MissingDependencyError(DronesegError):

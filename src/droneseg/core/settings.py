@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,12 +30,26 @@ class Settings(BaseSettings):
     """What the environment (or a `.env` file) says; read once at an entry point and passed down."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DRONESEG_", env_file=".env", env_file_encoding="utf-8", extra="ignore", populate_by_name=True
+        env_prefix="DRONESEG_",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
     )
 
     model: Path = Field(
         default=Path("nnUNet_results/champion"),
-        description="The model that `predict` loads: a training folder of nnU-Net (the one that holds plans.json).",
+        description="The model to predict with: a bundle, as `droneseg export` makes them.",
+    )
+    profile: str | None = Field(
+        default=None, description="How to run it: exact, fast or int8; by default as the bundle says."
+    )
+    runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
+        default="auto", description="What runs the network: openvino, onnxruntime, or auto: ONNX Runtime with a GPU."
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/droneseg"), description="Folder for compiled networks, which make later starts faster."
     )
     max_pixels: int = Field(default=40_000_000, ge=1, description="Largest image accepted, in pixels.")
     log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from droneseg.core.errors import DronesegError
@@ -21,48 +19,17 @@ from droneseg.data.synthetic.scene import write_samples
 from droneseg.evaluation.baseline import colour_classifier_miou, constant_miou
 from droneseg.evaluation.folder import evaluate_folder
 from droneseg.evaluation.pictures import contact_sheet
+from droneseg.flows.stages import StageClock, StageReport, TrainingProgress
 from droneseg.inference.folder import predict_files
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.model.bundle import Bundle
 from droneseg.nnunet.layout import Layout
 
-STAGES = ("sample", "check", "convert", "preprocess", "train", "predict", "evaluate")
+STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
 SIZE = (192, 144)
 TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 120, 8, 16
 _SEED = 7
 _OVERLAY_SCENES = 4
-
-Report = Callable[[str, float], None]
-"""Called with a stage and the share of it that is done, 0 to 1."""
-
-
-@dataclass
-class _Clock:
-    """Tells a stage's progress and keeps its time."""
-
-    report: Report
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Time a stage; yields a function that takes (done, total)."""
-        begin = time.perf_counter()
-        self.report(name, 0.0)
-        yield lambda done, total: self.report(name, done / total)
-        self.seconds[name] = round(time.perf_counter() - begin, 2)
-        self.report(name, 1.0)
-
-
-class _TrainingProgress(logging.Handler):
-    """Passes on the share of the training that its log records carry."""
-
-    def __init__(self, update: Callable[[int, int], None]) -> None:
-        super().__init__(logging.INFO)
-        self._update = update
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Read the share, if the record has one."""
-        share = getattr(record, "share_done", None)
-        if share is not None:
-            self._update(round(1000 * share), 1000)
 
 
 @dataclass(frozen=True)
@@ -124,7 +91,7 @@ class _Folders:
         ]
 
 
-def run_demo(out: Path, report: Report, *, max_pixels: int, overrides: tuple[str, ...] = ()) -> DemoResult:
+def run_demo(out: Path, report: StageReport, *, max_pixels: int, overrides: tuple[str, ...] = ()) -> DemoResult:
     """Run the whole flow on generated scenes; everything is written below `out`.
 
     Args:
@@ -139,11 +106,11 @@ def run_demo(out: Path, report: Report, *, max_pixels: int, overrides: tuple[str
     folders = _Folders(out.resolve())
     _require_demo_folder(folders.out)
     (folders.out / "report.json").unlink(missing_ok=True)
-    clock = _Clock(report)
+    clock = StageClock(report)
     split = _make_data(folders, clock, max_pixels)
-    model_folder = _make_model(folders, clock, overrides)
+    model = _make_model(folders, clock, overrides)
     with clock.stage("predict") as progress:
-        _predict([folders.images / f"{stem}.png" for stem in split.test], folders, model_folder, max_pixels, progress)
+        _predict([folders.images / f"{stem}.png" for stem in split.test], folders, model, max_pixels, progress)
     with clock.stage("evaluate"):
         scores = evaluate_folder(folders.predictions, folders.truth, max_pixels=max_pixels).scores
         held_out = folders.pairs(split.test)
@@ -160,7 +127,7 @@ def run_demo(out: Path, report: Report, *, max_pixels: int, overrides: tuple[str
     return result
 
 
-def _make_data(folders: _Folders, clock: _Clock, max_pixels: int) -> Split:
+def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
     """Generate, check and convert the scenes; the last ones are held out."""
     stems = [f"{index:03d}" for index in range(TRAIN_SCENES + VAL_SCENES + TEST_SCENES)]
     split = Split(tuple(stems[:TRAIN_SCENES]), tuple(stems[TRAIN_SCENES:-TEST_SCENES]), tuple(stems[-TEST_SCENES:]))
@@ -183,14 +150,28 @@ def _make_data(folders: _Folders, clock: _Clock, max_pixels: int) -> Split:
     return split
 
 
-def _make_model(folders: _Folders, clock: _Clock, overrides: tuple[str, ...]) -> Path:
-    """Preprocess and train; return the model's folder."""
+def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]) -> Bundle:
+    """Preprocess, train and export."""
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
 
         preprocess(folders.layout, show_progress=False)
     with clock.stage("train") as progress:
-        return _train(folders.layout, overrides, progress)
+        trained = _train(folders.layout, overrides, progress)
+    with clock.stage("export"):
+        from droneseg.flows.export import export_model
+        from droneseg.nnunet.layout import FINAL_CHECKPOINT
+
+        return export_model(
+            trained,
+            folders.layout,
+            folders.out / "model",
+            checkpoint=FINAL_CHECKPOINT,
+            default_profile="exact",
+            licence="Apache-2.0",
+            images=VAL_SCENES,
+            report=lambda _step: None,
+        )
 
 
 def _require_demo_folder(out: Path) -> None:
@@ -203,7 +184,7 @@ def _train(layout: Layout, overrides: tuple[str, ...], progress: Callable[[int, 
     from droneseg.training.presets import load_config
     from droneseg.training.run import train
 
-    handler = _TrainingProgress(progress)
+    handler = TrainingProgress(progress)
     logger = logging.getLogger("droneseg.nnunet.trainer")
     logger.addHandler(handler)
     try:
@@ -215,11 +196,9 @@ def _train(layout: Layout, overrides: tuple[str, ...], progress: Callable[[int, 
 
 
 def _predict(
-    images: list[Path], folders: _Folders, model_folder: Path, max_pixels: int, progress: Callable[[int, int], None]
+    images: list[Path], folders: _Folders, model: Bundle, max_pixels: int, progress: Callable[[int, int], None]
 ) -> None:
-    from droneseg.nnunet.reference import ReferenceSegmenter
-
-    segmenter = ReferenceSegmenter(model_folder, folders.layout)
+    segmenter = BundleSegmenter(model)
     results = predict_files(segmenter, images, folders.predictions, max_pixels=max_pixels, force=True)
     for done, result in enumerate(results, start=1):
         if result.error:

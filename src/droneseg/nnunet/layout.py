@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from droneseg.core.errors import ModelError
 from droneseg.core.machine import usable_cores
 from droneseg.core.settings import Settings
 
@@ -83,11 +84,25 @@ def announce(layout: Layout, *, processes: int | None = None, loaders: int | Non
         os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
 
 
-def model_id_of(checkpoint_sha256: str) -> str:
-    """Return the short id of a model that is known by its checkpoint."""
-    return checkpoint_sha256[:12]
-
-
 def trained_folders(results: Path) -> list[Path]:
     """List the model folders below nnU-Net's results that hold a finished or interrupted training."""
     return sorted({found.parent.parent for found in results.glob(f"{DATASET}/*/fold_*/checkpoint_*.pth")})
+
+
+def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
+    """Return the checkpoint of every fold of a model folder that has it.
+
+    Raises:
+        ModelError: If there is none; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"No model at {folder}: no such folder.")
+    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} is no model folder of nnU-Net: {' and '.join(missing)} missing.")
+    files = sorted(folder.glob(f"fold_[0-9]*/{checkpoint}"))
+    if not files:
+        others = sorted({file.name for file in folder.glob("fold_*/checkpoint_*.pth")})
+        hint = f" There is {', '.join(others)}: pass it with --checkpoint." if others else ""
+        raise ModelError(f"{folder}: no fold holds {checkpoint}.{hint}")
+    return files

@@ -41,6 +41,23 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
     Raises:
         ConfigurationError: If there is no raw dataset.
     """
+    plan = plan_dataset(layout, processes=processes, show_progress=show_progress)
+    from nnunetv2.configuration import default_num_processes
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess as run
+
+    with prints_as_logs(), threads_for_workers():
+        logger.info("preprocessing")
+        run(
+            [DATASET_ID],
+            configurations=[BASE_CONFIGURATION],
+            num_processes=[processes or default_num_processes],
+            show_progress_bar=show_progress,
+        )
+    return plan
+
+
+def plan_dataset(layout: Layout, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
+    """Let nnU-Net look at the raw dataset and plan its network; see `preprocess`."""
     if not (layout.raw_dataset / "dataset.json").is_file():
         raise ConfigurationError(f"{layout.raw_dataset} is missing. Run `droneseg data convert` first.")
     announce(layout, processes=processes)
@@ -50,18 +67,12 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
     layout.preprocessed_dataset.mkdir(parents=True, exist_ok=True)
     # nnU-Net refuses to plan when an older split differs; the raw dataset's is the one that counts
     (layout.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
-    workers = processes or default_num_processes
     with prints_as_logs(), threads_for_workers():
         logger.info("fingerprint and plan")
-        api.extract_fingerprints([DATASET_ID], num_processes=workers, show_progress_bar=show_progress)
-        api.plan_experiments([DATASET_ID])
-        logger.info("preprocessing")
-        api.preprocess(
-            [DATASET_ID],
-            configurations=[BASE_CONFIGURATION],
-            num_processes=[workers],
-            show_progress_bar=show_progress,
+        api.extract_fingerprints(
+            [DATASET_ID], num_processes=processes or default_num_processes, show_progress_bar=show_progress
         )
+        api.plan_experiments([DATASET_ID])
     plan = read_plans(layout)["configurations"][BASE_CONFIGURATION]
     return Preprocessed(
         folder=layout.preprocessed_dataset,

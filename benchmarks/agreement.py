@@ -1,0 +1,52 @@
+"""Holds a bundle's profiles against nnU-Net's own predictor on photographs, pixel by pixel.
+
+    uv run python benchmarks/agreement.py TRAINING_FOLDER BUNDLE PHOTOS [--count 10]
+
+exact is compared with mirroring, every other profile without.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from droneseg.core.images import SUFFIXES, encode_png, read_image
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.model.bundle import read_bundle
+from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.reference import StockPredictor
+
+
+def main() -> None:
+    """Compare, and print a line per profile."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trained", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--count", type=int, default=10)
+    arguments = parser.parse_args()
+    bundle = read_bundle(arguments.bundle)
+    images = sorted(file for file in arguments.photos.iterdir() if file.suffix.lower() in SUFFIXES)
+    images = images[:: max(1, len(images) // arguments.count)][: arguments.count]
+    with tempfile.TemporaryDirectory() as temporary:
+        root, picture = Path(temporary), Path(temporary, "image.png")
+        stock = {
+            mirrored: StockPredictor(arguments.trained, Layout(root, root, root), mirrored=mirrored)
+            for mirrored in (True, False)
+        }
+        segmenters = {name: BundleSegmenter(bundle, profile=name) for name in bundle.manifest.profiles}
+        same: dict[str, list[float]] = {name: [] for name in segmenters}
+        for image in images:
+            pixels = read_image(image)
+            picture.write_bytes(encode_png(pixels))
+            wanted = {mirrored: predictor.segment_file(picture) for mirrored, predictor in stock.items()}
+            for name, segmenter in segmenters.items():
+                found = segmenter.segment(pixels).mask
+                same[name].append(float(np.mean(found == wanted[bundle.manifest.profiles[name].mirroring])))
+    for name, shares in same.items():
+        print(f"{name:<6} mean {np.mean(shares):.4%}  worst {np.min(shares):.4%}  on {len(shares)} photographs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`droneseg export`: a trained model becomes a bundle."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from droneseg.cli import environment, output
+
+if TYPE_CHECKING:
+    from droneseg.nnunet.layout import Layout
+
+
+def export(
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Model folder of nnU-Net; default: the only one below nnUNet_results."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: $DRONESEG_MODEL.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in each fold.")] = "checkpoint_final.pth",
+    fold: Annotated[list[int] | None, typer.Option(help="Fold to take, repeatable; default: all, averaged.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Add a calibrated INT8 network as a profile.")] = False,
+    default_profile: Annotated[str, typer.Option(help="Profile used unless another is named.")] = "fast",
+    licence: Annotated[
+        str, typer.Option("--license", help="Terms of the weights.")
+    ] = "the terms of the data it was trained on",
+    images: Annotated[int, typer.Option(min=4, help="Photographs to measure on, at most.")] = 16,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a checkpoint that pickles code: only if you know where it is from.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
+) -> None:
+    """Make a bundle of a trained model: no pickle, no torch.
+
+    The exported network is held against the trained one, and every profile is measured on the validation part.
+    """
+    from droneseg.core.errors import OutputExistsError
+
+    settings = environment.settings()
+    target = out or settings.model
+    if target.exists() and any(target.iterdir()) and not force:
+        raise OutputExistsError(f"{target} is already there and was left untouched. Use --force to replace it.")
+    environment.require_nnunet()
+    from droneseg.flows.export import export_model
+    from droneseg.nnunet.layout import Layout
+
+    layout = Layout.from_settings(settings)
+    bundle = export_model(
+        source or _only_model(layout),
+        layout,
+        target,
+        checkpoint=checkpoint,
+        folds=tuple(fold) if fold else None,
+        trust=trust,
+        int8=int8,
+        default_profile=default_profile,
+        licence=licence,
+        images=images,
+        report=lambda step: output.err().print(f"{step} ...", markup=False),
+    )
+    manifest = bundle.manifest
+    if json:
+        output.show_json(manifest.model_dump(mode="json"))
+        return
+    rows = [
+        [
+            f"{name}{' (default)' if name == manifest.default_profile else ''}",
+            output.percent(profile.figures["agreement_with_exact"], 2),
+            output.figure(profile.figures["miou"]),
+        ]
+        for name, profile in manifest.profiles.items()
+    ]
+    source_of_figures = (manifest.quality or {}).get("data", "")
+    output.out().print(output.table(f"on {source_of_figures}", ["profile", "as exact", "mIoU"], rows))
+    output.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
+
+
+def _only_model(layout: "Layout") -> Path:
+    """Return the only trained model there is: nothing is chosen in silence."""
+    from droneseg.core.errors import ModelError
+    from droneseg.nnunet.layout import trained_folders
+
+    found = trained_folders(layout.results)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelError(f"No trained model below {layout.results}. Train one with `droneseg train`.")
+    listed = "".join(f"\n  - {folder}" for folder in found)
+    raise ModelError(f"Several trained models below {layout.results}. Name one with --from:{listed}")

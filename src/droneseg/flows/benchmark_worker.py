@@ -1,0 +1,85 @@
+"""One row of the benchmark in a process of its own: loads a predictor, then answers one photograph at each "go".
+
+Speaks JSON lines: `ready` after the first mask, `seconds` for each "go", `peak_mb` at the end.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from droneseg.core.masks import Mask, encode_mask
+
+
+class StockRow:
+    """nnU-Net's own predictor."""
+
+    name = "nnU-Net's predictor, torch"
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        from droneseg.nnunet.layout import Layout
+        from droneseg.nnunet.reference import StockPredictor
+
+        folder = Path(task["model"])
+        self._predictor = StockPredictor(folder, Layout(folder, folder, folder), mirrored=task["mirrored"])
+        self._image = Path(task["image"])
+
+    def predict(self) -> tuple[Mask, float | None]:
+        """Go from the file to the mask."""
+        return self._predictor.segment_file(self._image), None
+
+
+class BundleRow:
+    """A bundle with one profile and runtime."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+        from droneseg.model.bundle import read_bundle
+
+        self._segmenter = BundleSegmenter(
+            read_bundle(Path(task["model"])),
+            profile=task["profile"],
+            runtime=RuntimeChoice(task["runtime"]),
+            cache=Path(task["cache"]),
+        )
+        self.name = self._segmenter.runtime
+        self._image = Path(task["image"])
+
+    def predict(self) -> tuple[Mask, float | None]:
+        """Go from the file to the mask; returns also the seconds in the network."""
+        from droneseg.core.images import decode_image
+
+        done = self._segmenter.segment(decode_image(self._image.read_bytes()))
+        return done.mask, done.timings_s["network"]
+
+
+def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
+    """Answer commands until they end."""
+
+    def reply(**content: Any) -> None:
+        replies.write(json.dumps(content) + "\n")
+        replies.flush()
+
+    row: StockRow | BundleRow = StockRow(task) if task["kind"] == "stock" else BundleRow(task)
+    mask, _ = row.predict()
+    encode_mask(mask)
+    np.save(task["mask"], mask)
+    reply(ready=row.name)
+    for _command in commands:
+        begin = time.perf_counter()
+        mask, network_s = row.predict()
+        encode_mask(mask)
+        reply(seconds=time.perf_counter() - begin, network_s=network_s)
+    # kilobytes on Linux, bytes on macOS
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    reply(peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+if __name__ == "__main__":
+    # what the libraries print goes to stderr: stdout is for replies
+    channel, sys.stdout = sys.stdout, sys.stderr
+    serve(json.loads(sys.argv[1]), sys.stdin, channel)

@@ -1,0 +1,194 @@
+"""A trained model becomes a bundle: exported, quantised on request, measured, and described."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from droneseg.core.errors import ConfigurationError
+from droneseg.core.images import Image
+from droneseg.core.metrics import confusion, score
+from droneseg.flows.samples import Samples, take_samples
+from droneseg.inference.preprocessing import normalisation_table
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.inference.tiling import central_tile
+from droneseg.model.bundle import Bundle, write_bundle
+from droneseg.model.manifest import (
+    INT8_NETWORK_NAME,
+    NETWORK_NAME,
+    FileRecord,
+    Manifest,
+    Profile,
+    Provenance,
+    own_classes,
+)
+from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
+from droneseg.nnunet.layout import PLANS, Layout
+from droneseg.training.export import divisor_of, export_onnx, normalisation_of, quantise, resolved_plan
+from droneseg.training.provenance import git_revision, package_versions
+
+logger = logging.getLogger(__name__)
+
+PROFILES = {
+    "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
+    "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
+}
+INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="fastest")
+_CHECKED_PATCHES = 4
+
+Report = Callable[[str], None]
+"""Told what happens next."""
+
+
+def export_model(
+    folder: Path,
+    layout: Layout,
+    out: Path,
+    *,
+    checkpoint: str,
+    folds: tuple[int, ...] | None = None,
+    trust: bool = False,
+    int8: bool = False,
+    default_profile: str = "fast",
+    licence: str,
+    images: int = 16,
+    report: Report,
+) -> Bundle:
+    """Make a bundle of a trained model; it is written only if the exported network agrees with the trained one.
+
+    Args:
+        folder: A model folder of nnU-Net.
+        layout: nnU-Net's folders; the validation part of its raw dataset is what the bundle is measured on. Without
+            one, generated scenes are.
+        out: Folder of the bundle; an older bundle there is replaced.
+        checkpoint: File name of the checkpoint in each fold.
+        folds: Which folds; None for all.
+        trust: Whether to load checkpoints that pickle more than numbers and text.
+        int8: Whether to add an INT8 network.
+        default_profile: The one that is used unless another is named.
+        licence: Terms of the weights.
+        images: How many photographs to measure on, at most.
+        report: Told what happens next.
+
+    Raises:
+        ModelError: If the model cannot be loaded or exported.
+        ConfigurationError: If its plan is one that cannot be exported.
+    """
+    report("loading the checkpoint")
+    model = load_trained_model(folder, layout, checkpoint=checkpoint, folds=folds, trust=trust)
+    profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
+    if default_profile not in profiles:
+        raise ConfigurationError(f"No profile {default_profile!r}; there will be {', '.join(profiles)}.")
+    samples = take_samples(layout, model.folds[0].number, images)
+    with tempfile.TemporaryDirectory() as temporary:
+        network = Path(temporary, NETWORK_NAME)
+        report("exporting, and comparing with torch")
+        agreement = export_onnx(model, network, _tiles(model, samples.images[:_CHECKED_PATCHES]))
+        files = {NETWORK_NAME: network}
+        if int8:
+            report("quantising to INT8")
+            files[INT8_NETWORK_NAME] = Path(temporary, INT8_NETWORK_NAME)
+            quantise(network, files[INT8_NETWORK_NAME], _tiles(model, samples.calibration))
+        describe = _Description(model, profiles, default_profile, licence, agreement)
+        draft = write_bundle(Path(temporary, "draft"), describe.manifest, files)
+        report(f"measuring on {len(samples.images)} photographs ({samples.source})")
+        measured, quality = _measure(draft, samples)
+        return write_bundle(
+            out,
+            lambda records: describe.manifest(records, profiles=measured, quality=quality),
+            files,
+        )
+
+
+def _plan_patch(model: TrainedModel) -> tuple[int, int]:
+    height, width = resolved_plan(model)["patch_size"]
+    return int(height), int(width)
+
+
+def _tiles(model: TrainedModel, images: Sequence[Image]) -> NDArray[np.float32]:
+    patch, normalisation = _plan_patch(model), normalisation_of(model)
+    return np.stack([central_tile(image, normalisation_table(image, normalisation), patch) for image in images])
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What the manifest says, but for the files and the figures."""
+
+    model: TrainedModel
+    profiles: dict[str, Profile]
+    default_profile: str
+    licence: str
+    agreement: dict[str, float]
+
+    def manifest(
+        self,
+        files: dict[str, FileRecord],
+        *,
+        profiles: dict[str, Profile] | None = None,
+        quality: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """Return the manifest of a bundle with these files."""
+        model = self.model
+        fingerprint = model.folder / "dataset_fingerprint.json"
+        folds = ", ".join(str(fold.number) for fold in model.folds)
+        return Manifest(
+            version=version("droneseg"),
+            description=f"{model.trainer}, {model.configuration}, fold {folds}",
+            license=self.licence,
+            classes=own_classes(),
+            normalisation=normalisation_of(model),
+            patch_size=_plan_patch(model),
+            divisor=divisor_of(model),
+            mirror_axes=model.mirror_axes,
+            profiles=profiles or self.profiles,
+            default_profile=self.default_profile,
+            provenance=Provenance(
+                trainer=model.trainer,
+                plans=str(model.plans.get("plans_name", PLANS)),
+                configuration=model.configuration,
+                folds=tuple(fold.number for fold in model.folds),
+                epochs=tuple(fold.epochs for fold in model.folds),
+                checkpoint_sha256=tuple(fold.sha256 for fold in model.folds),
+                data_fingerprint_sha256=(
+                    hashlib.sha256(fingerprint.read_bytes()).hexdigest() if fingerprint.is_file() else None
+                ),
+                packages=package_versions(),
+                git_revision=git_revision(),
+                exported=datetime.now(UTC).isoformat(timespec="seconds"),
+                agreement_with_torch=self.agreement,
+            ),
+            quality=quality,
+            files=files,
+        )
+
+
+def _measure(draft: Bundle, samples: Samples) -> tuple[dict[str, Profile], dict[str, Any]]:
+    """Run every profile on the samples; return the profiles with their figures, and the default one's quality."""
+    masks = {}
+    for name in draft.manifest.profiles:
+        segmenter = BundleSegmenter(draft, profile=name)
+        masks[name] = [segmenter.segment(image).mask for image in samples.images]
+    measured, quality = {}, {}
+    for name, profile in draft.manifest.profiles.items():
+        agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])
+        scores = score(confusion(t, p) for t, p in zip(samples.truths, masks[name], strict=True))
+        figures = {"agreement_with_exact": round(float(agreement), 6), "miou": round(scores.miou or 0.0, 4)}
+        measured[name] = profile.model_copy(update={"figures": figures})
+        quality[name] = {
+            "data": samples.source,
+            "images": scores.images,
+            "miou": scores.miou,
+            "image_wise_miou": scores.image_wise_miou,
+            "per_class_iou": scores.per_class_iou,
+            "unsafe_landing_rate": scores.unsafe_landing_rate,
+            "landing_recall": scores.landing_recall,
+        }
+    return measured, {"profile": draft.manifest.default_profile, **quality[draft.manifest.default_profile]}

@@ -1,0 +1,1 @@
+"""What runs a network: OpenVINO and ONNX Runtime, behind one protocol."""

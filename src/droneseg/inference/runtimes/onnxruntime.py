@@ -1,0 +1,65 @@
+"""ONNX Runtime: the CPU anywhere, and CUDA where it is installed."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from droneseg.core.errors import ModelError
+from droneseg.core.machine import usable_cores
+from droneseg.core.masks import Mask
+from droneseg.inference.runtimes.protocol import Patches, batch_for
+from droneseg.inference.scores import Probabilities, decide
+
+_CUDA = "CUDAExecutionProvider"
+
+
+def has_cuda() -> bool:
+    """Say whether this ONNX Runtime can use an NVIDIA GPU."""
+    return _CUDA in ort.get_available_providers()
+
+
+class OnnxRuntime:
+    """A network through ONNX Runtime, in float32.
+
+    Args:
+        network: ONNX file: (N, 3, h, w) float32 to logits (N, C, h, w).
+        patch: Height and width of a tile.
+        takes_bytes: Whether tiles come as bytes (N, h, w, 3), to be divided by 255.
+
+    Raises:
+        ModelError: If ONNX Runtime cannot read the network.
+    """
+
+    def __init__(self, network: Path, patch: tuple[int, int], *, takes_bytes: bool) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = usable_cores()
+        options.log_severity_level = 3
+        providers = [_CUDA, "CPUExecutionProvider"] if has_cuda() else ["CPUExecutionProvider"]
+        try:
+            self._session = ort.InferenceSession(network, options, providers=providers)
+        # what it raises has no common base but Exception; it is never swallowed
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot run {network}: {error}") from error
+        self._input = self._session.get_inputs()[0].name
+        self._takes_bytes = takes_bytes
+        self._lock = threading.Lock()
+        self.batch = batch_for(patch)
+        self.name = f"ONNX Runtime f32 ({self._session.get_providers()[0].removesuffix('ExecutionProvider')})"
+
+    def scores(self, patches: Patches) -> NDArray[np.float32]:
+        """Return the logits of N tiles, shape (N, C, H, W), dtype float32."""
+        values = patches
+        if self._takes_bytes:
+            values = np.ascontiguousarray(patches.transpose(0, 3, 1, 2), dtype=np.float32)
+            values /= 255
+        with self._lock:
+            logits: NDArray[np.float32] = self._session.run(None, {self._input: values})[0]
+        return logits
+
+    def winners(self, patches: Patches) -> tuple[Mask, Probabilities]:
+        """Return class ids, shape (N, H, W), uint8, and the probability of each, float32."""
+        decided = [decide(scores) for scores in self.scores(patches)]
+        return np.stack([ids for ids, _ in decided]), np.stack([winning for _, winning in decided])

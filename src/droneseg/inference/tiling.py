@@ -1,0 +1,178 @@
+"""nnU-Net's sliding window over one photograph: cut tiles, run them in batches, put their answers together."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from droneseg.core.images import Image
+from droneseg.core.masks import Mask
+from droneseg.inference.runtimes.protocol import Patches, Runtime
+from droneseg.inference.scores import OpenRows
+from droneseg.inference.windows import gaussian, padding, window_starts
+
+
+@dataclass(frozen=True)
+class Window:
+    """How the sliding window goes.
+
+    Attributes:
+        patch: Height and width of a tile.
+        step: Largest distance of two tiles, as a share of the patch.
+        mirror_axes: Axes of the image along which mirrored passes are averaged; none for one pass.
+        half_sums: Whether tiles are summed in float16, as nnU-Net does.
+    """
+
+    patch: tuple[int, int]
+    step: float
+    mirror_axes: tuple[int, ...]
+    half_sums: bool
+
+
+@dataclass
+class Answer:
+    """What the window found.
+
+    Attributes:
+        mask: Class ids, shape (H, W), dtype uint8.
+        probability_sum: Of the winning class over all pixels.
+        network_s: Seconds in the network.
+    """
+
+    mask: Mask
+    probability_sum: float = 0.0
+    network_s: float = field(default=0.0)
+
+
+def slide(runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: Window) -> Answer:
+    """Predict the classes of a cropped photograph.
+
+    Args:
+        runtime: Runs batches of tiles.
+        image: RGB, shape (H, W, 3), dtype uint8.
+        table: What each byte value becomes, shape (3, 256); None if the runtime normalises.
+        window: How to slide.
+    """
+    cutter = _Cutter(image, table, window)
+    answer = Answer(np.empty(image.shape[:2], np.uint8))
+    if len(cutter.places) == 1 and not window.mirror_axes and not window.half_sums:
+        _one_tile(runtime, cutter, answer)
+    else:
+        _many_tiles(runtime, cutter, window, answer)
+    return answer
+
+
+def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the normalised tile in the middle of an image, shape (3, h, w), dtype float32, zero beyond the image.
+
+    Args:
+        image: RGB, shape (H, W, 3), dtype uint8.
+        table: What each byte value becomes, shape (3, 256).
+        patch: Height and width of the tile.
+    """
+    cutter = _Cutter(image, table, Window(patch, step=0.5, mirror_axes=(), half_sums=False))
+    top, left = ((side - tile) // 2 for side, tile in zip(cutter.padded, patch, strict=True))
+    tile: NDArray[np.float32] = cutter.cut([(top, left)])[0].astype(np.float32, copy=False)
+    return tile
+
+
+class _Cutter:
+    """Knows where tiles lie and cuts them, with zeros beyond the image."""
+
+    def __init__(self, image: Image, table: NDArray[np.float32] | None, window: Window) -> None:
+        self._image, self._table, self.patch = image, table, window.patch
+        size = image.shape[:2]
+        self.padded = tuple(max(side, patch) for side, patch in zip(size, window.patch, strict=True))
+        self.before = tuple(padding(side, patch) for side, patch in zip(size, window.patch, strict=True))
+        self.tops, self.lefts = (
+            window_starts(side, patch, window.step) for side, patch in zip(self.padded, window.patch, strict=True)
+        )
+        self.places = [(top, left) for top in self.tops for left in self.lefts]
+
+    def cut(self, places: list[tuple[int, int]]) -> Patches:
+        """Return the tiles that begin at (top, left) each, as the runtime wants them."""
+        height, width = self.patch
+        bytes_ = np.zeros((len(places), height, width, 3), np.uint8)
+        values = None if self._table is None else np.zeros((len(places), 3, height, width), np.float32)
+        for index, (top, left) in enumerate(places):
+            (y, rows), (x, columns) = (
+                _inside(start, side, before, patch)
+                for start, side, before, patch in zip(
+                    (top, left), self._image.shape, self.before, self.patch, strict=False
+                )
+            )
+            part = self._image[rows, columns]
+            area = slice(y, y + part.shape[0]), slice(x, x + part.shape[1])
+            if values is None or self._table is None:
+                bytes_[index][area] = part
+            else:
+                for channel in range(3):
+                    values[index, channel][area] = self._table[channel][part[..., channel]]
+        return bytes_ if values is None else values
+
+
+def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]:
+    """Return where in a tile the image begins, and which part of the image lies in the tile, along one axis."""
+    first, last = max(start - before, 0), min(start - before + patch, side)
+    return max(before - start, 0), slice(first, last)
+
+
+def _one_tile(runtime: Runtime, cutter: _Cutter, answer: Answer) -> None:
+    """Let the runtime decide: a single tile's weights cancel out."""
+    patches = cutter.cut(cutter.places)
+    begin = time.perf_counter()
+    ids, winning = runtime.winners(patches)
+    answer.network_s = time.perf_counter() - begin
+    height, width = answer.mask.shape
+    area = slice(cutter.before[0], cutter.before[0] + height), slice(cutter.before[1], cutter.before[1] + width)
+    answer.mask[:] = ids[0][area]
+    answer.probability_sum = float(winning[0][area].sum(dtype=np.float64))
+
+
+def _many_tiles(runtime: Runtime, cutter: _Cutter, window: Window, answer: Answer) -> None:
+    height, width = answer.mask.shape
+    (above, beside), bottom = cutter.before, cutter.padded[0]
+    rows: OpenRows | None = None
+    following = dict(zip(cutter.tops, [*cutter.tops[1:], bottom], strict=True))
+    for (top, left), scores in _scores_by_tile(runtime, cutter, window, answer):
+        rows = rows or OpenRows(len(scores), cutter.padded[1], gaussian(window.patch), half=window.half_sums)
+        rows.add(left, scores)
+        if left != cutter.lefts[-1]:
+            continue
+        ids, winning = rows.close(following[top] - top)
+        # the decided rows, without those that only pad the image
+        first, last = max(top, above), min(following[top], above + height)
+        if first < last:
+            decided = slice(first - top, last - top), slice(beside, beside + width)
+            answer.mask[first - above : last - above] = ids[decided]
+            answer.probability_sum += float(winning[decided].sum(dtype=np.float64))
+
+
+def _scores_by_tile(
+    runtime: Runtime, cutter: _Cutter, window: Window, answer: Answer
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+    """Yield place and scores (C, h, w) of each tile, row by row; the network runs in batches."""
+    for begin in range(0, len(cutter.places), runtime.batch):
+        places = cutter.places[begin : begin + runtime.batch]
+        patches = cutter.cut(places)
+        started = time.perf_counter()
+        scores = _mirrored_mean(runtime, patches, window.mirror_axes)
+        answer.network_s += time.perf_counter() - started
+        yield from zip(places, scores, strict=True)
+
+
+def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) -> NDArray[np.float32]:
+    """Average the scores over all mirrored passes, in nnU-Net's order."""
+    total = runtime.scores(patches)
+    # bytes come as (N, H, W, 3), values and scores as (N, C, H, W)
+    first = 1 if patches.dtype == np.uint8 else 2
+    flips = [chosen for count in range(1, len(axes) + 1) for chosen in combinations(axes, count)]
+    for chosen in flips:
+        mirrored: Patches = np.ascontiguousarray(np.flip(patches, tuple(first + axis for axis in chosen)))
+        total += np.flip(runtime.scores(mirrored), tuple(2 + axis for axis in chosen))
+    if flips:
+        total /= len(flips) + 1
+    return total

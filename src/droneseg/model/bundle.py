@@ -1,0 +1,144 @@
+"""The bundle: a folder with networks and a manifest, written whole and read only when everything in it verifies."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from droneseg.core.errors import BundleError
+from droneseg.core.files import new_folder, write_bytes
+from droneseg.model.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    own_classes,
+)
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        model_id: Short hash of the manifest, and so of everything in it.
+    """
+
+    folder: Path
+    manifest: Manifest
+    model_id: str
+
+    def network(self, profile: str) -> Path:
+        """Return the network file of a profile of this bundle."""
+        return self.folder / self.manifest.profiles[profile].network
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle and verify all of it.
+
+    Raises:
+        BundleError: If anything is missing, changed, newer than this version or made for other classes; the message
+            says which.
+    """
+    data = _manifest_bytes(folder)
+    content = _parse(folder, data)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {content.get('format_version')!r}; this version of droneseg reads "
+            f"{FORMAT_VERSION}. Update droneseg, or export the model again."
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  - {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
+        raise BundleError("\n".join([f"{folder / MANIFEST_NAME} is malformed:", *lines])) from error
+    _require_own_classes(folder, manifest)
+    for name, record in manifest.files.items():
+        _verify_file(folder / name, record)
+    return Bundle(folder, manifest, _model_id(data))
+
+
+def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest], files: Mapping[str, Path]) -> Bundle:
+    """Write a bundle in one step; an older one in `folder` is replaced, and kept until the new one is whole.
+
+    Args:
+        folder: Where it shall be.
+        build: Makes the manifest from the records of the files.
+        files: What it holds, by name; the files are copied.
+
+    Returns:
+        The bundle, read back and verified.
+    """
+    with new_folder(folder, replace=True) as aside:
+        for name, source in files.items():
+            shutil.copyfile(source, aside / name)
+        manifest = build({name: file_record(aside / name) for name in files})
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
+        write_bytes(aside / MANIFEST_NAME, text.encode())
+    return read_bundle(folder)
+
+
+def file_record(path: Path) -> FileRecord:
+    """Return size and checksum of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _model_id(manifest: bytes) -> str:
+    return hashlib.sha256(manifest).hexdigest()[:12]
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    if not folder.is_dir():
+        raise BundleError(f"No model at {folder}. Make one with `droneseg export`, or name another.")
+    try:
+        return (folder / MANIFEST_NAME).read_bytes()
+    except FileNotFoundError:
+        if (folder / "plans.json").is_file():
+            raise BundleError(
+                f"{folder} is a training folder of nnU-Net, not a bundle. "
+                f"Make one of it with `droneseg export --from {folder}`."
+            ) from None
+        raise BundleError(f"{folder} is no model bundle: it holds no {MANIFEST_NAME}.") from None
+
+
+def _parse(folder: Path, data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST_NAME} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{folder / MANIFEST_NAME} is not a JSON object.")
+    return content
+
+
+def _require_own_classes(folder: Path, manifest: Manifest) -> None:
+    if manifest.classes == own_classes():
+        return
+    theirs = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in manifest.classes)
+    ours = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in own_classes())
+    raise BundleError(f"{folder} was made for another class table: {theirs}. This version has: {ours}.")
+
+
+def _verify_file(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing. The bundle is incomplete; fetch or export it again.")
+    found = file_record(path)
+    if found.size_bytes != record.size_bytes:
+        raise BundleError(
+            f"{path} has {found.size_bytes:,} bytes instead of {record.size_bytes:,}. Fetch or export the model again."
+        )
+    if found.sha256 != record.sha256:
+        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. Fetch or export the model again.")

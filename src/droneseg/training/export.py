@@ -1,0 +1,156 @@
+"""Trained networks to ONNX: folds averaged in one graph, checked against torch; and to INT8."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from droneseg.core.errors import ConfigurationError, MissingDependencyError, ModelError
+from droneseg.nnunet.checkpoint import TrainedModel, build_networks
+from droneseg.nnunet.output import prints_as_logs
+
+logger = logging.getLogger(__name__)
+
+_OPSET = 17
+# Both sum the same products in another order; what differs more is not the same network.
+_MIN_AGREEMENT = 0.999
+_NORMALISATIONS: dict[str, Literal["rgb_to_0_1", "zscore"]] = {
+    "RGBTo01Normalization": "rgb_to_0_1",
+    "ZScoreNormalization": "zscore",
+}
+
+
+class MeanOfFolds(nn.Module):
+    """The mean of several networks' logits, as nnU-Net averages folds."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, patch: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the logits, (N, C, H, W)."""
+        logits: torch.Tensor = self.networks[0](patch)
+        for network in self.networks[1:]:
+            logits = logits + network(patch)
+        return logits / len(self.networks) if len(self.networks) > 1 else logits
+
+
+def normalisation_of(model: TrainedModel) -> Literal["rgb_to_0_1", "zscore"]:
+    """Return how the model wants its colours.
+
+    Raises:
+        ConfigurationError: If the plan asks for something that photographs of three colours do not have.
+    """
+    plan = resolved_plan(model)
+    schemes = set(plan["normalization_schemes"])
+    if len(schemes) != 1 or not schemes <= set(_NORMALISATIONS):
+        raise ConfigurationError(f"Cannot export normalisation {sorted(schemes)}; known are {sorted(_NORMALISATIONS)}.")
+    chosen = _NORMALISATIONS[schemes.pop()]
+    if chosen == "zscore" and any(plan["use_mask_for_norm"]):
+        raise ConfigurationError(
+            "Cannot export a plan that normalises inside a mask only (use_mask_for_norm): most photographs of its data "
+            "have wide black borders. Crop them before `droneseg data convert`."
+        )
+    return chosen
+
+
+def resolved_plan(model: TrainedModel) -> dict[str, Any]:
+    """Return the model's configuration with what it inherits."""
+    configurations = model.plans["configurations"]
+    plan: dict[str, Any] = dict(configurations[model.configuration])
+    while "inherits_from" in plan:
+        plan = {**configurations[plan.pop("inherits_from")], **plan}
+    return plan
+
+
+def divisor_of(model: TrainedModel) -> tuple[int, int]:
+    """Return what height and width must be multiples of: the product of the network's strides."""
+    strides = np.prod(resolved_plan(model)["architecture"]["arch_kwargs"]["strides"], axis=0)
+    return int(strides[0]), int(strides[1])
+
+
+def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32]) -> dict[str, float]:
+    """Write the network of a model as ONNX and hold it against torch.
+
+    Args:
+        model: What to export.
+        target: File to write: (N, 3, h, w) float32, named `patch`, to `logits` (N, C, h, w).
+        patches: Normalised tiles to compare on, shape (N, 3, h, w), dtype float32.
+
+    Returns:
+        `agreement`, the share of pixels with the same class, and `largest_difference` of the logits.
+
+    Raises:
+        ModelError: If the exported network does not agree with torch.
+    """
+    network = MeanOfFolds(build_networks(model)).eval()
+    example = torch.from_numpy(patches[:1])
+    # inference_mode breaks the export
+    with torch.no_grad(), prints_as_logs(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            str(target),
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["patch"],
+            output_names=["logits"],
+            dynamic_axes={"patch": {0: "n"}, "logits": {0: "n"}},
+        )
+    figures = _compare(network, target, patches)
+    logger.info("exported network agrees with torch on %.4f %% of pixels", 100 * figures["agreement"])
+    if not figures["agreement"] >= _MIN_AGREEMENT:
+        raise ModelError(
+            f"The exported network agrees with torch on {figures['agreement']:.2%} of pixels only; nothing was written."
+        )
+    return figures
+
+
+def _compare(network: nn.Module, exported: Path, patches: NDArray[np.float32]) -> dict[str, float]:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    same, largest = [], 0.0
+    for patch in patches:
+        with torch.no_grad():
+            wanted = network(torch.from_numpy(patch[None])).numpy()
+        found = session.run(None, {"patch": patch[None]})[0]
+        same.append(float((wanted.argmax(1) == found.argmax(1)).mean()))
+        largest = max(largest, float(np.abs(wanted - found).max()))
+    return {"agreement": float(np.mean(same)), "largest_difference": largest}
+
+
+def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
+    """Write an INT8 version of an ONNX network, calibrated on tiles.
+
+    Weights and activations become 8-bit integers (NNCF's mixed preset: symmetric weights, asymmetric activations).
+
+    Args:
+        network: ONNX file with an input named `patch`.
+        target: File to write.
+        patches: Normalised tiles, shape (N, 3, h, w), dtype float32.
+
+    Raises:
+        MissingDependencyError: If NNCF is not installed.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingDependencyError("nncf", "train") from error
+    import onnx
+
+    with prints_as_logs():
+        quantised = nncf.quantize(
+            onnx.load(str(network)),
+            nncf.Dataset([{"patch": patch[None]} for patch in patches]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(patches),
+        )
+    onnx.save(quantised, str(target))

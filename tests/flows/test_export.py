@@ -1,0 +1,111 @@
+"""A training becomes a bundle that predicts; a checkpoint that could run code is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+TABLE = {(155, 38, 182): 1, (14, 135, 204): 2, (124, 252, 0): 3, (255, 20, 147): 4, (169, 169, 169): 5}
+KAGGLE = "data/classes_dataset/classes_dataset"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Workspace) -> Workspace:
+    """The trained workspace with a bundle in nnUNet_results/champion, INT8 included."""
+    trained.run("export", "--from", str(trained.fold().parent), "--int8", "--images", "4", "--license", "Apache-2.0")
+    return trained
+
+
+def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Workspace) -> None:
+    manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
+    assert set(manifest["profiles"]) == {"exact", "fast", "int8"}
+    assert set(manifest["files"]) == {"model.onnx", "model.int8.onnx"}
+    assert manifest["normalisation"] == "rgb_to_0_1"
+    assert manifest["patch_size"] == [64, 64]
+    assert manifest["mirror_axes"] == [0, 1]
+    provenance = manifest["provenance"]
+    assert (provenance["trainer"], provenance["configuration"], provenance["epochs"]) == (
+        "DroneSegTrainer", "2d_smoke", [2],
+    )  # fmt: skip
+    assert provenance["agreement_with_torch"]["agreement"] > 0.999
+    for profile in manifest["profiles"].values():
+        assert 0 <= profile["figures"]["miou"] <= 1
+    assert manifest["profiles"]["fast"]["figures"]["agreement_with_exact"] > 0.5
+    split = json.loads((exported.root / "split.json").read_text())
+    assert manifest["quality"]["images"] == len(split["val"])
+    assert manifest["license"] == "Apache-2.0"
+
+
+def test_an_existing_bundle_is_not_replaced_unasked(exported: Workspace) -> None:
+    refused = exported.run("export", "--from", str(exported.fold().parent), check=False)
+    assert refused.returncode == 1
+    assert "already there and was left untouched. Use --force" in refused.stderr
+
+
+def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:
+    stems = json.loads((exported.root / "split.json").read_text())["test"]
+    images = [f"{KAGGLE}/original_images/{stem}.png" for stem in stems]
+    done = exported.run("predict", *images, "--out", "masks", "--overlay", "--json")
+    results = json.loads(done.stdout)["results"]
+    assert [result["status"] for result in results] == ["predicted"] * len(stems)
+    assert all(1 / 6 <= result["confidence"] <= 1 for result in results)
+    for stem in stems:
+        opened = Image.open(exported.root / "masks" / f"{stem}.png")
+        assert (opened.mode, opened.size) == ("P", (96, 80))
+    found = json.loads(exported.run("evaluate", "masks", "data", "--json").stdout)["scores"]
+    assert found["images"] == len(stems)
+    assert found["miou"] == pytest.approx(independent_miou(exported.root, stems))
+    again = exported.run("predict", *images, "--out", "masks", "--overlay")
+    assert f"{len(stems)} skipped" in again.stdout
+
+
+def test_predict_reports_a_bad_file_and_exits_1(exported: Workspace) -> None:
+    (exported.root / "bad").mkdir()
+    (exported.root / "bad/broken.png").write_bytes(b"junk")
+    Image.new("RGB", (50, 40), (90, 90, 90)).save(exported.root / "bad/good.png")
+    done = exported.run("predict", "bad", "--out", "bad_masks", "--profile", "int8", check=False)
+    assert done.returncode == 1
+    assert "failed: bad/broken.png: Not an image" in done.stderr
+    assert "1 predicted, 1 failed" in done.stdout
+    assert (exported.root / "bad_masks/good.png").is_file()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(trained: Workspace, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(trained.fold().parent, spoilt)
+    file = spoilt / "fold_0/checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    torch.save(content | {"surprise": Path("a")}, file)
+    refused = trained.run("export", "--from", str(spoilt), "--out", str(tmp_path / "bundle"), check=False)
+    assert refused.returncode == 1
+    assert "pickles more than numbers and text (pathlib." in refused.stderr
+    assert "--trust" in refused.stderr
+    assert not (tmp_path / "bundle").exists()
+    trusted = trained.run(
+        "export", "--from", str(spoilt), "--out", str(tmp_path / "bundle"), "--trust", "--images", "4", check=False
+    )
+    assert trusted.returncode == 0, trusted.stderr
+
+
+def independent_miou(root: Path, stems: list[str]) -> float:
+    """Mean IoU over classes 1-5, with sets of pixels instead of a confusion matrix."""
+    pixels: dict[int, list[set[tuple[str, int]]]] = {c: [set(), set()] for c in range(1, 6)}
+    for stem in stems:
+        truth = np.asarray(Image.open(root / f"{KAGGLE}/label_images_semantic/{stem}.png").convert("RGB"))
+        predicted = np.asarray(Image.open(root / f"masks/{stem}.png")).ravel()
+        for place, (colour, guess) in enumerate(zip(truth.reshape(-1, 3).tolist(), predicted.tolist(), strict=True)):
+            pixels[TABLE[tuple(colour)]][0].add((stem, place))
+            if guess:
+                pixels[guess][1].add((stem, place))
+    ious = [len(t & p) / len(t | p) for t, p in pixels.values() if t | p]
+    return sum(ious) / len(ious)

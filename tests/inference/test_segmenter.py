@@ -1,0 +1,119 @@
+"""A bundle predicts the same with every runtime, in one tile or many, from one thread or eight."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from droneseg.core.errors import ConfigurationError, ModelError
+from droneseg.data.synthetic.scene import generate_scene
+from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+from droneseg.model.bundle import Bundle
+from support.bundles import make_bundle, write_network
+
+RUNTIMES = [RuntimeChoice.OPENVINO, RuntimeChoice.ONNXRUNTIME]
+COLOURS = {1: (5, 5, 5), 2: (0, 0, 250), 3: (0, 250, 0), 4: (250, 0, 0), 5: (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A picture whose pixels are coloured by class, and the classes."""
+    ids = np.random.default_rng(seed).integers(1, 6, (height, width)).astype(np.uint8)
+    table = np.array([(0, 0, 0), *COLOURS.values()], np.uint8)
+    return table[ids], ids
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("profile", ["exact", "fast"])
+@pytest.mark.parametrize("size", [(16, 24), (7, 9), (1, 40), (50, 1), (61, 83), (16, 100)])
+def test_every_pixel_keeps_its_place(
+    bundle: Bundle, runtime: RuntimeChoice, profile: str, size: tuple[int, int]
+) -> None:
+    image, ids = picture(*size)
+    found = BundleSegmenter(bundle, profile=profile, runtime=runtime).segment(image)
+    assert np.array_equal(found.mask, ids)
+    assert 0.5 < found.confidence <= 1
+    assert sum(found.class_fractions.values()) == pytest.approx(1)
+    assert found.model_id == bundle.model_id
+    assert set(found.timings_s) == {"preprocess", "network", "postprocess"}
+
+
+def test_a_black_border_is_background_and_the_rest_is_predicted(bundle: Bundle) -> None:
+    image, ids = picture(30, 40)
+    framed = np.zeros((50, 70, 3), np.uint8)
+    framed[12:42, 20:60] = image
+    found = BundleSegmenter(bundle).segment(framed).mask
+    assert np.array_equal(found[12:42, 20:60], ids)
+    assert found.sum() == ids.sum(dtype=np.int64)
+
+
+def test_a_black_image_gets_an_answer(bundle: Bundle) -> None:
+    assert set(np.unique(BundleSegmenter(bundle).segment(np.zeros((20, 30, 3), np.uint8)).mask)) == {1}
+
+
+def test_eight_threads_give_the_masks_of_one(bundle: Bundle) -> None:
+    segmenter = BundleSegmenter(bundle)
+    images = [generate_scene(seed, 70 + 3 * seed, 50)[0] for seed in range(24)]
+    alone = [segmenter.segment(image).mask for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: segmenter.segment(image).mask, images * 4))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 4, together, strict=True))
+
+
+def test_an_unknown_profile_is_an_error_that_names_the_known_ones(bundle: Bundle) -> None:
+    with pytest.raises(ConfigurationError, match="has no profile 'int8'; it has exact, fast"):
+        BundleSegmenter(bundle, profile="int8")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("profile", ["exact", "fast"])
+def test_scores_that_are_not_finite_are_an_error_not_an_answer(
+    tmp_path: Path, runtime: RuntimeChoice, profile: str
+) -> None:
+    write_network(tmp_path / "nan.onnx", biases=(0, 0, float("nan"), 0, 0, 0))
+    broken = make_bundle(tmp_path / "bundle", network=tmp_path / "nan.onnx")
+    with pytest.raises(ModelError, match="not finite"):
+        BundleSegmenter(broken, profile=profile, runtime=runtime).segment(picture(40, 40)[0])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_file_that_is_no_network_is_an_error(tmp_path: Path, runtime: RuntimeChoice) -> None:
+    (tmp_path / "text.onnx").write_text("not a network")
+    with pytest.raises(ModelError, match="cannot run"):
+        BundleSegmenter(make_bundle(tmp_path / "bundle", network=tmp_path / "text.onnx"), runtime=runtime)
+
+
+def test_serving_side_packages_load_without_torch_and_nnunet() -> None:
+    script = """
+import importlib, pkgutil, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "nnunetv2"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Refuse())
+import droneseg
+found = 0
+for package in ("serving", "inference", "model", "monitoring"):
+    try:
+        base = importlib.import_module(f"droneseg.{package}")
+    except ModuleNotFoundError as error:
+        assert error.name == f"droneseg.{package}", error
+        continue
+    for module in pkgutil.walk_packages(base.__path__, base.__name__ + "."):
+        importlib.import_module(module.name)
+        found += 1
+print(found)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10

@@ -1,0 +1,95 @@
+"""A bundle is read only when everything in it verifies; each way to be wrong has a message of its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from droneseg.core.errors import BundleError
+from droneseg.model.bundle import read_bundle
+from support.bundles import make_bundle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundle").folder
+
+
+def test_a_whole_bundle_is_read(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    assert bundle.manifest.default_profile == "fast"
+    assert bundle.network("exact").is_file()
+    assert len(bundle.model_id) == 12
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = folder / "manifest.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(data)
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "flipped byte": (flip_a_byte, r"model.onnx is damaged: its SHA-256 is not the manifest's"),
+    "missing file": (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing. The bundle is incomplete"),
+    "cut short": (lambda f: (f / "model.onnx").write_bytes(b"x"), "model.onnx has 1 bytes instead of"),
+    "other class table": (
+        lambda f: edit(f, lambda m: m["classes"][2].update(name="lava")),
+        r"made for another class table: .*2 lava .*This version has: .*2 water",
+    ),
+    "newer format": (
+        lambda f: edit(f, lambda m: m.update(format_version=2)),
+        "bundle format 2; this version of droneseg reads 1. Update droneseg",
+    ),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "is no model bundle: it holds no manifest.json"),
+    "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is not JSON"),
+    "no object": (lambda f: (f / "manifest.json").write_text("[]"), "is not a JSON object"),
+    "missing key": (lambda f: edit(f, lambda m: m.pop("patch_size")), "malformed:\n  - patch_size: Field required"),
+    "unknown profile": (
+        lambda f: edit(f, lambda m: m.update(default_profile="turbo")), "default profile 'turbo' is not among",
+    ),
+    "unlisted network": (
+        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")), "names other.onnx",
+    ),
+    "file outside": (
+        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="../model.onnx")), "should match pattern",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bundle_that_does_not_verify_is_refused(folder: Path, case: str) -> None:
+    spoil, message = BAD[case]
+    spoil(folder)
+    with pytest.raises(BundleError, match=f"(?s){message}"):
+        read_bundle(folder)
+
+
+def test_a_training_folder_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "plans.json").write_text("{}")
+    with pytest.raises(BundleError, match="is a training folder of nnU-Net, not a bundle"):
+        read_bundle(tmp_path)
+    with pytest.raises(BundleError, match=r"No model at .*absent\. Make one with `droneseg export`"):
+        read_bundle(tmp_path / "absent")
+
+
+def test_the_model_id_changes_with_the_content(folder: Path, tmp_path: Path) -> None:
+    before = read_bundle(folder).model_id
+    edit(folder, lambda m: m.update(license="another"))
+    assert read_bundle(folder).model_id != before
+
+
+def test_an_older_bundle_stays_when_the_new_one_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    before = read_bundle(folder).model_id
+    with pytest.raises(FileNotFoundError):
+        make_bundle(folder, network=tmp_path / "absent.onnx")
+    assert read_bundle(folder).model_id == before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["bundle", "network.onnx"]

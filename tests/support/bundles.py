@@ -1,0 +1,62 @@
+"""Bundles whose network is one 1x1 convolution, made without torch: for what does not depend on a trained network."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from droneseg.model.bundle import Bundle, write_bundle
+from droneseg.model.manifest import NETWORK_NAME, FileRecord, Manifest, Profile, Provenance, own_classes
+
+# rows: classes 0-5, columns: red, green, blue of 0..1; obstacles are dark, water is blue, soft ground green,
+# moving objects red, landing zones bright
+_WEIGHTS = ((0, 0, 0), (-3, -3, -3), (-2, -2, 4), (-2, 4, -2), (4, -2, -2), (2, 2, 2))
+_BIASES = (-9, 2, 0, 0, 0, -1.5)
+
+
+def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIASES) -> None:
+    """Write an ONNX network that looks at one pixel's colour."""
+    kernel = numpy_helper.from_array(np.array(weights, np.float32)[..., None, None], "kernel")
+    bias = numpy_helper.from_array(np.array(biases, np.float32), "bias")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["patch", "kernel", "bias"], ["logits"])],
+        "colours",
+        [helper.make_tensor_value_info("patch", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(np.array(biases)), "h", "w"])],
+        [kernel, bias],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Path | None = None) -> Bundle:
+    """Write and read back a bundle with the profiles exact and fast."""
+    if network is None:
+        network = folder.parent / "network.onnx"
+        write_network(network)
+
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        return Manifest(
+            version="0",
+            description="looks at colours",
+            license="Apache-2.0",
+            classes=own_classes(),
+            normalisation="rgb_to_0_1",
+            patch_size=patch,
+            divisor=(1, 1),
+            mirror_axes=(0, 1),
+            profiles={
+                "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
+                "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
+            },
+            default_profile="fast",
+            provenance=Provenance(
+                trainer="none", plans="none", configuration="none", folds=(0,), epochs=(0,),
+                checkpoint_sha256=("0" * 64,), packages={}, agreement_with_torch={},
+                exported=datetime.now(UTC).isoformat(),
+            ),
+            files=files,
+        )  # fmt: skip
+
+    return write_bundle(folder, manifest, {NETWORK_NAME: network})
