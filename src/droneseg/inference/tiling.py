@@ -171,8 +171,15 @@ def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) ->
     first = 1 if patches.dtype == np.uint8 else 2
     flips = [chosen for count in range(1, len(axes) + 1) for chosen in combinations(axes, count)]
     for chosen in flips:
-        mirrored: Patches = np.ascontiguousarray(np.flip(patches, tuple(first + axis for axis in chosen)))
-        total += np.flip(runtime.scores(mirrored), tuple(2 + axis for axis in chosen))
+        total += np.flip(
+            runtime.scores(_flipped(patches, tuple(first + axis for axis in chosen))),
+            tuple(2 + axis for axis in chosen),
+        )
     if flips:
         total /= len(flips) + 1
     return total
+
+
+def _flipped(patches: Patches, axes: tuple[int, ...]) -> Patches:
+    # numpy's types lose which of the two kinds of tiles it is
+    return np.ascontiguousarray(np.flip(patches, axes), dtype=patches.dtype)  # type: ignore[return-value]
