@@ -24,7 +24,7 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", help="Terms of the weights.")
     ] = "the terms of the data it was trained on",
-    images: Annotated[int, typer.Option(min=4, help="Photographs to measure on, at most.")] = 16,
+    images: Annotated[int, typer.Option(min=4, help="Photographs to measure on, at most.")] = 8,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a checkpoint that pickles code: only if you know where it is from.")
     ] = False,

@@ -59,7 +59,7 @@ def export_model(
     int8: bool = False,
     default_profile: str = "fast",
     licence: str,
-    images: int = 16,
+    images: int = 8,
     report: Report,
 ) -> Bundle:
     """Make a bundle of a trained model; it is written only if the exported network agrees with the trained one.
@@ -99,8 +99,7 @@ def export_model(
             quantise(network, files[INT8_NETWORK_NAME], _tiles(model, samples.calibration))
         describe = _Description(model, profiles, default_profile, licence, agreement)
         draft = write_bundle(Path(temporary, "draft"), describe.manifest, files)
-        report(f"measuring on {len(samples.images)} photographs ({samples.source})")
-        measured, quality = _measure(draft, samples)
+        measured, quality = _measure(draft, samples, report)
         return write_bundle(
             out,
             lambda records: describe.manifest(records, profiles=measured, quality=quality),
@@ -170,10 +169,11 @@ class _Description:
         )
 
 
-def _measure(draft: Bundle, samples: Samples) -> tuple[dict[str, Profile], dict[str, Any]]:
+def _measure(draft: Bundle, samples: Samples, report: Report) -> tuple[dict[str, Profile], dict[str, Any]]:
     """Run every profile on the samples; return the profiles with their figures, and the default one's quality."""
     masks = {}
     for name in draft.manifest.profiles:
+        report(f"measuring {name} on {len(samples.images)} photographs ({samples.source})")
         segmenter = BundleSegmenter(draft, profile=name)
         masks[name] = [segmenter.segment(image).mask for image in samples.images]
     measured, quality = {}, {}
