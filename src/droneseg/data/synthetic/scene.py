@@ -61,9 +61,9 @@ def _photograph(canvas: Canvas) -> Image:
     """Apply light, white balance, exposure, optics and sensor noise; return RGB uint8."""
     rng = canvas.rng
     light = 1 + 0.08 * np.linspace(-1, 1, canvas.width, dtype=np.float32)[None, :, None] * rng.uniform(-1, 1)
-    balance = rng.uniform(0.90, 1.10, 3).astype(np.float32)
-    exposed = np.clip(canvas.pixels * light * balance * rng.uniform(0.75, 1.3), 0, 1) ** rng.uniform(0.8, 1.25)
-    haze = rng.uniform(0, 0.12)
+    balance = rng.uniform(0.86, 1.14, 3).astype(np.float32)
+    exposed = np.clip(canvas.pixels * light * balance * rng.uniform(0.8, 1.25), 0, 1) ** rng.uniform(0.85, 1.2)
+    haze = rng.uniform(0, 0.08)
     picture = pillow.fromarray(((exposed * (1 - haze) + 0.8 * haze) * 255).astype(np.uint8))
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.6))), dtype=np.float32)
     noisy = blurred + rng.normal(0, rng.uniform(0.5, 3), blurred.shape).astype(np.float32)

@@ -38,7 +38,7 @@ def coordinates(canvas: Canvas, angle: float) -> tuple[Field, Field]:
     return x * c + y * s, y * c - x * s
 
 
-def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread: float = 0.05) -> NDArray[np.float32]:
+def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread: float = 0.06) -> NDArray[np.float32]:
     """Return one of the tints, a little changed, at a random brightness."""
     tint = np.array(tints[canvas.rng.integers(len(tints))], dtype=np.float32)
     tint = tint + canvas.rng.normal(0, spread, 3).astype(np.float32)
@@ -52,7 +52,7 @@ def _coloured(tint: NDArray[np.float32], value: Field) -> Pixels:
 
 def lawn(canvas: Canvas) -> Pixels:
     """Blades as fine grain, clumps and worn patches over it."""
-    value = 0.13 * grain(canvas) + 0.10 * noise(canvas, 0.25 * canvas.metre) + 0.08 * noise(canvas, 2 * canvas.metre)
+    value = 0.13 * grain(canvas) + 0.13 * noise(canvas, 0.25 * canvas.metre) + 0.08 * noise(canvas, 2 * canvas.metre)
     pixels = _coloured(tinted(canvas, _EARTHS), value)
     worn = np.clip(noise(canvas, 3 * canvas.metre) - 0.8, 0, 1)[..., None]
     mixed: Pixels = pixels * (1 - 0.5 * worn) + 0.5 * worn * tinted(canvas, _EARTHS)
@@ -61,14 +61,14 @@ def lawn(canvas: Canvas) -> Pixels:
 
 def soil(canvas: Canvas) -> Pixels:
     """Clods: rough at every scale."""
-    value = 0.08 * grain(canvas) + 0.14 * noise(canvas, 0.2 * canvas.metre) + 0.10 * noise(canvas, 0.8 * canvas.metre)
+    value = 0.10 * grain(canvas) + 0.22 * noise(canvas, 0.25 * canvas.metre) + 0.10 * noise(canvas, 0.8 * canvas.metre)
     return _coloured(tinted(canvas, _EARTHS), value)
 
 
 def foliage(canvas: Canvas) -> Pixels:
     """Leaves: dark gaps between bright tufts."""
-    tufts = noise(canvas, 0.35 * canvas.metre)
-    value = 0.28 * np.tanh(1.5 * tufts) + 0.16 * noise(canvas, 0.12 * canvas.metre) + 0.06 * grain(canvas)
+    tufts = noise(canvas, 0.45 * canvas.metre)
+    value = 0.40 * np.tanh(1.5 * tufts) + 0.16 * noise(canvas, 0.12 * canvas.metre) + 0.06 * grain(canvas)
     return _coloured(tinted(canvas, _EARTHS), value)
 
 
@@ -94,7 +94,7 @@ def asphalt(canvas: Canvas) -> Pixels:
 def tiles(canvas: Canvas, angle: float) -> Pixels:
     """Rows of roof tiles along `angle`, brighter on the side of the sun."""
     u, v = coordinates(canvas, angle)
-    value = 0.13 * np.sin(2 * np.pi * v / 0.38) + 0.04 * np.sign(np.sin(2 * np.pi * u / 0.6)) + 0.02 * grain(canvas)
+    value = 0.22 * np.sin(2 * np.pi * v / 0.5) + 0.04 * np.sign(np.sin(2 * np.pi * u / 0.6)) + 0.02 * grain(canvas)
     return _coloured(tinted(canvas, _STONES), value.astype(np.float32))
 
 

@@ -21,6 +21,8 @@ from droneseg.nnunet.tracking import disable_wandb
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
+_PLOT_INTERVAL_S = 60
+
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
     """There is a reason to end the training now."""
@@ -67,6 +69,8 @@ class DroneSegTrainer(nnUNetTrainer):
         self.enable_deep_supervision = self.settings.deep_supervision
         self.save_every = self.settings.save_every
         self._last_epoch_end: float | None = None
+        self._last_plot = 0.0
+        self._plot, self.logger.plot_progress_png = self.logger.plot_progress_png, self._plot_now_and_then
 
     # --- building -----------------------------------------------------------------------------------------------
 
@@ -175,6 +179,18 @@ class DroneSegTrainer(nnUNetTrainer):
             raise _Finished(reason)
         # an epoch begins where the one before ended, so that saving and plotting count, too
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
+
+    def _plot_now_and_then(self, folder: str) -> None:
+        """Plot at most once a minute: a plot takes seconds, and short epochs would spend more on it than on training."""
+        if time.time() - self._last_plot > _PLOT_INTERVAL_S:
+            self._plot(folder)
+            self._last_plot = time.time()
+
+    def on_train_end(self) -> None:
+        """End as nnU-Net does, with a plot of everything."""
+        if self.local_rank == 0 and self.current_epoch:
+            self._plot(self.output_folder)
+        super().on_train_end()
 
     def run_training(self) -> None:
         """Train until the epochs, the time or the patience is over; the final checkpoint is written in each case."""
