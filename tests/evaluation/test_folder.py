@@ -33,7 +33,7 @@ def test_scores_pair_by_stem(folders: tuple[Path, Path]) -> None:
     assert found.scores.images == 2
     assert found.scores.per_class_iou["landing-zones"] == pytest.approx(2 / 3)
     assert found.scores.miou == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert found.image_miou == {"a": pytest.approx((2 / 3 + 1 / 2) / 2), "b": 1.0}
+    assert {image.stem: image.miou for image in found.images} == {"a": pytest.approx((2 / 3 + 1 / 2) / 2), "b": 1.0}
     assert found.without_prediction == ("unused",)
 
 

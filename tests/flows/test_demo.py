@@ -16,14 +16,23 @@ def test_demo_learns_more_than_colour_and_writes_only_below_its_folder(
 ) -> None:
     space = Workspace(tmp_path_factory.mktemp("demo"))
     done = space.run("demo", "--out", "here")
-    assert "16 held-out scenes" in done.stdout
+    assert "24 held-out scenes" in done.stdout
     assert [path.name for path in space.root.iterdir()] == ["here"]
     report = json.loads((space.root / "here/report.json").read_text())
     assert report["colour_classifier_miou"] < 0.45
     assert report["miou"] > report["colour_classifier_miou"] + 0.05
     assert report["baseline_miou"] < report["colour_classifier_miou"]
     assert set(report["per_class_iou"]) == {"obstacles", "water", "soft-surfaces", "moving-objects", "landing-zones"}
-    assert list(report["seconds"]) == ["sample", "check", "convert", "preprocess", "train", "predict", "evaluate"]
+    assert list(report["seconds"]) == [
+        "sample",
+        "check",
+        "convert",
+        "preprocess",
+        "train",
+        "export",
+        "predict",
+        "evaluate",
+    ]
     assert np.asarray(Image.open(space.root / "here/overlay.png")).shape[2] == 3
     evaluated = space.run("evaluate", report["predictions"], report["truth"], "--json")
     assert json.loads(evaluated.stdout)["scores"]["miou"] == pytest.approx(report["miou"])

@@ -1,12 +1,16 @@
 """`droneseg evaluate`: how good are predicted masks."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from droneseg.cli import environment, output
+
+if TYPE_CHECKING:
+    from droneseg.core.images import Image
 
 
 class TruthKind(StrEnum):
@@ -24,23 +28,42 @@ def evaluate(
     truth_kind: Annotated[
         TruthKind, typer.Option("--truth", help="Whether true masks say their class by colour or by id.")
     ] = TruthKind.COLOURS,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report with intervals, plots and pictures to this folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Score predicted masks against true ones of the same stem."""
     from droneseg.evaluation.folder import evaluate_folder
 
+    max_pixels = environment.settings().max_pixels
     with output.progress("masks") as progress:
         found = evaluate_folder(
-            predictions,
-            _mask_folder(truth),
-            truth_kind=truth_kind.value,
-            max_pixels=environment.settings().max_pixels,
-            progress=progress,
+            predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
         )
-    if json:
-        output.show_json(found)
-        return
+    if report:
+        from droneseg.evaluation.report import write_report
+
+        write_report(
+            found,
+            report,
+            title=f"Quality of {predictions.name}",
+            truth_kind=truth_kind.value,
+            max_pixels=max_pixels,
+            find_image=photograph_finder(truth, max_pixels),
+            replace=force,
+        )
     scores = found.scores
+    if json:
+        output.show_json(
+            {
+                "scores": vars(scores),
+                "image_miou": {image.stem: image.miou for image in found.images},
+                "without_prediction": found.without_prediction,
+            }
+        )
+        return
     rows = [
         [name, output.figure(scores.per_class_iou[name]), output.figure(scores.per_class_dice[name])]
         for name in scores.per_class_iou
@@ -54,6 +77,28 @@ def evaluate(
     )
     if found.without_prediction:
         output.err().print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
+    if report:
+        output.out().print(f"report: {report / 'report.md'}", markup=False)
+
+
+def photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image | None]":
+    """Return what finds the photograph of a stem in a dataset in the Kaggle layout; None for each elsewhere."""
+    from droneseg.core.errors import DatasetError
+    from droneseg.core.images import SUFFIXES, read_image
+    from droneseg.data.pairs import IMAGES_FOLDER, find_root
+
+    try:
+        folder = find_root(truth)[0] / IMAGES_FOLDER
+    except DatasetError:
+        return lambda _stem: None
+
+    def find(stem: str) -> "Image | None":
+        for suffix in SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return read_image(folder / f"{stem}{suffix}", max_pixels=max_pixels)
+        return None
+
+    return find
 
 
 def _mask_folder(truth: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, predict, train
+from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, models, predict, train
 from droneseg.core.errors import DronesegError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
 app.command()(demo.demo)
 app.command()(train.preprocess)
 app.command(context_settings={"allow_extra_args": False})(train.train)

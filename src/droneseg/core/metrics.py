@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from droneseg.core.classes import CLASSES, FOREGROUND, LANDING_ID, UNSAFE_IDS
 from droneseg.core.errors import InvalidIdsError, ShapeMismatchError
 from droneseg.core.masks import Mask
 
-Confusion = NDArray[np.int64]
+Confusion: TypeAlias = NDArray[np.int64]
 """Pixel counts, shape (C, C); rows are true classes, columns predicted ones."""
+Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+"""One such matrix, or a stack of them, shape (..., C, C); float64 holds counts exactly up to 2^53."""
 
 
 def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> Confusion:
@@ -40,35 +43,45 @@ def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> 
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
-def iou(counts: Confusion) -> NDArray[np.float64]:
-    """Return intersection over union by class, shape (C,); NaN where a class is in neither truth nor prediction."""
-    hit = np.diag(counts)
-    return _ratio(hit, counts.sum(axis=0) + counts.sum(axis=1) - hit)
+def iou(counts: Counts) -> NDArray[np.float64]:
+    """Return intersection over union by class, shape (..., C); NaN where a class is in neither truth nor prediction.
+
+    Args:
+        counts: One matrix, shape (C, C), or a stack of them, shape (..., C, C).
+    """
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _ratio(hit, counts.sum(axis=-2) + counts.sum(axis=-1) - hit)
 
 
-def dice(counts: Confusion) -> NDArray[np.float64]:
-    """Return 2 |A and B| / (|A| + |B|) by class, shape (C,); NaN where a class is in neither truth nor prediction."""
-    return _ratio(2 * np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1))
+def dice(counts: Counts) -> NDArray[np.float64]:
+    """Return 2 |A and B| / (|A| + |B|) by class, shape (..., C); NaN where a class is in neither; see `iou`."""
+    return _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2) + counts.sum(axis=-1))
 
 
-def mean_iou(counts: Confusion) -> float:
-    """Return the mean IoU over the foreground classes that occur in truth or prediction; NaN if none does.
+def mean_iou(counts: Counts) -> NDArray[np.float64]:
+    """Return the mean IoU over the foreground classes that occur in truth or prediction, shape (...); NaN if none does.
 
     A predicted background pixel is an error of its true class and adds no class to the mean.
     """
-    values = iou(counts)[[entry.id for entry in FOREGROUND]]
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    values = iou(counts)[..., [entry.id for entry in FOREGROUND]]
+    present = np.isfinite(values)
+    return _ratio(np.where(present, values, 0).sum(axis=-1), present.sum(axis=-1))
 
 
-def unsafe_landing_rate(counts: Confusion) -> float:
+def unsafe_landing_rate(counts: Counts) -> NDArray[np.float64]:
     """Return the share of the pixels called landing zone that are truly obstacle, water or moving; NaN if none is."""
-    called = counts[:, LANDING_ID]
-    return _scalar_ratio(called[list(UNSAFE_IDS)].sum(), called.sum())
+    called = counts[..., :, LANDING_ID]
+    return _ratio(called[..., list(UNSAFE_IDS)].sum(axis=-1), called.sum(axis=-1))
 
 
-def landing_recall(counts: Confusion) -> float:
+def landing_recall(counts: Counts) -> NDArray[np.float64]:
     """Return the share of the true landing zone that is called so; NaN if there is none."""
-    return _scalar_ratio(counts[LANDING_ID, LANDING_ID], counts[LANDING_ID].sum())
+    return _ratio(counts[..., LANDING_ID, LANDING_ID], counts[..., LANDING_ID, :].sum(axis=-1))
+
+
+def pixel_accuracy(counts: Counts) -> NDArray[np.float64]:
+    """Return the share of the pixels whose class is right; NaN if there is none."""
+    return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))
 
 
 @dataclass(frozen=True)
@@ -109,29 +122,27 @@ def score(matrices: Iterable[Confusion]) -> Scores:
         raise ValueError("No image to score.")
     total = np.sum(per_image, axis=0)
     ious, dices = iou(total), dice(total)
-    image_wise = [value for value in map(mean_iou, per_image) if not np.isnan(value)]
+    image_wise = [float(value) for value in map(mean_iou, per_image) if not np.isnan(value)]
     return Scores(
         images=len(per_image),
         miou=_or_none(mean_iou(total)),
         image_wise_miou=float(np.mean(image_wise)) if image_wise else None,
         per_class_iou={entry.name: _or_none(ious[entry.id]) for entry in FOREGROUND},
         per_class_dice={entry.name: _or_none(dices[entry.id]) for entry in FOREGROUND},
-        pixel_accuracy=_scalar_ratio(np.trace(total), total.sum()),
+        pixel_accuracy=float(pixel_accuracy(total)),
         unsafe_landing_rate=_or_none(unsafe_landing_rate(total)),
         landing_recall=_or_none(landing_recall(total)),
         confusion=total.tolist(),
     )
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    ratios = np.full(part.shape, np.nan, dtype=np.float64)
-    np.divide(part, whole, out=ratios, where=whole > 0)
+def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
+    """Divide, with NaN where the divisor is 0."""
+    divisor = np.asarray(whole, np.float64)
+    ratios = np.full(divisor.shape, np.nan)
+    np.divide(np.asarray(part, np.float64), divisor, out=ratios, where=divisor > 0)
     return ratios
 
 
-def _scalar_ratio(part: np.int64, whole: np.int64) -> float:
-    return float(part / whole) if whole else float("nan")
-
-
-def _or_none(value: float) -> float | None:
+def _or_none(value: NDArray[np.float64] | np.float64) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -24,7 +24,7 @@ def constant_miou(truths: Sequence[Mask]) -> float:
 def _mean_iou_of_constant(counts: NDArray[np.int64], answer: int) -> float:
     matrix = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
     matrix[:, answer] = counts
-    return mean_iou(matrix)
+    return float(mean_iou(matrix))
 
 
 def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Sequence[tuple[Image, Mask]]) -> float:
@@ -58,7 +58,7 @@ def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Seque
         total = np.sum(
             [confusion(mask, table[tuple(np.moveaxis(_quantised(image), 2, 0))]) for image, mask in held_out], axis=0
         )
-        best = max(best, mean_iou(total))
+        best = max(best, float(mean_iou(total)))
     return best
 
 

@@ -1,14 +1,43 @@
-"""Scores a folder of predicted masks against a folder of true ones, paired by stem."""
+"""Holds a folder of predicted masks against a folder of true ones, paired by stem."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from droneseg.core.errors import DatasetError, DronesegError
 from droneseg.core.masks import MaskKind, read_mask
 from droneseg.core.metrics import Confusion, Scores, confusion, mean_iou, score
 
 _OVERLAY_SUFFIX = "_overlay"
+_LOG_NAME = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One image: truth against prediction.
+
+    Attributes:
+        stem: Of both files.
+        matrix: Pixel counts, shape (C, C); rows are true classes.
+        truth: File of the true mask.
+        prediction: File of the predicted one.
+        confidence: Mean winning probability, if `predict` wrote it down beside this very mask.
+    """
+
+    stem: str
+    matrix: Confusion
+    truth: Path
+    prediction: Path
+    confidence: float | None
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU of this image alone; None where no class 1-5 occurs."""
+        value = float(mean_iou(self.matrix))
+        return None if np.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -16,14 +45,17 @@ class Evaluation:
     """Figures over a folder of predictions.
 
     Attributes:
-        scores: Over all images.
-        image_miou: Each image's own mean IoU by stem; None where no class 1-5 occurs.
+        images: One entry per image, by stem.
         without_prediction: Stems of true masks that have no prediction; they do not count.
     """
 
-    scores: Scores
-    image_miou: dict[str, float | None]
+    images: tuple[Compared, ...]
     without_prediction: tuple[str, ...]
+
+    @property
+    def scores(self) -> Scores:
+        """Figures over all images."""
+        return score(image.matrix for image in self.images)
 
 
 def evaluate_folder(
@@ -34,7 +66,7 @@ def evaluate_folder(
     max_pixels: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Score every predicted mask against the true mask of the same stem.
+    """Hold every predicted mask against the true mask of the same stem.
 
     Args:
         predictions: Folder of palette PNGs as `predict` writes them, or of nnU-Net's grey ids.
@@ -50,14 +82,16 @@ def evaluate_folder(
     problems = [f"{predicted[stem]}: no true mask with that stem" for stem in sorted(predicted.keys() - true.keys())]
     if not predicted:
         problems.append(f"{predictions}: no mask (PNG) there")
-    matrices: dict[str, Confusion] = {}
+    confidences = _confidences(predictions)
+    images = []
     stems = sorted(predicted.keys() & true.keys())
     for done, stem in enumerate(stems, start=1):
         try:
-            matrices[stem] = confusion(
+            matrix = confusion(
                 read_mask(true[stem], truth_kind, max_pixels=max_pixels),
                 read_mask(predicted[stem], "ids", max_pixels=max_pixels),
             )
+            images.append(Compared(stem, matrix, true[stem], predicted[stem], confidences.get(stem)))
         except DronesegError as error:
             message = str(error)
             problems.append(message if str(predictions) in message or str(truth) in message else f"{stem}: {message}")
@@ -65,12 +99,20 @@ def evaluate_folder(
             progress(done, len(stems))
     if problems:
         raise DatasetError(f"Cannot evaluate, {len(problems)} problem(s):", problems)
-    images = {stem: mean_iou(matrix) for stem, matrix in matrices.items()}
-    return Evaluation(
-        scores=score(matrices.values()),
-        image_miou={stem: None if value != value else value for stem, value in images.items()},
-        without_prediction=tuple(sorted(true.keys() - predicted.keys())),
-    )
+    return Evaluation(tuple(images), tuple(sorted(true.keys() - predicted.keys())))
+
+
+def _confidences(predictions: Path) -> dict[str, float]:
+    """Return the confidence of each mask by stem, from the log that `predict` writes beside them."""
+    log = predictions / _LOG_NAME
+    found = {}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+            found[str(entry["stem"])] = float(entry["prediction"]["confidence"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut short by a crash
+    return found
 
 
 def _masks(folder: Path, what: str) -> dict[str, Path]:

@@ -2,13 +2,19 @@
 
 import copy
 import json
-from typing import Any
+from typing import Any, Literal
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 from droneseg.nnunet.layout import BASE_CONFIGURATION, Layout
 
 Plans = dict[str, Any]
+NetworkName = Literal["plain", "batchnorm"]
+
+_NORM_OPS: dict[NetworkName, str] = {
+    "plain": "torch.nn.modules.instancenorm.InstanceNorm2d",
+    "batchnorm": "torch.nn.modules.batchnorm.BatchNorm2d",
+}
 
 
 def read_plans(layout: Layout) -> Plans:
@@ -36,6 +42,7 @@ def add_configuration(
     batch_size: int | None,
     base_features: int | None,
     max_features: int | None,
+    network: NetworkName = "plain",
 ) -> Plans:
     """Return the plans with a configuration that differs from nnU-Net's 2d one in size only.
 
@@ -49,12 +56,16 @@ def add_configuration(
         batch_size: None keeps the planner's.
         base_features: Channels of the first stage, doubled at each further one; None keeps the planner's.
         max_features: Most channels of a stage; None keeps the planner's.
+        network: plain is nnU-Net's U-Net with instance normalisation; batchnorm the same with batch normalisation.
 
     Raises:
         ConfigurationError: If 2d would be changed.
     """
     if name == BASE_CONFIGURATION:
-        if any(value is not None for value in (patch_size, batch_size, base_features, max_features)):
+        if (
+            any(value is not None for value in (patch_size, batch_size, base_features, max_features))
+            or network != "plain"
+        ):
             raise ConfigurationError(
                 "configuration=2d is nnU-Net's own plan. Give a plan with another size a name of its own, "
                 "such as configuration=2d_mine."
@@ -78,6 +89,7 @@ def add_configuration(
         strides=[list(stride) for stride in strides],
         n_conv_per_stage=[2] * stages,
         n_conv_per_stage_decoder=[2] * (stages - 1),
+        norm_op=_NORM_OPS[network],
     )
     changed = copy.deepcopy(plans)
     changed["configurations"][name] = {

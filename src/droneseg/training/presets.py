@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError
+from droneseg.nnunet.plans import NetworkName
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 _IN_PACKAGE = Path(__file__).parents[1] / "configs"
@@ -39,6 +40,7 @@ class TrainingConfig(BaseModel):
     batch_size: int | None = Field(None, ge=2)
     base_features: int | None = Field(None, ge=4)
     max_features: int | None = Field(None, ge=4)
+    network: NetworkName = "plain"
     fold: int = Field(0, ge=0)
     resume: bool = False
     overwrite: bool = False

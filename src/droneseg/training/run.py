@@ -109,6 +109,7 @@ def _configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         batch_size=config.batch_size,
         base_features=config.base_features,
         max_features=config.max_features,
+        network=config.network,
     )
     write_plans(layout, plans)
     return plans

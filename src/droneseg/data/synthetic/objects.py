@@ -117,7 +117,7 @@ def rocks(canvas: Canvas) -> None:
     x, y = canvas.place(canvas.metre, avoid=WATER)
     for _ in range(canvas.rng.integers(2, 6)):
         dx, dy = canvas.rng.normal(0, 1.6 * canvas.metre, 2)
-        radius = canvas.rng.uniform(0.5, 1.1) * canvas.metre
+        radius = canvas.rng.uniform(0.7, 1.3) * canvas.metre
         rock = canvas.blob(x + dx, y + dy, radius, 0.5)
         canvas.shade(rock, 0.8)
         tint = textures.tinted(canvas, ((0.5, 0.5, 0.5), (0.5, 0.45, 0.4)))
@@ -132,7 +132,7 @@ def fence(canvas: Canvas) -> None:
     angle = canvas.rng.uniform(0, np.pi)
     reach = canvas.rng.uniform(0.3, 0.8) * canvas.width
     ends = [(x, y), (x + reach * np.cos(angle), y + reach * np.sin(angle))]
-    width = canvas.rng.uniform(0.35, 0.6) * canvas.metre
+    width = canvas.rng.uniform(0.5, 0.85) * canvas.metre
     region = canvas.band(ends, width)
     canvas.shade(region, 1.6)
     u, _ = textures.coordinates(canvas, angle)

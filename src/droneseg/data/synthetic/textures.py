@@ -12,7 +12,7 @@ Field = NDArray[np.float32]
 # Tints that occur on nearly every surface, so that colour gives little away.
 _EARTHS = ((0.36, 0.43, 0.20), (0.46, 0.46, 0.26), (0.44, 0.36, 0.24), (0.28, 0.38, 0.20), (0.52, 0.48, 0.32))
 _STONES = ((0.52, 0.51, 0.50), (0.56, 0.51, 0.45), (0.50, 0.41, 0.37), (0.38, 0.39, 0.41), (0.45, 0.46, 0.40))
-_WATERS = ((0.18, 0.42, 0.52), (0.20, 0.36, 0.36), (0.30, 0.38, 0.38), (0.24, 0.42, 0.44), (0.34, 0.46, 0.54))
+_WATERS = ((0.18, 0.42, 0.52), (0.20, 0.37, 0.40), (0.27, 0.38, 0.41), (0.24, 0.42, 0.46), (0.34, 0.46, 0.54))
 
 
 def noise(canvas: Canvas, cell: float) -> Field:
@@ -42,7 +42,7 @@ def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread
     """Return one of the tints, a little changed, at a random brightness."""
     tint = np.array(tints[canvas.rng.integers(len(tints))], dtype=np.float32)
     tint = tint + canvas.rng.normal(0, spread, 3).astype(np.float32)
-    bright: NDArray[np.float32] = np.clip(tint * canvas.rng.uniform(0.75, 1.3), 0.05, 0.95).astype(np.float32)
+    bright: NDArray[np.float32] = np.clip(tint * canvas.rng.uniform(0.8, 1.2), 0.05, 0.95).astype(np.float32)
     return bright
 
 
@@ -55,7 +55,7 @@ def lawn(canvas: Canvas) -> Pixels:
     value = 0.13 * grain(canvas) + 0.13 * noise(canvas, 0.25 * canvas.metre) + 0.08 * noise(canvas, 2 * canvas.metre)
     pixels = _coloured(tinted(canvas, _EARTHS), value)
     worn = np.clip(noise(canvas, 3 * canvas.metre) - 0.8, 0, 1)[..., None]
-    mixed: Pixels = pixels * (1 - 0.5 * worn) + 0.5 * worn * tinted(canvas, _EARTHS)
+    mixed: Pixels = pixels * (1 - 0.3 * worn) + 0.3 * worn * tinted(canvas, _EARTHS)
     return mixed
 
 
@@ -103,7 +103,7 @@ def water(canvas: Canvas, ripple_m: float) -> Pixels:
     u, _ = coordinates(canvas, canvas.rng.uniform(0, np.pi))
     bend = 0.5 * noise(canvas, 1.5 * canvas.metre)
     crest = np.sin(2 * np.pi * u / ripple_m + 2.5 * bend) * np.clip(0.7 + 0.5 * noise(canvas, 2 * canvas.metre), 0, 2)
-    pixels = _coloured(tinted(canvas, _WATERS, 0.04), (0.11 * crest + 0.05 * bend).astype(np.float32))
+    pixels = _coloured(tinted(canvas, _WATERS, 0.04), (0.14 * crest + 0.05 * bend).astype(np.float32))
     glints = np.clip(crest - 1.15, 0, 1)[..., None] * canvas.rng.uniform(0.3, 0.9)
     shining: Pixels = (pixels + glints).astype(np.float32)
     return shining

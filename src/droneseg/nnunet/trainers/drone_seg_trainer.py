@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
@@ -101,7 +100,7 @@ class DroneSegTrainer(nnUNetTrainer):
             initial = np.array(self.configuration_manager.patch_size)
         return rotation, dummy, initial, mirror
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """Return nnU-Net's augmentation, or the cheap part of it."""
         if self.settings.augmentation == "full":
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
@@ -181,7 +180,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
     def _plot_now_and_then(self, folder: str) -> None:
-        """Plot at most once a minute: a plot takes seconds, and short epochs would spend more on it than on training."""
+        """Plot at most once a minute: a plot takes seconds, as long as a short epoch."""
         if time.time() - self._last_plot > _PLOT_INTERVAL_S:
             self._plot(folder)
             self._last_plot = time.time()

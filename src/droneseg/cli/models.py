@@ -1,0 +1,82 @@
+"""`droneseg models ...`: hold models against each other."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from droneseg.cli import environment, output
+
+app = typer.Typer(help="Compare models.", no_args_is_help=True)
+
+
+class Part(StrEnum):
+    """Part of a split."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+@app.callback()
+def models() -> None:
+    """Compare models."""
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model that is there.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Bundle of the one that may replace it.")],
+    data: Annotated[Path, typer.Option(help="Dataset in the Kaggle layout.", show_default=False)],
+    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
+    part: Annotated[Part, typer.Option(help="Which part.")] = Part.VAL,
+    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+) -> None:
+    """Compare two models on the same photographs, with intervals of the differences."""
+    from droneseg.core.errors import OutputExistsError
+    from droneseg.flows.compare import compare_models
+
+    if report.exists() and any(report.iterdir()) and not force:
+        raise OutputExistsError(f"{report} is already there and was left untouched. Use --force to replace it.")
+    with output.progress("photographs") as progress:
+        done = compare_models(
+            first,
+            second,
+            data,
+            report,
+            settings=environment.settings(),
+            split_file=split,
+            part=part.value,
+            replace=force,
+            progress=lambda _name, count, total: progress(count, total),
+        )
+    if json:
+        output.show_json(done.found)
+        return
+    output.out().print(_table(done.found))
+    output.out().print(f"report: {done.report / 'report.md'}", markup=False)
+
+
+def _table(found: dict[str, Any]) -> Any:
+    from droneseg.evaluation.bootstrap import Interval
+    from droneseg.evaluation.wording import figure_title, interval_text, number, verdict
+
+    rows = []
+    for name, values in found["differences"].items():
+        if name.startswith("dice/"):
+            continue
+        difference = Interval(**values)
+        rows.append(
+            [
+                figure_title(name),
+                *(number(figures[name]["value"]) for figures in found["figures"]),
+                number(difference.value, signed=True),
+                interval_text(difference),
+                verdict(difference),
+            ]
+        )
+    columns = ["figure", *found["models"], "difference", "95 % interval", ""]
+    return output.table(f"{found['images']} photographs", columns, rows)

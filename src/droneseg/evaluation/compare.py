@@ -1,0 +1,62 @@
+"""Two models on the same images: is one better, or is it chance?"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from droneseg.core.files import new_folder, write_text
+from droneseg.evaluation.bootstrap import bootstrap_intervals, paired_differences
+from droneseg.evaluation.folder import Evaluation
+from droneseg.evaluation.plots import plot_intervals
+from droneseg.evaluation.wording import figure_title, interval_text, number, verdict
+
+_METHOD = """\
+Both models are drawn on the same images each time (paired percentile bootstrap, 2,000 draws, 95 %), so that what makes
+an image hard for both cancels out. A difference whose interval holds 0 may be chance.
+"""
+
+
+def write_comparison(first: Evaluation, second: Evaluation, names: tuple[str, str], out: Path, *, replace: bool) -> Any:
+    """Write the report of two models on the same images: both figures, and the difference with its interval.
+
+    Args:
+        first: Of the model that is there.
+        second: Of the one that may replace it; the same images.
+        names: What to call them.
+        out: Folder of the report.
+        replace: Whether an older report may be replaced.
+
+    Returns:
+        What is in report.json.
+    """
+    matrices = [np.stack([image.matrix for image in each.images]) for each in (first, second)]
+    figures = [bootstrap_intervals(each) for each in matrices]
+    differences = paired_differences(*matrices)
+    found = {
+        "models": list(names),
+        "images": len(first.images),
+        "figures": [{name: asdict(interval) for name, interval in each.items()} for each in figures],
+        "differences": {name: asdict(interval) for name, interval in differences.items()},
+    }
+    lines = [f"# {names[1]} against {names[0]}", "", f"{len(first.images)} images, the same for both.", ""]
+    lines += [f"| figure | {names[0]} | {names[1]} | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
+    for name, difference in differences.items():
+        values = [number(each[name].value) for each in figures]
+        lines.append(
+            f"| {figure_title(name)} | {values[0]} | {values[1]} | {number(difference.value, signed=True)} | "
+            f"{interval_text(difference)} | {verdict(difference)} |"
+        )
+    lines += ["", "![differences](differences.png)", "", _METHOD]
+    shown = {name: differences[name] for name in differences if not name.startswith("dice/")}
+    with new_folder(out, replace=replace) as aside:
+        write_text(aside / "report.json", json.dumps(found, indent=2) + "\n")
+        write_text(aside / "report.md", "\n".join(lines))
+        plot_intervals(
+            {figure_title(name): interval for name, interval in shown.items()},
+            aside / "differences.png",
+            title=f"{names[1]} minus {names[0]}",
+        )
+    return found

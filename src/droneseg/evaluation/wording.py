@@ -1,0 +1,37 @@
+"""Figures and intervals in words, the same in every report."""
+
+from droneseg.evaluation.bootstrap import Interval
+
+TITLES = {
+    "miou": "mIoU",
+    "image_wise_miou": "image-wise mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "unsafe_landing_rate": "unsafe landing rate",
+    "landing_recall": "landing recall",
+    "boundary_error_px": "boundary error (pixels)",
+}
+
+
+def figure_title(name: str) -> str:
+    """Return a figure's name as people read it."""
+    kind, _, of = name.partition("/")
+    return f"{ {'iou': 'IoU', 'dice': 'Dice'}[kind] } {of}" if of else TITLES.get(name, name)
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Return a figure with three decimals, a dash for none."""
+    return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def interval_text(interval: Interval) -> str:
+    """Return the ends of an interval, a dash if it has none."""
+    if interval.low is None or interval.high is None:
+        return "-"
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def verdict(difference: Interval) -> str:
+    """Say whether a difference is more than chance."""
+    if difference.low is None or difference.high is None:
+        return "unknown"
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "may be chance"

@@ -1,0 +1,92 @@
+"""Two bundles on the same photographs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from droneseg.core.errors import DatasetError, DronesegError
+from droneseg.core.settings import Settings
+from droneseg.data.pairs import list_pairs
+from droneseg.data.splits import read_split
+from droneseg.evaluation.compare import write_comparison
+from droneseg.evaluation.folder import Evaluation, evaluate_folder
+from droneseg.inference.folder import predict_files
+from droneseg.inference.load import load_segmenter
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models compared.
+
+    Attributes:
+        found: What is in report.json.
+        report: Folder of the report.
+    """
+
+    found: dict[str, Any]
+    report: Path
+
+
+def compare_models(
+    first: Path,
+    second: Path,
+    data: Path,
+    out: Path,
+    *,
+    settings: Settings,
+    split_file: Path | None = None,
+    part: str = "val",
+    replace: bool = False,
+    progress: Callable[[str, int, int], None],
+) -> Comparison:
+    """Predict the same photographs with two bundles and write the report of their difference.
+
+    Args:
+        first: Bundle of the model that is there.
+        second: Bundle of the one that may replace it.
+        data: Dataset in the Kaggle layout.
+        out: Folder of the report; masks of both are kept in it and not predicted again.
+        settings: Of the environment.
+        split_file: Take only one part of this split.
+        part: Which one.
+        replace: Whether an older report may be replaced.
+        progress: Called with a model's name, done and total.
+
+    Raises:
+        DatasetError: If the data has problems.
+        BundleError: If a bundle does not verify.
+        DronesegError: If a photograph cannot be predicted.
+    """
+    listing = list_pairs(data)
+    if listing.problems:
+        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
+    pairs = list(listing.pairs)
+    if split_file:
+        chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
+        pairs = [pair for pair in pairs if pair.stem in chosen]
+    if not pairs:
+        raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
+    names = _names(first, second)
+    evaluations: list[Evaluation] = []
+    for name, folder in zip(names, (first, second), strict=True):
+        segmenter = load_segmenter(settings, model=folder)
+        masks = out.with_name(f"{out.name}_masks") / name
+        results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=settings.max_pixels)
+        for done, result in enumerate(results, start=1):
+            if result.error:
+                raise DronesegError(f"{result.source}: {result.error}")
+            progress(name, done, len(pairs))
+        wanted = {pair.stem for pair in pairs}
+        found = evaluate_folder(masks, pairs[0].mask.parent, max_pixels=settings.max_pixels)
+        evaluations.append(
+            Evaluation(tuple(image for image in found.images if image.stem in wanted), found.without_prediction)
+        )
+    report = write_comparison(evaluations[0], evaluations[1], names, out, replace=replace)
+    return Comparison(report, out)
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    if first.name != second.name:
+        return first.name, second.name
+    return f"{first.name}-A", f"{second.name}-B"

@@ -1,0 +1,103 @@
+"""Intervals hold the truth as often as they say, and a paired difference is of the same images."""
+
+import numpy as np
+import pytest
+
+from droneseg.core.metrics import mean_iou
+from droneseg.evaluation.bootstrap import bootstrap_intervals, mean_interval, paired_differences
+
+PIXELS = 4000
+
+
+def images(rng: np.random.Generator, count: int, skill: float = 0.8) -> np.ndarray:
+    """Confusion matrices of images of differing hardness and content, (count, 6, 6)."""
+    matrices = np.zeros((count, 6, 6), np.int64)
+    for index in range(count):
+        shares = rng.dirichlet((4, 2, 6, 2, 8))
+        right = np.clip(rng.normal(skill, 0.08), 0.05, 0.98)
+        for true, share in enumerate(shares, start=1):
+            pixels = int(share * PIXELS)
+            wrong = (1 - right) / 4
+            odds = np.full(5, wrong)
+            odds[true - 1] = right
+            matrices[index, true, 1:] = rng.multinomial(pixels, odds)
+    return matrices
+
+
+def test_the_95_percent_interval_holds_the_true_miou_in_93_to_97_percent_of_1000_repetitions() -> None:
+    rng = np.random.default_rng(2026)
+    # the mIoU of the source of all images, from so many of them that its own error is far below an interval's width
+    true_miou = float(mean_iou(images(rng, 40_000).sum(axis=0)))
+    held = 0
+    for repetition in range(1000):
+        interval = bootstrap_intervals(images(rng, 80), resamples=500, seed=repetition)["miou"]
+        assert interval.low is not None
+        assert interval.high is not None
+        held += interval.low <= true_miou <= interval.high
+    assert 930 <= held <= 970
+
+
+def test_values_are_those_of_the_images_as_they_are() -> None:
+    matrices = np.zeros((2, 6, 6), np.int64)
+    matrices[0, 5, 5], matrices[0, 1, 5], matrices[0, 1, 1] = 6, 2, 2  # landing 6/8, obstacles 2/4
+    matrices[1, 5, 5], matrices[1, 2, 5] = 2, 8  # landing 2/10, water 0/8
+    found = bootstrap_intervals(matrices, resamples=50)
+    assert found["iou/landing-zones"].value == pytest.approx(8 / 18)
+    assert found["iou/obstacles"].value == pytest.approx(2 / 4)
+    assert found["iou/water"].value == 0
+    assert found["iou/moving-objects"].value is None
+    assert found["dice/landing-zones"].value == pytest.approx(16 / 26)
+    assert found["miou"].value == pytest.approx((8 / 18 + 1 / 2 + 0) / 3)
+    assert found["image_wise_miou"].value == pytest.approx(((6 / 8 + 2 / 4) / 2 + (2 / 10 + 0) / 2) / 2)
+    assert found["pixel_accuracy"].value == pytest.approx(10 / 20)
+    assert found["unsafe_landing_rate"].value == pytest.approx(10 / 18)
+    assert found["landing_recall"].value == 1
+
+
+def test_one_image_always_gives_itself() -> None:
+    matrices = images(np.random.default_rng(0), 1)
+    found = bootstrap_intervals(matrices, resamples=20)["miou"]
+    assert found.low == found.high == found.value
+
+
+def test_a_class_in_few_images_gets_no_interval() -> None:
+    matrices = np.zeros((30, 6, 6), np.int64)
+    matrices[:, 5, 5] = 9
+    matrices[0, 2, 2] = 9
+    found = bootstrap_intervals(matrices)
+    assert found["iou/water"].value == 1
+    rare = bootstrap_intervals(np.concatenate([matrices, matrices[1:]]))["iou/landing-zones"]
+    assert (rare.low, rare.high) == (1, 1)
+
+
+def test_pairing_sees_a_small_difference_that_two_intervals_hide() -> None:
+    rng = np.random.default_rng(5)
+    first = images(rng, 60, skill=0.7)
+    second = first.copy()
+    for matrix in second:  # a tenth of the errors of class 1 mended in every image
+        mended = matrix[1, 2:] // 10
+        matrix[1, 2:] -= mended
+        matrix[1, 1] += mended.sum()
+    difference = paired_differences(first, second)["iou/obstacles"]
+    assert difference.low is not None
+    assert difference.low > 0
+    apart = [bootstrap_intervals(each)["iou/obstacles"] for each in (first, second)]
+    assert apart[0].high is not None
+    assert apart[1].low is not None
+    assert apart[0].high > apart[1].low
+    same = paired_differences(first, first)["miou"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_different_images_cannot_be_paired() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="Not the same images: 3 and 4"):
+        paired_differences(images(rng, 3), images(rng, 4))
+
+
+def test_mean_interval_leaves_unknown_values_out() -> None:
+    found = mean_interval(np.array([1.0, np.nan, 3.0]))
+    assert found.value == 2
+    assert found.low is not None
+    assert found.low >= 1
+    assert mean_interval(np.array([np.nan])).value is None

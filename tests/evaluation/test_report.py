@@ -1,0 +1,145 @@
+"""Every number of a report is recomputed here in a few lines, from an example with values worked out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from droneseg.core.classes import colours
+from droneseg.core.errors import OutputExistsError
+from droneseg.core.masks import encode_mask
+from droneseg.evaluation.boundaries import boundary_error
+from droneseg.evaluation.calibration import calibrate
+from droneseg.evaluation.folder import Evaluation, evaluate_folder
+from droneseg.evaluation.report import write_report
+from support.pictures import png
+
+LIMIT = 10_000
+TRUTH = {
+    "a": [[5, 5, 5, 5], [5, 5, 1, 1]],
+    "b": [[3, 3, 3, 3], [2, 2, 2, 2]],
+    "c": [[5, 5, 4, 4], [5, 5, 4, 4]],
+    "d": [[5, 5, 5, 5], [5, 5, 5, 5]],
+}
+PREDICTED = {
+    "a": [[5, 5, 5, 5], [5, 5, 5, 1]],
+    "b": [[3, 3, 3, 3], [5, 5, 2, 2]],
+    "c": [[5, 4, 4, 4], [5, 4, 4, 4]],
+    "d": [[5, 5, 5, 5], [5, 5, 5, 0]],
+}
+CONFIDENCE = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.95}
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Evaluation:
+    for name in ("predictions", "truth"):
+        (tmp_path / name).mkdir()
+    log = []
+    for stem, ids in TRUTH.items():
+        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
+        (tmp_path / "predictions" / f"{stem}.png").write_bytes(encode_mask(np.array(PREDICTED[stem], np.uint8)))
+        log.append(json.dumps({"stem": stem, "prediction": {"confidence": CONFIDENCE[stem]}}))
+    (tmp_path / "predictions/predictions.jsonl").write_text("\n".join(log))
+    return evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+
+
+def write(evaluation: Evaluation, out: Path) -> dict:
+    write_report(evaluation, out, title="Test", truth_kind="colours", max_pixels=LIMIT, find_image=lambda _: None)
+    return json.loads((out / "report.json").read_text())
+
+
+def test_every_figure_is_what_counting_by_hand_gives(evaluation: Evaluation, tmp_path: Path) -> None:
+    report = write(evaluation, tmp_path / "report")
+    value = {name: figure["value"] for name, figure in report["figures"].items()}
+    # landing: truth a 6, c 4, d 8 = 18; called a 7, b 2, c 2, d 7 = 18; right 6 + 2 + 7 = 15
+    # obstacles: 2 true, 1 called, 1 right; water: 4, 2, 2; soft: 4, 4, 4; moving: 4 true, 6 called, 4 right
+    ious = {
+        "landing-zones": 15 / 21, "obstacles": 1 / 2, "water": 2 / 4, "soft-surfaces": 1.0, "moving-objects": 4 / 6,
+    }  # fmt: skip
+    dices = {
+        "landing-zones": 30 / 36, "obstacles": 2 / 3, "water": 4 / 6, "soft-surfaces": 1.0, "moving-objects": 8 / 10,
+    }  # fmt: skip
+    for name in ious:
+        assert value[f"iou/{name}"] == pytest.approx(ious[name])
+        assert value[f"dice/{name}"] == pytest.approx(dices[name])
+    assert value["miou"] == pytest.approx(sum(ious.values()) / 5)
+    own = {"a": (6 / 7 + 1 / 2) / 2, "b": (1 + 2 / 4 + 0) / 3, "c": (2 / 4 + 4 / 6) / 2, "d": 7 / 8}
+    assert {stem: image["miou"] for stem, image in report["per_image"].items()} == pytest.approx(own)
+    assert value["image_wise_miou"] == pytest.approx(sum(own.values()) / 4)
+    assert value["pixel_accuracy"] == pytest.approx((7 + 6 + 6 + 7) / 32)
+    # called landing and truly obstacle (1 in a) or water (2 in b), of 18 called
+    assert value["unsafe_landing_rate"] == pytest.approx(3 / 18)
+    assert value["landing_recall"] == pytest.approx(15 / 18)
+    assert report["confusion"][5] == [1, 0, 0, 0, 2, 15]
+    assert report["images"] == 4
+
+
+def test_boundary_error_is_what_brute_force_gives(evaluation: Evaluation, tmp_path: Path) -> None:
+    report = write(evaluation, tmp_path / "report")
+    by_hand = {stem: brute_force(np.array(TRUTH[stem]), np.array(PREDICTED[stem])) for stem in TRUTH}
+    assert {s: i["boundary_error_px"] for s, i in report["per_image"].items()} == pytest.approx(by_hand, rel=1e-5)
+    # two straight borders three pixels apart
+    left, right = np.ones((5, 9), np.uint8), np.ones((5, 9), np.uint8)
+    left[:, 3:], right[:, 6:] = 2, 2
+    assert boundary_error(left, right) == pytest.approx(3)
+    assert boundary_error(left, left) == 0
+    assert boundary_error(left, np.ones((5, 9), np.uint8)) == pytest.approx(np.hypot(5, 9))
+
+
+def brute_force(truth: np.ndarray, predicted: np.ndarray) -> float:
+    def border(mask: np.ndarray) -> list[tuple[int, int]]:
+        height, width = mask.shape
+        return [
+            (y, x)
+            for y in range(height)
+            for x in range(width)
+            if (x + 1 < width and mask[y, x] != mask[y, x + 1]) or (y + 1 < height and mask[y, x] != mask[y + 1, x])
+        ]
+
+    ours, theirs = border(predicted), border(truth)
+    if not ours and not theirs:
+        return 0.0
+    if not ours or not theirs:
+        return float(np.hypot(*truth.shape))
+    distances = [min(np.hypot(a - c, b - d) for c, d in other) for one, other in ((ours, theirs), (theirs, ours))
+                 for a, b in one]  # fmt: skip
+    return float(np.mean(distances))
+
+
+def test_calibration_is_what_counting_by_hand_gives(evaluation: Evaluation, tmp_path: Path) -> None:
+    found = write(evaluation, tmp_path / "report")["calibration"]
+    accuracy = {"a": 7 / 8, "b": 6 / 8, "c": 6 / 8, "d": 7 / 8}
+    assert found["images"] == 4
+    assert found["mean_confidence"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.95) / 4)
+    assert found["mean_accuracy"] == pytest.approx((7 + 6 + 6 + 7) / 32)
+    assert found["overconfidence"] == pytest.approx(sum(CONFIDENCE[s] - accuracy[s] for s in accuracy) / 4)
+    # bins of a tenth: 0.9 and 0.95 share one, 0.8 and 0.7 have one each
+    gaps = 2 * abs((0.9 + 0.95) / 2 - 7 / 8) + abs(0.8 - 6 / 8) + abs(0.7 - 6 / 8)
+    assert found["expected_calibration_error"] == pytest.approx(gaps / 4)
+    assert calibrate(np.array([]), np.array([])) is None
+
+
+def test_the_markdown_states_the_same_figures_and_pictures_are_ignored_by_git(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    report = write(evaluation, out)
+    text = (out / "report.md").read_text()
+    assert f"| mIoU | {report['figures']['miou']['value']:.3f} |" in text
+    assert f"| water | {report['figures']['iou/water']['value']:.3f} |" in text
+    for name in ("confusion.png", "classes.png", "calibration.png", "pictures/worst_1.png", "pictures/best_1.png"):
+        with Image.open(out / name) as opened:
+            assert opened.width > 10
+        assert name in text
+    assert (out / "pictures/.gitignore").read_text() == "*\n"
+    with pytest.raises(OutputExistsError):
+        write(evaluation, out)
+
+
+def test_without_a_log_the_report_says_that_confidence_is_not_known(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "predictions/predictions.jsonl").unlink()
+    bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+    assert write(bare, tmp_path / "report")["calibration"] is None
+    assert "Confidence: not known" in (tmp_path / "report/report.md").read_text()
