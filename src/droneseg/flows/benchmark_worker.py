@@ -74,9 +74,17 @@ def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
         mask, network_s = row.predict()
         encode_mask(mask)
         reply(seconds=time.perf_counter() - begin, network_s=network_s)
-    # kilobytes on Linux, bytes on macOS
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    reply(peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    reply(peak_mb=_peak_mb())
+
+
+def _peak_mb() -> float:
+    """Return the peak memory of this process in megabytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # ru_maxrss is inherited from the process that started this one; this is not
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":
