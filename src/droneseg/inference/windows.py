@@ -43,7 +43,8 @@ def gaussian(patch: tuple[int, int]) -> NDArray[np.float16]:
     """
     rows, columns = (_kernel(side) for side in patch)
     product = rows[:, None] * columns[None, :]
-    weights: NDArray[np.float16] = (product / (product.max() / _PEAK)).astype(np.float16)
+    # torch rounds to float16 by way of float32
+    weights: NDArray[np.float16] = (product / (product.max() / _PEAK)).astype(np.float32).astype(np.float16)
     weights[weights == 0] = weights[weights > 0].min()
     weights.setflags(write=False)
     return weights
