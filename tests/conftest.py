@@ -43,7 +43,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Generated data, converted with a split and preprocessed."""
     made = Workspace(tmp_path_factory.mktemp("workspace"))
     made.run("data", "sample", "data", "--count", "12", "--size", "96x80")
-    made.run("data", "split", "data", "--out", "split.json", "--val-share", "0.2", "--test-share", "0.2")
+    shares = ("--val-share", "0.2", "--test-share", "0.2")
+    made.run("data", "split", "data", "--out", "split.json", "--by", "random", *shares)
     made.run("data", "convert", "data", "--split", "split.json")
     made.run("preprocess", "--processes", "2")
     return made

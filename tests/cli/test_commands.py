@@ -57,7 +57,7 @@ def test_wrong_usage_exits_2(tmp_path: Path) -> None:
 
 def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
     assert droneseg("data", "sample", "s", "--count", "4", "--size", "64x48", cwd=tmp_path).returncode == 0
-    split = droneseg("data", "split", "s", "--out", "split.json", cwd=tmp_path)
+    split = droneseg("data", "split", "s", "--out", "split.json", "--by", "random", cwd=tmp_path)
     assert "2 train, 1 val, 1 test (random)" in split.stdout
     assert droneseg("data", "split", "s", "--out", "split.json", cwd=tmp_path).returncode == 1
     stats = droneseg("data", "stats", "s", "--plot", "stats.png", "--json", cwd=tmp_path)

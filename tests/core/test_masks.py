@@ -127,3 +127,12 @@ def test_ids_beyond_the_table_are_refused() -> None:
         encode_mask(wrong)
     with pytest.raises(MaskError, match="colour mask"):
         decode_ids(png(colours()[IDS]))
+
+
+def test_a_palette_that_contradicts_its_values_is_refused_as_ids() -> None:
+    ids = np.array([[1, 2], [3, 5]], np.uint8)
+    kaggle = kaggle_palette_png(ids)
+    with pytest.raises(MaskError, match="could be read either way"):
+        decode_ids(kaggle)
+    assert np.array_equal(decode_colours(kaggle)[0], ids)
+    assert np.array_equal(decode_ids(encode_mask(ids)), ids)

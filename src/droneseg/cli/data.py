@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from droneseg.cli import environment, output
+from droneseg.cli import environment, output, split
 
 if TYPE_CHECKING:
     from droneseg.data.inspect import Inspection
 
 app = typer.Typer(help="Make, check, split and convert datasets.", no_args_is_help=True)
+
+app.command()(split.split)
 
 Source = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
@@ -24,12 +26,6 @@ class Unknown(StrEnum):
 
     FAIL = "fail"
     BACKGROUND = "background"
-
-
-class SplitBy(StrEnum):
-    """How a split is made."""
-
-    RANDOM = "random"
 
 
 class Scaling(StrEnum):
@@ -131,38 +127,12 @@ def stats(
 
 
 @app.command()
-def split(
-    source: Source,
-    out: Annotated[Path, typer.Option(help="Split file to write.", show_default=False)],
-    by: Annotated[SplitBy, typer.Option(help="How to deal the photographs.")] = SplitBy.RANDOM,
-    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share for validation.")] = 0.15,
-    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share for the test.")] = 0.15,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal splits.")] = 0,
-    force: Force = False,
-) -> None:
-    """Deal the photographs to train, validation and test."""
-    from droneseg.core.errors import DatasetError, OutputExistsError
-    from droneseg.data.pairs import list_pairs
-    from droneseg.data.splits import random_split, write_split
-
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out} is already there and was left untouched. Use --force to replace it.")
-    listing = list_pairs(source)
-    if listing.problems:
-        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
-    made = random_split([p.stem for p in listing.pairs], val_share=val_share, test_share=test_share, seed=seed)
-    write_split(made, out)
-    output.out().print(f"{out}: {len(made.train)} train, {len(made.val)} val, {len(made.test)} test ({by.value})")
-    output.err().print("note: one place can be in several parts of a random split if photographs share it")
-
-
-@app.command()
 def convert(
     source: Source,
     raw: Annotated[
         Path | None, typer.Option(help="nnU-Net's folder of raw datasets; default: $nnUNet_raw or nnUNet_raw.")
     ] = None,
-    split: Annotated[Path | None, typer.Option(help="Split file to follow.")] = None,
+    split_file: Annotated[Path | None, typer.Option("--split", help="Split file to follow.")] = None,
     test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Test part, without a split file.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of the test part.")] = 0,
     unknown: Annotated[Unknown, typer.Option(help="What to do with colours of no class.")] = Unknown.FAIL,
@@ -178,7 +148,7 @@ def convert(
         done = convert_dataset(
             source,
             raw or settings.nnunet_raw,
-            split_file=split,
+            split_file=split_file,
             test_share=test_share,
             seed=seed,
             unknown=unknown.value,

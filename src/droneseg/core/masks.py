@@ -89,7 +89,7 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
 
     Raises:
         InvalidIdsError: If a value is no class id; such values are named and counted.
-        MaskError: If the image has more than one channel.
+        MaskError: If the image has more than one channel, or a palette of class colours that contradicts its values.
         ImageError: If it cannot be decoded.
     """
     opened = open_image(data, max_pixels=max_pixels)
@@ -97,6 +97,13 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
     if opened.mode not in ("P", "L"):
         raise MaskError(f"Mask of ids must be grey or palette, not {opened.mode!r}. Is it a colour mask?")
     mask = np.array(opened)
+    if opened.mode == "P":
+        by_colour = _lookup_palette(opened)
+        if (by_colour != _UNKNOWN).all() and (by_colour != mask).any():
+            raise MaskError(
+                "Mask could be read either way: its palette shows class colours, and its values are other class ids. "
+                "Declare it as colours, or save it as grey ids."
+            )
     if mask.max(initial=0) >= len(CLASSES):
         values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
         shown = ", ".join(f"{value} on {count:,} pixels" for value, count in zip(values[:5], counts[:5], strict=True))

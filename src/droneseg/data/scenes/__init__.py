@@ -1,0 +1,1 @@
+"""Which photographs show the same place, and how to part them so that no place is in two parts."""

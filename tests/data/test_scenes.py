@@ -1,0 +1,117 @@
+"""Photographs of one place are found and never dealt to two parts."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from droneseg.core.errors import SplitError
+from droneseg.data.scenes.cut import count_crossing, split_by_scene
+from droneseg.data.scenes.matches import Match, find_matches
+from droneseg.data.splits import Split
+from droneseg.data.synthetic.scene import generate_scene
+
+LIMIT = 10_000_000
+SHARES = {"val_share": 0.2, "test_share": 0.2, "seed": 0}
+
+
+def all_classes(stems: list[str]) -> dict[str, np.ndarray]:
+    return {stem: np.array([0, 10, 10, 40, 10, 60]) for stem in stems}
+
+
+def cliques(count: int, size: int) -> tuple[list[str], list[Match]]:
+    """Places of `size` photographs each, all of a place matching."""
+    stems = [f"{place}-{index}" for place in range(count) for index in range(size)]
+    matches = [
+        Match(a, b, 50) for place in range(count)
+        for a, b in combinations([stem for stem in stems if stem.startswith(f"{place}-")], 2)
+    ]  # fmt: skip
+    return stems, matches
+
+
+@pytest.fixture(scope="module")
+def overlapping(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three photographs of one place, moved, turned and brighter, and two of other places."""
+    folder = tmp_path_factory.mktemp("overlapping")
+    place = Image.fromarray(generate_scene(3, 900, 700)[0])
+    pictures = {
+        "a": place.crop((0, 0, 600, 500)),
+        "b": place.crop((150, 80, 750, 580)).rotate(90, expand=True),
+        "c": place.crop((100, 120, 700, 620)).point(lambda value: min(255, int(1.2 * value))),
+        "x": Image.fromarray(generate_scene(4, 600, 500)[0]),
+        "y": Image.fromarray(generate_scene(5, 600, 500)[0]),
+    }
+    for stem, picture in pictures.items():
+        picture.save(folder / f"{stem}.png")
+    return {stem: folder / f"{stem}.png" for stem in pictures}
+
+
+def find(images: dict[str, Path], cache: Path, calls: list[tuple[str, int, int]] | None = None) -> list[Match]:
+    noted = [] if calls is None else calls
+    return find_matches(
+        images, cache=cache, max_pixels=LIMIT, progress=lambda what, done, total: noted.append((what, done, total))
+    )
+
+
+def test_photographs_of_one_place_match_and_others_do_not(overlapping: dict[str, Path], tmp_path: Path) -> None:
+    found = find(overlapping, tmp_path)
+    assert {(match.first, match.second) for match in found} == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert all(match.inliers >= 12 for match in found)
+
+
+def test_what_was_matched_before_is_not_matched_again(overlapping: dict[str, Path], tmp_path: Path) -> None:
+    first = find(overlapping, tmp_path)
+    calls: list[tuple[str, int, int]] = []
+    assert find(overlapping, tmp_path, calls) == first
+    assert not [call for call in calls if call[0] == "matches"]
+
+
+def test_a_bridge_between_two_places_is_all_that_is_dropped() -> None:
+    stems, matches = cliques(5, 6)
+    chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 20) for place in range(4))]
+    found = split_by_scene(chained, all_classes(stems), **SHARES)
+    assert found.crossing == 0
+    assert {name: len(getattr(found.split, name)) for name in ("train", "val", "test")}["train"] >= 12
+    assert 1 <= len(found.split.dropped) <= 4
+    everything = (*found.split.train, *found.split.val, *found.split.test, *found.split.dropped)
+    assert sorted(everything) == sorted(stems)
+
+
+def test_separate_places_cost_nothing() -> None:
+    stems, matches = cliques(10, 3)
+    found = split_by_scene(matches, all_classes(stems), **SHARES)
+    assert found.split.dropped == ()
+    assert (len(found.split.val), len(found.split.test)) == (6, 6)
+    for name in ("train", "val", "test"):
+        places = {stem.split("-")[0] for stem in getattr(found.split, name)}
+        assert len(getattr(found.split, name)) == 3 * len(places), "a place is whole in one part"
+        assert found.groups[name] == len(places)
+
+
+def test_every_part_gets_every_class() -> None:
+    stems, matches = cliques(8, 3)
+    pixels = {stem: np.array([0, 10, 10 if stem[0] in "036" else 0, 40, 10, 60]) for stem in stems}
+    found = split_by_scene(matches, pixels, **SHARES)
+    assert all(share > 0 for shares in found.class_shares.values() for share in shares.values())
+
+
+def test_a_class_in_one_place_only_cannot_be_in_every_part() -> None:
+    stems, matches = cliques(6, 3)
+    pixels = {stem: np.array([0, 10, 10 if stem[0] == "0" else 0, 40, 10, 60]) for stem in stems}
+    # one place with water, cut in two, could still serve two parts, never three
+    with pytest.raises(SplitError, match="No cut leaves all classes"):
+        split_by_scene(matches, pixels, **SHARES)
+
+
+def test_equal_seeds_give_equal_splits() -> None:
+    stems, matches = cliques(7, 4)
+    first, again = (split_by_scene(matches, all_classes(stems), **SHARES).split for _ in range(2))
+    assert first == again
+
+
+def test_crossing_matches_are_counted() -> None:
+    split = Split(train=("a", "b"), val=("c",), dropped=("d",))
+    matches = [Match("a", "b", 12), Match("a", "c", 12), Match("c", "d", 12), Match("b", "d", 99)]
+    assert count_crossing(matches, split) == 1
