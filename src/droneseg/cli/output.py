@@ -62,8 +62,16 @@ def figure(value: float | None) -> str:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, a line per quarter elsewhere; yields a function that takes (done, total)."""
+    with progress_of(what) as update:
+        yield lambda done, total: update(what, done, total)
+
+
+@contextmanager
+def progress_of(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar per step, as `progress` does; yields a function that takes (step, done, total)."""
     if not err().is_terminal:
-        yield _plain_progress(what)
+        plain = {step: _plain_progress(step) for step in steps}
+        yield lambda step, done, total: plain[step](done, total)
         return
     from rich.progress import (
         BarColumn,
@@ -75,8 +83,8 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks = {step: bar.add_task(step, total=None) for step in steps}
+        yield lambda step, done, total: bar.update(tasks[step], completed=done, total=total)
 
 
 def _plain_progress(what: str) -> Callable[[int, int], None]:

@@ -88,12 +88,12 @@ def _scene_split(source: Path, val_share: float, test_share: float, seed: int) -
         inspection = inspect_dataset(source, max_pixels=settings.max_pixels, progress=progress)
     if inspection.problems:
         raise DatasetError(f"{inspection.root} has {len(inspection.problems)} problem(s):", inspection.problems)
-    with output.progress("matching") as progress:
+    with output.progress_of("features", "matches") as progress:
         matches = find_matches(
             {pair.stem: pair.image for pair in list_pairs(source).pairs},
             cache=settings.cache_dir.expanduser() / "scenes",
             max_pixels=settings.max_pixels,
-            progress=lambda _what, done, total: progress(done, total),
+            progress=progress,
         )
     return split_by_scene(
         matches,

@@ -41,7 +41,7 @@ PROFILES = {
     "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
     "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
 }
-INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="fastest")
+INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32")
 _CHECKED_PATCHES = 4
 
 Report = Callable[[str], None]

@@ -25,6 +25,7 @@ _LONGEST_SIDE = 800
 _FEATURES = 1200
 _RATIO = 0.8  # Lowe 2004: the best match must be this much nearer than the second
 _REPROJECTION_PIXELS = 4.0
+_LEAST_MATCHES = 8  # fewer prove nothing, whatever plane they agree on; most pairs end here
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done ("features", "matches"), how much and of how many."""
@@ -104,7 +105,7 @@ def find_matches(
 def count_inliers(first: Features, second: Features) -> int:
     """Return how many features of two photographs match and agree on one plane (a homography found by RANSAC)."""
     a, b = _matched(first, second)
-    if len(a) < 4:
+    if len(a) < _LEAST_MATCHES:
         return 0
     _, inside = _opencv().findHomography(a, b, _opencv().RANSAC, _REPROJECTION_PIXELS, maxIters=2000, confidence=0.999)
     return 0 if inside is None else int(inside.sum())
