@@ -1,0 +1,56 @@
+"""Peak memory and time of photographs of growing size: both should follow the tiles, memory not at all.
+
+uv run python benchmarks/large.py BUNDLE [--profile fast] [--sizes 960x736 3000x2000 6000x4000]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from droneseg.core.images import encode_png
+from droneseg.data.synthetic.scene import generate_scene
+from droneseg.inference.windows import window_starts
+from droneseg.model.bundle import read_bundle
+
+
+def main() -> None:
+    """Run one process per size, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--profile", default="fast")
+    parser.add_argument("--sizes", nargs="+", default=["960x736", "3000x2000", "6000x4000"])
+    arguments = parser.parse_args()
+    manifest = read_bundle(arguments.bundle).manifest
+    scene = generate_scene(3, 1000, 1000)[0]
+    print("size        tiles  seconds  per tile  peak MB")
+    with tempfile.TemporaryDirectory() as temporary:
+        for size in arguments.sizes:
+            width, height = map(int, size.split("x"))
+            picture = Path(temporary, "image.png")
+            picture.write_bytes(encode_png(np.tile(scene, (-(-height // 1000), -(-width // 1000), 1))[:height, :width]))
+            task = {
+                "kind": "bundle", "model": str(arguments.bundle), "profile": arguments.profile, "runtime": "openvino",
+                "image": str(picture), "cache": f"{temporary}/cache", "mask": f"{temporary}/mask.npy",
+            }  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "droneseg.flows.benchmark_worker", json.dumps(task)],
+                input="go\n", capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            _, timed, ended = (json.loads(line) for line in done.stdout.splitlines())
+            tiles = np.prod(
+                [
+                    len(window_starts(max(side, patch), patch, manifest.tile_step))
+                    for side, patch in zip((height, width), manifest.patch_size, strict=True)
+                ]
+            )
+            seconds = timed["seconds"]
+            print(f"{size:<10} {tiles:>6} {seconds:>8.2f} {seconds / tiles:>9.3f} {ended['peak_mb']:>8.0f}")
+
+
+if __name__ == "__main__":
+    main()
