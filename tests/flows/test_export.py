@@ -56,8 +56,8 @@ def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:
     assert [result["status"] for result in results] == ["predicted"] * len(stems)
     assert all(1 / 6 <= result["confidence"] <= 1 for result in results)
     for stem in stems:
-        opened = Image.open(exported.root / "masks" / f"{stem}.png")
-        assert (opened.mode, opened.size) == ("P", (96, 80))
+        with Image.open(exported.root / "masks" / f"{stem}.png") as opened:
+            assert (opened.mode, opened.size) == ("P", (96, 80))
     found = json.loads(exported.run("evaluate", "masks", "data", "--json").stdout)["scores"]
     assert found["images"] == len(stems)
     assert found["miou"] == pytest.approx(independent_miou(exported.root, stems))
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(trained: Workspace, tmp_pat
     torch.save(content | {"surprise": Path("a")}, file)
     refused = trained.run("export", "--from", str(spoilt), "--out", str(tmp_path / "bundle"), check=False)
     assert refused.returncode == 1
-    assert "pickles more than numbers and text (pathlib." in refused.stderr
+    assert "pathlib.PosixPath" in refused.stderr
     assert "--trust" in refused.stderr
     assert not (tmp_path / "bundle").exists()
     trusted = trained.run(

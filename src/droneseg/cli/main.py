@@ -59,3 +59,7 @@ def main() -> None:
     except DronesegError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
+    except OSError as error:
+        # the disk is full, a folder is read-only, a name is taken: nothing a traceback explains better
+        sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
+        raise SystemExit(1) from None

@@ -40,7 +40,9 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputExistsError: If `path` exists, is not empty, and `replace` is false. Nothing is touched then.
     """
-    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not path.is_dir():
+        raise OutputExistsError(f"{path} is a file, not a folder, and was left untouched. Name another place.")
+    if not replace and path.exists() and any(path.iterdir()):
         raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
@@ -50,7 +52,12 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield aside
         if path.exists():
             os.replace(path, old)
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

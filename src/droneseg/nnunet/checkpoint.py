@@ -154,5 +154,5 @@ def _first_line(error: Exception) -> str:
     text = str(error)
     marker = "Unsupported global: "
     if marker in text:
-        return text.split(marker)[1].split(" was not")[0]
+        return text.split(marker)[1].split(" was not")[0].removeprefix("GLOBAL ")
     return text.splitlines()[0] if text else type(error).__name__
