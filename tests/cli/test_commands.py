@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,32 @@ def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
     findings = json.loads(droneseg("doctor", "--json", cwd=tmp_path).stdout)
     assert findings["training device"] in ("cpu", "cuda", "mps")
     assert "run `droneseg data convert`" in findings["nnUNet_raw"]
+
+
+def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    done = droneseg("data", "sample", "file/x", "--count", "1", "--size", "64x48", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: file")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plot_of_an_unknown_kind_is_wrong_usage(dataset: Path, tmp_path: Path) -> None:
+    done = droneseg("data", "stats", str(dataset), "--plot", "plot.xyz", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ".png, .svg or .pdf" in done.stderr
+
+
+def test_terminating_a_command_leaves_nothing_half_written(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from droneseg.cli.main import main; main()", "data", "sample", "out", "--count", "999"],
+        cwd=tmp_path, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.part/classes_dataset/classes_dataset/original_images/*.png")):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait(timeout=60) == 143
+    assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ def refused(source: Path, tmp_path: Path, **options: object) -> str:
     raw = tmp_path / "raw"
     with pytest.raises(DatasetError) as caught:
         convert(source, raw, **options)
-    assert not raw.exists() or list(raw.iterdir()) == []
+    assert not raw.exists()
     return str(caught.value)
 
 
@@ -234,3 +234,25 @@ def test_the_real_split_is_followed(real_data: Path, tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text(json.dumps(mine))
     done = convert(real_data / "tugraz_tiny16_240x184", tmp_path / "raw", split_file=tmp_path / "split.json")
     assert done.train + done.dropped == 16
+
+
+def test_a_link_to_data_that_was_not_fetched_is_a_problem(dataset: Path, tmp_path: Path) -> None:
+    (images(dataset) / "000.png").unlink()
+    (images(dataset) / "000.png").symlink_to("../annex/000.png")
+    assert "original_images/000.png: is a link to ../annex/000.png, which is not there" in refused(dataset, tmp_path)
+
+
+def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp_path: Path) -> None:
+    (masks(dataset) / "000.png").write_bytes(png(np.full((30, 40, 3), 7, np.uint8)))
+    message = refused(images(dataset), tmp_path)
+    assert "note: " in message
+    assert "one level too deep" in message
+    assert "--unknown background" in message
+
+
+def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / DATASET).mkdir()
+    (tmp_path / DATASET / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        convert(dataset, tmp_path, force=True)
+    assert (tmp_path / DATASET / "thesis.txt").read_text() == "precious"

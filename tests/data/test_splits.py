@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from droneseg.core.errors import SplitError
+from droneseg.core.errors import OutputExistsError, SplitError
 from droneseg.data.splits import Split, random_split, read_split, write_split
 
 STEMS = [f"{i:03d}" for i in range(20)]
@@ -46,3 +46,20 @@ def test_malformed_split_files_are_explained(tmp_path: Path, content: str, messa
         read_split(tmp_path / "s.json", [])
     with pytest.raises(SplitError, match="cannot be read"):
         read_split(tmp_path / "absent.json", [])
+
+
+def test_only_an_older_split_is_ever_replaced(tmp_path: Path) -> None:
+    split = Split(train=("a",), val=("b",))
+    write_split(split, tmp_path / "s.json")
+    with pytest.raises(OutputExistsError, match="--force"):
+        write_split(split, tmp_path / "s.json")
+    write_split(split, tmp_path / "s.json", replace=True)
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG precious")
+    with pytest.raises(OutputExistsError, match="no split file"):
+        write_split(split, tmp_path / "photo.png", replace=True)
+    assert (tmp_path / "photo.png").read_bytes() == b"\x89PNG precious"
+
+
+def test_shares_that_leave_nothing_are_explained() -> None:
+    with pytest.raises(SplitError, match=r"add up to 1\.2"):
+        random_split(["a", "b", "c"], val_share=0.6, test_share=0.6, seed=0)

@@ -41,9 +41,12 @@ def test_composing_leaves_folder_and_logging_alone() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["preset=huge"], "huge"),
-        (["epohcs=3"], "epohcs"),
-        (["epochs"], "epochs"),
+        (["preset=huge", "foo=1"], r"preset=huge: choose one of cpu, gpu, smoke\n.*foo=1: there is no key 'foo'"),
+        (["epohcs=3"], "epohcs=3: there is no key 'epohcs'; did you mean 'epochs'"),
+        (["epochs"], "epochs: write key=value"),
+        (["~epochs"], "write key=value"),
+        (["+epochs=3"], r"no key '\+epochs'"),
+        (["hydra.run.dir=x"], r"no key 'hydra\.run\.dir'"),
         (["epochs=0", "learning_rate=-1"], r"epochs=0.*\n.*learning_rate=-1"),
         (["resume=true", "overwrite=true"], "contradict"),
         (["configuration=3d"], "configuration='3d'"),

@@ -21,6 +21,8 @@ def benchmark(
     that network, which takes some minutes.
     """
     environment.require_nnunet()
+    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{plot} must end with .png, .svg or .pdf", param_hint="--plot")
     from droneseg.flows.benchmark import run_benchmark
     from droneseg.flows.benchmark_plot import plot_benchmark
     from droneseg.flows.stock import stock_model

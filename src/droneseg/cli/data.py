@@ -1,6 +1,8 @@
 """`droneseg data ...`: make, look at, split and convert datasets."""
 
 import re
+import signal
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Make, check, split and convert datasets.", no_args_is_help=True)
 
 app.command()(split.split)
+
+
+@app.callback()
+def data() -> None:
+    """Make, check, split and convert datasets."""
+    # like Ctrl-C: what is half written is taken away before the end
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
 
 Source = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
@@ -102,6 +112,8 @@ def stats(
     from droneseg.core.errors import DatasetError
     from droneseg.data.stats import compute_stats, plot_stats
 
+    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{plot} must end with .png, .svg or .pdf", param_hint="--plot")
     inspection = _inspect(source)
     if not inspection.facts:
         raise DatasetError(f"{inspection.root} has no good pair:", inspection.problems)

@@ -11,6 +11,7 @@ from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
     from droneseg.core.images import Image
+    from droneseg.evaluation.folder import Evaluation
 
 
 class TruthKind(StrEnum):
@@ -35,9 +36,13 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Score predicted masks against true ones of the same stem."""
+    from droneseg.core.files import require_free
     from droneseg.evaluation.folder import evaluate_folder
+    from droneseg.evaluation.wording import REPORT_NAME
 
     max_pixels = environment.settings().max_pixels
+    if report:
+        require_free(report, marker=REPORT_NAME, replace=force)
     with output.progress("masks") as progress:
         found = evaluate_folder(
             predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
@@ -51,19 +56,25 @@ def evaluate(
             title=f"Quality of {predictions.name}",
             truth_kind=truth_kind.value,
             max_pixels=max_pixels,
-            find_image=photograph_finder(truth, max_pixels),
+            find_image=_photograph_finder(truth, max_pixels),
             replace=force,
         )
-    scores = found.scores
     if json:
         output.show_json(
             {
-                "scores": vars(scores),
+                "scores": vars(found.scores),
                 "image_miou": {image.stem: image.miou for image in found.images},
                 "without_prediction": found.without_prediction,
             }
         )
         return
+    _show(found)
+    if report:
+        output.out().print(f"report: {report / 'report.md'}", markup=False)
+
+
+def _show(found: "Evaluation") -> None:
+    scores = found.scores
     rows = [
         [name, output.figure(scores.per_class_iou[name]), output.figure(scores.per_class_dice[name])]
         for name in scores.per_class_iou
@@ -77,11 +88,9 @@ def evaluate(
     )
     if found.without_prediction:
         output.err().print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
-    if report:
-        output.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
-def photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image | None]":
+def _photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image | None]":
     """Return what finds the photograph of a stem in a dataset in the Kaggle layout; None for each elsewhere."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES, read_image

@@ -35,12 +35,12 @@ def export(
 
     The exported network is held against the trained one, and every profile is measured on the validation part.
     """
-    from droneseg.core.errors import OutputExistsError
+    from droneseg.core.files import require_free
+    from droneseg.model.manifest import MANIFEST_NAME
 
     settings = environment.settings()
     target = out or settings.model
-    if target.exists() and any(target.iterdir()) and not force:
-        raise OutputExistsError(f"{target} is already there and was left untouched. Use --force to replace it.")
+    require_free(target, marker=MANIFEST_NAME, replace=force)
     environment.require_nnunet()
     from droneseg.flows.export import export_model
     from droneseg.nnunet.layout import Layout

@@ -1,5 +1,6 @@
 """The `droneseg` command."""
 
+import logging
 import sys
 import warnings
 from typing import Annotated
@@ -60,6 +61,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(1) from None
     except OSError as error:
-        # the disk is full, a folder is read-only, a name is taken: nothing a traceback explains better
+        # the disk is full, a folder is read-only, a name is taken: a traceback is for those who ask for it
+        logging.getLogger("droneseg").debug("what led to the error", exc_info=error)
         sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
         raise SystemExit(1) from None

@@ -36,11 +36,11 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Compare two models on the same photographs, with intervals of the differences."""
-    from droneseg.core.errors import OutputExistsError
+    from droneseg.core.files import require_free
+    from droneseg.evaluation.wording import REPORT_NAME
     from droneseg.flows.compare import compare_models
 
-    if report.exists() and any(report.iterdir()) and not force:
-        raise OutputExistsError(f"{report} is already there and was left untouched. Use --force to replace it.")
+    require_free(report, marker=REPORT_NAME, replace=force)
     with output.progress("photographs") as progress:
         done = compare_models(
             first,

@@ -33,14 +33,12 @@ def split(
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Deal the photographs to train, validation and test."""
-    from droneseg.core.errors import OutputExistsError
-    from droneseg.data.splits import write_split
+    from droneseg.data.splits import require_split_place, write_split
 
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out} is already there and was left untouched. Use --force to replace it.")
+    require_split_place(out, replace=force)
     if by is SplitBy.RANDOM:
         made = _random_split(source, val_share, test_share, seed)
-        write_split(made, out)
+        write_split(made, out, replace=force)
         described = {"train": len(made.train), "val": len(made.val), "test": len(made.test), "by": by.value}
         if json:
             output.show_json(described)
@@ -49,7 +47,7 @@ def split(
         output.err().print("note: one place can be in several parts of a random split if photographs share it")
         return
     found = _scene_split(source, val_share, test_share, seed)
-    write_split(found.split, out)
+    write_split(found.split, out, replace=force)
     sizes = {name: len(getattr(found.split, name)) for name in ("train", "val", "test", "dropped")}
     if json:
         output.show_json(
@@ -72,7 +70,10 @@ def _random_split(source: Path, val_share: float, test_share: float, seed: int) 
 
     listing = list_pairs(source)
     if listing.problems:
-        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
+        raise DatasetError(
+            f"{listing.root} has {len(listing.problems)} problem(s) in its file names; see also `droneseg data check`:",
+            listing.problems,
+        )
     return random_split([pair.stem for pair in listing.pairs], val_share=val_share, test_share=test_share, seed=seed)
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from droneseg.core.errors import OutputExistsError
@@ -27,37 +27,70 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Path]:
     """Give a folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What was there before is kept until the new folder stands in its place, and given back if that fails.
 
     Args:
         path: Where the folder shall be.
-        replace: Whether an existing folder may be replaced. An empty one always may.
+        marker: Name of something that every folder of this kind holds: one without it was made by somebody else and is
+            never replaced.
+        replace: Whether a folder of this kind may be replaced. An empty one always may.
 
     Yields:
         An empty folder beside `path`.
 
     Raises:
-        OutputExistsError: If `path` exists, is not empty, and `replace` is false. Nothing is touched then.
+        OutputExistsError: If something is in the way. Nothing is touched then.
     """
-    if path.exists() and not path.is_dir():
-        raise OutputExistsError(f"{path} is a file, not a folder, and was left untouched. Name another place.")
-    if not replace and path.exists() and any(path.iterdir()):
-        raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
+    require_free(path, marker=marker, replace=replace)
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
     aside, old = (path.with_name(f".{path.name}.{token}.{suffix}") for suffix in ("part", "old"))
     aside.mkdir()
     try:
         yield aside
-        if path.exists():
-            os.replace(path, old)
-        try:
-            os.replace(aside, path)
-        except BaseException:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        # somebody else may have been quicker
+        require_free(path, marker=marker, replace=replace)
+        _swap(aside, path, old)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        for folder in made:
+            # only those that nothing was put in
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def require_free(path: Path, *, marker: str, replace: bool) -> None:
+    """Refuse to write a folder over something: asked before work begins, so that none is in vain.
+
+    Raises:
+        OutputExistsError: If a file is in the way, or a folder that is not empty and may not be replaced.
+    """
+    if not path.name or path.name == "..":
+        raise OutputExistsError(f"{path} cannot be replaced as a whole. Name a new folder in it.")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise OutputExistsError(f"{path} is a file or a link and was left untouched. Name another place.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not (path / marker).exists():
+        raise OutputExistsError(
+            f"{path} holds something else (no {marker}) and was left untouched. Name another place."
+        )
+    if not replace:
+        raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
+
+
+def _swap(aside: Path, path: Path, old: Path) -> None:
+    """Put a folder in the place of another one; if that fails, the other one stays."""
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(aside, path)
+    except BaseException:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -175,7 +175,8 @@ def _lookup_rgb(opened: pillow.Image) -> Mask:
             raise MaskError("Mask has see-through pixels. Save it without alpha.")
     elif opened.mode != "RGB":
         raise MaskError(
-            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). If its values are ids, declare them so."
+            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). "
+            "If its values are ids, declare them so (--truth ids)."
         )
     return _table()[_pack(opened)]
 

@@ -1,23 +1,24 @@
 """The Kaggle layout to nnU-Net's raw layout: one RGB PNG per case, grey id labels, dataset.json, fold 0."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
 from droneseg.core.classes import CLASSES
-from droneseg.core.errors import DatasetError, OutputExistsError
-from droneseg.core.files import new_folder, write_text
+from droneseg.core.errors import DatasetError
+from droneseg.core.files import new_folder, require_free, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.inspect import LoadedPair, Progress, load_pair, on_all_cores
-from droneseg.data.pairs import Pair, list_pairs
+from droneseg.data.pairs import Listing, Pair, list_pairs
 from droneseg.data.splits import Split, random_split, read_split
 
 DATASET = "Dataset101_DroneSeg"
 _CASE_PREFIX = "drone_"
+_DESCRIPTION_NAME = "dataset.json"
 
 
 class Normalisation(StrEnum):
@@ -110,11 +111,10 @@ def convert_dataset(
     """
     target = raw / DATASET
     listing = list_pairs(source)
-    if target.exists() and not force:
-        raise OutputExistsError(f"{target} is already there and was left untouched. Use --force to replace it.")
+    require_free(target, marker=_DESCRIPTION_NAME, replace=force)
     split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
     parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
-    with new_folder(target, replace=force) as aside:
+    with new_folder(target, marker=_DESCRIPTION_NAME, replace=force) as aside:
         for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
             (aside / name).mkdir()
 
@@ -131,7 +131,7 @@ def convert_dataset(
         results = list(on_all_cores(write, list(listing.pairs), progress))
         problems = [*listing.problems, *(line for _, lines in results for line in lines)]
         if problems:
-            raise DatasetError(f"{listing.root} has {len(problems)} problem(s); nothing was written:", problems)
+            raise DatasetError(_headline(listing, problems, unknown), problems)
         _write_description(aside, listing.root, split, normalisation, unknown)
     written = [result for result, _ in results if result]
     return Conversion(
@@ -143,6 +143,14 @@ def convert_dataset(
         replaced_pixels=sum(item.replaced_pixels for item in written),
         notes=listing.notes,
     )
+
+
+def _headline(listing: Listing, problems: Sequence[str], unknown: UnknownPolicy) -> str:
+    lines = [f"{listing.root} has {len(problems)} problem(s); nothing was written."]
+    lines += [f"  note: {note}" for note in listing.notes]
+    if unknown == "fail" and any("unknown colours" in line for line in problems):
+        lines.append("  note: --unknown background makes unknown colours background.")
+    return "\n".join(lines)
 
 
 def _choose_split(pairs: tuple[Pair, ...], split_file: Path | None, test_share: float, seed: int) -> Split:
@@ -179,7 +187,7 @@ def _write_description(
             "split": {name: len(part) for name, part in asdict(split).items()},
         },
     }
-    write_text(folder / "dataset.json", json.dumps(description, indent=2) + "\n")
+    write_text(folder / _DESCRIPTION_NAME, json.dumps(description, indent=2) + "\n")
     if split.val:
         cases: Callable[[tuple[str, ...]], list[str]] = lambda stems: [case_name(stem) for stem in stems]  # noqa: E731
         write_text(

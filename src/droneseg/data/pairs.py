@@ -81,7 +81,8 @@ def list_pairs(source: Path) -> Listing:
     root, notes = find_root(source)
     images, image_notes = _by_stem(root / IMAGES_FOLDER)
     masks, mask_notes = _by_stem(root / MASKS_FOLDER)
-    problems = [*_duplicates("images", images), *_duplicates("masks", masks)]
+    broken = [*_broken_links(root / IMAGES_FOLDER), *_broken_links(root / MASKS_FOLDER)]
+    problems = [*broken, *_duplicates("images", images), *_duplicates("masks", masks)]
     for stem in sorted(images.keys() - masks.keys()):
         problems.append(f"{IMAGES_FOLDER}/{images[stem][0].name}: has no mask in {MASKS_FOLDER}")
     for stem in sorted(masks.keys() - images.keys()):
@@ -128,13 +129,22 @@ def _by_stem(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     found: dict[str, list[Path]] = defaultdict(list)
     notes = []
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini"):
+        if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or not file.exists():
             continue
         if file.is_file() and file.suffix.lower() in SUFFIXES:
             found[file.stem].append(file)
         else:
             notes.append(f"{folder.name}/{file.name}: not an image file, ignored")
     return found, notes
+
+
+def _broken_links(folder: Path) -> list[str]:
+    """Say which links lead nowhere, as those of data that was not fetched yet."""
+    return [
+        f"{folder.name}/{file.name}: is a link to {file.readlink()}, which is not there"
+        for file in sorted(folder.iterdir())
+        if file.is_symlink() and not file.exists()
+    ]
 
 
 def _duplicates(kind: str, files: dict[str, list[Path]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from droneseg.core.errors import SplitError
+from droneseg.core.errors import OutputExistsError, SplitError
 from droneseg.core.files import write_text
 
 _SHOWN_STEMS = 8
@@ -44,6 +44,8 @@ def random_split(stems: list[str], *, val_share: float, test_share: float, seed:
     """
     order = [str(stem) for stem in np.random.default_rng(seed).permutation(sorted(stems))]
     n_test, n_val = (max(1, round(share * len(order))) if share > 0 else 0 for share in (test_share, val_share))
+    if val_share + test_share >= 1:
+        raise SplitError(f"The shares add up to {val_share + test_share:g}; leave something to train on.")
     if n_test + n_val >= len(order):
         raise SplitError(
             f"{len(order)} pairs are too few for a validation share of {val_share} and a test share of {test_share}."
@@ -52,8 +54,29 @@ def random_split(stems: list[str], *, val_share: float, test_share: float, seed:
     return Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Write a split as JSON: lists of stems `train`, `val`, `test`, `dropped`."""
+def require_split_place(path: Path, *, replace: bool) -> None:
+    """Refuse to write a split over something: asked before work begins, so that none is in vain.
+
+    Raises:
+        OutputExistsError: If an older split is there and may not be replaced, or anything else is.
+    """
+    if not path.exists():
+        return
+    try:
+        _parse(path)
+    except SplitError as error:
+        raise OutputExistsError(f"{path} is no split file and was left untouched. Name another place.") from error
+    if not replace:
+        raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
+
+
+def write_split(split: Split, path: Path, *, replace: bool = False) -> None:
+    """Write a split as JSON: lists of stems `train`, `val`, `test`, `dropped`.
+
+    Raises:
+        OutputExistsError: If an older split is there and `replace` is false, or anything else is.
+    """
+    require_split_place(path, replace=replace)
     write_text(path, json.dumps(asdict(split), indent=1) + "\n")
 
 
@@ -83,7 +106,7 @@ def _parse(path: Path) -> Split:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SplitError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except ValueError as error:  # text that is not UTF-8 included
         raise SplitError(f"{path}: is not JSON: {error}") from error
     names = list(asdict(Split()))
     if not isinstance(content, dict) or not set(content) <= set(names):

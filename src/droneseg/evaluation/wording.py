@@ -2,6 +2,7 @@
 
 from droneseg.evaluation.bootstrap import Interval
 
+REPORT_NAME = "report.json"
 TITLES = {
     "miou": "mIoU",
     "image_wise_miou": "image-wise mIoU",

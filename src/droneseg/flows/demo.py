@@ -133,7 +133,7 @@ def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
     split = Split(tuple(stems[:TRAIN_SCENES]), tuple(stems[TRAIN_SCENES:-TEST_SCENES]), tuple(stems[-TEST_SCENES:]))
     with clock.stage("sample") as progress:
         write_samples(folders.data, count=len(stems), size=SIZE, seed=_SEED, replace=True, progress=progress)
-        write_split(split, folders.split)
+        write_split(split, folders.split, replace=True)
     with clock.stage("check") as progress:
         inspection = inspect_dataset(folders.data, max_pixels=max_pixels, progress=progress)
         if inspection.problems:

@@ -50,7 +50,7 @@ def stock_model(cache: Path, report: Callable[[str], None]) -> StockModel:
     folder = cache / f"stock-{version('droneseg')}-{version('nnunetv2')}"
     if not (folder / _SUMMARY).is_file():
         report("planning the stock network and exporting it, once")
-        with new_folder(folder, replace=True) as aside:
+        with new_folder(folder, marker=_SUMMARY, replace=True) as aside:
             _make(aside, report)
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     read_bundle(folder / "bundle")

@@ -78,7 +78,7 @@ def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest
     Returns:
         The bundle, read back and verified.
     """
-    with new_folder(folder, replace=True) as aside:
+    with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
         for name, source in files.items():
             shutil.copyfile(source, aside / name)
         manifest = build({name: file_record(aside / name) for name in files})

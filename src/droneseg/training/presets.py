@@ -1,6 +1,7 @@
 """The configuration of a training: presets in YAML, composed by Hydra, overridden by key=value, validated."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,6 +89,9 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
     except ImportError as error:
         raise MissingDependencyError("hydra-core", "train") from error
     folder = folder or (_IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT)
+    problems = [problem for override in overrides if (problem := _why_wrong(override, folder))]
+    if problems:
+        raise ConfigurationError("\n".join(["The training configuration is wrong:", *problems]))
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
@@ -98,6 +102,24 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
     except ValidationError as error:
         lines = [f"  - {_key(item['loc'])}={item['input']!r}: {item['msg']}" for item in error.errors()]
         raise ConfigurationError("\n".join(["The training configuration is wrong:", *lines])) from error
+
+
+def _why_wrong(override: str, folder: Path) -> str:
+    """Say what is wrong with the form of an override, its key, or the group it chooses; "" if nothing is."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"  - {override}: write key=value"
+    groups = {
+        group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in folder.iterdir() if group.is_dir()
+    }
+    if key in groups:
+        return "" if value in groups[key] else f"  - {override}: choose one of {', '.join(groups[key])}"
+    keys = {*TrainingConfig.model_fields, *TrainerSettings.model_fields} - {"trainer", *groups}
+    keys |= {f"tracking.{name}" for name in WandbTracking.model_fields if name != "name"}
+    if key in keys:
+        return ""
+    near = get_close_matches(key, [*keys, *groups], n=1)
+    return f"  - {override}: there is no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _key(location: tuple[int | str, ...]) -> str:

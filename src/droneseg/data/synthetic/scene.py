@@ -1,5 +1,6 @@
 """Composes scenes and writes them in the Kaggle layout."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,13 +9,15 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageFilter
 
-from droneseg.core.files import new_folder
+from droneseg.core.files import new_folder, write_text
 from droneseg.core.images import Image, encode_png
 from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.data.pairs import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.data.synthetic import objects
 from droneseg.data.synthetic.canvas import Canvas
+
+SAMPLE_NAME = "sample.json"
 
 # How many of each thing a scene has: (smallest, largest) number, painted in this order.
 _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
@@ -86,13 +89,18 @@ def write_samples(
         count: Number of pairs.
         size: Width and height in pixels.
         seed: The first scene's seed; the others follow, so a larger count begins with the same scenes.
-        replace: Whether an existing folder may be replaced.
+        replace: Whether older generated data there may be replaced.
         progress: Called with (done, count) after each pair.
 
     Raises:
         OutputExistsError: If `folder` is there and not empty, and `replace` is false.
     """
-    with new_folder(folder, replace=replace) as aside, ThreadPoolExecutor(usable_cores()) as workers:
+    with (
+        new_folder(folder, marker=SAMPLE_NAME, replace=replace) as aside,
+        ThreadPoolExecutor(usable_cores()) as workers,
+    ):
+        # what tells generated data from somebody's photographs
+        write_text(aside / SAMPLE_NAME, json.dumps({"count": count, "size": size, "seed": seed}) + "\n")
         root = aside / KAGGLE_FOLDER
         for name in (IMAGES_FOLDER, MASKS_FOLDER):
             (root / name).mkdir(parents=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from droneseg.core.errors import ModelError
 from droneseg.core.machine import usable_cores
@@ -14,6 +15,8 @@ from droneseg.inference.runtimes.protocol import Patches, batch_for
 from droneseg.inference.scores import Probabilities, decide
 
 _CUDA = "CUDAExecutionProvider"
+# what ONNX Runtime raises has no common base but Exception
+_ERRORS = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 def has_cuda() -> bool:
@@ -40,8 +43,7 @@ class OnnxRuntime:
         providers = [_CUDA, "CPUExecutionProvider"] if has_cuda() else ["CPUExecutionProvider"]
         try:
             self._session = ort.InferenceSession(network, options, providers=providers)
-        # what it raises has no common base but Exception; it is never swallowed
-        except Exception as error:
+        except _ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot run {network}: {error}") from error
         self._input = self._session.get_inputs()[0].name
         self._takes_bytes = takes_bytes
