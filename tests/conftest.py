@@ -55,3 +55,10 @@ def trained(workspace: Workspace) -> Workspace:
     """The same with a finished training."""
     workspace.run("train", *TINY, "validation=fast")
     return workspace
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Workspace) -> Workspace:
+    """The trained workspace with a bundle in nnUNet_results/champion, INT8 included."""
+    trained.run("export", "--from", str(trained.fold().parent), "--int8", "--images", "4", "--license", "Apache-2.0")
+    return trained

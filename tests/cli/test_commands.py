@@ -49,6 +49,13 @@ def test_an_expected_error_is_one_message_without_a_traceback(tmp_path: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: absent is not a folder.\n")
 
 
+def test_with_json_logs_an_error_is_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRONESEG_LOG_FORMAT", "json")
+    done = droneseg("data", "convert", "absent", cwd=tmp_path)
+    entry = json.loads(done.stderr)
+    assert (done.returncode, entry["severity"], entry["message"]) == (1, "ERROR", "absent is not a folder.")
+
+
 def test_wrong_usage_exits_2(tmp_path: Path) -> None:
     assert droneseg("data", "sample", "x", "--size", "huge", cwd=tmp_path).returncode == 2
     assert droneseg("data", "split", "x", cwd=tmp_path).returncode == 2

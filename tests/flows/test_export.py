@@ -15,13 +15,6 @@ TABLE = {(155, 38, 182): 1, (14, 135, 204): 2, (124, 252, 0): 3, (255, 20, 147):
 KAGGLE = "data/classes_dataset/classes_dataset"
 
 
-@pytest.fixture(scope="module")
-def exported(trained: Workspace) -> Workspace:
-    """The trained workspace with a bundle in nnUNet_results/champion, INT8 included."""
-    trained.run("export", "--from", str(trained.fold().parent), "--int8", "--images", "4", "--license", "Apache-2.0")
-    return trained
-
-
 def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Workspace) -> None:
     manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
     assert set(manifest["profiles"]) == {"exact", "fast", "int8"}

@@ -56,8 +56,17 @@ def test_the_normalisation_of_a_plan_is_chosen_by_name() -> None:
         add_configuration(BASE, "2d", **KEEP, network="batchnorm")
 
 
+def test_the_convolutions_of_a_stage_are_counted_on_the_way_down_and_up() -> None:
+    plans = add_configuration(BASE, "2d_c", **(KEEP | {"patch_size": (64, 64)}), convs_per_stage=1)
+    kwargs = plans["configurations"]["2d_c"]["architecture"]["arch_kwargs"]
+    assert kwargs["n_conv_per_stage"] == [1] * kwargs["n_stages"]
+    assert kwargs["n_conv_per_stage_decoder"] == [1] * (kwargs["n_stages"] - 1)
+
+
 def test_nnunets_own_plan_cannot_be_changed() -> None:
     assert add_configuration(BASE, "2d", **KEEP) is BASE
+    with pytest.raises(ConfigurationError, match="nnU-Net's own plan"):
+        add_configuration(BASE, "2d", **KEEP, convs_per_stage=1)
     with pytest.raises(ConfigurationError, match="configuration=2d_mine"):
         add_configuration(BASE, "2d", **(KEEP | {"batch_size": 4}))
 

@@ -1,4 +1,4 @@
-"""`droneseg benchmark`: how fast, how much memory, how equal, beside nnU-Net's own predictor."""
+"""`droneseg benchmark`: how fast, how much memory, how equal, beside nnU-Net's own predictor and trainer."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,32 +9,49 @@ from droneseg.cli import environment, output
 
 
 def benchmark(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="With --training: as `droneseg train` takes.", show_default=False),
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="A bundle of your own to set beside the stock network.")] = None,
     image: Annotated[Path | None, typer.Option(help="A photograph; default: a generated one of 960x736.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Predictions per row, taking turns.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw the rows into this file.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="Time nnU-Net's own trainer beside ours.")] = False,
+    iterations: Annotated[int, typer.Option(min=1, help="With --training: iterations timed by part.")] = 20,
+    minutes: Annotated[float, typer.Option(min=0, help="With --training: minutes of training for the Dice.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
-    """Time every runtime and profile beside nnU-Net's own predictor.
+    """Time every runtime and profile beside nnU-Net's own predictor; with --training, our trainer beside its own.
 
-    Same photograph, same untrained weights of the stock plan, one process per row, taking turns. The first run exports
-    that network, which takes some minutes.
+    Predicting: same photograph, same untrained weights of the stock plan, one process per row, taking turns. The first
+    run exports that network, which takes some minutes. Training: same plan, data and seed; the dataset is the
+    preprocessed one, or generated scenes.
     """
+    output.require_plot_suffix(plot)
+    if overrides and not training:
+        raise typer.BadParameter(f"{overrides[0]} is for --training only", param_hint="KEY=VALUE")
+    if training and (model or image):
+        raise typer.BadParameter("--model and --image do not go with --training", param_hint="--training")
     environment.require_nnunet()
-    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{plot} must end with .png, .svg or .pdf", param_hint="--plot")
+    if training:
+        _training(overrides or [], iterations, minutes, plot, json)
+    else:
+        _prediction(model, image, rounds, plot, json)
+
+
+def _report(step: str) -> None:
+    output.err().print(f"{step} ...", markup=False)
+
+
+def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path | None, json: bool) -> None:
     from droneseg.flows.benchmark import run_benchmark
     from droneseg.flows.benchmark_plot import plot_benchmark
     from droneseg.flows.stock import stock_model
 
     cache = environment.settings().cache_dir.expanduser()
-
-    def report(step: str) -> None:
-        output.err().print(f"{step} ...", markup=False)
-
-    found = run_benchmark(
-        stock_model(cache, report), model=model, image=image, cache=cache / "openvino", rounds=rounds, report=report
-    )
+    stock = stock_model(cache, _report)
+    found = run_benchmark(stock, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=_report)
     if plot:
         plot_benchmark(found, plot)
     if json:
@@ -63,3 +80,53 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['peak_mb']:.0f}",
         f"{row['start_s']:.1f}",
     ]
+
+
+def _training(overrides: list[str], iterations: int, minutes: float, plot: Path | None, json: bool) -> None:
+    from droneseg.flows.benchmark_plot import plot_training_benchmark
+    from droneseg.flows.benchmark_training import benchmark_training
+    from droneseg.nnunet.layout import Layout
+    from droneseg.training.presets import load_config
+
+    found = benchmark_training(
+        load_config(overrides),
+        Layout.from_settings(environment.settings()),
+        iterations=iterations,
+        minutes=minutes,
+        report=_report,
+    )
+    if plot:
+        plot_training_benchmark(found, plot)
+    if json:
+        output.show_json(found)
+        return
+    parts = list(found["trainers"][0]["parts_s"])
+    rows = [
+        [row["name"], output.figure(row["iteration_s"]), *(output.figure(row["parts_s"][part]) for part in parts)]
+        for row in found["trainers"]
+    ]
+    title = f"seconds per iteration, {found['configuration']}, {found['data']}, {found['machine']['cores']} cores"
+    output.out().print(output.table(title, ["trainer", "in all", *parts], rows))
+    if minutes:
+        output.out().print(_dice_table(found["trainers"]))
+
+
+def _dice_table(trainers: list[dict[str, Any]]) -> Any:
+    rows = [
+        [
+            row["name"],
+            str(len(row["dice"])),
+            *(output.figure(value) for value in _dice_by_thirds(row["dice"])),
+        ]
+        for row in trainers
+    ]
+    return output.table("pseudo Dice on validation patches", ["trainer", "epochs", "1/3", "2/3", "end"], rows)
+
+
+def _dice_by_thirds(epochs: list[dict[str, float]]) -> list[float | None]:
+    """Return the Dice of the last epoch that ended within one third, two thirds and all of the time."""
+    found: list[float | None] = []
+    for third in (1, 2, 3):
+        done = [epoch["dice"] for epoch in epochs if epoch["seconds"] <= epochs[-1]["seconds"] * third / 3]
+        found.append(done[-1] if done else None)
+    return found

@@ -112,8 +112,7 @@ def stats(
     from droneseg.core.errors import DatasetError
     from droneseg.data.stats import compute_stats, plot_stats
 
-    if plot and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{plot} must end with .png, .svg or .pdf", param_hint="--plot")
+    output.require_plot_suffix(plot)
     inspection = _inspect(source)
     if not inspection.facts:
         raise DatasetError(f"{inspection.root} has no good pair:", inspection.problems)
@@ -124,7 +123,7 @@ def stats(
         output.show_json(found)
     else:
         rows = [
-            [name, output.percent(share), f"{found.class_images[name]} of {found.pairs}", "#" * round(40 * share)]
+            [name, output.percent(share), f"{found.class_images[name]} of {found.pairs}", "#" * round(20 * share)]
             for name, share in found.class_shares.items()
         ]
         shown = output.table(f"{inspection.root}", ["class", "share of pixels", "in photographs", ""], rows)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -58,10 +58,21 @@ def main() -> None:
     try:
         app(prog_name="droneseg")
     except DronesegError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
+        _fail(str(error), None)
     except OSError as error:
         # the disk is full, a folder is read-only, a name is taken: a traceback is for those who ask for it
-        logging.getLogger("droneseg").debug("what led to the error", exc_info=error)
-        sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
-        raise SystemExit(1) from None
+        _fail(f"{error.filename or ''}: {error.strerror or error}", error)
+
+
+def _fail(message: str, error: OSError | None) -> NoReturn:
+    """Say what went wrong, as a person or as a program reads it, and end."""
+    from droneseg.core.logs import logs_json
+
+    logger = logging.getLogger("droneseg")
+    if error:
+        logger.debug("what led to the error", exc_info=error)
+    if logs_json():
+        logger.error(message)
+    else:
+        sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(1) from None

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +46,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> "Table":
 
     built = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        built.add_column(column, justify="left" if index == 0 else "right")
+        built.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
         built.add_row(*row)
     return built
@@ -57,6 +60,16 @@ def percent(value: float | None, decimals: int = 1) -> str:
 def figure(value: float | None) -> str:
     """Return a figure with three decimals, a dash for none."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def require_plot_suffix(path: Path | None) -> None:
+    """Refuse a file for a plot that matplotlib could not write.
+
+    Raises:
+        typer.BadParameter: If the suffix is another.
+    """
+    if path and path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{path} must end with .png, .svg or .pdf", param_hint="--plot")
 
 
 @contextmanager

@@ -47,6 +47,11 @@ def configure_logging(level: LogLevel = LogLevel.INFO, log_format: LogFormat = L
     logger.propagate = False
 
 
+def logs_json() -> bool:
+    """Say whether the terminal is sent JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger(ROOT).handlers)
+
+
 @contextmanager
 def log_file(path: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[None]:
     """Send what droneseg logs to `path` as well, appended, while the block runs."""

@@ -1,7 +1,6 @@
 """nnU-Net's own predictor beside every runtime and profile: same photograph, same weights, taking turns."""
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 
 from droneseg.core.errors import DronesegError
 from droneseg.core.images import encode_png, read_image
-from droneseg.core.machine import usable_cores
+from droneseg.core.machine import describe_machine, usable_cores
 from droneseg.core.masks import Mask
 from droneseg.data.synthetic.scene import generate_scene
 from droneseg.flows.stock import StockModel
@@ -199,7 +198,7 @@ def _result(rows: Sequence[Row], stock: StockModel, image: Path | None) -> dict[
         )
     network_s = by_name["fast"].network_s
     return {
-        "machine": _machine(),
+        "machine": describe_machine(),
         "image": str(image) if image else "generated, {}x{}".format(*IMAGE_SIZE),
         "network": {
             "gflop": stock.gflop,
@@ -208,10 +207,6 @@ def _result(rows: Sequence[Row], stock: StockModel, image: Path | None) -> dict[
         },
         "rows": shown,
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {"platform": platform.platform(), "cores": usable_cores(), "python": platform.python_version()}
 
 
 _MATMUL = """

@@ -27,7 +27,7 @@ from droneseg.nnunet.layout import Layout
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
 SIZE = (192, 144)
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 120, 8, 24
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 200, 8, 24
 _SEED = 7
 _OVERLAY_SCENES = 4
 

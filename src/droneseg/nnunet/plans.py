@@ -11,6 +11,7 @@ from droneseg.nnunet.layout import BASE_CONFIGURATION, Layout
 Plans = dict[str, Any]
 NetworkName = Literal["plain", "batchnorm"]
 
+CONVS_PER_STAGE = 2
 _NORM_OPS: dict[NetworkName, str] = {
     "plain": "torch.nn.modules.instancenorm.InstanceNorm2d",
     "batchnorm": "torch.nn.modules.batchnorm.BatchNorm2d",
@@ -43,6 +44,7 @@ def add_configuration(
     base_features: int | None,
     max_features: int | None,
     network: NetworkName = "plain",
+    convs_per_stage: int = CONVS_PER_STAGE,
 ) -> Plans:
     """Return the plans with a configuration that differs from nnU-Net's 2d one in size only.
 
@@ -57,15 +59,14 @@ def add_configuration(
         base_features: Channels of the first stage, doubled at each further one; None keeps the planner's.
         max_features: Most channels of a stage; None keeps the planner's.
         network: plain is nnU-Net's U-Net with instance normalisation; batchnorm the same with batch normalisation.
+        convs_per_stage: Convolutions at each resolution, on the way down and up; nnU-Net's own are two.
 
     Raises:
         ConfigurationError: If 2d would be changed.
     """
     if name == BASE_CONFIGURATION:
-        if (
-            any(value is not None for value in (patch_size, batch_size, base_features, max_features))
-            or network != "plain"
-        ):
+        sizes = (patch_size, batch_size, base_features, max_features)
+        if any(size is not None for size in sizes) or (network, convs_per_stage) != ("plain", CONVS_PER_STAGE):
             raise ConfigurationError(
                 "configuration=2d is nnU-Net's own plan. Give a plan with another size a name of its own, "
                 "such as configuration=2d_mine."
@@ -87,8 +88,8 @@ def add_configuration(
         features_per_stage=[min(most, first * 2**stage) for stage in range(stages)],
         kernel_sizes=[list(kernel) for kernel in kernels],
         strides=[list(stride) for stride in strides],
-        n_conv_per_stage=[2] * stages,
-        n_conv_per_stage_decoder=[2] * (stages - 1),
+        n_conv_per_stage=[convs_per_stage] * stages,
+        n_conv_per_stage_decoder=[convs_per_stage] * (stages - 1),
         norm_op=_NORM_OPS[network],
     )
     changed = copy.deepcopy(plans)

@@ -1,6 +1,5 @@
-"""Where a training came from: versions, revision, machine."""
+"""Where a training came from: versions, revision."""
 
-import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,8 +36,3 @@ def git_revision() -> str | None:
         return None
     # an installed copy may lie inside somebody else's repository
     return described.stdout.strip() if tracked.returncode == 0 else None
-
-
-def describe_machine() -> dict[str, str]:
-    """Return Python's version and the platform."""
-    return {"python": platform.python_version(), "platform": platform.platform()}

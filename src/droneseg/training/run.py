@@ -10,7 +10,7 @@ from typing import Any
 from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
-from droneseg.core.machine import usable_cores
+from droneseg.core.machine import describe_machine, usable_cores
 from droneseg.nnunet import tracking
 from droneseg.nnunet.layout import (
     BEST_CHECKPOINT,
@@ -26,11 +26,7 @@ from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import Plans, add_configuration, read_plans, write_plans
 from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
 from droneseg.training.presets import TrainingConfig, WandbTracking
-from droneseg.training.provenance import (
-    describe_machine,
-    git_revision,
-    package_versions,
-)
+from droneseg.training.provenance import git_revision, package_versions
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +65,7 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
         TrainingError: If it cannot be resumed, was interrupted, or the loss became useless.
     """
     _announce(config, layout)
-    from droneseg.nnunet.devices import choose_device, cpu_has_bf16
+    from droneseg.nnunet.devices import choose_device
 
     try:
         device = choose_device(config.device)
@@ -82,15 +78,14 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
         logger.info("tracking with Weights & Biases, %s", mode)
     else:
         tracking.disable_wandb()
-    plans = _configure_plans(config, layout)
+    plans = configure_plans(config, layout)
     fold_folder = layout.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, layout, fold_folder)
-    bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
-    settings = config.trainer.model_copy(update={"bf16": bf16})
+    settings = hand_over_settings(config, fold_folder)
     _write_record(config, settings, device.type, fold_folder)
-    hand_over(fold_folder / _SETTINGS_NAME)
     with log_file(fold_folder / _LOG_NAME), prints_as_logs():
-        logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, ", bf16" * bf16)
+        precision = ", bf16" if settings.bf16 else ""
+        logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
         _run(config, device.type, resuming)
     return TrainingResult(layout.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
 
@@ -101,7 +96,8 @@ def _announce(config: TrainingConfig, layout: Layout) -> None:
     announce(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
 
 
-def _configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
+def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
+    """Add the configuration of this training to the dataset's plans, and return them."""
     plans = add_configuration(
         read_plans(layout),
         config.configuration,
@@ -110,9 +106,21 @@ def _configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         base_features=config.base_features,
         max_features=config.max_features,
         network=config.network,
+        convs_per_stage=config.convs_per_stage,
     )
     write_plans(layout, plans)
     return plans
+
+
+def hand_over_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
+    """Settle what depends on the machine, write the trainer's settings into `folder`, and point the trainer to them."""
+    from droneseg.nnunet.devices import cpu_has_bf16
+
+    bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
+    settings = config.trainer.model_copy(update={"bf16": bf16})
+    write_text(folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
+    hand_over(folder / _SETTINGS_NAME)
+    return settings
 
 
 def _prepare_folder(config: TrainingConfig, plans: Plans, layout: Layout, fold_folder: Path) -> bool:
@@ -162,7 +170,6 @@ def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text(fold_folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
-    write_text(fold_folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
 
 
 def _run(config: TrainingConfig, device: str, resuming: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
+from torch.optim import AdamW
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
@@ -83,10 +84,9 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a schedule that knows the time budget."""
-        if self.settings.optimizer == "sgd":
-            optimizer, _ = super().configure_optimizers()
-        else:
-            optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        optimizer, _ = super().configure_optimizers()
+        if self.settings.optimizer == "adamw":
+            optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, fused=True)
         return optimizer, _BudgetPolyLR(self)
 
     def _build_loss(self) -> nn.Module:

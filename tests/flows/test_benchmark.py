@@ -1,0 +1,68 @@
+"""The benchmarks measure real processes and real trainings; their keys are what scripts read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from droneseg.core.images import encode_png
+from droneseg.data.synthetic.scene import generate_scene
+from droneseg.flows.benchmark import run_benchmark
+from droneseg.flows.benchmark_plot import plot_benchmark
+from droneseg.flows.stock import StockModel
+from support.workspace import TINY, Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace, tmp_path: Path) -> None:
+    bundle = exported.root / "nnUNet_results/champion"
+    (tmp_path / "photograph.png").write_bytes(encode_png(generate_scene(1, 130, 90)[0]))
+    found = run_benchmark(
+        StockModel(exported.fold().parent, bundle, gflop=1.0),
+        model=bundle,
+        image=tmp_path / "photograph.png",
+        cache=tmp_path / "cache",
+        rounds=2,
+        report=lambda _step: None,
+    )
+    rows = {row["name"]: row for row in found["rows"]}
+    profiles = {profile + runtime for profile in ("exact", "fast", "int8") for runtime in ("", "-onnxruntime")}
+    assert set(rows) == {"stock-tta", "stock"} | profiles | {f"model-{name}" for name in profiles}
+    for name, row in rows.items():
+        assert len(row["seconds"]) == 2
+        assert row["ratio_to_stock_tta"] == pytest.approx(rows["stock-tta"]["seconds_median"] / row["seconds_median"])
+        assert row["ratio_to_stock"] == pytest.approx(rows["stock"]["seconds_median"] / row["seconds_median"])
+        assert 10 < row["peak_mb"] < 20_000
+        assert row["start_s"] > row["seconds_median"] * 0.5
+        assert ("onnx" in row["runtime"].lower()) == name.endswith("onnxruntime")
+    # the reference of exact mirrors and that of fast does not; other weights have no reference
+    assert rows["exact"]["agreement"] > 0.999
+    assert rows["fast-onnxruntime"]["agreement"] > 0.99
+    assert rows["stock"]["agreement"] is None
+    assert rows["model-exact"]["agreement"] is None
+    plot_benchmark(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_both_trainers_are_timed_by_part_and_trained(workspace: Workspace) -> None:
+    options = ("--iterations", "3", "--minutes", "0.05", "--plot", "training.png", "--json")
+    found = json.loads(workspace.run("benchmark", "--training", *TINY, *options).stdout)
+    assert [row["name"] for row in found["trainers"]] == ["nnUNetTrainer", "DroneSegTrainer"]
+    for row in found["trainers"]:
+        assert set(row["parts_s"]) == {"loading", "augmentation", "forward", "backward", "optimiser"}
+        assert all(seconds > 0 for seconds in row["parts_s"].values())
+        assert 0.5 * row["iteration_s"] < sum(row["parts_s"].values()) < 1.5 * row["iteration_s"]
+        seconds = [epoch["seconds"] for epoch in row["dice"]]
+        assert seconds == sorted(seconds)
+        assert seconds
+        assert all(0 <= epoch["dice"] <= 1 for epoch in row["dice"])
+    assert (workspace.root / "training.png").is_file()
+    # nothing of it is left among the user's models
+    assert not list((workspace.root / "nnUNet_results").rglob("*nnUNetTrainer__*"))
+
+
+def test_options_of_the_two_benchmarks_are_not_mixed(workspace: Workspace) -> None:
+    done = workspace.run("benchmark", "preset=smoke", check=False)
+    assert done.returncode == 2
+    assert "is for --training only" in done.stderr
