@@ -68,6 +68,14 @@ def test_what_was_matched_before_is_not_matched_again(overlapping: dict[str, Pat
     assert not [call for call in calls if call[0] == "matches"]
 
 
+def test_a_new_photograph_is_matched_and_the_others_not_again(overlapping: dict[str, Path], tmp_path: Path) -> None:
+    find({stem: file for stem, file in overlapping.items() if stem != "c"}, tmp_path)
+    calls: list[tuple[str, int, int]] = []
+    found = find(overlapping, tmp_path, calls)
+    assert [call for call in calls if call[0] == "matches"] == [("matches", 4, 4)]
+    assert {(match.first, match.second) for match in found} == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
 def test_a_bridge_between_two_places_is_all_that_is_dropped() -> None:
     stems, matches = cliques(5, 6)
     chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 20) for place in range(4))]

@@ -54,12 +54,16 @@ def split(
             sizes | {"by": by.value, "crossing": found.crossing, "groups": found.groups, "shares": found.class_shares}
         )
         return
+    parts = list(found.class_shares)
     rows = [
-        [name, str(sizes[name]), str(found.groups[name]), *(output.percent(share) for share in shares.values())]
-        for name, shares in found.class_shares.items()
+        ["photographs", *(str(sizes[part]) for part in parts)],
+        ["places", *(str(found.groups[part]) for part in parts)],
+        *(
+            [name, *(output.percent(found.class_shares[part][name]) for part in parts)]
+            for name in found.class_shares[parts[0]]
+        ),
     ]
-    names = list(next(iter(found.class_shares.values())))
-    output.out().print(output.table(str(out), ["part", "photographs", "places", *names], rows))
+    output.out().print(output.table(str(out), ["", *parts], rows))
     output.out().print(f"{found.crossing} matches cross from one part to another; {sizes['dropped']} dropped")
 
 

@@ -27,11 +27,12 @@ def _figure(width: float, height: float) -> "Figure":
 
 def plot_confusion(counts: Confusion, path: Path) -> None:
     """Draw what each true class was called, as shares of its pixels, into a PNG."""
-    occurring = [entry for entry in CLASSES if counts[entry.id].sum() or counts[:, entry.id].sum()]
-    ids = [entry.id for entry in occurring]
-    part = counts[np.ix_(ids, ids)].astype(float)
-    shares = part / np.maximum(part.sum(axis=1, keepdims=True), 1)
-    figure = _figure(1.1 * len(ids) + 2.2, 0.8 * len(ids) + 1.4)
+    # background is called now and then where no truth has it
+    true = [entry for entry in CLASSES if counts[entry.id].sum()]
+    called = [entry for entry in CLASSES if entry in true or counts[:, entry.id].sum()]
+    part = counts[np.ix_([entry.id for entry in true], [entry.id for entry in called])].astype(float)
+    shares = part / part.sum(axis=1, keepdims=True)
+    figure = _figure(1.1 * len(called) + 2.2, 0.8 * len(true) + 1.4)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*shares.shape):
@@ -39,9 +40,8 @@ def plot_confusion(counts: Confusion, path: Path) -> None:
             column, row, f"{shares[row, column]:.1%}", ha="center", va="center",
             color="white" if shares[row, column] > 0.55 else "black",
         )  # fmt: skip
-    names = [entry.name for entry in occurring]
-    axes.set_xticks(range(len(ids)), names, rotation=25, ha="right")
-    axes.set_yticks(range(len(ids)), names)
+    axes.set_xticks(range(len(called)), [entry.name for entry in called], rotation=25, ha="right")
+    axes.set_yticks(range(len(true)), [entry.name for entry in true])
     axes.set(xlabel="called", ylabel="truly", title="Share of the pixels of each true class")
     figure.savefig(path, dpi=120)
 

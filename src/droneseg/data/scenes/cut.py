@@ -14,9 +14,11 @@ from droneseg.data.scenes.matches import Match
 from droneseg.data.splits import Split
 
 _TRIES = 300
-# What else counts beside a dropped photograph (1 each): class shares that differ by 100 %, and each photograph more or
-# less than the wanted size.
+# What else counts beside a dropped photograph (1 each): class shares that differ by 100 %, a class that a part (nearly)
+# lacks, and each photograph more or less than the wanted size.
 _SHARE_WEIGHT = 12.0
+_LACK_WEIGHT = 30.0
+_LEAST_SHARE = 0.5  # of its share in all photographs: a class with less than that begins to be lacking
 _SIZE_WEIGHT = 0.5
 
 
@@ -112,7 +114,9 @@ def _best_cut(
         shares = _shares(part, class_pixels)
         if (present & ((shares == 0) | (_shares(rest, class_pixels) == 0))).any():
             continue
-        cost = len(gone) + _SHARE_WEIGHT * np.abs(shares - wanted).sum() + _SIZE_WEIGHT * abs(size - len(part))
+        lacking = sum(_lack(there[present] / wanted[present]) for there in (shares, _shares(rest, class_pixels)))
+        cost = len(gone) + _SIZE_WEIGHT * abs(size - len(part)) + _LACK_WEIGHT * lacking
+        cost += _SHARE_WEIGHT * np.abs(shares - wanted).sum()
         if best is None or cost < best[0]:
             best = (cost, part, gone)
     if best is None:
@@ -120,6 +124,11 @@ def _best_cut(
             f"No cut leaves all classes both in {name} and outside it. Take a larger share, or more photographs."
         )
     return best[1], best[2]
+
+
+def _lack(relative: NDArray[np.float64]) -> float:
+    """Return how much of the classes is lacking, from their shares relative to those of all photographs."""
+    return float(np.maximum(0, 1 - relative / _LEAST_SHARE).sum())
 
 
 def _grow(graph: nx.Graph, size: int, rng: np.random.Generator) -> set[str]:

@@ -1,0 +1,69 @@
+"""Looks for one place in two parts of a split, by other means than `droneseg data split` uses to avoid it.
+
+Full resolution instead of 800 pixels, twice the features, plain SIFT, an approximate nearest-neighbour search (FLANN)
+without a mutual check, and plain RANSAC.
+
+uv run python benchmarks/scene_check.py FOLDER SPLIT_FILE
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, product
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from droneseg.core.machine import usable_cores
+from droneseg.data.pairs import list_pairs
+
+FEATURES = 2500
+RATIO = 0.75
+INLIERS = 12
+
+
+def main() -> None:
+    """Match all pairs across parts, and print those that show one place."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("split", type=Path)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    begin = time.perf_counter()
+    parts = {name: stems for name, stems in json.loads(arguments.split.read_text()).items() if name != "dropped"}
+    images = {pair.stem: pair.image for pair in list_pairs(arguments.folder).pairs}
+    pairs = [pair for a, b in combinations(parts, 2) for pair in product(parts[a], parts[b])]
+    stems = sorted({stem for pair in pairs for stem in pair})
+    with ThreadPoolExecutor(usable_cores()) as workers:
+        features = dict(zip(stems, workers.map(lambda stem: _features(images[stem]), stems), strict=True))
+        found = list(workers.map(lambda pair: _inliers(features[pair[0]], features[pair[1]]), pairs))
+    crossing = [(pair, count) for pair, count in zip(pairs, found, strict=True) if count >= INLIERS]
+    for (first, second), count in sorted(crossing, key=lambda item: -item[1]):
+        print(f"{first} and {second}: {count} inliers")
+    spent = time.perf_counter() - begin
+    print(f"{len(pairs)} pairs across {', '.join(parts)}: {len(crossing)} show one place ({spent:.0f} s)")
+
+
+def _features(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    points, descriptors = cv2.SIFT_create(nfeatures=FEATURES).detectAndCompute(cv2.imread(str(file), 0), None)
+    return np.array([point.pt for point in points], np.float32), descriptors
+
+
+def _inliers(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> int:
+    matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 4}, {"checks": 32})
+    nearest = matcher.knnMatch(first[1], second[1], k=2)
+    good = [best for best, other in nearest if best.distance < RATIO * other.distance]
+    # several features may fall onto one of the other photograph, and would agree on any plane
+    good = list({match.trainIdx: match for match in sorted(good, key=lambda match: -match.distance)}.values())
+    if len(good) < INLIERS:
+        return 0
+    a = first[0][[match.queryIdx for match in good]]
+    b = second[0][[match.trainIdx for match in good]]
+    _, inside = cv2.findHomography(a, b, cv2.RANSAC, 5.0)
+    return 0 if inside is None else int(inside.sum())
+
+
+if __name__ == "__main__":
+    main()
