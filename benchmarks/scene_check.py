@@ -8,6 +8,7 @@ uv run python benchmarks/scene_check.py FOLDER SPLIT_FILE
 
 import argparse
 import json
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
@@ -38,10 +39,16 @@ def main() -> None:
     stems = sorted({stem for pair in pairs for stem in pair})
     with ThreadPoolExecutor(usable_cores()) as workers:
         features = dict(zip(stems, workers.map(lambda stem: _features(images[stem]), stems), strict=True))
-        found = list(workers.map(lambda pair: _inliers(features[pair[0]], features[pair[1]]), pairs))
-    crossing = [(pair, count) for pair, count in zip(pairs, found, strict=True) if count >= INLIERS]
-    for (first, second), count in sorted(crossing, key=lambda item: -item[1]):
-        print(f"{first} and {second}: {count} inliers")
+        found = []
+        for agreed in workers.map(lambda pair: _agreeing(features[pair[0]], features[pair[1]]), pairs):
+            found.append(agreed)
+            if len(found) % 1000 == 0:
+                print(f"{len(found)} of {len(pairs)}", file=sys.stderr)
+    crossing = [(pair, points) for pair, points in zip(pairs, found, strict=True) if len(points) >= INLIERS]
+    for (first, second), points in sorted(crossing, key=lambda item: -len(item[1])):
+        # a survey target that was carried from place to place matches, too, but on a small spot
+        width, height = np.ptp(points, axis=0)
+        print(f"{first} and {second}: {len(points)} inliers on {width:.0f}x{height:.0f} pixels of {first}")
     spent = time.perf_counter() - begin
     print(f"{len(pairs)} pairs across {', '.join(parts)}: {len(crossing)} show one place ({spent:.0f} s)")
 
@@ -51,18 +58,19 @@ def _features(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([point.pt for point in points], np.float32), descriptors
 
 
-def _inliers(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> int:
+def _agreeing(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the points of the first photograph that agree on one plane, shape (N, 2)."""
     matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 4}, {"checks": 32})
     nearest = matcher.knnMatch(first[1], second[1], k=2)
     good = [best for best, other in nearest if best.distance < RATIO * other.distance]
     # several features may fall onto one of the other photograph, and would agree on any plane
     good = list({match.trainIdx: match for match in sorted(good, key=lambda match: -match.distance)}.values())
     if len(good) < INLIERS:
-        return 0
+        return np.empty((0, 2))
     a = first[0][[match.queryIdx for match in good]]
     b = second[0][[match.trainIdx for match in good]]
     _, inside = cv2.findHomography(a, b, cv2.RANSAC, 5.0)
-    return 0 if inside is None else int(inside.sum())
+    return np.empty((0, 2)) if inside is None else a[inside.ravel().astype(bool)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.logs import configure_logging, log_file
-from droneseg.core.settings import LogFormat, LogLevel, load_settings, variable_names
+from droneseg.core.settings import LogFormat, LogLevel, load_settings, misspelt_variables, variable_names
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -27,6 +27,15 @@ def test_all_wrong_settings_are_listed_by_their_variable(monkeypatch: pytest.Mon
         load_settings()
     assert "DRONESEG_MAX_PIXELS='0'" in str(caught.value)
     assert "DRONESEG_LOG_FORMAT='xml'" in str(caught.value)
+
+
+def test_a_misspelt_setting_is_told_from_other_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRONESEG_PROFIL", "fast")
+    monkeypatch.setenv("DRONESEG_SOMETHING_ELSE", "1")
+    monkeypatch.setenv("droneseg_model", "x")
+    Path(".env").write_text("DRONESEG_MAX_PIXEL=9\nDRONESEG_MODEL=y\n")
+    assert misspelt_variables() == {"DRONESEG_PROFIL": "DRONESEG_PROFILE", "DRONESEG_MAX_PIXEL": "DRONESEG_MAX_PIXELS"}
 
 
 def test_env_example_lists_every_setting_and_no_other() -> None:

@@ -15,7 +15,8 @@ def preprocess(
     from droneseg.nnunet.layout import Layout
     from droneseg.nnunet.preprocess import preprocess as run
 
-    done = run(Layout.from_settings(environment.settings()), processes=processes)
+    layout = Layout.from_settings(environment.settings())
+    done = run(layout, processes=processes, show_progress=output.err().is_terminal)
     height, width = done.patch_size
     output.out().print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
 

@@ -1,9 +1,12 @@
 """The settings of the environment; the only module that reads it."""
 
+import os
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -80,6 +83,16 @@ def variable_names() -> dict[str, str]:
         str(field.validation_alias or _variable(name)): field.description or ""
         for name, field in Settings.model_fields.items()
     }
+
+
+def misspelt_variables() -> dict[str, str]:
+    """Return variables of the environment and `.env` that are no settings but nearly; with what was probably meant."""
+    known = set(variable_names())
+    given = {*os.environ, *dotenv_values(".env")}
+    unknown = sorted(name for name in given if name.upper().startswith("DRONESEG_") and name not in known)
+    near = {name: get_close_matches(name.upper(), known, n=1, cutoff=0.85) for name in unknown}
+    # the environment is read without regard to case
+    return {name: found[0] for name, found in near.items() if found and name.upper() not in known}
 
 
 def load_settings() -> Settings:
