@@ -107,6 +107,7 @@ def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         max_features=config.max_features,
         network=config.network,
         convs_per_stage=config.convs_per_stage,
+        downscale=config.downscale,
     )
     write_plans(layout, plans)
     return plans

@@ -17,6 +17,8 @@ from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
 from droneseg.nnunet.augmentation import light_augmentation
 from droneseg.nnunet.losses import Float32Loss
+from droneseg.nnunet.networks import PretrainedUNet
+from droneseg.nnunet.schedule import BudgetPolyLR
 from droneseg.nnunet.tracking import disable_wandb
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
@@ -26,21 +28,6 @@ _PLOT_INTERVAL_S = 60
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
     """There is a reason to end the training now."""
-
-
-class _BudgetPolyLR:
-    """nnU-Net's polynomial schedule over whichever runs out first, epochs or time."""
-
-    EXPONENT = 0.9  # of nnU-Net's PolyLRScheduler
-
-    def __init__(self, trainer: "DroneSegTrainer") -> None:
-        self._trainer = trainer
-
-    def step(self, _epoch: int) -> None:
-        """Set the learning rate for the epoch that begins."""
-        rate = self._trainer.initial_lr * (1 - min(self._trainer.share_done(), 0.999)) ** self.EXPONENT
-        for group in self._trainer.optimizer.param_groups:
-            group["lr"] = rate
 
 
 class DroneSegTrainer(nnUNetTrainer):
@@ -79,6 +66,9 @@ class DroneSegTrainer(nnUNetTrainer):
         torch.manual_seed(self.settings.seed + self.local_rank)
         np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
         super().initialize()
+        inner = self.network.module if self.is_ddp else self.network
+        if isinstance(inner, PretrainedUNet):
+            inner.load_pretrained()
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
 
@@ -87,7 +77,7 @@ class DroneSegTrainer(nnUNetTrainer):
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
             optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, fused=True)
-        return optimizer, _BudgetPolyLR(self)
+        return optimizer, BudgetPolyLR(self)
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
