@@ -1,26 +1,57 @@
 """Augmentation cheaper than nnU-Net's own, for trainings of minutes."""
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 
-def light_augmentation(mirror_axes: tuple[int, ...] | None, last: BasicTransform) -> BasicTransform:
-    """Return mirroring, brightness and contrast: neither rotation nor scaling, which cost most.
+def cheap_augmentation(
+    kind: Literal["flight", "light"],
+    patch_size: Sequence[int],
+    mirror_axes: tuple[int, ...] | None,
+    last: BasicTransform,
+) -> BasicTransform:
+    """Return what differs from flight to flight.
 
     Args:
+        kind: flight for direction, height and light, each colour's brightness by itself; light for mirroring and
+            light only: turning and scaling cost most.
+        patch_size: Height and width.
         mirror_axes: Axes along which a patch may be mirrored.
         last: What the network's validation needs, too (targets per resolution).
     """
-    colour = {"synchronize_channels": True, "p_per_channel": 1}
-    return ComposeTransforms(
-        [
-            MirrorTransform(allowed_axes=mirror_axes),
-            RandomTransform(MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **colour), 0.3),
-            RandomTransform(ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **colour), 0.3),
-            last,
-        ]
+    mirrored = MirrorTransform(allowed_axes=mirror_axes)
+    if kind == "light":
+        return ComposeTransforms([mirrored, *_colours(0.3, synchronised=True), last])
+    turned = SpatialTransform(
+        tuple(patch_size),
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=0.5,
+        rotation=(-np.pi, np.pi),
+        p_scaling=0.5,
+        scaling=(0.6, 1.5),
+        p_synchronize_scaling_across_axes=1,
+        mode_seg="nearest",
+        border_mode_seg="reflection",
+        padding_mode_image="reflection",
     )
+    return ComposeTransforms([turned, mirrored, *_colours(0.5, synchronised=False), last])
+
+
+def _colours(share: float, *, synchronised: bool) -> list[BasicTransform]:
+    """Return brightness and contrast, each on a share of the patches, of all channels together or each by itself."""
+    strength = BGContrast((0.75, 1.25))
+    channels: dict[str, Any] = {"synchronize_channels": synchronised, "p_per_channel": 1}
+    return [
+        RandomTransform(MultiplicativeBrightnessTransform(strength, **channels), share),
+        RandomTransform(ContrastTransform(strength, preserve_range=True, **channels), share),
+    ]

@@ -24,9 +24,14 @@ class TrainerSettings(BaseModel):
     learning_rate: float = Field(0.01, gt=0, description="Learning rate at the start; falls by nnU-Net's polynomial.")
     weight_decay: float = Field(3e-5, ge=0)
     deep_supervision: bool = True
-    augmentation: Literal["full", "light"] = Field(
-        "full", description="full as in nnU-Net, or light: mirroring, brightness and contrast only."
+    augmentation: Literal["full", "flight", "light"] = Field(
+        "full",
+        description="full as in nnU-Net; flight: turned, scaled, mirrored, other light; light: no turns, no scales.",
     )
+    oversample: float = Field(
+        0.33, ge=0, le=1, description="Share of the patches that lie on a class chosen by chance, as in nnU-Net."
+    )
+    repeat_rare: bool = Field(False, description="Draw photographs with a class few others have more often.")
     save_every: int = Field(1, ge=1, description="Epochs between checkpoints; a crash costs at most so many.")
     patience: int | None = Field(None, ge=1, description="Stop after so many epochs without a better smoothed Dice.")
     max_minutes: float | None = Field(

@@ -15,9 +15,10 @@ from torch.optim import AdamW
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
-from droneseg.nnunet.augmentation import light_augmentation
+from droneseg.nnunet.augmentation import cheap_augmentation
 from droneseg.nnunet.losses import Float32Loss
 from droneseg.nnunet.networks import PretrainedUNet
+from droneseg.nnunet.sampling import repeat_rare
 from droneseg.nnunet.schedule import BudgetPolyLR
 from droneseg.nnunet.tracking import disable_wandb
 
@@ -55,11 +56,10 @@ class DroneSegTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings.val_iterations
         self.enable_deep_supervision = self.settings.deep_supervision
         self.save_every = self.settings.save_every
+        self.oversample_foreground_percent = self.settings.oversample
         self._last_epoch_end: float | None = None
         self._last_plot = 0.0
         self._plot, self.logger.plot_progress_png = self.logger.plot_progress_png, self._plot_now_and_then
-
-    # --- building -----------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed."""
@@ -84,21 +84,29 @@ class DroneSegTrainer(nnUNetTrainer):
         return Float32Loss(loss) if self._uses_bf16() else loss
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """Load no more than the patch when nothing is rotated or scaled."""
+        """Load no more than the patch for cheap augmentation."""
         rotation, dummy, initial, mirror = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.settings.augmentation == "light":
+        if self.settings.augmentation != "full":
             initial = np.array(self.configuration_manager.patch_size)
         return rotation, dummy, initial, mirror
 
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Return both parts, rare photographs of the training part listed several times if the settings say so."""
+        training, validation = super().get_tr_and_val_datasets()
+        if self.settings.repeat_rare:
+            places = {name: training.load_case(name)[-1]["class_locations"] for name in training.identifiers}
+            classes = {name: {key for key, found in there.items() if len(found)} for name, there in places.items()}
+            training.identifiers = repeat_rare(classes)
+        return training, validation
+
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's augmentation, or the cheap part of it."""
+        """Return nnU-Net's augmentation, or a cheaper one."""
         if self.settings.augmentation == "full":
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
-        _, _, scales, mirror_axes, *_ = args
+        patch_size, _, scales, mirror_axes, *_ = args
         rest = {key: value for key, value in kwargs.items() if key != "use_mask_for_norm"}
-        return light_augmentation(mirror_axes, nnUNetTrainer.get_validation_transforms(scales, **rest))
-
-    # --- computing ----------------------------------------------------------------------------------------------
+        last = nnUNetTrainer.get_validation_transforms(scales, **rest)
+        return cheap_augmentation(self.settings.augmentation, patch_size, mirror_axes, last)
 
     def _uses_bf16(self) -> bool:
         return self.settings.bf16 and self.device.type == "cpu"
@@ -128,8 +136,6 @@ class DroneSegTrainer(nnUNetTrainer):
                 super().perform_actual_validation(save_probabilities)
         finally:
             self.inference_allowed_mirroring_axes = axes
-
-    # --- the end ------------------------------------------------------------------------------------------------
 
     def share_done(self) -> float:
         """Return how much of the training is done, 0 to 1: by epochs or by time, whichever is further."""

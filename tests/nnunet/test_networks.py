@@ -1,0 +1,78 @@
+"""The pretrained encoder is the one its weights were trained in; nnU-Net builds, switches and loads the network."""
+
+import pytest
+import torch
+
+from droneseg.core.errors import ConfigurationError
+from droneseg.nnunet.networks import ENCODER_STRIDE, EfficientNetLite, PretrainedUNet
+from droneseg.nnunet.plans import add_configuration
+
+BASE = {"patch_size": [768, 1024], "batch_size": 2, "spacing": [1.0, 1.0]}
+KEEP = {"patch_size": None, "batch_size": None, "base_features": None, "max_features": None}
+
+
+def build(**changes: object) -> PretrainedUNet:
+    plans = {"configurations": {"2d": BASE}}
+    made = add_configuration(plans, "2d_p", **KEEP, network="efficientnet-lite0", **changes)  # type: ignore[arg-type]
+    return PretrainedUNet(3, 6, **made["configurations"]["2d_p"]["architecture"]["arch_kwargs"])
+
+
+def test_the_encoder_computes_what_the_weights_were_trained_for() -> None:
+    encoder = EfficientNetLite("efficientnet-lite0").eval()
+    encoder.load_pretrained()
+    with torch.no_grad():
+        found = encoder(torch.linspace(-1, 1, 3 * 64 * 96).reshape(1, 3, 64, 96))
+    # shape, mean and deviation, computed once with the network of the package efficientnet-lite-pytorch 0.1.0
+    expected = (
+        ((1, 16, 32, 48), -0.51608, 7.07200),
+        ((1, 24, 16, 24), 1.73651, 7.84627),
+        ((1, 40, 8, 12), 0.43384, 6.81545),
+        ((1, 112, 4, 6), -0.35945, 5.78247),
+        ((1, 320, 2, 3), 0.02538, 1.58237),
+    )
+    for features, (shape, mean, deviation) in zip(found, expected, strict=True):
+        assert tuple(features.shape) == shape
+        assert features.mean().item() == pytest.approx(mean, abs=2e-4)
+        assert features.std().item() == pytest.approx(deviation, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite1", "efficientnet-lite2"])
+def test_the_larger_encoders_take_their_weights(name: str) -> None:
+    encoder = EfficientNetLite(name)  # type: ignore[arg-type]
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    encoder.load_pretrained()
+    changed = encoder.state_dict()
+    assert not [key for key in before if "num_batches" not in key and torch.equal(before[key], changed[key])]
+
+
+@pytest.mark.parametrize("downscale", [1, 2, 4])
+def test_logits_are_as_large_as_the_patch(downscale: int) -> None:
+    network = build(downscale=downscale).eval()
+    side = ENCODER_STRIDE * downscale
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, side, 2 * side)).shape == (1, 6, side, 2 * side)
+        network.decoder.deep_supervision = True  # as nnU-Net switches it
+        sizes = [logits.shape[2] for logits in network(torch.rand(1, 3, side, 2 * side))]
+    # what nnU-Net weights: every resolution of the strides but the deepest
+    strides = [1, *([downscale] if downscale > 1 else []), 2, 2, 2, 2]
+    expected, size = [], side
+    for stride in strides:
+        size //= stride
+        expected.append(size)
+    assert sizes == expected
+
+
+def test_a_patch_is_rounded_up_to_what_the_network_divides() -> None:
+    plans = {"configurations": {"2d": BASE}}
+    made = add_configuration(plans, "2d_p", **(KEEP | {"patch_size": (600, 640)}), network="efficientnet-lite0")
+    assert made["configurations"]["2d_p"]["patch_size"] == [640, 640]
+
+
+def test_what_the_network_does_not_have_is_refused() -> None:
+    plans = {"configurations": {"2d": BASE | {"normalization_schemes": ["ZScoreNormalization"] * 3}}}
+    with pytest.raises(ConfigurationError, match="base_features, max_features null"):
+        add_configuration(plans, "2d_p", **(KEEP | {"base_features": 16}), network="efficientnet-lite0")
+    with pytest.raises(ConfigurationError, match="colours divided by 255"):
+        add_configuration(plans, "2d_p", **KEEP, network="efficientnet-lite0")
+    with pytest.raises(ValueError, match="RGB"):
+        PretrainedUNet(1, 6, "efficientnet-lite0", 2, (128, 64, 48, 32, 24), ())
