@@ -55,11 +55,12 @@ def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
     parts.set(title="One iteration", xlabel="seconds")
     parts.invert_yaxis()
     parts.margins(y=0.35)
-    parts.legend(loc="lower center", ncols=5, frameon=False, fontsize="small", columnspacing=1)
+    parts.legend(loc="lower center", ncols=5, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
     for row, tint in zip(trainers, (_STOCK, _OURS), strict=True):
         minutes = [epoch["seconds"] / 60 for epoch in row["dice"]]
         dice.plot(minutes, [epoch["dice"] for epoch in row["dice"]], "o-", markersize=3, color=tint, label=row["name"])
     dice.set(title="Patches of the validation part", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
+    dice.set_xlim(left=0)
     dice.legend(loc="lower right", frameon=False)
     _save(figure, path)
 
