@@ -1,5 +1,6 @@
 """A bundle predicts the same with every runtime, in one tile or many, from one thread or eight."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from droneseg.core.errors import ConfigurationError, ModelError
 from droneseg.data.synthetic.scene import generate_scene
+from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
@@ -44,6 +46,42 @@ def test_every_pixel_keeps_its_place(
     assert sum(found.class_fractions.values()) == pytest.approx(1)
     assert found.model_id == bundle.model_id
     assert set(found.timings_s) == {"preprocess", "network", "postprocess"}
+
+
+def test_a_second_start_takes_the_compiled_network(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, ids = picture(40, 60)
+    BundleSegmenter(bundle, cache=tmp_path).segment(image)
+    compiled: list[int] = []
+    monkeypatch.setattr(OpenVinoRuntime, "_compile", lambda _runtime, batch: compiled.append(batch))
+    assert np.array_equal(BundleSegmenter(bundle, cache=tmp_path).segment(image).mask, ids)
+    assert not compiled
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
+def test_a_damaged_compiled_network_is_made_anew(
+    bundle: Bundle,
+    tmp_path: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("droneseg"), "propagate", True)
+    image, ids = picture(40, 60)
+    BundleSegmenter(bundle, cache=tmp_path).segment(image)
+    files = list(tmp_path.iterdir())
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes({"flipped": content, "short": content[:100], "empty": b""}[damage])
+    with caplog.at_level("WARNING", "droneseg"):
+        assert np.array_equal(BundleSegmenter(bundle, cache=tmp_path).segment(image).mask, ids)
+    assert "is damaged and made anew" in caplog.text
+    caplog.clear()
+    BundleSegmenter(bundle, cache=tmp_path).segment(image)
+    assert not caplog.text
 
 
 def test_a_black_border_is_background_and_the_rest_is_predicted(bundle: Bundle) -> None:

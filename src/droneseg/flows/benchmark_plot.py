@@ -44,7 +44,8 @@ def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
     """
     trainers = found["trainers"]
     names = [row["name"] for row in trainers]
-    figure = _figure(3.6)
+    figure = _figure(3.8)
+    figure.suptitle(f"{found['configuration']}, {found['machine']['cores']} cores")
     parts, dice = figure.subplots(1, 2, width_ratios=(1, 1))
     left = [0.0] * len(trainers)
     for part, tint in zip(trainers[0]["parts_s"], _PART_TINTS, strict=False):
@@ -53,11 +54,13 @@ def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     parts.set(title="One iteration", xlabel="seconds")
     parts.invert_yaxis()
-    parts.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
+    parts.margins(y=0.35)
+    parts.legend(loc="lower center", ncols=5, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
     for row, tint in zip(trainers, (_STOCK, _OURS), strict=True):
         minutes = [epoch["seconds"] / 60 for epoch in row["dice"]]
         dice.plot(minutes, [epoch["dice"] for epoch in row["dice"]], "o-", markersize=3, color=tint, label=row["name"])
-    dice.set(title=f"Validation on patches, {found['data']}", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
+    dice.set(title="Patches of the validation part", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
+    dice.set_xlim(left=0)
     dice.legend(loc="lower right", frameon=False)
     _save(figure, path)
 

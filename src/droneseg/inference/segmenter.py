@@ -115,7 +115,8 @@ class BundleSegmenter:
 def _start_runtime(
     bundle: Bundle, profile: str, choice: RuntimeChoice, cache: Path | None, *, takes_bytes: bool
 ) -> Runtime:
-    network, patch = bundle.network(profile), bundle.manifest.patch_size
+    manifest = bundle.manifest
+    network, patch, chosen = bundle.network(profile), manifest.patch_size, manifest.profiles[profile]
     if choice is RuntimeChoice.ONNXRUNTIME or (choice is RuntimeChoice.AUTO and _may_have_cuda()):
         from droneseg.inference.runtimes.onnxruntime import OnnxRuntime, has_cuda
 
@@ -124,7 +125,12 @@ def _start_runtime(
     from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 
     return OpenVinoRuntime(
-        network, patch, precision=bundle.manifest.profiles[profile].precision, takes_bytes=takes_bytes, cache=cache
+        network,
+        patch,
+        precision=chosen.precision,
+        takes_bytes=takes_bytes,
+        cache=cache,
+        network_sha256=manifest.files[chosen.network].sha256,
     )
 
 

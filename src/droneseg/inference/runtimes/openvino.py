@@ -13,6 +13,7 @@ from openvino.preprocess import PrePostProcessor
 from droneseg.core.errors import ModelError
 from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask
+from droneseg.inference.runtimes.compiled import CompiledNetworks
 from droneseg.inference.runtimes.protocol import Patches, batch_for
 from droneseg.inference.scores import Probabilities, require_finite
 
@@ -31,6 +32,7 @@ class OpenVinoRuntime:
         precision: f32, or bf16 where the CPU computes it in hardware.
         takes_bytes: Whether tiles come as bytes (N, h, w, 3), to be divided by 255 in the graph.
         cache: Folder for compiled networks, which makes the next start faster; None for none.
+        network_sha256: Of the ONNX file.
 
     Raises:
         ModelError: If OpenVINO cannot read or compile the network.
@@ -44,21 +46,22 @@ class OpenVinoRuntime:
         precision: Literal["f32", "fastest"],
         takes_bytes: bool,
         cache: Path | None,
+        network_sha256: str,
     ) -> None:
         self.batch = batch_for(patch)
         self._lock = threading.Lock()
         core = ov.Core()
         bf16 = precision == "fastest" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._options = {
+        self._options: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "INFERENCE_NUM_THREADS": usable_cores(),
         }
-        if cache:
-            self._options["CACHE_DIR"] = str(cache)
         self.name = f"OpenVINO {'bf16' if bf16 else 'f32'}"
         self._core, self._network, self._patch, self._takes_bytes = core, network, patch, takes_bytes
-        self._compiled: dict[int, ov.InferRequest] = {}
+        about = self._options | {"patch": patch, "takes_bytes": takes_bytes}
+        self._kept = CompiledNetworks(cache, network_sha256, about) if cache else None
+        self._requests: dict[int, ov.InferRequest] = {}
         self._request(1)
 
     def scores(self, patches: Patches) -> NDArray[np.float32]:
@@ -81,16 +84,23 @@ class OpenVinoRuntime:
         return request
 
     def _request(self, batch: int) -> ov.InferRequest:
-        """Return the request for a batch of this size, compiled when first asked for."""
-        if batch not in self._compiled:
-            try:
-                model = self._core.read_model(self._network)
-                model.reshape([batch, 3, *self._patch])
-                compiled = self._core.compile_model(self._with_ends(model), "CPU", self._options)
-            except RuntimeError as error:
-                raise ModelError(f"OpenVINO cannot run {self._network}: {error}") from error
-            self._compiled[batch] = compiled.create_infer_request()
-        return self._compiled[batch]
+        """Return the request for a batch of this size, made when first asked for."""
+        if batch not in self._requests:
+            compiled = self._kept.load(self._core, batch, self._options) if self._kept else None
+            if compiled is None:
+                compiled = self._compile(batch)
+                if self._kept:
+                    self._kept.keep(self._core, batch, compiled)
+            self._requests[batch] = compiled.create_infer_request()
+        return self._requests[batch]
+
+    def _compile(self, batch: int) -> ov.CompiledModel:
+        try:
+            model = self._core.read_model(self._network)
+            model.reshape([batch, 3, *self._patch])
+            return self._core.compile_model(self._with_ends(model), "CPU", self._options)
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot run {self._network}: {error}") from error
 
     def _with_ends(self, model: ov.Model) -> ov.Model:
         """Put normalisation before the network, and behind it the winning class and its softmax probability."""
