@@ -1,0 +1,55 @@
+"""A network of our own goes the whole way: trained by nnU-Net, loaded by nnU-Net's predictor, exported."""
+
+import json
+
+import numpy as np
+import pytest
+
+from droneseg.core.images import read_image
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.model.bundle import read_bundle
+from droneseg.nnunet.layout import Layout
+from support.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+LITTLE = ("patch_size=[64,64]", "batch_size=2", "epochs=1", "iterations=2", "val_iterations=1", "workers=0")
+
+
+@pytest.fixture(scope="module")
+def pretrained(workspace: Workspace) -> Workspace:
+    workspace.run("train", "preset=pretrained", *LITTLE, "deep_supervision=true")
+    model = str(workspace.fold("2d_lite0").parent)
+    workspace.run("export", "--from", model, "--out", "lite0", "--images", "4", "--license", "none")
+    return workspace
+
+
+def test_training_starts_from_imagenet(pretrained: Workspace) -> None:
+    import torch
+
+    from droneseg.nnunet.networks import EfficientNetLite
+
+    file = pretrained.fold("2d_lite0") / "checkpoint_final.pth"
+    trained = torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+    fresh, given = EfficientNetLite("efficientnet-lite0"), EfficientNetLite("efficientnet-lite0")
+    given.load_pretrained()
+    name = "stages.3.0.layers.0.weight"
+    learned = trained[f"encoder.{name}"]
+    # two small steps away from the given weights, and far from any others
+    assert (learned - given.state_dict()[name]).abs().max() < 0.02
+    assert (learned - fresh.state_dict()[name]).abs().max() > 0.1
+
+
+def test_nnunets_own_predictor_gives_the_same_masks(pretrained: Workspace) -> None:
+    from droneseg.nnunet.reference import StockPredictor
+
+    root = pretrained.root
+    layout = Layout(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
+    stock = StockPredictor(pretrained.fold("2d_lite0").parent, layout, mirrored=True)
+    bundle = read_bundle(root / "lite0")
+    assert bundle.manifest.divisor == (64, 64)
+    segmenter = BundleSegmenter(bundle, profile="exact")
+    stem = json.loads((root / "split.json").read_text())["test"][0]
+    image = root / f"data/classes_dataset/classes_dataset/original_images/{stem}.png"
+    found = segmenter.segment(read_image(image)).mask
+    assert np.mean(found == stock.segment_file(image)) > 0.995
