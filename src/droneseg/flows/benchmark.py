@@ -87,9 +87,12 @@ class _Process:
         self._running.wait(timeout=60)
 
     def kill(self) -> None:
-        """End it, if it still runs."""
+        """End it, if it still runs, and let go of its streams."""
         self._running.kill()
         self._running.wait()
+        for stream in (self._running.stdin, self._running.stdout, self._running.stderr):
+            if stream:
+                stream.close()
 
     def _write(self, text: str) -> None:
         if self._running.stdin:
