@@ -85,6 +85,7 @@ class _Process:
             self._running.stdin.close()
         self._row.peak_mb = self._read()["peak_mb"]
         self._running.wait(timeout=60)
+        self.kill()
 
     def kill(self) -> None:
         """End it, if it still runs, and let go of its streams."""
