@@ -76,6 +76,21 @@ def test_a_new_photograph_is_matched_and_the_others_not_again(overlapping: dict[
     assert {(match.first, match.second) for match in found} == {("a", "b"), ("a", "c"), ("b", "c")}
 
 
+@pytest.mark.parametrize("damage", ["flipped", "short"])
+def test_a_damaged_cache_is_made_anew(overlapping: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    first = find(overlapping, tmp_path)
+    for file in tmp_path.iterdir():
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content if damage == "flipped" else content[:50])
+    assert find(overlapping, tmp_path) == first
+
+
+def test_without_a_place_for_a_cache_it_works_all_the_same(overlapping: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    assert find(overlapping, tmp_path / "file" / "cache")
+
+
 def test_a_bridge_between_two_places_is_all_that_is_dropped() -> None:
     stems, matches = cliques(5, 6)
     chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 20) for place in range(4))]

@@ -1,5 +1,6 @@
 """Every number of a report is recomputed here in a few lines, from an example with values worked out by hand."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -39,8 +40,10 @@ def evaluation(tmp_path: Path) -> Evaluation:
     log = []
     for stem, ids in TRUTH.items():
         (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
-        (tmp_path / "predictions" / f"{stem}.png").write_bytes(encode_mask(np.array(PREDICTED[stem], np.uint8)))
-        log.append(json.dumps({"stem": stem, "prediction": {"confidence": CONFIDENCE[stem]}}))
+        mask = encode_mask(np.array(PREDICTED[stem], np.uint8))
+        (tmp_path / "predictions" / f"{stem}.png").write_bytes(mask)
+        entry = {"stem": stem, "mask_sha256": hashlib.sha256(mask).hexdigest()}
+        log.append(json.dumps(entry | {"prediction": {"confidence": CONFIDENCE[stem]}}))
     (tmp_path / "predictions/predictions.jsonl").write_text("\n".join(log))
     return evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
 
@@ -143,3 +146,9 @@ def test_without_a_log_the_report_says_that_confidence_is_not_known(evaluation: 
     bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
     assert write(bare, tmp_path / "report")["calibration"] is None
     assert "Confidence: not known" in (tmp_path / "report/report.md").read_text()
+
+
+def test_the_confidence_of_a_mask_that_was_changed_does_not_count(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "predictions/a.png").write_bytes(encode_mask(np.full((2, 4), 5, np.uint8)))
+    changed = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+    assert [image.confidence for image in changed.images] == [None, 0.8, 0.7, 0.95]

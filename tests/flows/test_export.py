@@ -58,6 +58,27 @@ def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:
     assert f"{len(stems)} skipped" in again.stdout
 
 
+def test_two_models_are_compared_on_the_same_photographs(exported: Workspace) -> None:
+    champion, other = "nnUNet_results/champion", "other"
+    model = str(exported.fold().parent)
+    exported.run("export", "--from", model, "--out", other, "--images", "4", "--default-profile", "exact")
+    options = ("--data", "data", "--split", "split.json", "--part", "test", "--report", "compared")
+    found = json.loads(exported.run("models", "compare", champion, other, *options, "--json").stdout)
+    split = json.loads((exported.root / "split.json").read_text())
+    assert found["images"] == len(split["test"])
+    difference = found["differences"]["miou"]["value"]
+    assert difference == pytest.approx(found["figures"][1]["miou"]["value"] - found["figures"][0]["miou"]["value"])
+    text = (exported.root / "compared/report.md").read_text()
+    assert "A: champion, model" in text
+    assert "part test of split.json" in text
+    assert "So few images say little" in text
+    assert not (exported.root / "compared_masks").exists()
+    same = exported.run("models", "compare", champion, champion, *options, "--force", check=False)
+    assert (same.returncode, "are the same model" in same.stderr) == (1, True)
+    no_split = exported.run("models", "compare", champion, other, "--data", "data", "--part", "val", check=False)
+    assert no_split.returncode == 2
+
+
 def test_predict_reports_a_bad_file_and_exits_1(exported: Workspace) -> None:
     (exported.root / "bad").mkdir()
     (exported.root / "bad/broken.png").write_bytes(b"junk")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from droneseg.core.errors import DronesegError
+from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.inference.folder import FileResult, find_inputs, predict_files
+from droneseg.inference.folder import FileResult, find_inputs, predict_files, require_output
 from support.pictures import png
 
 
@@ -92,3 +92,33 @@ def test_inputs_that_match_nothing_or_collide_are_all_listed(photos: Path, tmp_p
         find_inputs([str(photos), str(tmp_path / "p0.jpg"), str(tmp_path / "none*.png")])
     assert "would both be written to p0.png" in str(caught.value)
     assert "none*.png: no image file there" in str(caught.value)
+
+
+def test_photographs_and_files_of_others_are_not_written_over(photos: Path, tmp_path: Path) -> None:
+    sources = find_inputs([str(photos)])
+    with pytest.raises(OutputExistsError, match=r"p0.png is one of the photographs(.|\n)*p2.png is one of the"):
+        require_output(sources, photos, overlay=False, force=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "p1.png").write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"p1.png was not made by `droneseg predict`"):
+        require_output(sources, out, overlay=False, force=False)
+    require_output(sources, out, overlay=False, force=True)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        require_output(sources, tmp_path / "file", overlay=False, force=False)
+
+
+def test_a_mask_is_never_an_overlay_too(photos: Path, tmp_path: Path) -> None:
+    (photos / "p0.png").rename(photos / "p1_overlay.png")
+    sources = find_inputs([str(photos)])
+    require_output(sources, tmp_path / "out", overlay=False, force=False)
+    with pytest.raises(OutputExistsError, match=r"p1_overlay.png would be a mask and an overlay"):
+        require_output(sources, tmp_path / "out", overlay=True, force=False)
+
+
+def test_a_mask_that_cannot_be_written_costs_only_itself(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "p1.png").mkdir(parents=True)
+    results = run(BrightIsLanding(), photos, tmp_path / "out")
+    assert [result.status for result in results] == ["predicted", "failed", "predicted"]
+    assert "p1.png cannot be written" in str(results[1].error)

@@ -155,3 +155,14 @@ print(found)
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 10
+
+
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    script = (
+        "import sys, droneseg.inference.runtimes.openvino\n"
+        "print([m for m in sys.modules if m.startswith('openvino_telemetry')])"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert not (tmp_path / "intel").exists()

@@ -56,6 +56,13 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown profile": (
         lambda f: edit(f, lambda m: m.update(default_profile="turbo")), "default profile 'turbo' is not among",
     ),
+    "no format": (lambda f: edit(f, lambda m: m.pop("format_version")), "is no manifest of a bundle"),
+    "no patch": (lambda f: edit(f, lambda m: m.update(patch_size=[0, 0])), "do not fit each other"),
+    "huge patch": (lambda f: edit(f, lambda m: m.update(patch_size=[10**6] * 2)), "do not fit each other"),
+    "odd divisor": (lambda f: edit(f, lambda m: m.update(divisor=[7, 7])), "do not fit each other"),
+    "listed file outside": (
+        lambda f: edit(f, lambda m: m["files"].update({"../x": m["files"]["model.onnx"]})), "malformed:\n  - files",
+    ),
     "unlisted network": (
         lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")), "names other.onnx",
     ),
@@ -71,6 +78,11 @@ def test_a_bundle_that_does_not_verify_is_refused(folder: Path, case: str) -> No
     spoil(folder)
     with pytest.raises(BundleError, match=f"(?s){message}"):
         read_bundle(folder)
+
+
+def test_a_file_of_a_bundle_is_told_from_its_folder(folder: Path) -> None:
+    with pytest.raises(BundleError, match="is a file; a model bundle is a folder"):
+        read_bundle(folder / "model.onnx")
 
 
 def test_a_training_folder_is_told_apart(tmp_path: Path) -> None:

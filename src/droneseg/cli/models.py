@@ -30,7 +30,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="Bundle of the one that may replace it.")],
     data: Annotated[Path, typer.Option(help="Dataset in the Kaggle layout.", show_default=False)],
     split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[Part, typer.Option(help="Which part.")] = Part.VAL,
+    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
     force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
@@ -40,6 +40,8 @@ def compare(
     from droneseg.evaluation.wording import REPORT_NAME
     from droneseg.flows.compare import compare_models
 
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     require_free(report, marker=REPORT_NAME, replace=force)
     with output.progress("photographs") as progress:
         done = compare_models(
@@ -49,7 +51,7 @@ def compare(
             report,
             settings=environment.settings(),
             split_file=split,
-            part=part.value,
+            part=(part or Part.VAL).value,
             replace=force,
             progress=lambda _name, count, total: progress(count, total),
         )
@@ -78,5 +80,5 @@ def _table(found: dict[str, Any]) -> Any:
                 verdict(difference),
             ]
         )
-    columns = ["figure", *found["models"], "difference", "95 % interval", ""]
-    return output.table(f"{found['images']} photographs", columns, rows)
+    title = "\n".join([*found["about"], f"{found['images']} photographs"])
+    return output.table(title, ["figure", "A", "B", "B - A", "95 % interval", ""], rows)

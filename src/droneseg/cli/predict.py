@@ -33,18 +33,21 @@ def predict(
         RuntimeName | None, typer.Option(help="What runs the network; default: $DRONESEG_RUNTIME.")
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write STEM_overlay.png pictures too.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Predict again what this model made before.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict again what was made before, and replace other masks.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Predict the masks of photographs.
 
     One bad file is reported and the others go on; exit code 1 at the end.
     """
-    from droneseg.inference.folder import find_inputs, predict_files
+    from droneseg.inference.folder import find_inputs, predict_files, require_output
     from droneseg.inference.load import load_segmenter
 
     settings = environment.settings()
     sources = find_inputs(inputs)
+    require_output(sources, out, overlay=overlay, force=force)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime.value if runtime else None)
     results = []
     with output.progress("photographs") as progress:

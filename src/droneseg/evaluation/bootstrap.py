@@ -19,6 +19,9 @@ from droneseg.core.metrics import (
 )
 
 RESAMPLES = 2000
+FEW_IMAGES = 20
+"""Below that many images an interval is too narrow, and says so."""
+_NEEDED_SHARE = 0.975  # of the resamples must define a figure: those that do not are no chance selection
 LEVEL = 0.95
 
 Figures: TypeAlias = dict[str, NDArray[np.float64]]
@@ -65,7 +68,7 @@ def bootstrap_intervals(
     """
     drawn = _draw(len(matrices), resamples, seed)
     whole, sampled = _figures(matrices, None), _figures(matrices, drawn)
-    return {name: _interval(float(whole[name][0]), sampled[name]) for name in whole}
+    return {name: _interval(float(whole[name][0]), sampled[name], len(matrices)) for name in whole}
 
 
 def paired_differences(
@@ -90,7 +93,7 @@ def paired_differences(
     whole_a, whole_b = _figures(first, None), _figures(second, None)
     sampled_a, sampled_b = _figures(first, drawn), _figures(second, drawn)
     return {
-        name: _interval(float(whole_b[name][0] - whole_a[name][0]), sampled_b[name] - sampled_a[name])
+        name: _interval(float(whole_b[name][0] - whole_a[name][0]), sampled_b[name] - sampled_a[name], len(first))
         for name in whole_a
     }
 
@@ -101,7 +104,7 @@ def mean_interval(values: NDArray[np.float64], *, resamples: int = RESAMPLES, se
     if not len(known):
         return Interval(None, None, None)
     weights = _draw(len(known), resamples, seed)
-    return _interval(float(known.mean()), weights @ known / len(known))
+    return _interval(float(known.mean()), weights @ known / len(known), len(known))
 
 
 def _draw(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
@@ -126,11 +129,12 @@ def _figures(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | None) -> Fi
     return found
 
 
-def _interval(value: float, sampled: NDArray[np.float64]) -> Interval:
+def _interval(value: float, sampled: NDArray[np.float64], images: int) -> Interval:
     known = sampled[np.isfinite(sampled)]
     shown = None if np.isnan(value) else value
-    # a class that is in few images is missing from many resamples; half of them must have it
-    if shown is None or len(known) < len(sampled) / 2:
+    # a class in few images is missing from many resamples, and those that have it are not drawn fairly any more; one
+    # image alone is always drawn as it is
+    if shown is None or len(known) < _NEEDED_SHARE * len(sampled) or images < 2:
         return Interval(shown, None, None)
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(shown, float(low), float(high))

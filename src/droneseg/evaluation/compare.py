@@ -1,6 +1,7 @@
 """Two models on the same images: is one better, or is it chance?"""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from droneseg.core.files import new_folder, write_text
-from droneseg.evaluation.bootstrap import bootstrap_intervals, paired_differences
+from droneseg.evaluation.bootstrap import FEW_IMAGES, bootstrap_intervals, paired_differences
 from droneseg.evaluation.folder import Evaluation
 from droneseg.evaluation.plots import plot_intervals
 from droneseg.evaluation.wording import REPORT_NAME, figure_title, interval_text, number, verdict
@@ -19,7 +20,9 @@ an image hard for both cancels out. A difference whose interval holds 0 may be c
 """
 
 
-def write_comparison(first: Evaluation, second: Evaluation, names: tuple[str, str], out: Path, *, replace: bool) -> Any:
+def write_comparison(
+    first: Evaluation, second: Evaluation, names: tuple[str, str], out: Path, *, about: Sequence[str], replace: bool
+) -> Any:
     """Write the report of two models on the same images: both figures, and the difference with its interval.
 
     Args:
@@ -27,6 +30,7 @@ def write_comparison(first: Evaluation, second: Evaluation, names: tuple[str, st
         second: Of the one that may replace it; the same images.
         names: What to call them.
         out: Folder of the report.
+        about: What to say of models and data, a line each.
         replace: Whether an older report may be replaced.
 
     Returns:
@@ -36,12 +40,17 @@ def write_comparison(first: Evaluation, second: Evaluation, names: tuple[str, st
     figures = [bootstrap_intervals(each) for each in matrices]
     differences = paired_differences(*matrices)
     found = {
+        "kind": "comparison",
         "models": list(names),
+        "about": list(about),
         "images": len(first.images),
         "figures": [{name: asdict(interval) for name, interval in each.items()} for each in figures],
         "differences": {name: asdict(interval) for name, interval in differences.items()},
     }
     lines = [f"# {names[1]} against {names[0]}", "", f"{len(first.images)} images, the same for both.", ""]
+    lines += [*(f"- {line}" for line in about), ""]
+    if len(first.images) < FEW_IMAGES:
+        lines += [f"**So few images say little**: intervals begin to hold what they promise at about {FEW_IMAGES}.", ""]
     lines += [f"| figure | {names[0]} | {names[1]} | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
     for name, difference in differences.items():
         values = [number(each[name].value) for each in figures]

@@ -1,5 +1,6 @@
 """Holds a folder of predicted masks against a folder of true ones, paired by stem."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,9 +110,12 @@ def _confidences(predictions: Path) -> dict[str, float]:
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
-            found[str(entry["stem"])] = float(entry["prediction"]["confidence"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a line cut short by a crash
+            stem, written = str(entry["stem"]), str(entry["mask_sha256"])
+            # a mask that was changed since is not what the model was so sure of
+            if hashlib.sha256((predictions / f"{stem}.png").read_bytes()).hexdigest() == written:
+                found[stem] = float(entry["prediction"]["confidence"])
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # a line cut short by a crash, or a mask that is gone
     return found
 
 

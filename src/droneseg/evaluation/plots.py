@@ -53,7 +53,8 @@ def plot_intervals(intervals: Mapping[str, Interval], path: Path, *, title: str)
     axes = figure.subplots()
     for place, interval in enumerate(known.values()):
         if interval.low is not None and interval.high is not None:
-            axes.plot((interval.low, interval.high), (place, place), color=_TINT, linewidth=5, alpha=0.35)
+            ends = (interval.low, interval.high)
+            axes.plot(ends, (place, place), color=_TINT, linewidth=5, alpha=0.35, solid_capstyle="butt")
         value = interval.value or 0.0
         axes.plot([value], [place], "o", color=_TINT)
         axes.annotate(

@@ -35,4 +35,4 @@ def verdict(difference: Interval) -> str:
     """Say whether a difference is more than chance."""
     if difference.low is None or difference.high is None:
         return "unknown"
-    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "may be chance"
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "chance?"

@@ -85,11 +85,15 @@ class _Process:
             self._running.stdin.close()
         self._row.peak_mb = self._read()["peak_mb"]
         self._running.wait(timeout=60)
+        self.kill()
 
     def kill(self) -> None:
-        """End it, if it still runs."""
+        """End it, if it still runs, and let go of its streams."""
         self._running.kill()
         self._running.wait()
+        for stream in (self._running.stdin, self._running.stdout, self._running.stderr):
+            if stream:
+                stream.close()
 
     def _write(self, text: str) -> None:
         if self._running.stdin:

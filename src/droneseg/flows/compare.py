@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from droneseg.core.errors import DatasetError, DronesegError
@@ -46,7 +47,7 @@ def compare_models(
         first: Bundle of the model that is there.
         second: Bundle of the one that may replace it.
         data: Dataset in the Kaggle layout.
-        out: Folder of the report; masks of both are kept in it and not predicted again.
+        out: Folder of the report.
         settings: Of the environment.
         split_file: Take only one part of this split.
         part: Which one.
@@ -56,8 +57,11 @@ def compare_models(
     Raises:
         DatasetError: If the data has problems.
         BundleError: If a bundle does not verify.
-        DronesegError: If a photograph cannot be predicted.
+        DronesegError: If the two are one model, or a photograph cannot be predicted.
     """
+    segmenters = [load_segmenter(settings, model=folder) for folder in (first, second)]
+    if segmenters[0].model_id == segmenters[1].model_id:
+        raise DronesegError(f"{first} and {second} are the same model, {segmenters[0].model_id}: nothing to compare.")
     listing = list_pairs(data)
     if listing.problems:
         raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
@@ -69,20 +73,21 @@ def compare_models(
         raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
     names = _names(first, second)
     evaluations: list[Evaluation] = []
-    for name, folder in zip(names, (first, second), strict=True):
-        segmenter = load_segmenter(settings, model=folder)
-        masks = out.with_name(f"{out.name}_masks") / name
-        results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=settings.max_pixels)
-        for done, result in enumerate(results, start=1):
-            if result.error:
-                raise DronesegError(f"{result.source}: {result.error}")
-            progress(name, done, len(pairs))
-        wanted = {pair.stem for pair in pairs}
-        found = evaluate_folder(masks, pairs[0].mask.parent, max_pixels=settings.max_pixels)
-        evaluations.append(
-            Evaluation(tuple(image for image in found.images if image.stem in wanted), found.without_prediction)
-        )
-    report = write_comparison(evaluations[0], evaluations[1], names, out, replace=replace)
+    with TemporaryDirectory() as temporary:
+        for name, segmenter in zip(names, segmenters, strict=True):
+            masks = Path(temporary, name)
+            results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=settings.max_pixels)
+            for done, result in enumerate(results, start=1):
+                if result.error:
+                    raise DronesegError(f"{result.source}: {result.error}")
+                progress(name, done, len(pairs))
+            evaluations.append(evaluate_folder(masks, pairs[0].mask.parent, max_pixels=settings.max_pixels))
+    made = [
+        f"{letter}: {name}, model {each.model_id}, {each.profile}"
+        for letter, name, each in zip("AB", names, segmenters, strict=True)
+    ]
+    on = f"{listing.root}" + (f", part {part} of {split_file.name}" if split_file else "")
+    report = write_comparison(evaluations[0], evaluations[1], names, out, about=[*made, f"on: {on}"], replace=replace)
     return Comparison(report, out)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
-from droneseg.core.errors import DronesegError
+from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes
 from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png
 from droneseg.core.masks import encode_mask
@@ -70,6 +70,38 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     if problems:
         raise DronesegError("\n".join(["Cannot use the inputs:", *(f"  - {line}" for line in problems)]))
     return list(found)
+
+
+def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: bool) -> None:
+    """Refuse to write masks over anything that `predict` did not make: asked before work begins.
+
+    Args:
+        sources: Photographs.
+        out: Folder for masks.
+        overlay: Whether `STEM_overlay.png` are written, too.
+        force: Whether files that are no photographs of this run may be replaced.
+
+    Raises:
+        OutputExistsError: If something is in the way; all of it is listed.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} is a file and was left untouched. Name a folder.")
+    own = _made_before(out)
+    photographs = {source.resolve() for source in sources}
+    stems = {source.stem for source in sources}
+    problems = []
+    for source in sources:
+        target = out / f"{source.stem}.png"
+        if target.resolve() in photographs:
+            problems.append(f"{target} is one of the photographs")
+        elif target.exists() and source.stem not in own and not force:
+            problems.append(f"{target} was not made by `droneseg predict`")
+        if overlay and f"{source.stem}{OVERLAY_SUFFIX}".removesuffix(".png") in stems:
+            problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} would be a mask and an overlay")
+    if problems:
+        raise OutputExistsError(
+            "\n".join(["Nothing was predicted. Name another --out:", *(f"  - {line}" for line in problems)])
+        )
 
 
 def predict_files(
@@ -154,11 +186,14 @@ def _write(
 ) -> FileResult:
     target = out / f"{source.stem}.png"
     encoded = encode_mask(prediction.mask)
-    write_bytes(target, encoded)
-    if overlay:
-        caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
-        drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
-        write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
+    try:
+        write_bytes(target, encoded)
+        if overlay:
+            caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
+            drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
+            write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
+    except OSError as error:
+        return FileResult(str(source), None, "failed", error=f"{target} cannot be written: {error.strerror}")
     entry = {
         "stem": source.stem,
         "model_id": prediction.model_id,

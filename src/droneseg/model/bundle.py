@@ -51,9 +51,11 @@ def read_bundle(folder: Path) -> Bundle:
     """
     data = _manifest_bytes(folder)
     content = _parse(folder, data)
-    if content.get("format_version") != FORMAT_VERSION:
+    if "format_version" not in content:
+        raise BundleError(f"{folder / MANIFEST_NAME} is no manifest of a bundle: it has no format_version.")
+    if content["format_version"] != FORMAT_VERSION:
         raise BundleError(
-            f"{folder} has bundle format {content.get('format_version')!r}; this version of droneseg reads "
+            f"{folder} has bundle format {content['format_version']!r}; this version of droneseg reads "
             f"{FORMAT_VERSION}. Update droneseg, or export the model again."
         )
     try:
@@ -101,6 +103,8 @@ def _model_id(manifest: bytes) -> str:
 
 
 def _manifest_bytes(folder: Path) -> bytes:
+    if folder.is_file():
+        raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
         raise BundleError(f"No model at {folder}. Make one with `droneseg export`, or name another.")
     try:

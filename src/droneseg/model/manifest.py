@@ -1,6 +1,6 @@
 """What a bundle says of itself: `manifest.json`, validated."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,7 @@ MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
 
+_MAX_SIDE = 8192  # pixels of a patch
 _FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
@@ -81,10 +82,13 @@ class Manifest(_Part):
     default_profile: str
     provenance: Provenance
     quality: dict[str, Any] | None = Field(None, description="Figures on held-out data, with what data.")
-    files: dict[str, FileRecord]
+    files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
     @model_validator(mode="after")
     def _be_consistent(self) -> "Manifest":
+        for side, unit in zip(self.patch_size, self.divisor, strict=True):
+            if not (0 < unit <= side <= _MAX_SIDE and side % unit == 0):
+                raise ValueError(f"a patch of {self.patch_size} and a divisor of {self.divisor} do not fit each other")
         if self.default_profile not in self.profiles:
             raise ValueError(f"the default profile {self.default_profile!r} is not among {sorted(self.profiles)}")
         missing = sorted({profile.network for profile in self.profiles.values()} - set(self.files))

@@ -82,9 +82,12 @@ def load_trained_model(
     announce(layout)
     contents = [_load(file, trust=trust) for file in files]
     first = contents[0]
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+    if first["init_args"]["configuration"] not in plans.get("configurations", {}):
+        raise ModelError(f"{folder / 'plans.json'} does not hold configuration {first['init_args']['configuration']}.")
     return TrainedModel(
         folder=folder,
-        plans=json.loads((folder / "plans.json").read_text(encoding="utf-8")),
+        plans=plans,
         dataset=json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
         configuration=str(first["init_args"]["configuration"]),
         trainer=str(first["trainer_name"]),
@@ -152,7 +155,7 @@ def _load(file: Path, *, trust: bool) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     text = str(error)
-    marker = "Unsupported global: "
-    if marker in text:
-        return text.split(marker)[1].split(" was not")[0].removeprefix("GLOBAL ")
+    for marker in ("Unsupported global: ", "WeightsUnpickler error: "):
+        if marker in text:
+            return text.split(marker)[1].split(" was not")[0].splitlines()[0].removeprefix("GLOBAL ")
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,6 +1,7 @@
 """Finds photographs of the same place: local features, matched and checked by a plane between them."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from io import BytesIO
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ from droneseg.core.errors import MissingDependencyError
 from droneseg.core.files import write_bytes
 from droneseg.core.images import decode_image
 from droneseg.core.machine import usable_cores
+
+logger = logging.getLogger(__name__)
 
 MIN_INLIERS = 12  # features that agree on one plane: as many prove a common place
 # Part of the name of cached features: change it when anything below changes what they are.
@@ -153,13 +157,10 @@ def _features(path: Path, cache: Path, max_pixels: int) -> tuple[str, Features]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()[:32]
     file = cache / f"{_VERSION}-{digest}.npz"
-    if file.is_file():
-        with np.load(file) as stored:
-            return digest, Features(stored["points"], stored["descriptors"].astype(np.float32))
+    if kept := _load(file):
+        return digest, Features(kept["points"], kept["descriptors"].astype(np.float32))
     features = extract_features(data, max_pixels=max_pixels)
-    buffer = BytesIO()
-    np.savez(buffer, points=features.points, descriptors=features.descriptors.astype(np.float16))
-    write_bytes(file, buffer.getvalue())
+    _keep(file, points=features.points, descriptors=features.descriptors.astype(np.float16))
     return digest, Features(features.points, features.descriptors.astype(np.float16).astype(np.float32))
 
 
@@ -171,21 +172,38 @@ def _key(digests: Sequence[str], pair: tuple[int, int]) -> tuple[str, str]:
 
 def _read_inliers(cache: Path) -> dict[tuple[str, str], int]:
     """Return the inliers of all pairs that were ever counted with these features."""
-    file = cache / _TABLE_NAME
-    if not file.is_file():
+    kept = _load(cache / _TABLE_NAME)
+    if not kept:
         return {}
-    with np.load(file) as stored:
-        firsts, seconds, inliers = (stored[name].tolist() for name in ("first", "second", "inliers"))
+    firsts, seconds, inliers = (kept[name].tolist() for name in ("first", "second", "inliers"))
     return dict(zip(zip(firsts, seconds, strict=True), inliers, strict=True))
 
 
 def _write_inliers(cache: Path, known: dict[tuple[str, str], int]) -> None:
     firsts, seconds = zip(*known, strict=True)
+    inliers = np.array(list(known.values()), np.int32)
+    _keep(cache / _TABLE_NAME, first=np.array(firsts), second=np.array(seconds), inliers=inliers)
+
+
+def _load(file: Path) -> dict[str, NDArray[Any]] | None:
+    """Return what was kept in a file, or None if there is none or it is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream) as stored:
+            return dict(stored)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        logger.warning("%s is damaged and made anew: %s", file, error)
+        return None
+
+
+def _keep(file: Path, **arrays: NDArray[Any]) -> None:
     buffer = BytesIO()
-    np.savez_compressed(
-        buffer, first=np.array(firsts), second=np.array(seconds), inliers=np.array(list(known.values()), np.int32)
-    )
-    write_bytes(cache / _TABLE_NAME, buffer.getvalue())
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs know no keywords but their own
+    try:
+        write_bytes(file, buffer.getvalue())
+    except OSError as error:
+        logger.warning("not kept, so the next split is slow again: %s", error)
 
 
 def _single_threads() -> AbstractContextManager[Any]:

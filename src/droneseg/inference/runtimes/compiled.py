@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
 from droneseg.core.files import write_bytes
+from droneseg.inference.runtimes.silent_openvino import ov
 
 logger = logging.getLogger(__name__)
 

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as ops
-from openvino.preprocess import PrePostProcessor
 
 from droneseg.core.errors import ModelError
 from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask
 from droneseg.inference.runtimes.compiled import CompiledNetworks
 from droneseg.inference.runtimes.protocol import Patches, batch_for
+from droneseg.inference.runtimes.silent_openvino import ov
 from droneseg.inference.scores import Probabilities, require_finite
 
+ops = ov.opset13
 _SCORES, _IDS, _WINNING = 0, 1, 2
 
 
@@ -111,7 +110,7 @@ class OpenVinoRuntime:
         top = ops.topk(logits, np.int32(1), 1, "max", "value", index_element_type="i32", stable=True)
         ids = ops.convert(ops.squeeze(top.output(1), np.array([1])), "u8")
         ended = ov.Model([logits, ids.output(0), winning.output(0)], model.get_parameters(), "droneseg")
-        prepared = PrePostProcessor(ended)
+        prepared = ov.preprocess.PrePostProcessor(ended)
         prepared.input().model().set_layout(ov.Layout("NCHW"))
         if self._takes_bytes:
             prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
