@@ -141,6 +141,19 @@ def test_the_markdown_states_the_same_figures_and_pictures_are_ignored_by_git(
         write(evaluation, out)
 
 
+def test_a_folder_with_a_report_json_of_somebody_else_is_not_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("report.json", "thesis.txt"):
+        (theirs / name).write_text("mine")
+    options = {"title": "Test", "truth_kind": "colours", "max_pixels": LIMIT, "find_image": lambda _: None}
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        write_report(evaluation, theirs, **options, replace=True)
+    assert (theirs / "thesis.txt").read_text() == "mine"
+    write_report(evaluation, tmp_path / "ours", **options)
+    write_report(evaluation, tmp_path / "ours", **options, replace=True)
+
+
 def test_without_a_log_the_report_says_that_confidence_is_not_known(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "predictions/predictions.jsonl").unlink()
     bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)

@@ -104,6 +104,10 @@ def test_photographs_and_files_of_others_are_not_written_over(photos: Path, tmp_
     with pytest.raises(OutputExistsError, match=r"p1.png was not made by `droneseg predict`"):
         require_output(sources, out, overlay=False, force=False)
     require_output(sources, out, overlay=False, force=True)
+    (out / "p1.png").unlink()
+    (out / "p2_overlay.png").write_bytes(b"mine")
+    with pytest.raises(OutputExistsError, match=r"p2_overlay.png was not made"):
+        require_output(sources, out, overlay=True, force=False)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="is a file"):
         require_output(sources, tmp_path / "file", overlay=False, force=False)
@@ -122,3 +126,23 @@ def test_a_mask_that_cannot_be_written_costs_only_itself(photos: Path, tmp_path:
     results = run(BrightIsLanding(), photos, tmp_path / "out")
     assert [result.status for result in results] == ["predicted", "failed", "predicted"]
     assert "p1.png cannot be written" in str(results[1].error)
+
+
+def test_a_mask_corrected_by_hand_is_kept(photos: Path, tmp_path: Path) -> None:
+    sources, out = find_inputs([str(photos)]), tmp_path / "out"
+    run(BrightIsLanding("aaa"), photos, out, overlay=True)
+    run(BrightIsLanding("bbb"), photos, out, overlay=True)
+    require_output(sources, out, overlay=True, force=False)
+    (out / "p1.png").write_bytes(png(np.full((6, 8), 3, np.uint8)))
+    with pytest.raises(OutputExistsError, match=r"p1.png was not made by `droneseg predict`, or was changed since"):
+        require_output(sources, out, overlay=True, force=False)
+
+
+def test_a_mask_is_in_the_log_before_it_is_written(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "p1.png").mkdir(parents=True)
+    run(BrightIsLanding(), photos, out)
+    (out / "p1.png").rmdir()
+    stems = [json.loads(line)["stem"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert stems == ["p0", "p1", "p2"]
+    assert [result.status for result in run(BrightIsLanding(), photos, out)] == ["skipped", "predicted", "skipped"]

@@ -38,11 +38,11 @@ def evaluate(
     """Score predicted masks against true ones of the same stem."""
     from droneseg.core.files import require_free
     from droneseg.evaluation.folder import evaluate_folder
-    from droneseg.evaluation.wording import REPORT_NAME
+    from droneseg.evaluation.wording import REPORT_MARKER
 
     max_pixels = environment.settings().max_pixels
     if report:
-        require_free(report, marker=REPORT_NAME, replace=force)
+        require_free(report, marker=REPORT_MARKER, replace=force)
     with output.progress("masks") as progress:
         found = evaluate_folder(
             predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress

@@ -37,12 +37,12 @@ def compare(
 ) -> None:
     """Compare two models on the same photographs, with intervals of the differences."""
     from droneseg.core.files import require_free
-    from droneseg.evaluation.wording import REPORT_NAME
+    from droneseg.evaluation.wording import REPORT_MARKER
     from droneseg.flows.compare import compare_models
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
-    require_free(report, marker=REPORT_NAME, replace=force)
+    require_free(report, marker=REPORT_MARKER, replace=force)
     with output.progress("photographs") as progress:
         done = compare_models(
             first,

@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from droneseg.core.errors import OutputExistsError
@@ -85,12 +85,10 @@ def require_free(path: Path, *, marker: str, replace: bool) -> None:
 
 def _swap(aside: Path, path: Path, old: Path) -> None:
     """Put a folder in the place of another one; if that fails, the other one stays."""
-    if path.exists():
-        os.replace(path, old)
-    try:
+    with ExitStack() as undo:
+        if path.exists():
+            os.replace(path, old)
+            undo.callback(os.replace, old, path)
         os.replace(aside, path)
-    except BaseException:
-        if old.exists():
-            os.replace(old, path)
-        raise
+        undo.pop_all()
     shutil.rmtree(old, ignore_errors=True)

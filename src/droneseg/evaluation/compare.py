@@ -12,7 +12,7 @@ from droneseg.core.files import new_folder, write_text
 from droneseg.evaluation.bootstrap import FEW_IMAGES, bootstrap_intervals, paired_differences
 from droneseg.evaluation.folder import Evaluation
 from droneseg.evaluation.plots import plot_intervals
-from droneseg.evaluation.wording import REPORT_NAME, figure_title, interval_text, number, verdict
+from droneseg.evaluation.wording import REPORT_MARKER, REPORT_NAME, figure_title, interval_text, number, verdict
 
 _METHOD = """\
 Both models are drawn on the same images each time (paired percentile bootstrap, 2,000 draws, 95 %), so that what makes
@@ -60,7 +60,8 @@ def write_comparison(
         )
     lines += ["", "![differences](differences.png)", "", _METHOD]
     shown = {name: differences[name] for name in differences if not name.startswith("dice/")}
-    with new_folder(out, marker=REPORT_NAME, replace=replace) as aside:
+    with new_folder(out, marker=REPORT_MARKER, replace=replace) as aside:
+        write_text(aside / REPORT_MARKER, "")
         write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
         write_text(aside / "report.md", "\n".join(lines))
         plot_intervals(

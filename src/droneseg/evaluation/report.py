@@ -19,7 +19,7 @@ from droneseg.evaluation.calibration import calibrate
 from droneseg.evaluation.folder import Compared, Evaluation
 from droneseg.evaluation.pictures import contact_sheet
 from droneseg.evaluation.plots import plot_calibration, plot_confusion, plot_intervals
-from droneseg.evaluation.wording import REPORT_NAME, TITLES, interval_text, number
+from droneseg.evaluation.wording import REPORT_MARKER, REPORT_NAME, TITLES, interval_text, number
 
 SHOWN_IMAGES = 4
 FindImage = Callable[[str], Image | None]
@@ -91,7 +91,8 @@ def write_report(
         MissingDependencyError: If matplotlib or OpenCV is not installed.
     """
     found = measure(evaluation, truth_kind=truth_kind, max_pixels=max_pixels)
-    with new_folder(out, marker=REPORT_NAME, replace=replace) as aside:
+    with new_folder(out, marker=REPORT_MARKER, replace=replace) as aside:
+        write_text(aside / REPORT_MARKER, "")
         write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
         plot_confusion(np.array(found["confusion"]), aside / "confusion.png")
         plot_intervals(_class_intervals(found["figures"]), aside / "classes.png", title="IoU with 95 % intervals")

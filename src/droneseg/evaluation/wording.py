@@ -3,6 +3,8 @@
 from droneseg.evaluation.bootstrap import Interval
 
 REPORT_NAME = "report.json"
+REPORT_MARKER = ".droneseg-report"
+"""What tells a folder that may be replaced from somebody else's with a report.json in it."""
 TITLES = {
     "miou": "mIoU",
     "image_wise_miou": "image-wise mIoU",

@@ -1,6 +1,5 @@
 """nnU-Net's own trainer beside ours: seconds per iteration by part, and Dice against time."""
 
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -14,8 +13,6 @@ from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import write_samples
 from droneseg.nnunet.layout import Layout
 from droneseg.training.presets import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 _SCENES, _VAL_SCENES = 60, 12
 _SIZE = (480, 368)

@@ -1,7 +1,6 @@
 """A trained model becomes a bundle: exported, quantised on request, measured, and described."""
 
 import hashlib
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.layout import PLANS, Layout
 from droneseg.training.export import divisor_of, export_onnx, normalisation_of, quantise, resolved_plan
 from droneseg.training.provenance import git_revision, package_versions
-
-logger = logging.getLogger(__name__)
 
 PROFILES = {
     "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),

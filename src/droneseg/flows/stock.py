@@ -1,7 +1,6 @@
 """The network that stock nnU-Net plans for 960x736 photographs, untrained: what every model is timed against."""
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,8 +16,6 @@ from droneseg.model.bundle import read_bundle
 from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
 from droneseg.nnunet.preprocess import plan_dataset
 from droneseg.nnunet.untrained import count_gflop, write_untrained_model
-
-logger = logging.getLogger(__name__)
 
 _SCENES = 12
 _SIZE = (960, 736)

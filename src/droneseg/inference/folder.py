@@ -86,7 +86,7 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file and was left untouched. Name a folder.")
-    own = _made_before(out)
+    own = _written_hashes(out)
     photographs = {source.resolve() for source in sources}
     stems = {source.stem for source in sources}
     problems = []
@@ -94,8 +94,10 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
         target = out / f"{source.stem}.png"
         if target.resolve() in photographs:
             problems.append(f"{target} is one of the photographs")
-        elif target.exists() and source.stem not in own and not force:
-            problems.append(f"{target} was not made by `droneseg predict`")
+        elif target.is_file() and not force and _sha256(target.read_bytes()) not in own.get(source.stem, ()):
+            problems.append(f"{target} was not made by `droneseg predict`, or was changed since; --force replaces it")
+        elif overlay and (out / f"{source.stem}{OVERLAY_SUFFIX}").exists() and source.stem not in own and not force:
+            problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} was not made by `droneseg predict`")
         if overlay and f"{source.stem}{OVERLAY_SUFFIX}".removesuffix(".png") in stems:
             problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} would be a mask and an overlay")
     if problems:
@@ -176,8 +178,8 @@ def _is_made(
     return made.get(source.stem) == {
         "model_id": segmenter.model_id,
         "profile": segmenter.profile,
-        "source_sha256": hashlib.sha256(data).hexdigest(),
-        "mask_sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "source_sha256": _sha256(data),
+        "mask_sha256": _sha256(target.read_bytes()),
     }
 
 
@@ -186,20 +188,12 @@ def _write(
 ) -> FileResult:
     target = out / f"{source.stem}.png"
     encoded = encode_mask(prediction.mask)
-    try:
-        write_bytes(target, encoded)
-        if overlay:
-            caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
-            drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
-            write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
-    except OSError as error:
-        return FileResult(str(source), None, "failed", error=f"{target} cannot be written: {error.strerror}")
     entry = {
         "stem": source.stem,
         "model_id": prediction.model_id,
         "profile": profile,
-        "source_sha256": hashlib.sha256(data).hexdigest(),
-        "mask_sha256": hashlib.sha256(encoded).hexdigest(),
+        "source_sha256": _sha256(data),
+        "mask_sha256": _sha256(encoded),
     }
     result = FileResult(
         str(source),
@@ -209,21 +203,43 @@ def _write(
         class_fractions=prediction.class_fractions,
         timings_s=prediction.timings_s,
     )
-    with (out / LOG_NAME).open("a", encoding="utf-8") as log:
-        log.write(json.dumps(entry | {"prediction": asdict(result)}) + "\n")
+    try:
+        # the log first: a mask that is in no log would be taken for somebody else's
+        with (out / LOG_NAME).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry | {"prediction": asdict(result)}) + "\n")
+        write_bytes(target, encoded)
+        if overlay:
+            caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
+            drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
+            write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
+    except OSError as error:
+        return FileResult(str(source), None, "failed", error=f"{target} cannot be written: {error.strerror}")
     return result
 
 
 def _made_before(out: Path) -> dict[str, dict[str, str]]:
-    """Return, by stem, how the newest mask was made; a line cut short by a crash counts for nothing."""
-    made = {}
+    """Return, by stem, how the newest mask was made."""
+    return dict(_log_entries(out))
+
+
+def _written_hashes(out: Path) -> dict[str, set[str]]:
+    """Return, by stem, the checksums of all masks that were ever written there."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for stem, entry in _log_entries(out):
+        found[stem].add(entry["mask_sha256"])
+    return found
+
+
+def _log_entries(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield stem and origin of each mask written, oldest first; a line cut short by a crash counts for nothing."""
     log = out / LOG_NAME
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
-            made[entry.pop("stem")] = {
-                key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")
-            }
-        except (ValueError, KeyError):
+            yield entry["stem"], {key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")}
+        except (ValueError, KeyError, TypeError):
             continue
-    return made
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, ModelError
+from droneseg.core.telemetry import no_telemetry
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
 from droneseg.nnunet.output import prints_as_logs
 
@@ -173,7 +174,9 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
         MissingDependencyError: If NNCF is not installed.
     """
     try:
-        import nncf
+        with no_telemetry():
+            import nncf
+            import openvino  # noqa: F401  # NNCF imports it later, and it would report then
     except ImportError as error:
         raise MissingDependencyError("nncf", "train") from error
     import onnx

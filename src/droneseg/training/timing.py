@@ -1,6 +1,5 @@
 """Where an iteration spends its time and how Dice grows with time: two trainers on the same plan, data and seed."""
 
-import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ from droneseg.nnunet.layout import DATASET, PLANS, TRAINER, Layout, announce
 from droneseg.nnunet.output import prints_as_logs
 from droneseg.training.presets import TrainingConfig
 from droneseg.training.run import configure_plans, hand_over_settings
-
-logger = logging.getLogger(__name__)
 
 TRAINERS = ("nnUNetTrainer", TRAINER)
 PARTS = ("loading", "augmentation", "forward", "backward", "optimiser")

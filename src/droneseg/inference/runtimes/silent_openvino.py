@@ -1,17 +1,8 @@
-"""OpenVINO without its telemetry: importing it would report to Google Analytics, and keep an identity in ~/intel."""
+"""OpenVINO, imported without its telemetry."""
 
-import sys
+from droneseg.core.telemetry import no_telemetry
 
-_TELEMETRY = "openvino_telemetry"
-
-_before = sys.modules.get(_TELEMETRY)
-# OpenVINO has a stand-in for when this package is missing; None makes importing it fail
-sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-try:
+with no_telemetry():
     import openvino
-finally:
-    del sys.modules[_TELEMETRY]
-    if _before:
-        sys.modules[_TELEMETRY] = _before
 
 ov = openvino
