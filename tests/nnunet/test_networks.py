@@ -76,3 +76,28 @@ def test_what_the_network_does_not_have_is_refused() -> None:
         add_configuration(plans, "2d_p", **KEEP, network="efficientnet-lite0")
     with pytest.raises(ValueError, match="RGB"):
         PretrainedUNet(1, 6, "efficientnet-lite0", 2, (128, 64, 48, 32, 24), ())
+
+
+def test_while_training_logits_stay_as_coarse_as_the_network_computes_them() -> None:
+    network = build(downscale=2).train()
+    patch = torch.rand(2, 3, 64, 128)
+    assert network(patch).shape == (2, 6, 32, 64)
+    network.decoder.deep_supervision = True
+    assert network(patch)[0].shape == (2, 6, 64, 128)
+
+
+def test_gradients_in_bfloat16_are_those_in_float32() -> None:
+    encoder = EfficientNetLite("efficientnet-lite0").eval()
+    encoder.load_pretrained()
+    picture = torch.rand(1, 3, 64, 64)
+    gradients = []
+    for enabled in (False, True):
+        encoder.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            features = encoder(picture)
+        assert features[0].dtype == (torch.bfloat16 if enabled else torch.float32)
+        sum(level.float().square().mean() for level in features).backward()  # type: ignore[union-attr]
+        depthwise = [m.weight.grad for m in encoder.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+        gradients.append(torch.cat([gradient.flatten() for gradient in depthwise if gradient is not None]))
+    likeness = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
+    assert likeness > 0.98

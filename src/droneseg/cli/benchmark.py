@@ -90,6 +90,7 @@ def _training(overrides: list[str], iterations: int, minutes: float, plot: Path 
 
     found = benchmark_training(
         load_config(overrides),
+        load_config(["preset=pretrained"]),
         Layout.from_settings(environment.settings()),
         iterations=iterations,
         minutes=minutes,
@@ -108,19 +109,24 @@ def _training(overrides: list[str], iterations: int, minutes: float, plot: Path 
     title = f"seconds per iteration, {found['configuration']}, {found['data']}, {found['machine']['cores']} cores"
     output.out().print(output.table(title, ["trainer", "in all", *parts], rows))
     if minutes:
-        output.out().print(_dice_table(found["trainers"]))
+        output.out().print(_dice_table(found))
 
 
-def _dice_table(trainers: list[dict[str, Any]]) -> Any:
-    rows = [
-        [
-            row["name"],
-            str(len(row["dice"])),
-            *(output.figure(value) for value in _dice_by_thirds(row["dice"])),
-        ]
-        for row in trainers
-    ]
-    return output.table("pseudo Dice on validation patches", ["trainer", "epochs", "1/3", "2/3", "end"], rows)
+def _dice_table(found: dict[str, Any]) -> Any:
+    rows = []
+    for row in found["trainers"]:
+        sooner = row["times_sooner"]
+        rows.append(
+            [
+                row["name"],
+                str(len(row["dice"])),
+                *(output.figure(value) for value in _dice_by_thirds(row["dice"])),
+                "never" if row["reached_s"] is None else f"{row['reached_s'] / 60:.1f}",
+                "" if sooner is None else f"{sooner:.1f}x",
+            ]
+        )
+    columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {found['target_dice']:.3f}", "sooner"]
+    return output.table("pseudo Dice on validation patches", columns, rows)
 
 
 def _dice_by_thirds(epochs: list[dict[str, float]]) -> list[float | None]:

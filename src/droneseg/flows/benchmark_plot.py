@@ -8,7 +8,7 @@ from droneseg.core.errors import MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OURS, _STOCK = "#0e87cc", "#6b7280"
+_OURS, _STOCK, _PRETRAINED = "#0e87cc", "#6b7280", "#c2410c"
 _PART_TINTS = ("#94a3b8", "#c084fc", "#0e87cc", "#1e5f8a", "#f59e0b", "#d1d5db")
 
 
@@ -56,9 +56,11 @@ def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
     parts.invert_yaxis()
     parts.margins(y=0.35)
     parts.legend(loc="lower center", ncols=5, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
-    for row, tint in zip(trainers, (_STOCK, _OURS), strict=True):
+    for row, tint in zip(trainers, (_STOCK, _OURS, _PRETRAINED), strict=True):
         minutes = [epoch["seconds"] / 60 for epoch in row["dice"]]
         dice.plot(minutes, [epoch["dice"] for epoch in row["dice"]], "o-", markersize=3, color=tint, label=row["name"])
+    if found["target_dice"] is not None:
+        dice.axhline(found["target_dice"], color=_STOCK, linewidth=0.8, linestyle="--")
     dice.set(title="Patches of the validation part", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
     dice.set_xlim(left=0)
     dice.legend(loc="lower right", frameon=False)

@@ -1,4 +1,4 @@
-"""nnU-Net's own trainer beside ours: seconds per iteration by part, and Dice against time."""
+"""nnU-Net's own trainer beside ours and the pretrained network: seconds per iteration by part, Dice against time."""
 
 import tempfile
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from droneseg.core.machine import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import write_samples
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.layout import TRAINER, Layout
 from droneseg.training.presets import TrainingConfig
 
 _SCENES, _VAL_SCENES = 60, 12
@@ -21,12 +21,19 @@ Report = Callable[[str], None]
 
 
 def benchmark_training(
-    config: TrainingConfig, layout: Layout, *, iterations: int, minutes: float, report: Report
+    config: TrainingConfig,
+    pretrained: TrainingConfig,
+    layout: Layout,
+    *,
+    iterations: int,
+    minutes: float,
+    report: Report,
 ) -> dict[str, Any]:
-    """Measure both trainers on the same plan, data and seed, one after the other.
+    """Measure three trainings on the same data and seed, with patches and batches of the same size, one after another.
 
     Args:
-        config: Plan and settings; nnU-Net's own trainer takes the plan only.
+        config: Plan and settings of the first two; nnU-Net's own trainer takes the plan only.
+        pretrained: The third; patches, batches and epochs are made those of `config`, so that Dice means the same.
         layout: nnU-Net's folders. Generated scenes are used if no dataset is preprocessed there.
         iterations: Measured by part, for each trainer.
         minutes: Trained by each for the Dice; 0 leaves that out.
@@ -34,27 +41,57 @@ def benchmark_training(
 
     Returns:
         `machine`, `data`, `configuration` and `trainers`: for each its name, `iteration_s` (median), `parts_s` (medians
-        by part) and `dice` (`seconds` since the start and `dice` after each epoch).
+        by part), `dice` (`seconds` since the start and `dice` after each epoch), `reached_s`, when it stood where
+        nnU-Net's own trainer stands at the end (`target_dice`), and `times_sooner`.
     """
     from droneseg.training import timing
 
+    pretrained = _alike(config, pretrained)
+    rows = [(timing.STOCK_TRAINER, timing.STOCK_TRAINER, config), (TRAINER, TRAINER, config)]
+    rows.append((f"{TRAINER}, {pretrained.network}", TRAINER, pretrained))
     with tempfile.TemporaryDirectory() as temporary:
         data, layout = _data(layout, Path(temporary), report)
         trainers: list[dict[str, Any]] = []
-        for name in timing.TRAINERS:
+        for name, trainer, settings in rows:
             report(f"{name}: {iterations} iterations by part")
-            times = timing.time_iterations(config, layout, name, iterations)
+            times = timing.time_iterations(settings, layout, trainer, iterations)
             trainers.append({"name": name, "iteration_s": times.total, "parts_s": times.parts, "dice": []})
-        for row in trainers if minutes else ():
-            report(f"{row['name']}: training for {minutes:g} minutes")
-            epochs = timing.dice_over_time(config, layout, row["name"], minutes=minutes, iteration_s=row["iteration_s"])
-            row["dice"] = [asdict(epoch) for epoch in epochs]
+        curves = []
+        for row, (name, trainer, settings) in zip(trainers if minutes else (), rows, strict=False):
+            report(f"{name}: training for {minutes:g} minutes")
+            curves.append(
+                timing.dice_over_time(settings, layout, trainer, minutes=minutes, iteration_s=row["iteration_s"])
+            )
+            row["dice"] = [asdict(epoch) for epoch in curves[-1]]
+        target = timing.smoothed_end(curves[0]) if curves else None
+        for row, curve in zip(trainers, curves, strict=False):
+            reached = timing.time_to_reach(target, curve) if target is not None else None
+            row["reached_s"] = reached
+            row["times_sooner"] = curves[0][-1].seconds / reached if reached else None
     return {
         "machine": describe_machine(),
         "data": data,
         "configuration": config.configuration,
+        "target_dice": target,
         "trainers": trainers,
     }
+
+
+def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig:
+    """Return the second with patches, batches and epochs of the first."""
+    trainer = config.trainer
+    same = {name: getattr(trainer, name) for name in ("iterations", "val_iterations", "seed")}
+    settings = pretrained.trainer.model_copy(update=same | {"crop_size": None})
+    return pretrained.model_copy(
+        update={
+            "configuration": "2d_benchmark_pretrained",
+            "patch_size": config.patch_size,
+            "batch_size": config.batch_size,
+            "fold": config.fold,
+            "workers": config.workers,
+            "trainer": settings,
+        }
+    )
 
 
 def _data(layout: Layout, temporary: Path, report: Report) -> tuple[str, Layout]:

@@ -31,7 +31,8 @@ from droneseg.model.manifest import (
 )
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.layout import PLANS, Layout
-from droneseg.training.export import divisor_of, export_onnx, normalisation_of, quantise, resolved_plan
+from droneseg.nnunet.plans import divisor
+from droneseg.training.export import export_onnx, normalisation_of, quantise, resolved_plan
 from droneseg.training.provenance import git_revision, package_versions
 
 PROFILES = {
@@ -142,7 +143,7 @@ class _Description:
             classes=own_classes(),
             normalisation=normalisation_of(model),
             patch_size=_plan_patch(model),
-            divisor=divisor_of(model),
+            divisor=divisor(resolved_plan(model)),
             mirror_axes=model.mirror_axes,
             profiles=profiles or self.profiles,
             default_profile=self.default_profile,

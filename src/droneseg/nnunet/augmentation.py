@@ -33,8 +33,8 @@ def cheap_augmentation(
         return ComposeTransforms([mirrored, *_colours(0.3, synchronised=True), last])
     turned = SpatialTransform(
         tuple(patch_size),
-        patch_center_dist_from_border=0,
-        random_crop=False,
+        patch_center_dist_from_border=[side // 2 for side in patch_size],
+        random_crop=True,
         p_rotation=0.5,
         rotation=(-np.pi, np.pi),
         p_scaling=0.5,

@@ -23,3 +23,27 @@ class Float32Loss(nn.Module):
         with torch.autocast("cpu", enabled=False):
             value: torch.Tensor = self.loss(full, target)
         return value
+
+
+class CoarserLoss(nn.Module):
+    """A loss for a network that answers at a part of the patch's resolution while it trains.
+
+    Of each square of target pixels that an answer covers, one is compared, the same in every square and another at each
+    call, so that over many calls none is favoured.
+
+    Args:
+        loss: Takes output and target of the same height and width, or a list of each, which is passed on.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, output: Any, target: Any) -> torch.Tensor:
+        """Compute the loss."""
+        if isinstance(output, torch.Tensor) and output.shape[2:] != target.shape[2:]:
+            step = target.shape[-1] // output.shape[-1]
+            first, second = torch.randint(step, (2,)).tolist()
+            target = target[:, :, first::step, second::step]
+        value: torch.Tensor = self.loss(output, target)
+        return value

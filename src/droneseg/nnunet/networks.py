@@ -52,8 +52,15 @@ class _SameConv(nn.Conv2d):
         self._edges = (whole // 2, whole - whole // 2) * 2
 
     def forward(self, patch: Tensor) -> Tensor:
-        """Pad and convolve."""
-        return super().forward(functional.pad(patch, self._edges) if any(self._edges) else patch)
+        """Pad and convolve.
+
+        Channel by channel in float32 on a CPU: torch has no fast gradient for that in bfloat16.
+        """
+        padded = functional.pad(patch, self._edges) if any(self._edges) else patch
+        if self.groups == 1 or patch.dtype != torch.bfloat16 or patch.device.type != "cpu":
+            return super().forward(padded)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(padded.float()).to(patch.dtype)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -210,6 +217,8 @@ class PretrainedUNet(nn.Module):
         logits = self.decoder(picture, self.encoder(picture))
         if self._downscale == 1:
             return logits if self.decoder.deep_supervision else cast(Tensor, logits[0])
+        if self.training and not self.decoder.deep_supervision:
+            return cast(Tensor, logits[0])
         scale = float(self._downscale)
         whole = functional.interpolate(logits[0], scale_factor=scale, mode="bilinear", align_corners=False)
         return [whole, *logits] if self.decoder.deep_supervision else whole

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from typing import Any, Literal
 
 from droneseg.core.errors import ConfigurationError
@@ -102,6 +103,21 @@ def add_configuration(
         "architecture": architecture,
     }
     return changed
+
+
+def resolve_plan(plans: Plans, configuration: str) -> dict[str, Any]:
+    """Return a configuration with what it inherits."""
+    configurations = plans["configurations"]
+    plan: dict[str, Any] = dict(configurations[configuration])
+    while "inherits_from" in plan:
+        plan = {**configurations[plan.pop("inherits_from")], **plan}
+    return plan
+
+
+def divisor(plan: dict[str, Any]) -> tuple[int, int]:
+    """Return what height and width must be multiples of in a resolved plan: the product of the network's strides."""
+    strides = plan["architecture"]["arch_kwargs"]["strides"]
+    return math.prod(height for height, _ in strides), math.prod(width for _, width in strides)
 
 
 def _unet(

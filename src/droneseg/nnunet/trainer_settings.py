@@ -22,11 +22,24 @@ class TrainerSettings(BaseModel):
     val_iterations: int = Field(50, ge=1, description="Validation iterations per epoch.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd as in nnU-Net, or adamw for short trainings.")
     learning_rate: float = Field(0.01, gt=0, description="Learning rate at the start; falls by nnU-Net's polynomial.")
+    encoder_rate: float = Field(
+        1.0, gt=0, le=1, description="Learning rate of a pretrained encoder, as a share of the decoder's."
+    )
     weight_decay: float = Field(3e-5, ge=0)
     deep_supervision: bool = True
     augmentation: Literal["full", "flight", "light"] = Field(
         "full",
         description="full as in nnU-Net; flight: turned, scaled, mirrored, other light; light: no turns, no scales.",
+    )
+    crop_size: tuple[int, int] | None = Field(
+        None,
+        description="Height and width of what is trained on, if less than the plan's patch, which predictions take.",
+    )
+    averaged_weights: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="What the average of the weights keeps at each iteration; the average is what is saved.",
     )
     oversample: float = Field(
         0.33, ge=0, le=1, description="Share of the patches that lie on a class chosen by chance, as in nnU-Net."

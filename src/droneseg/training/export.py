@@ -15,6 +15,7 @@ from droneseg.core.errors import ConfigurationError, MissingDependencyError, Mod
 from droneseg.core.telemetry import no_telemetry
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
 from droneseg.nnunet.output import prints_as_logs
+from droneseg.nnunet.plans import resolve_plan
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +95,7 @@ def normalisation_of(model: TrainedModel) -> Literal["rgb_to_0_1", "zscore"]:
 
 def resolved_plan(model: TrainedModel) -> dict[str, Any]:
     """Return the model's configuration with what it inherits."""
-    configurations = model.plans["configurations"]
-    plan: dict[str, Any] = dict(configurations[model.configuration])
-    while "inherits_from" in plan:
-        plan = {**configurations[plan.pop("inherits_from")], **plan}
-    return plan
-
-
-def divisor_of(model: TrainedModel) -> tuple[int, int]:
-    """Return what height and width must be multiples of: the product of the network's strides."""
-    strides = np.prod(resolved_plan(model)["architecture"]["arch_kwargs"]["strides"], axis=0)
-    return int(strides[0]), int(strides[1])
+    return resolve_plan(model.plans, model.configuration)
 
 
 def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from droneseg.nnunet.layout import (
     announce,
 )
 from droneseg.nnunet.output import prints_as_logs
-from droneseg.nnunet.plans import Plans, add_configuration, read_plans, write_plans
+from droneseg.nnunet.plans import Plans, add_configuration, divisor, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
 from droneseg.training.presets import TrainingConfig, WandbTracking
 from droneseg.training.provenance import git_revision, package_versions
@@ -109,8 +109,21 @@ def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         convs_per_stage=config.convs_per_stage,
         downscale=config.downscale,
     )
+    _require_crop_fits(config, plans)
     write_plans(layout, plans)
     return plans
+
+
+def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
+    crop = config.trainer.crop_size
+    if crop is None:
+        return
+    plan = resolve_plan(plans, config.configuration)
+    patch, unit = plan["patch_size"], divisor(plan)
+    if any(side > whole or side % step for side, whole, step in zip(crop, patch, unit, strict=True)):
+        raise ConfigurationError(
+            f"crop_size={list(crop)} does not fit: at most the plan's patch, {patch}, in multiples of {list(unit)}."
+        )
 
 
 def hand_over_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:

@@ -1,8 +1,8 @@
-"""Where an iteration spends its time and how Dice grows with time: two trainers on the same plan, data and seed."""
+"""Where an iteration spends its time and how Dice grows with time: several trainers on the same data and seed."""
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,9 @@ from droneseg.nnunet.output import prints_as_logs
 from droneseg.training.presets import TrainingConfig
 from droneseg.training.run import configure_plans, hand_over_settings
 
-TRAINERS = ("nnUNetTrainer", TRAINER)
+STOCK_TRAINER = "nnUNetTrainer"
 PARTS = ("loading", "augmentation", "forward", "backward", "optimiser")
+_SMOOTHED_EPOCHS = 3
 _WARM_UP = 3
 
 
@@ -42,6 +43,19 @@ class EpochDice:
 
     seconds: float
     dice: float
+
+
+def time_to_reach(dice: float, epochs: Sequence[EpochDice]) -> float | None:
+    """Return the seconds until a training stood at a Dice, smoothed as in `smoothed_end`; None if it never did."""
+    for last in range(min(_SMOOTHED_EPOCHS, len(epochs)), len(epochs) + 1):
+        if smoothed_end(epochs[:last]) >= dice:
+            return epochs[last - 1].seconds
+    return None
+
+
+def smoothed_end(epochs: Sequence[EpochDice]) -> float:
+    """Return the mean Dice of the last few epochs: that of one swings, as its patches are drawn by chance."""
+    return statistics.fmean(epoch.dice for epoch in epochs[-_SMOOTHED_EPOCHS:])
 
 
 class _PartClock:
@@ -89,7 +103,7 @@ def time_iterations(config: TrainingConfig, layout: Layout, trainer: str, count:
     Args:
         config: Plan, data and settings; of nnU-Net's own trainer the plan, the fold and the seed only.
         layout: nnU-Net's folders; the dataset is preprocessed.
-        trainer: One of `TRAINERS`.
+        trainer: Class name of nnU-Net's own or of ours.
         count: Iterations measured, after some to warm up.
     """
     with _trainer(config, layout, trainer, loaders=0) as (made, device):
@@ -123,7 +137,7 @@ def dice_over_time(
     Args:
         config: See `time_iterations`; iterations and validation iterations per epoch are the same for both.
         layout: nnU-Net's folders; the dataset is preprocessed.
-        trainer: One of `TRAINERS`.
+        trainer: Class name of nnU-Net's own or of ours.
         minutes: About how long.
         iteration_s: Seconds of one iteration, as measured.
     """

@@ -16,10 +16,11 @@ from torch.optim import AdamW
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation
-from droneseg.nnunet.losses import Float32Loss
+from droneseg.nnunet.averaging import AveragedWeights
+from droneseg.nnunet.losses import CoarserLoss, Float32Loss
 from droneseg.nnunet.networks import PretrainedUNet
 from droneseg.nnunet.sampling import repeat_rare
-from droneseg.nnunet.schedule import BudgetPolyLR
+from droneseg.nnunet.schedule import BudgetPolyLR, NowAndThen, Progress, parameter_groups
 from droneseg.nnunet.tracking import disable_wandb
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
@@ -57,9 +58,10 @@ class DroneSegTrainer(nnUNetTrainer):
         self.enable_deep_supervision = self.settings.deep_supervision
         self.save_every = self.settings.save_every
         self.oversample_foreground_percent = self.settings.oversample
+        self.progress = Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
+        self.average: AveragedWeights | None = None
         self._last_epoch_end: float | None = None
-        self._last_plot = 0.0
-        self._plot, self.logger.plot_progress_png = self.logger.plot_progress_png, self._plot_now_and_then
+        self._plot = self.logger.plot_progress_png = NowAndThen(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed."""
@@ -71,24 +73,41 @@ class DroneSegTrainer(nnUNetTrainer):
             inner.load_pretrained()
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
+        if self.settings.averaged_weights:
+            self.average = AveragedWeights(inner, self.settings.averaged_weights)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a schedule that knows the time budget."""
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
-            optimizer = AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, fused=True)
-        return optimizer, BudgetPolyLR(self)
+            groups = parameter_groups(self.network, self.settings.encoder_rate)
+            optimizer = AdamW(groups, self.initial_lr, weight_decay=self.weight_decay, fused=True)
+        return optimizer, BudgetPolyLR(optimizer, self.initial_lr, self.progress)
 
     def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss()
+        loss = CoarserLoss(super()._build_loss())
         return Float32Loss(loss) if self._uses_bf16() else loss
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """Load no more than the patch for cheap augmentation."""
+        """Load no more than the patch, or than the photograph if patches are turned, for cheap augmentation."""
         rotation, dummy, initial, mirror = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.settings.augmentation != "full":
-            initial = np.array(self.configuration_manager.patch_size)
+        patch = np.array(self.configuration_manager.patch_size)
+        if self.settings.augmentation == "light":
+            initial = patch
+        elif self.settings.augmentation == "flight":
+            photograph = np.array(self.configuration_manager.configuration["median_image_size_in_voxels"])
+            initial = np.maximum(patch, np.minimum(initial, photograph.astype(int)))
         return rotation, dummy, initial, mirror
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return loaders of patches as large as the plan's, or as the crops the settings ask for."""
+        plan = self.configuration_manager.configuration
+        whole = plan["patch_size"]
+        try:
+            plan["patch_size"] = self.settings.crop_size or whole
+            return super().get_dataloaders()
+        finally:
+            plan["patch_size"] = whole
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return both parts, rare photographs of the training part listed several times if the settings say so."""
@@ -114,14 +133,20 @@ class DroneSegTrainer(nnUNetTrainer):
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self._uses_bf16() else nullcontext()
 
+    def _averaged(self) -> AbstractContextManager[Any]:
+        return self.average.in_place() if self.average else nullcontext()
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
         with self._precision():
-            return super().train_step(batch)
+            found = super().train_step(batch)
+        if self.average:
+            self.average.update()
+        return found
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Measure one batch."""
-        with self._precision():
+        with self._precision(), self._averaged():
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -132,40 +157,14 @@ class DroneSegTrainer(nnUNetTrainer):
         fast = self.settings.validation == "fast"
         try:
             self.inference_allowed_mirroring_axes = None if fast else axes
-            with self._precision() if fast else nullcontext():
+            with self._averaged(), self._precision() if fast else nullcontext():
                 super().perform_actual_validation(save_probabilities)
         finally:
             self.inference_allowed_mirroring_axes = axes
 
-    def share_done(self) -> float:
-        """Return how much of the training is done, 0 to 1: by epochs or by time, whichever is further."""
-        by_time = self.elapsed_s() / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
-        return min(1.0, max(self.current_epoch / self.num_epochs, by_time))
-
-    def elapsed_s(self) -> float:
-        """Return the seconds trained so far, over all sessions: the epoch times are in the checkpoint."""
-        return float(sum(self._epoch_times_s()))
-
-    def _epoch_times_s(self) -> list[float]:
-        starts, ends = (self.logger.get_value(f"epoch_{edge}_timestamps", step=None) for edge in ("start", "end"))
-        return [end - start for start, end in zip(starts, ends, strict=False)]
-
-    def _reason_to_stop(self) -> str | None:
-        times = self._epoch_times_s()
-        # the epoch whose middle still lies within the budget runs
-        middle = sum(times) + 0.5 * sum(times) / len(times) if times else 0.0
-        if self.settings.max_minutes and middle > 60 * self.settings.max_minutes:
-            return f"time budget of {self.settings.max_minutes:g} minutes spent"
-        smoothed = self.logger.get_value("ema_fg_dice", step=None)
-        if self.settings.patience and smoothed:
-            waited = len(smoothed) - 1 - int(np.argmax(smoothed))
-            if waited >= self.settings.patience:
-                return f"no better smoothed Dice for {waited} epochs"
-        return None
-
     def on_epoch_start(self) -> None:
         """End the training instead if there is a reason to; all processes agree on rank 0's."""
-        reason = self._reason_to_stop()
+        reason = self.progress.reason_to_stop()
         if self.is_ddp:
             shared = [reason]
             dist.broadcast_object_list(shared, src=0)
@@ -175,16 +174,10 @@ class DroneSegTrainer(nnUNetTrainer):
         # an epoch begins where the one before ended, so that saving and plotting count, too
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
-    def _plot_now_and_then(self, folder: str) -> None:
-        """Plot at most once a minute: a plot takes seconds, as long as a short epoch."""
-        if time.time() - self._last_plot > _PLOT_INTERVAL_S:
-            self._plot(folder)
-            self._last_plot = time.time()
-
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of everything."""
         if self.local_rank == 0 and self.current_epoch:
-            self._plot(self.output_folder)
+            self._plot.now(self.output_folder)
         super().on_train_end()
 
     def run_training(self) -> None:
@@ -222,19 +215,29 @@ class DroneSegTrainer(nnUNetTrainer):
                 value("train_losses", -1),
                 value("val_losses", -1),
                 value("mean_fg_dice", -1),
-                self._epoch_times_s()[-1],
-                self.elapsed_s() / 60,
-                extra={"share_done": self.share_done()},
+                self.progress.epoch_times_s()[-1],
+                self.progress.elapsed_s() / 60,
+                extra={"share_done": self.progress.share_done(epoch + 1)},
             )
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write aside and rename: a crash while writing leaves the older checkpoint whole."""
+        """Write aside and rename: a crash while writing leaves the older checkpoint whole.
+
+        Averaged weights are written instead of the last ones, and a resumed training goes on with them.
+        """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
         aside = f"{filename}.part"
-        super().save_checkpoint(aside)
+        with self._averaged():
+            super().save_checkpoint(aside)
         os.replace(aside, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Load as nnU-Net does; the average begins with what was loaded."""
+        super().load_checkpoint(filename_or_checkpoint)
+        if self.average:
+            self.average.restart()
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write nnU-Net's own log; the terminal gets our lines instead."""
