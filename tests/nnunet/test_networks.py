@@ -45,16 +45,17 @@ def test_the_larger_encoders_take_their_weights(name: str) -> None:
     assert not [key for key in before if "num_batches" not in key and torch.equal(before[key], changed[key])]
 
 
-@pytest.mark.parametrize("downscale", [1, 2, 4])
-def test_logits_are_as_large_as_the_patch(downscale: int) -> None:
-    network = build(downscale=downscale).eval()
+@pytest.mark.parametrize(("downscale", "levels"), [(1, 5), (2, 5), (4, 5), (1, 4), (2, 3)])
+def test_logits_are_as_large_as_the_patch(downscale: int, levels: int) -> None:
+    network = build(downscale=downscale, decoder_levels=levels).eval()
     side = ENCODER_STRIDE * downscale
     with torch.no_grad():
         assert network(torch.rand(1, 3, side, 2 * side)).shape == (1, 6, side, 2 * side)
         network.decoder.deep_supervision = True  # as nnU-Net switches it
         sizes = [logits.shape[2] for logits in network(torch.rand(1, 3, side, 2 * side))]
     # what nnU-Net weights: every resolution of the strides but the deepest
-    strides = [1, *([downscale] if downscale > 1 else []), 2, 2, 2, 2]
+    finest = downscale * 2 ** (5 - levels)
+    strides = [1, *([finest] if finest > 1 else []), *[2] * (levels - 1)]
     expected, size = [], side
     for stride in strides:
         size //= stride

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
-from droneseg.core.metrics import confusion, score
+from droneseg.core.metrics import Confusion, confusion, score
+from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.samples import Samples, take_samples
 from droneseg.inference.preprocessing import normalisation_table
 from droneseg.inference.segmenter import BundleSegmenter
@@ -177,7 +178,8 @@ def _measure(draft: Bundle, samples: Samples, report: Report) -> tuple[dict[str,
     measured, quality = {}, {}
     for name, profile in draft.manifest.profiles.items():
         agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])
-        scores = score(confusion(t, p) for t, p in zip(samples.truths, masks[name], strict=True))
+        counts = [confusion(t, p) for t, p in zip(samples.truths, masks[name], strict=True)]
+        scores = score(counts)
         figures = {"agreement_with_exact": round(float(agreement), 6), "miou": round(scores.miou or 0.0, 4)}
         measured[name] = profile.model_copy(update={"figures": figures})
         quality[name] = {
@@ -188,5 +190,13 @@ def _measure(draft: Bundle, samples: Samples, report: Report) -> tuple[dict[str,
             "per_class_iou": scores.per_class_iou,
             "unsafe_landing_rate": scores.unsafe_landing_rate,
             "landing_recall": scores.landing_recall,
+            "intervals": _intervals(counts),
         }
     return measured, {"profile": draft.manifest.default_profile, **quality[draft.manifest.default_profile]}
+
+
+def _intervals(counts: Sequence[Confusion]) -> dict[str, tuple[float | None, float | None]]:
+    """Return the 95 % intervals of what a manifest states, by name."""
+    found = bootstrap_intervals(np.stack(counts))
+    names = ["miou", "image_wise_miou", "unsafe_landing_rate", "landing_recall"]
+    return {name: (found[name].low, found[name].high) for name in names}

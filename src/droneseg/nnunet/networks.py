@@ -38,7 +38,8 @@ _STAGES = (
 )  # fmt: skip
 _STEM_CHANNELS = 32
 _SKIP_STAGES = (0, 1, 2, 4)  # the last stages at strides 2, 4, 8 and 16
-ENCODER_STRIDE = 32
+ENCODER_STAGES = 5  # each halves the resolution
+ENCODER_STRIDE = 2**ENCODER_STAGES
 # As in TensorFlow, where the weights are from.
 _INPUT_MEAN, _INPUT_STD = 127 / 255, 128 / 255
 
@@ -148,7 +149,7 @@ class EfficientNetLite(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Upscales the deepest features step by step, joined with those of the encoder."""
+    """Upscales the deepest features step by step, joined with those of the encoder, as often as it has widths."""
 
     def __init__(
         self, encoder: Sequence[int], features: Sequence[int], classes: int, *, deep_supervision: bool
@@ -158,7 +159,7 @@ class _Decoder(nn.Module):
         self.deep_supervision = deep_supervision
         joins, heads = [], []
         below = encoder[-1]
-        for skip, width in zip((*encoder[-2::-1], 3), features, strict=True):
+        for skip, width in zip((*encoder[-2::-1], 3), features, strict=False):
             joins.append(
                 nn.Sequential(
                     nn.Conv2d(below + skip, width, 3, padding=1, bias=False),
@@ -176,7 +177,7 @@ class _Decoder(nn.Module):
         found: list[Tensor] = []
         features = encoded[-1]
         skips = (*encoded[-2::-1], picture)
-        for place, (join, head, skip) in enumerate(zip(self.joins, self.heads, skips, strict=True)):
+        for place, (join, head, skip) in enumerate(zip(self.joins, self.heads, skips, strict=False)):
             upscaled = functional.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
             features = join(torch.cat((upscaled, skip), dim=1))
             if self.deep_supervision or place == len(self.joins) - 1:
@@ -189,7 +190,8 @@ class PretrainedUNet(nn.Module):
 
     nnU-Net builds it from its plans like any other network. It takes patches of RGB in 0..1, shape (N, 3, H, W), and
     returns logits, shape (N, C, H, W); with deep supervision a list, each half as high and wide as the one before.
-    H and W must be multiples of `downscale` x 32.
+    H and W must be multiples of `downscale` x 32. There are at most five widths in `decoder_features`, one for each
+    doubling of the resolution; with fewer, the logits are upscaled from there.
     """
 
     def __init__(
@@ -206,6 +208,8 @@ class PretrainedUNet(nn.Module):
         if input_channels != 3:
             raise ValueError(f"the encoder takes RGB, not {input_channels} channels")
         self._downscale = downscale
+        # how much smaller than the patch the finest logits are
+        self._upscale = downscale * 2 ** (ENCODER_STAGES - len(decoder_features))
         self.encoder = EfficientNetLite(encoder)
         self.decoder = _Decoder(self.encoder.channels, decoder_features, num_classes, deep_supervision=deep_supervision)
 
@@ -215,11 +219,11 @@ class PretrainedUNet(nn.Module):
         if self._downscale > 1:
             picture = functional.avg_pool2d(picture, self._downscale)
         logits = self.decoder(picture, self.encoder(picture))
-        if self._downscale == 1:
+        if self._upscale == 1:
             return logits if self.decoder.deep_supervision else cast(Tensor, logits[0])
         if self.training and not self.decoder.deep_supervision:
             return cast(Tensor, logits[0])
-        scale = float(self._downscale)
+        scale = float(self._upscale)
         whole = functional.interpolate(logits[0], scale_factor=scale, mode="bilinear", align_corners=False)
         return [whole, *logits] if self.decoder.deep_supervision else whole
 

@@ -19,8 +19,8 @@ _NORM_OPS = {
     "batchnorm": "torch.nn.modules.batchnorm.BatchNorm2d",
 }
 _PRETRAINED_CLASS = "droneseg.nnunet.networks.PretrainedUNet"
-_ENCODER_STAGES = 5  # each halves the resolution
-_DECODER_FEATURES = (128, 64, 48, 32, 24)
+_DECODER_FEATURES = (128, 64, 48, 32, 24)  # one for each halving of the resolution in the encoder
+DECODER_LEVELS = len(_DECODER_FEATURES)
 
 
 def read_plans(layout: Layout) -> Plans:
@@ -51,6 +51,7 @@ def add_configuration(
     network: NetworkName = "plain",
     convs_per_stage: int = CONVS_PER_STAGE,
     downscale: int = DOWNSCALE,
+    decoder_levels: int = DECODER_LEVELS,
 ) -> Plans:
     """Return the plans with a configuration beside nnU-Net's 2d one. The preprocessed data is shared with 2d.
 
@@ -69,6 +70,7 @@ def add_configuration(
             others a U-Net on an encoder trained on ImageNet.
         convs_per_stage: Convolutions at each resolution of plain and batchnorm, on the way down and up.
         downscale: By how much an encoder trained on ImageNet sees the photograph smaller, inside the network.
+        decoder_levels: How often its decoder doubles the resolution; fewer than five are faster and less sharp.
 
     Raises:
         ConfigurationError: If 2d would be changed, or a size is given that the network does not have.
@@ -94,7 +96,7 @@ def add_configuration(
             raise ConfigurationError(
                 f"network={network} needs colours divided by 255: convert the data with --normalisation rgb_to_0_1."
             )
-        architecture, patch = _pretrained(network, wanted, downscale)
+        architecture, patch = _pretrained(network, wanted, downscale, decoder_levels)
     changed = copy.deepcopy(plans)
     changed["configurations"][name] = {
         "inherits_from": BASE_CONFIGURATION,
@@ -150,15 +152,18 @@ def _unet(
     return architecture, [int(side) for side in patch]
 
 
-def _pretrained(encoder: str, wanted: tuple[int, int], downscale: int) -> tuple[dict[str, Any], list[int]]:
+def _pretrained(
+    encoder: str, wanted: tuple[int, int], downscale: int, decoder_levels: int
+) -> tuple[dict[str, Any], list[int]]:
     """Return the architecture on a pretrained encoder, and the patch rounded up."""
-    outer = [[1, 1], [downscale, downscale]] if downscale > 1 else [[1, 1]]
+    finest = downscale * 2 ** (len(_DECODER_FEATURES) - decoder_levels)
+    outer = [[1, 1], [finest, finest]] if finest > 1 else [[1, 1]]
     kwargs = {
         "encoder": encoder,
         "downscale": downscale,
-        "decoder_features": list(_DECODER_FEATURES),
-        "strides": outer + [[2, 2]] * _ENCODER_STAGES,
+        "decoder_features": list(_DECODER_FEATURES[:decoder_levels]),
+        "strides": outer + [[2, 2]] * decoder_levels,
     }
-    unit = downscale * 2**_ENCODER_STAGES
+    unit = downscale * 2 ** len(_DECODER_FEATURES)
     patch = [-(-side // unit) * unit for side in wanted]
     return {"network_class_name": _PRETRAINED_CLASS, "arch_kwargs": kwargs, "_kw_requires_import": []}, patch

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError
-from droneseg.nnunet.plans import CONVS_PER_STAGE, DOWNSCALE, NetworkName
+from droneseg.nnunet.plans import CONVS_PER_STAGE, DECODER_LEVELS, DOWNSCALE, NetworkName
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 _IN_PACKAGE = Path(__file__).parents[1] / "configs"
@@ -44,6 +44,7 @@ class TrainingConfig(BaseModel):
     network: NetworkName = "plain"
     convs_per_stage: int = Field(CONVS_PER_STAGE, ge=1)
     downscale: int = Field(DOWNSCALE, ge=1, le=4)
+    decoder_levels: int = Field(DECODER_LEVELS, ge=2, le=DECODER_LEVELS)
     fold: int = Field(0, ge=0)
     resume: bool = False
     overwrite: bool = False

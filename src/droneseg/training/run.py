@@ -108,6 +108,7 @@ def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         network=config.network,
         convs_per_stage=config.convs_per_stage,
         downscale=config.downscale,
+        decoder_levels=config.decoder_levels,
     )
     _require_crop_fits(config, plans)
     write_plans(layout, plans)
