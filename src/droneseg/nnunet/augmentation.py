@@ -7,6 +7,7 @@ import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -44,7 +45,10 @@ def cheap_augmentation(
         border_mode_seg="reflection",
         padding_mode_image="reflection",
     )
-    return ComposeTransforms([turned, mirrored, *_colours(0.5, synchronised=False), last])
+    exposed = RandomTransform(
+        GammaTransform((0.6, 1.6), p_invert_image=0, synchronize_channels=True, p_per_channel=1, p_retain_stats=0), 0.3
+    )
+    return ComposeTransforms([turned, mirrored, *_colours(0.5, synchronised=False), exposed, last])
 
 
 def _colours(share: float, *, synchronised: bool) -> list[BasicTransform]:

@@ -1,9 +1,32 @@
 """Losses beyond nnU-Net's own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+
+def adapt_loss(
+    loss: nn.Module, class_weights: Sequence[float] | None, device: torch.device, *, float32: bool
+) -> nn.Module:
+    """Return nnU-Net's loss with class weights, for outputs coarser than their targets, in float32 if asked."""
+    if class_weights:
+        weigh_classes(loss, class_weights, device)
+    loss = CoarserLoss(loss)
+    return Float32Loss(loss) if float32 else loss
+
+
+def weigh_classes(loss: nn.Module, weights: Sequence[float], device: torch.device) -> None:
+    """Weigh the pixels of each true class in the cross entropy of nnU-Net's compound loss; its Dice stays as it is.
+
+    Args:
+        loss: As nnU-Net builds it, with or without deep supervision.
+        weights: By class id; pixels of a class with weight 0 do not count.
+        device: Where the loss is computed.
+    """
+    compound = getattr(loss, "loss", loss)
+    compound.ce.weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 class Float32Loss(nn.Module):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from droneseg.core.classes import CLASSES
 from droneseg.core.errors import ConfigurationError
 
 # Set by us for the processes nnU-Net starts; not a user's setting, so it is not in core.settings.
@@ -40,6 +41,12 @@ class TrainerSettings(BaseModel):
         gt=0,
         lt=1,
         description="What the average of the weights keeps at each iteration; the average is what is saved.",
+    )
+    class_weights: tuple[float, ...] | None = Field(
+        None,
+        min_length=len(CLASSES),
+        max_length=len(CLASSES),
+        description="Weight of each true class in the cross entropy, by id; null: all the same.",
     )
     oversample: float = Field(
         0.33, ge=0, le=1, description="Share of the patches that lie on a class chosen by chance, as in nnU-Net."

@@ -17,7 +17,7 @@ from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation
 from droneseg.nnunet.averaging import AveragedWeights
-from droneseg.nnunet.losses import CoarserLoss, Float32Loss
+from droneseg.nnunet.losses import adapt_loss
 from droneseg.nnunet.networks import PretrainedUNet
 from droneseg.nnunet.sampling import repeat_rare
 from droneseg.nnunet.schedule import BudgetPolyLR, NowAndThen, Progress, parameter_groups
@@ -85,8 +85,7 @@ class DroneSegTrainer(nnUNetTrainer):
         return optimizer, BudgetPolyLR(optimizer, self.initial_lr, self.progress)
 
     def _build_loss(self) -> nn.Module:
-        loss = CoarserLoss(super()._build_loss())
-        return Float32Loss(loss) if self._uses_bf16() else loss
+        return adapt_loss(super()._build_loss(), self.settings.class_weights, self.device, float32=self._uses_bf16())
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Load no more than the patch, or than the photograph if patches are turned, for cheap augmentation."""
