@@ -35,6 +35,12 @@ def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace,
         assert row["ratio_to_stock"] == pytest.approx(rows["stock"]["seconds_median"] / row["seconds_median"])
         assert 10 < row["peak_mb"] < 20_000
         assert row["start_s"] > row["seconds_median"] * 0.5
+        parts = row["parts_s_median"]
+        if name.startswith("stock"):
+            assert parts == {}
+        else:
+            assert list(parts) == ["decode", "preprocess", "network", "postprocess", "encode"]
+            assert 0.7 * row["seconds_median"] < sum(parts.values()) < 1.3 * row["seconds_median"]
         assert ("onnx" in row["runtime"].lower()) == name.endswith("onnxruntime")
     # the reference of exact mirrors and that of fast does not; other weights have no reference
     assert rows["exact"]["agreement"] > 0.999
@@ -45,10 +51,12 @@ def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace,
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_both_trainers_are_timed_by_part_and_trained(workspace: Workspace) -> None:
+def test_each_trainer_is_timed_by_part_and_trained(workspace: Workspace) -> None:
     options = ("--iterations", "3", "--minutes", "0.05", "--plot", "training.png", "--json")
     found = json.loads(workspace.run("benchmark", "--training", *TINY, *options).stdout)
-    assert [row["name"] for row in found["trainers"]] == ["nnUNetTrainer", "DroneSegTrainer"]
+    names = ["nnUNetTrainer", "DroneSegTrainer", "DroneSegTrainer, efficientnet-lite0"]
+    assert [row["name"] for row in found["trainers"]] == names
+    assert found["trainers"][0]["reached_s"] <= found["trainers"][0]["dice"][-1]["seconds"]
     for row in found["trainers"]:
         assert set(row["parts_s"]) == {"loading", "augmentation", "forward", "backward", "optimiser"}
         assert all(seconds > 0 for seconds in row["parts_s"].values())
@@ -66,3 +74,16 @@ def test_options_of_the_two_benchmarks_are_not_mixed(workspace: Workspace) -> No
     done = workspace.run("benchmark", "preset=smoke", check=False)
     assert done.returncode == 2
     assert "is for --training only" in done.stderr
+
+
+def test_when_a_training_stands_where_another_ends() -> None:
+    from droneseg.training.timing import EpochDice, smoothed_end, time_to_reach
+
+    slow = [EpochDice(60.0 * number, dice) for number, dice in enumerate((0.1, 0.2, 0.3, 0.4, 0.5), start=1)]
+    assert smoothed_end(slow) == pytest.approx(0.4)
+    assert smoothed_end(slow[:1]) == pytest.approx(0.1)
+    # one lucky epoch is not enough: the mean of the last three is what counts
+    fast = [EpochDice(30.0 * number, dice) for number, dice in enumerate((0.1, 0.9, 0.1, 0.4, 0.7), start=1)]
+    assert time_to_reach(0.4, fast) == 120.0
+    assert time_to_reach(0.8, fast) is None
+    assert time_to_reach(0.1, fast[:1]) == 30.0

@@ -1,9 +1,10 @@
 """The loss sees targets as coarse as the answers, and no pixel is favoured."""
 
+import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.losses import CoarserLoss
+from droneseg.nnunet.losses import CoarserLoss, weigh_classes
 
 
 class Recorded(nn.Module):
@@ -39,3 +40,19 @@ def test_targets_that_fit_and_lists_are_passed_on() -> None:
     CoarserLoss(recorded)([torch.zeros(1, 3, 2, 2)], several)
     assert recorded.targets[0] is target
     assert recorded.targets[1] is several
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_a_true_class_weighs_what_it_was_given(supervised: bool) -> None:
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+
+    compound = DC_and_CE_loss({}, {}, weight_dice=0)
+    loss = DeepSupervisionWrapper(compound, [1.0]) if supervised else compound
+    weigh_classes(loss, [0.0, 3.0, 1.0], torch.device("cpu"))
+    logits = torch.randn(1, 3, 1, 3)
+    target = torch.tensor([[[[0.0, 1.0, 2.0]]]])
+    found = loss([logits], [target]) if supervised else loss(logits, target)
+    wrong = -logits.log_softmax(1)[0, :, 0]
+    expected = (3 * wrong[1, 1] + wrong[2, 2]) / 4
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,5 +1,6 @@
 """Presets compose, overrides apply, and wrong ones are explained."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from droneseg.core.errors import ConfigurationError
 from droneseg.training.presets import load_config
 
 
-@pytest.mark.parametrize("preset", ["smoke", "cpu", "gpu"])
-def test_every_preset_is_valid(preset: str) -> None:
-    config = load_config([f"preset={preset}"])
-    assert config.configuration == ("2d" if preset == "gpu" else f"2d_{preset}")
+@pytest.mark.parametrize(
+    ("preset", "name"), [("smoke", "2d_smoke"), ("cpu", "2d_cpu"), ("pretrained", "2d_lite0"), ("gpu", "2d")]
+)
+def test_every_preset_is_valid(preset: str, name: str) -> None:
+    assert load_config([f"preset={preset}"]).configuration == name
 
 
 def test_the_gpu_preset_is_nnunets_own_plan_and_schedule() -> None:
@@ -41,7 +43,10 @@ def test_composing_leaves_folder_and_logging_alone() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["preset=huge", "foo=1"], r"preset=huge: choose one of cpu, gpu, smoke\n.*foo=1: there is no key 'foo'"),
+        (
+            ["preset=huge", "foo=1"],
+            r"preset=huge: choose one of cpu, gpu, pretrained, smoke\n.*foo=1: there is no key 'foo'",
+        ),
         (["epohcs=3"], "epohcs=3: there is no key 'epohcs'; did you mean 'epochs'"),
         (["epochs"], "epochs: write key=value"),
         (["~epochs"], "write key=value"),
@@ -51,8 +56,27 @@ def test_composing_leaves_folder_and_logging_alone() -> None:
         (["resume=true", "overwrite=true"], "contradict"),
         (["configuration=3d"], "configuration='3d'"),
         (["device=tpu"], "device='tpu'"),
+        (["class_weights=[1,2]"], r"class_weights=\[1, 2\].*at least 6"),
     ],
 )
 def test_wrong_overrides_are_explained(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_config(overrides)
+
+
+@pytest.mark.parametrize("crop", [(96, 64), (192, 64), (64, 256)])
+def test_a_crop_that_does_not_fit_the_plan_is_refused(tmp_path: Path, crop: tuple[int, int]) -> None:
+    from droneseg.nnunet.layout import Layout
+    from droneseg.training.run import configure_plans
+
+    layout = Layout(tmp_path, tmp_path, tmp_path)
+    layout.plans_file.parent.mkdir(parents=True)
+    base = {"patch_size": [64, 64], "batch_size": 2, "normalization_schemes": ["RGBTo01Normalization"] * 3}
+    plans = json.dumps({"configurations": {"2d": base}})
+    layout.plans_file.write_text(plans)
+    overrides = ["preset=pretrained", "patch_size=[128,192]"]
+    with pytest.raises(ConfigurationError, match=r"does not fit.*\[128, 192\], in multiples of \[64, 64\]"):
+        configure_plans(load_config([*overrides, f"crop_size=[{crop[0]},{crop[1]}]"]), layout)
+    assert layout.plans_file.read_text() == plans
+    configure_plans(load_config([*overrides, "crop_size=[64,128]"]), layout)
+    assert "2d_lite0" in layout.plans_file.read_text()

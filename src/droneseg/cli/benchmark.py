@@ -60,6 +60,7 @@ def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path 
     columns = ["row", "seconds", "x stock-tta", "x stock", "agreement", "network", "peak MB", "start s"]
     title = f"{found['image']}, {found['machine']['cores']} cores"
     output.out().print(output.table(title, columns, [_cells(row) for row in found["rows"]]))
+    output.out().print(_parts_table(found["rows"]))
     network = found["network"]
     matmul = network["bf16_matmul_gflops"]
     output.out().print(
@@ -69,7 +70,8 @@ def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path 
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    share = None if row["network_s_median"] is None else row["network_s_median"] / row["seconds_median"]
+    parts = row["parts_s_median"]
+    share = parts["network"] / row["seconds_median"] if parts else None
     return [
         row["name"],
         output.figure(row["seconds_median"]),
@@ -80,6 +82,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['peak_mb']:.0f}",
         f"{row['start_s']:.1f}",
     ]
+
+
+def _parts_table(rows: list[dict[str, Any]]) -> Any:
+    known = [row for row in rows if row["parts_s_median"]]
+    parts = list(known[0]["parts_s_median"])
+    cells = [[row["name"], *(f"{1000 * row['parts_s_median'][part]:.1f}" for part in parts)] for row in known]
+    return output.table("where the milliseconds go", ["row", *parts], cells)
 
 
 def _training(overrides: list[str], iterations: int, minutes: float, plot: Path | None, json: bool) -> None:

@@ -37,7 +37,7 @@ class Row:
         task: What its process is told.
         reference: The stock row that does the same passes.
         seconds: From the bytes of the file to the bytes of the mask, one per round.
-        network_s: Of these, in the network.
+        parts_s: Of these, by part, where the parts are known.
         start_s: From the start of the process to the first mask, with a warm model cache.
         peak_mb: Peak memory of the process.
         runtime: What ran the network.
@@ -48,7 +48,7 @@ class Row:
     task: dict[str, Any]
     reference: str | None
     seconds: list[float] = field(default_factory=list)
-    network_s: list[float] = field(default_factory=list)
+    parts_s: list[dict[str, float]] = field(default_factory=list)
     start_s: float = float("nan")
     peak_mb: float = float("nan")
     runtime: str = ""
@@ -76,8 +76,8 @@ class _Process:
         self._write("go\n")
         answer = self._read()
         self._row.seconds.append(answer["seconds"])
-        if answer["network_s"] is not None:
-            self._row.network_s.append(answer["network_s"])
+        if answer["parts_s"]:
+            self._row.parts_s.append(answer["parts_s"])
 
     def end(self) -> None:
         """Let the process end by itself."""
@@ -192,7 +192,7 @@ def _result(rows: Sequence[Row], stock: StockModel, image: Path | None) -> dict[
                 "runtime": row.runtime,
                 "seconds_median": medians[row.name],
                 "seconds": row.seconds,
-                "network_s_median": statistics.median(row.network_s) if row.network_s else None,
+                "parts_s_median": _medians(row.parts_s),
                 "ratio_to_stock_tta": medians["stock-tta"] / medians[row.name],
                 "ratio_to_stock": medians["stock"] / medians[row.name],
                 "agreement": agreement,
@@ -200,17 +200,21 @@ def _result(rows: Sequence[Row], stock: StockModel, image: Path | None) -> dict[
                 "start_s": row.start_s,
             }
         )
-    network_s = by_name["fast"].network_s
+    network_s = _medians(by_name["fast"].parts_s)["network"]
     return {
         "machine": describe_machine(),
         "image": str(image) if image else "generated, {}x{}".format(*IMAGE_SIZE),
         "network": {
             "gflop": stock.gflop,
-            "fast_gflops": stock.gflop / statistics.median(network_s),
+            "fast_gflops": stock.gflop / network_s,
             "bf16_matmul_gflops": _matmul_gflops(),
         },
         "rows": shown,
     }
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(each[part] for each in rounds) for part in rounds[0]} if rounds else {}
 
 
 _MATMUL = """

@@ -28,9 +28,9 @@ class StockRow:
         self._predictor = StockPredictor(folder, Layout(folder, folder, folder), mirrored=task["mirrored"])
         self._image = Path(task["image"])
 
-    def predict(self) -> tuple[Mask, float | None]:
-        """Go from the file to the mask."""
-        return self._predictor.segment_file(self._image), None
+    def predict(self) -> tuple[Mask, dict[str, float]]:
+        """Go from the file to the mask; what takes how long inside is not known."""
+        return self._predictor.segment_file(self._image), {}
 
 
 class BundleRow:
@@ -49,12 +49,15 @@ class BundleRow:
         self.name = self._segmenter.runtime
         self._image = Path(task["image"])
 
-    def predict(self) -> tuple[Mask, float | None]:
-        """Go from the file to the mask; returns also the seconds in the network."""
+    def predict(self) -> tuple[Mask, dict[str, float]]:
+        """Go from the file to the mask; returns also the seconds of each part."""
         from droneseg.core.images import decode_image
 
-        done = self._segmenter.segment(decode_image(self._image.read_bytes()))
-        return done.mask, done.timings_s["network"]
+        begin = time.perf_counter()
+        image = decode_image(self._image.read_bytes())
+        decode_s = time.perf_counter() - begin
+        done = self._segmenter.segment(image)
+        return done.mask, {"decode": decode_s, **done.timings_s}
 
 
 def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
@@ -71,9 +74,11 @@ def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
     reply(ready=row.name)
     for _command in commands:
         begin = time.perf_counter()
-        mask, network_s = row.predict()
+        mask, parts_s = row.predict()
+        predicted = time.perf_counter()
         encode_mask(mask)
-        reply(seconds=time.perf_counter() - begin, network_s=network_s)
+        end = time.perf_counter()
+        reply(seconds=end - begin, parts_s=parts_s and {**parts_s, "encode": end - predicted})
     reply(peak_mb=_peak_mb())
 
 

@@ -106,7 +106,9 @@ def _manifest_bytes(folder: Path) -> bytes:
     if folder.is_file():
         raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
-        raise BundleError(f"No model at {folder}. Make one with `droneseg export`, or name another.")
+        tracked = folder.parent.with_name(f"{folder.parent.name}.dvc")
+        fetch = f"Fetch it with `dvc pull {tracked}`, make" if tracked.is_file() else "Make"
+        raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
     try:
         return (folder / MANIFEST_NAME).read_bytes()
     except FileNotFoundError:

@@ -1,0 +1,72 @@
+"""The remote inside the repository holds models and nothing else."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from droneseg.model.manifest import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, Manifest
+
+ROOT = Path(__file__).parents[2]
+REMOTE = ROOT / "dvc-remote" / "files" / "md5"
+MOST_BYTES = 30 * 1024 * 1024
+ALLOWED = {f"champion/{name}" for name in (MANIFEST_NAME, NETWORK_NAME, INT8_NETWORK_NAME)}
+
+
+def blob(md5: str) -> Path:
+    return REMOTE / md5[:2] / md5[2:]
+
+
+def listings() -> list[Path]:
+    return sorted(REMOTE.rglob("*.dir"))
+
+
+@pytest.fixture(scope="module")
+def tracked() -> dict[str, str]:
+    """Return the md5 of each file of the model that the checked out version names."""
+    pointer = yaml.safe_load((ROOT / "nnUNet_results.dvc").read_text())
+    (out,) = pointer["outs"]
+    assert out["path"] == "nnUNet_results"
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(blob(out["md5"]).read_bytes())}
+
+
+def test_it_is_the_default_remote() -> None:
+    config = (ROOT / ".dvc/config").read_text()
+    assert re.search(r"^\s*remote = models$", config, re.M)
+    assert re.search(r"^\['remote \"models\"'\]\n\s*url = \.\./dvc-remote$", config, re.M)
+    assert re.search(r"^\s*analytics = false$", config, re.M)
+
+
+def test_every_file_of_it_belongs_to_a_model_and_is_what_its_name_says() -> None:
+    known: set[Path] = set(listings())
+    assert known
+    for listing in listings():
+        entries = json.loads(listing.read_bytes())
+        assert {entry["relpath"] for entry in entries} <= ALLOWED
+        files = [blob(entry["md5"]) for entry in entries]
+        assert sum(file.stat().st_size for file in files) <= MOST_BYTES
+        known |= set(files)
+    assert {file for file in REMOTE.rglob("*") if file.is_file()} == known
+    for file in known:
+        digest = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        assert digest == (file.parent.name + file.name).removesuffix(".dir")
+
+
+def test_the_tracked_model_is_a_whole_bundle_under_its_own_terms(tracked: dict[str, str]) -> None:
+    manifest = Manifest.model_validate_json(blob(tracked[f"champion/{MANIFEST_NAME}"]).read_bytes())
+    for name, record in manifest.files.items():
+        content = blob(tracked[f"champion/{name}"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == record.sha256
+    assert "non-commercial" in manifest.license.lower()
+    assert "dronedataset.icg.tugraz.at" in manifest.license
+    assert manifest.quality is not None
+    assert manifest.quality["images"] == 45
+
+
+def test_trainings_beside_the_model_are_not_tracked(tracked: dict[str, str]) -> None:
+    lines = (ROOT / ".dvcignore").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["nnUNet_results/*", "!nnUNet_results/champion"]
+    assert set(tracked) <= ALLOWED
