@@ -129,6 +129,7 @@ def _start_runtime(
         patch,
         precision=chosen.precision,
         takes_bytes=takes_bytes,
+        first="scores" if chosen.mirroring or chosen.half_sums else "winners",
         cache=cache,
         network_sha256=manifest.files[chosen.network].sha256,
     )

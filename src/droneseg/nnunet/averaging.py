@@ -35,7 +35,8 @@ class AveragedWeights:
         """Take the present weights in."""
         self._count += 1
         keep = min(self._keep, (1 + self._count) / (_WARM_UP + self._count))
-        floats, others = [], []
+        floats: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
         for name, value in self._network.state_dict().items():
             (floats if value.is_floating_point() else others).append((self._mean[name], value))
         torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], 1 - keep)

@@ -25,7 +25,7 @@ def weigh_classes(loss: nn.Module, weights: Sequence[float], device: torch.devic
         weights: By class id; pixels of a class with weight 0 do not count.
         device: Where the loss is computed.
     """
-    compound = getattr(loss, "loss", loss)
+    compound: Any = getattr(loss, "loss", loss)
     compound.ce.weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
 

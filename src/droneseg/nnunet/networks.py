@@ -215,9 +215,13 @@ class PretrainedUNet(nn.Module):
 
     def forward(self, patch: Tensor) -> Tensor | list[Tensor]:
         """Return the logits of a patch."""
-        picture = (patch - _INPUT_MEAN) / _INPUT_STD
-        if self._downscale > 1:
-            picture = functional.avg_pool2d(picture, self._downscale)
+        picture = patch
+        if self._downscale == 2:
+            # the mean of each four pixels, as pooling gives it, but from an operator that OpenVINO runs in place
+            picture = functional.interpolate(patch, scale_factor=0.5, mode="bilinear", align_corners=False)
+        elif self._downscale > 1:
+            picture = functional.avg_pool2d(patch, self._downscale)
+        picture = (picture - _INPUT_MEAN) / _INPUT_STD
         logits = self.decoder(picture, self.encoder(picture))
         if self._upscale == 1:
             return logits if self.decoder.deep_supervision else cast(Tensor, logits[0])

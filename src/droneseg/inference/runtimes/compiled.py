@@ -18,7 +18,7 @@ from droneseg.inference.runtimes.silent_openvino import ov
 logger = logging.getLogger(__name__)
 
 # Part of every name: change it when what is compiled around the network changes.
-_VERSION = "1"
+_VERSION = "2"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _KEPT_BYTES = 2 * 10**9
 
@@ -36,9 +36,9 @@ class CompiledNetworks:
         self._folder = folder
         self._about = {"network": network_sha256, "options": options, "version": _VERSION, "openvino": ov.__version__}
 
-    def load(self, core: ov.Core, batch: int, options: dict[str, object]) -> ov.CompiledModel | None:
-        """Return the network for a batch of this size, or None if it was not kept or cannot be used any more."""
-        file = self._file(core, batch)
+    def load(self, core: ov.Core, graph: str, options: dict[str, object]) -> ov.CompiledModel | None:
+        """Return the network compiled as this graph, or None if it was not kept or cannot be used any more."""
+        file = self._file(core, graph)
         if not file.is_file():
             return None
         try:
@@ -54,11 +54,11 @@ class CompiledNetworks:
         os.utime(file)
         return compiled
 
-    def keep(self, core: ov.Core, batch: int, compiled: ov.CompiledModel) -> None:
+    def keep(self, core: ov.Core, graph: str, compiled: ov.CompiledModel) -> None:
         """Write the network for the next start; what was not used for longest goes."""
         try:
             network = compiled.export_model().getvalue()
-            write_bytes(self._file(core, batch), network + hashlib.sha256(network).digest())
+            write_bytes(self._file(core, graph), network + hashlib.sha256(network).digest())
             self._forget_oldest()
         except OSError as error:
             logger.warning("the compiled network is not kept, so the next start is slow again: %s", error)
@@ -71,7 +71,7 @@ class CompiledNetworks:
             if total > _KEPT_BYTES:
                 file.unlink(missing_ok=True)
 
-    def _file(self, core: ov.Core, batch: int) -> Path:
+    def _file(self, core: ov.Core, graph: str) -> Path:
         processor = {name: core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")}
-        about = self._about | {"batch": batch, "processor": processor}
+        about = self._about | {"graph": graph, "processor": processor}
         return self._folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.blob"

@@ -68,7 +68,7 @@ class DroneSegTrainer(nnUNetTrainer):
         torch.manual_seed(self.settings.seed + self.local_rank)
         np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
         super().initialize()
-        inner = self.network.module if self.is_ddp else self.network
+        inner: Any = self.network.module if self.is_ddp else self.network
         if isinstance(inner, PretrainedUNet):
             inner.load_pretrained()
         if self.settings.channels_last:
