@@ -39,7 +39,6 @@ _STAGES = (
 _STEM_CHANNELS = 32
 _SKIP_STAGES = (0, 1, 2, 4)  # the last stages at strides 2, 4, 8 and 16
 ENCODER_STAGES = 5  # each halves the resolution
-ENCODER_STRIDE = 2**ENCODER_STAGES
 # As in TensorFlow, where the weights are from.
 _INPUT_MEAN, _INPUT_STD = 127 / 255, 128 / 255
 
