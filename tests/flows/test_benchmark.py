@@ -52,8 +52,10 @@ def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace,
 
 
 def test_each_trainer_is_timed_by_part_and_trained(workspace: Workspace) -> None:
-    options = ("--iterations", "3", "--minutes", "0.05", "--plot", "training.png", "--json")
-    found = json.loads(workspace.run("benchmark", "--training", *TINY, *options).stdout)
+    options = ("--iterations", "3", "--minutes", "0.05", "--our-minutes", "0.04", "--plot", "training.png", "--json")
+    done = workspace.run("benchmark", "--training", *TINY, *options)
+    found = json.loads(done.stdout)
+    assert [done.stderr.count(f"training for {minutes} min") for minutes in ("0.05", "0.04")] == [1, 2]
     names = ["nnUNetTrainer", "DroneSegTrainer", "DroneSegTrainer, efficientnet-lite0"]
     assert [row["name"] for row in found["trainers"]] == names
     assert found["trainers"][0]["reached_s"] <= found["trainers"][0]["dice"][-1]["seconds"]

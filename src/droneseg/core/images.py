@@ -125,12 +125,13 @@ def is_plain_rgb_png(opened: pillow.Image) -> bool:
 
 
 def to_rgb(opened: pillow.Image) -> Image:
-    """Turn a loaded image of any accepted mode into an upright RGB array.
+    """Turn a loaded image of any accepted mode into an upright RGB array; the image itself is turned upright, too.
 
     Raises:
         UnsupportedImageError: If the pixel type has no fixed range (32-bit integers, floats).
     """
-    upright = ImageOps.exif_transpose(opened)
+    upright = opened
+    ImageOps.exif_transpose(upright, in_place=True)  # in place, as every copy of a photograph is felt
     if upright.mode in _SIXTEEN_BIT_MODES:
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
@@ -143,7 +144,7 @@ def to_rgb(opened: pillow.Image) -> Image:
         flat = pillow.new("RGBA", rgba.size, (0, 0, 0, 255))
         flat.alpha_composite(rgba)
         upright = flat
-    return np.array(upright.convert("RGB"))
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def encode_png(image: Image, *, compress_level: int = 3) -> bytes:

@@ -27,6 +27,7 @@ def benchmark_training(
     *,
     iterations: int,
     minutes: float,
+    our_minutes: float | None = None,
     report: Report,
 ) -> dict[str, Any]:
     """Measure three trainings on the same data and seed, with patches and batches of the same size, one after another.
@@ -37,6 +38,8 @@ def benchmark_training(
         layout: nnU-Net's folders. Generated scenes are used if no dataset is preprocessed there.
         iterations: Measured by part, for each trainer.
         minutes: Trained by each for the Dice; 0 leaves that out.
+        our_minutes: Trained by the second and the third, if they are to end sooner: a schedule that ends early gets
+            further in that time than the beginning of a long one.
         report: Told what happens next.
 
     Returns:
@@ -52,17 +55,18 @@ def benchmark_training(
     with tempfile.TemporaryDirectory() as temporary:
         data, layout = _data(layout, Path(temporary), report)
         trainers: list[dict[str, Any]] = []
+        times = []
         for name, trainer, settings in rows:
             report(f"{name}: {iterations} iterations by part")
-            times = timing.time_iterations(settings, layout, trainer, iterations)
-            trainers.append({"name": name, "iteration_s": times.total, "parts_s": times.parts, "dice": []})
+            times.append(timing.time_iterations(settings, layout, trainer, iterations))
+            trainers.append({"name": name, "iteration_s": times[-1].total, "parts_s": times[-1].parts, "dice": []})
         curves = []
-        for row, (name, trainer, settings) in zip(trainers if minutes else (), rows, strict=False):
-            report(f"{name}: training for {minutes:g} minutes")
-            curves.append(
-                timing.dice_over_time(settings, layout, trainer, minutes=minutes, iteration_s=row["iteration_s"])
-            )
+        for row, measured, (name, trainer, settings) in zip(trainers if minutes else (), times, rows, strict=False):
+            budget = minutes if trainer == timing.STOCK_TRAINER else our_minutes or minutes
+            report(f"{name}: training for {budget:g} minutes")
+            curves.append(timing.dice_over_time(settings, layout, trainer, minutes=budget, measured=measured))
             row["dice"] = [asdict(epoch) for epoch in curves[-1]]
+            report(f"{name}: Dice after each epoch " + " ".join(f"{epoch.dice:.3f}" for epoch in curves[-1]))
         target = timing.smoothed_end(curves[0]) if curves else None
         for row, curve in zip(trainers, curves, strict=False):
             reached = timing.time_to_reach(target, curve) if target is not None else None
@@ -80,7 +84,7 @@ def benchmark_training(
 def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig:
     """Return the second with patches, batches and epochs of the first."""
     trainer = config.trainer
-    same = {name: getattr(trainer, name) for name in ("iterations", "val_iterations", "seed")}
+    same = {name: getattr(trainer, name) for name in ("iterations", "val_iterations", "oversample", "seed")}
     settings = pretrained.trainer.model_copy(update=same | {"crop_size": None})
     return pretrained.model_copy(
         update={

@@ -127,7 +127,7 @@ def time_iterations(config: TrainingConfig, layout: Layout, trainer: str, count:
 
 
 def dice_over_time(
-    config: TrainingConfig, layout: Layout, trainer: str, *, minutes: float, iteration_s: float
+    config: TrainingConfig, layout: Layout, trainer: str, *, minutes: float, measured: IterationTimes
 ) -> list[EpochDice]:
     """Train for some minutes and report the Dice after each epoch.
 
@@ -139,7 +139,7 @@ def dice_over_time(
         layout: nnU-Net's folders; the dataset is preprocessed.
         trainer: Class name of nnU-Net's own or of ours.
         minutes: About how long.
-        iteration_s: Seconds of one iteration, as measured.
+        measured: Of this trainer, to tell how many epochs fit.
     """
     changed = config.trainer.model_copy(update={"max_minutes": minutes, "validation": "none", "patience": None})
     config = config.model_copy(update={"trainer": changed})
@@ -147,7 +147,8 @@ def dice_over_time(
         if trainer != TRAINER:
             made.num_iterations_per_epoch = changed.iterations
             made.num_val_iterations_per_epoch = changed.val_iterations
-            made.num_epochs = max(1, round(60 * minutes / (iteration_s * changed.iterations)))
+            epoch_s = measured.total * changed.iterations + measured.parts["forward"] * changed.val_iterations
+            made.num_epochs = max(1, round(60 * minutes / epoch_s))
         made.run_training()
     starts = made.logger.get_value("epoch_start_timestamps", step=None)
     ends = made.logger.get_value("epoch_end_timestamps", step=None)
