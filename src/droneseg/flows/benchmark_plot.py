@@ -55,7 +55,7 @@ def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
     parts.set(title="One iteration", xlabel="seconds")
     parts.invert_yaxis()
     parts.margins(y=0.35)
-    parts.legend(loc="lower center", ncols=5, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
+    parts.legend(loc="lower center", ncols=3, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
     for row, tint in zip(trainers, (_STOCK, _OURS, _PRETRAINED), strict=True):
         minutes = [epoch["seconds"] / 60 for epoch in row["dice"]]
         dice.plot(minutes, [epoch["dice"] for epoch in row["dice"]], "o-", markersize=3, color=tint, label=row["name"])

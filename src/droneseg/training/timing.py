@@ -160,6 +160,7 @@ def dice_over_time(
 def _trainer(config: TrainingConfig, layout: Layout, name: str, *, loaders: int | None) -> Iterator[tuple[Any, str]]:
     """Build a trainer of nnU-Net as its own command would; yields it and the kind of device."""
     announce(layout, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
+    import matplotlib as mpl
     import numpy as np
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
@@ -173,6 +174,7 @@ def _trainer(config: TrainingConfig, layout: Layout, name: str, *, loaders: int 
     hand_over_settings(config, layout.results)
     torch.manual_seed(config.trainer.seed)
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
-    with prints_as_logs():
+    # nnU-Net's logger changes the style of every plot that follows
+    with prints_as_logs(), mpl.rc_context():
         made = get_trainer_from_args(DATASET, config.configuration, config.fold, name, PLANS, device=device)
         yield made, device.type
