@@ -1,4 +1,4 @@
-"""`droneseg models ...`: hold models against each other."""
+"""`droneseg models ...`: hold models against each other, and blend two."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from droneseg.cli import environment, output
 
-app = typer.Typer(help="Compare models.", no_args_is_help=True)
+app = typer.Typer(help="Compare and blend models.", no_args_is_help=True)
 
 
 class Part(StrEnum):
@@ -21,7 +21,7 @@ class Part(StrEnum):
 
 @app.callback()
 def models() -> None:
-    """Compare models."""
+    """Compare and blend models."""
 
 
 @app.command()
@@ -60,6 +60,25 @@ def compare(
         return
     output.out().print(_table(done.found))
     output.out().print(f"report: {done.report / 'report.md'}", markup=False)
+
+
+@app.command()
+def blend(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Model folder of nnU-Net.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same, trained further on other data.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of B in the weights.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older model folder.")] = False,
+) -> None:
+    """Make a model whose weights lie between those of A and of what B became of it.
+
+    A model trained further on new flights forgets some of the old; one in between often keeps both.
+    """
+    environment.require_nnunet()
+    from droneseg.nnunet.blend import blend_models
+
+    blend_models(first, second, out, share=share, replace=force)
+    output.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
 
 
 def _table(found: dict[str, Any]) -> Any:

@@ -80,7 +80,7 @@ def load_trained_model(
     if missing:
         raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} holds no {checkpoint}.")
     announce(layout)
-    contents = [_load(file, trust=trust) for file in files]
+    contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
     plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     if first["init_args"]["configuration"] not in plans.get("configurations", {}):
@@ -96,7 +96,7 @@ def load_trained_model(
             Fold(
                 _fold_number(file.parent),
                 int(content["current_epoch"]),
-                hashlib.sha256(file.read_bytes()).hexdigest(),
+                sha256_of(file),
                 content["network_weights"],
             )
             for file, content in zip(files, contents, strict=True)
@@ -132,7 +132,22 @@ def _fold_number(folder: Path) -> int:
     return int(folder.name.removeprefix("fold_"))
 
 
-def _load(file: Path, *, trust: bool) -> dict[str, Any]:
+def sha256_of(file: Path) -> str:
+    """Return the hash by which a bundle names the checkpoint it was made of."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of nnU-Net as it is.
+
+    Args:
+        file: The checkpoint.
+        trust: Whether to load it even if it pickles more than numbers and text, which can run any code.
+
+    Raises:
+        ModelError: If it is none, or damaged.
+        UntrustedCheckpointError: If it pickles more and `trust` is false.
+    """
     # what nnU-Net's checkpoints hold beyond tensors: numpy scalars in the log of the training
     numbers = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     scalar: Any = (np._core.multiarray.scalar, "numpy._core.multiarray.scalar")  # type: ignore[attr-defined]  # no public name

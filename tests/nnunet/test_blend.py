@@ -1,0 +1,57 @@
+"""Weights between two checkpoints: what nnU-Net's loader then finds, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from droneseg.core.errors import ModelError
+from droneseg.nnunet.blend import blend_models
+from droneseg.nnunet.checkpoint import build_networks, load_trained_model
+from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
+from support.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def changed(model: Path, folder: Path, name: str = "") -> Path:
+    """Copy a model with one weight doubled, or another shape given to it."""
+    shutil.copytree(model, folder)
+    file = folder / "fold_0" / FINAL_CHECKPOINT
+    content = torch.load(file, weights_only=False)
+    weights = content["network_weights"]
+    first = next(iter(weights))
+    weights[first] = weights[first][:1] if name == "shape" else 3 * weights[first]
+    torch.save(content, file)
+    return folder
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    loaded = load_trained_model(model, Layout(model, model, model), checkpoint=FINAL_CHECKPOINT)
+    return build_networks(loaded)[0].state_dict()
+
+
+def test_weights_lie_between_and_the_network_can_be_built(trained: Workspace, tmp_path: Path) -> None:
+    model = trained.fold().parent
+    other = changed(model, tmp_path / "other")
+    trained.run("models", "blend", str(model), str(other), "--share", "0.25", "--out", str(tmp_path / "made"))
+    before, after = weights(model), weights(tmp_path / "made")
+    first, *rest = before
+    assert torch.allclose(after[first], 1.5 * before[first])  # a quarter of the way from 1 to 3
+    assert all(torch.equal(after[name], before[name]) for name in rest)
+    about = json.loads((tmp_path / "made" / "fold_0" / "blend.json").read_text())
+    assert about["share_of_second"] == 0.25
+    assert about["first_sha256"] != about["second_sha256"]
+
+
+def test_what_is_there_is_left_and_other_networks_are_refused(trained: Workspace, tmp_path: Path) -> None:
+    model = trained.fold().parent
+    other = changed(model, tmp_path / "other", "shape")
+    with pytest.raises(ModelError, match="not the same networks"):
+        blend_models(model, other, tmp_path / "made", share=0.5)
+    assert not (tmp_path / "made").exists()
+    refused = trained.run("models", "blend", str(model), str(model), "--out", str(other), check=False)
+    assert refused.returncode == 1
+    assert "--force" in refused.stderr
