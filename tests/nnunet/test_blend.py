@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 
 def changed(model: Path, folder: Path, name: str = "") -> Path:
-    """Copy a model with one weight doubled, or another shape given to it."""
+    """Copy a model with one weight tripled, or another shape given to it."""
     shutil.copytree(model, folder)
     file = folder / "fold_0" / FINAL_CHECKPOINT
     content = torch.load(file, weights_only=False)
     weights = content["network_weights"]
-    first = next(iter(weights))
-    weights[first] = weights[first][:1] if name == "shape" else 3 * weights[first]
+    last = list(weights)[-1]  # not the encoder's, which nnU-Net's decoder names once more
+    weights[last] = weights[last][:1] if name == "shape" else 3 * weights[last]
     torch.save(content, file)
     return folder
 
@@ -38,8 +38,8 @@ def test_weights_lie_between_and_the_network_can_be_built(trained: Workspace, tm
     other = changed(model, tmp_path / "other")
     trained.run("models", "blend", str(model), str(other), "--share", "0.25", "--out", str(tmp_path / "made"))
     before, after = weights(model), weights(tmp_path / "made")
-    first, *rest = before
-    assert torch.allclose(after[first], 1.5 * before[first])  # a quarter of the way from 1 to 3
+    *rest, last = before
+    assert torch.allclose(after[last], 1.5 * before[last])  # a quarter of the way from 1 to 3
     assert all(torch.equal(after[name], before[name]) for name in rest)
     about = json.loads((tmp_path / "made" / "fold_0" / "blend.json").read_text())
     assert about["share_of_second"] == 0.25
