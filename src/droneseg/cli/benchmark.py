@@ -20,7 +20,7 @@ def benchmark(
     iterations: Annotated[int, typer.Option(min=1, help="With --training: iterations timed by part.")] = 20,
     minutes: Annotated[float, typer.Option(min=0, help="With --training: minutes of training for the Dice.")] = 3,
     our_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="With --training: minutes of ours, if fewer.", show_default=False)
+        float | None, typer.Option(min=0.01, help="With --training: minutes of ours, if fewer.", show_default=False)
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
