@@ -41,17 +41,22 @@ def test_weights_lie_between_and_the_network_can_be_built(trained: Workspace, tm
     *rest, last = before
     assert torch.allclose(after[last], 1.5 * before[last])  # a quarter of the way from 1 to 3
     assert all(torch.equal(after[name], before[name]) for name in rest)
-    about = json.loads((tmp_path / "made" / "fold_0" / "blend.json").read_text())
+    about = json.loads((tmp_path / "made" / "blend.json").read_text())
     assert about["share_of_second"] == 0.25
-    assert about["first_sha256"] != about["second_sha256"]
+    assert about["fold_0"]["first_sha256"] != about["fold_0"]["second_sha256"]
+    again = ("models", "blend", str(model), str(model), "--out", str(tmp_path / "made"))
+    assert trained.run(*again, check=False).returncode == 1
+    trained.run(*again, "--force")
+    assert torch.equal(weights(tmp_path / "made")[last], before[last])
 
 
-def test_what_is_there_is_left_and_other_networks_are_refused(trained: Workspace, tmp_path: Path) -> None:
+def test_a_training_is_never_replaced_and_other_networks_are_refused(trained: Workspace, tmp_path: Path) -> None:
     model = trained.fold().parent
     other = changed(model, tmp_path / "other", "shape")
     with pytest.raises(ModelError, match="not the same networks"):
         blend_models(model, other, tmp_path / "made", share=0.5)
     assert not (tmp_path / "made").exists()
-    refused = trained.run("models", "blend", str(model), str(model), "--out", str(other), check=False)
-    assert refused.returncode == 1
-    assert "--force" in refused.stderr
+    held = (other / "fold_0" / FINAL_CHECKPOINT).read_bytes()
+    onto_a_training = ("models", "blend", str(model), str(model), "--out", str(other), "--force")
+    assert trained.run(*onto_a_training, check=False).returncode == 1
+    assert (other / "fold_0" / FINAL_CHECKPOINT).read_bytes() == held

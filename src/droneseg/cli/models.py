@@ -68,7 +68,7 @@ def blend(
     second: Annotated[Path, typer.Argument(metavar="B", help="The same, trained further on other data.")],
     out: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
     share: Annotated[float, typer.Option(min=0, max=1, help="Share of B in the weights.")] = 0.5,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older model folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older blend; a training never is.")] = False,
 ) -> None:
     """Make a model whose weights lie between those of A and of what B became of it.
 

@@ -13,8 +13,8 @@ from droneseg.core.files import new_folder
 from droneseg.nnunet.checkpoint import read_checkpoint, sha256_of
 from droneseg.nnunet.layout import FINAL_CHECKPOINT, checkpoint_files
 
-MARKER = "plans.json"
 BLEND_NAME = "blend.json"
+"""What a blended model was made of; only a folder that holds one is ever replaced, never a training."""
 
 
 def blend_models(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
@@ -26,9 +26,9 @@ def blend_models(first: Path, second: Path, out: Path, *, share: float, replace:
     Args:
         first: Model folder.
         second: Model folder with the same folds and networks; all but the weights is taken from it.
-        out: Folder to write; `blend.json` in each fold says what it was made of.
+        out: Folder to write; its `blend.json` says what it was made of.
         share: Of the second model, 0 to 1.
-        replace: Whether an older model folder there may be replaced.
+        replace: Whether an older blend there may be replaced.
 
     Raises:
         ModelError: If a folder holds no model, or the two do not have the same networks.
@@ -38,8 +38,9 @@ def blend_models(first: Path, second: Path, out: Path, *, share: float, replace:
     folds = [[file.parent.name for file in files] for files in (firsts, seconds)]
     if folds[0] != folds[1]:
         raise ModelError(f"{first} has {', '.join(folds[0])} and {second} has {', '.join(folds[1])}.")
-    with new_folder(out, marker=MARKER, replace=replace) as folder:
-        for name in (MARKER, "dataset.json", "dataset_fingerprint.json"):
+    about: dict[str, Any] = {"share_of_second": share}
+    with new_folder(out, marker=BLEND_NAME, replace=replace) as folder:
+        for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (second / name).is_file():
                 shutil.copy(second / name, folder / name)
         for one, other in zip(firsts, seconds, strict=True):
@@ -48,8 +49,8 @@ def blend_models(first: Path, second: Path, out: Path, *, share: float, replace:
             target = folder / one.parent.name
             target.mkdir()
             torch.save(further | {"network_weights": weights}, target / FINAL_CHECKPOINT)
-            about = {"share_of_second": share, "first_sha256": sha256_of(one), "second_sha256": sha256_of(other)}
-            (target / BLEND_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            about[target.name] = {"first_sha256": sha256_of(one), "second_sha256": sha256_of(other)}
+        (folder / BLEND_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _between(first: dict[str, Any], second: dict[str, Any], share: float) -> "OrderedDict[str, torch.Tensor]":
