@@ -146,3 +146,10 @@ def test_a_mask_is_in_the_log_before_it_is_written(photos: Path, tmp_path: Path)
     stems = [json.loads(line)["stem"] for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert stems == ["p0", "p1", "p2"]
     assert [result.status for result in run(BrightIsLanding(), photos, out)] == ["skipped", "predicted", "skipped"]
+
+
+def test_a_folder_whose_photographs_lie_deeper_says_where(tmp_path: Path) -> None:
+    (tmp_path / "flight" / "photos").mkdir(parents=True)
+    (tmp_path / "flight" / "photos" / "a.png").write_bytes(b"")
+    with pytest.raises(DronesegError, match=r"no image file there; there are some in .*photos"):
+        find_inputs([str(tmp_path / "flight")])

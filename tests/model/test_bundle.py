@@ -105,3 +105,9 @@ def test_an_older_bundle_stays_when_the_new_one_cannot_be_written(folder: Path, 
         make_bundle(folder, network=tmp_path / "absent.onnx")
     assert read_bundle(folder).model_id == before
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bundle", "network.onnx"]
+
+
+def test_a_relative_name_of_no_folder_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="No model at nope"):
+        read_bundle(Path("nope"))

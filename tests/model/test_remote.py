@@ -37,6 +37,7 @@ def test_it_is_the_default_remote() -> None:
     config = (ROOT / ".dvc/config").read_text()
     assert re.search(r"^\s*remote = models$", config, re.M)
     assert re.search(r"^\['remote \"models\"'\]\n\s*url = \.\./dvc-remote$", config, re.M)
+    assert re.search(r"^\s*verify = true$", config, re.M)  # or DVC believes what it fetched
     assert re.search(r"^\s*analytics = false$", config, re.M)
 
 

@@ -80,3 +80,23 @@ def test_a_crop_that_does_not_fit_the_plan_is_refused(tmp_path: Path, crop: tupl
     assert layout.plans_file.read_text() == plans
     configure_plans(load_config([*overrides, "crop_size=[64,128]"]), layout)
     assert "2d_lite0" in layout.plans_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["class_weights=[0,-1,1,1,1,1]"], "class_weights.1=-1: Input should be greater than or equal to 0"),
+        (["class_weights=[0,nan,0,0,0,1]"], "class_weights.1=nan: Input should be a finite number"),
+        (["class_weights=[0,0,0,0,0,0]"], "at least one weight must be above 0"),
+        (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
+        (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
+        (["resume=true", "overwrite=true"], "  - resume and overwrite contradict each other"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(["preset=smoke", *overrides])
+    _, *lines = str(caught.value).splitlines()
+    assert words in lines[0]
+    assert len(lines) <= 2
+    assert max(map(len, lines)) < 200

@@ -26,7 +26,7 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="preset=smoke|cpu|gpu, max_minutes=30, resume=true, tracking=wandb, ... See --show for all keys.",
+            help="preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ... See --show for all keys.",
             show_default=False,
         ),
     ] = None,

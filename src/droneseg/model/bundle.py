@@ -21,6 +21,9 @@ from droneseg.model.manifest import (
 )
 
 _CHUNK_BYTES = 1 << 20
+_AGAIN = (
+    "Export it again, or fetch it again with `dvc pull --force`; if that changes nothing, delete .dvc/cache before."
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _manifest_bytes(folder: Path) -> bytes:
     if folder.is_file():
         raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
-        tracked = folder.parent.with_name(f"{folder.parent.name}.dvc")
+        tracked = Path(f"{folder.parent}.dvc")  # of nnUNet_results/champion: nnUNet_results.dvc
         fetch = f"Fetch it with `dvc pull {tracked}`, make" if tracked.is_file() else "Make"
         raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
     try:
@@ -143,8 +146,6 @@ def _verify_file(path: Path, record: FileRecord) -> None:
         raise BundleError(f"{path} is missing. The bundle is incomplete; fetch or export it again.")
     found = file_record(path)
     if found.size_bytes != record.size_bytes:
-        raise BundleError(
-            f"{path} has {found.size_bytes:,} bytes instead of {record.size_bytes:,}. Fetch or export the model again."
-        )
+        raise BundleError(f"{path} has {found.size_bytes:,} bytes instead of {record.size_bytes:,}. {_AGAIN}")
     if found.sha256 != record.sha256:
-        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. Fetch or export the model again.")
+        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. {_AGAIN}")

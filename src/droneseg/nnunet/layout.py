@@ -103,6 +103,6 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
     files = sorted(folder.glob(f"fold_[0-9]*/{checkpoint}"))
     if not files:
         others = sorted({file.name for file in folder.glob("fold_*/checkpoint_*.pth")})
-        hint = f" There is {', '.join(others)}: pass it with --checkpoint." if others else ""
+        hint = f" There is {', '.join(others)}; `droneseg export --checkpoint` takes it." if others else ""
         raise ModelError(f"{folder}: no fold holds {checkpoint}.{hint}")
     return files

@@ -2,15 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import ConfigurationError
 
 # Set by us for the processes nnU-Net starts; not a user's setting, so it is not in core.settings.
 _VARIABLE = "DRONESEG_TRAINER_SETTINGS"
+
+
+def _some(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if not any(weights):
+        raise ValueError("at least one weight must be above 0")
+    return weights
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ClassWeights = Annotated[
+    tuple[Weight, ...], Field(min_length=len(CLASSES), max_length=len(CLASSES)), AfterValidator(_some)
+]
 
 
 class TrainerSettings(BaseModel):
@@ -42,10 +54,8 @@ class TrainerSettings(BaseModel):
         lt=1,
         description="What the average of the weights keeps at each iteration; the average is what is saved.",
     )
-    class_weights: tuple[float, ...] | None = Field(
+    class_weights: ClassWeights | None = Field(
         None,
-        min_length=len(CLASSES),
-        max_length=len(CLASSES),
         description="Weight of each true class in the cross entropy, by id; null: all the same.",
     )
     oversample: float = Field(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError
 from droneseg.nnunet.plans import CONVS_PER_STAGE, DECODER_LEVELS, DOWNSCALE, NetworkName
@@ -70,6 +71,13 @@ class TrainingConfig(BaseModel):
     def _exclude_contradictions(self) -> "TrainingConfig":
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite contradict each other")
+        if self.network in ("plain", "batchnorm"):
+            given = (self.trainer.encoder_rate, self.downscale, self.decoder_levels)
+            if given != (1, DOWNSCALE, DECODER_LEVELS):
+                raise ValueError(
+                    f"network={self.network} has no pretrained encoder, so leave encoder_rate=1 downscale={DOWNSCALE} "
+                    f"decoder_levels={DECODER_LEVELS}"
+                )
         return self
 
 
@@ -103,7 +111,7 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
     try:
         return TrainingConfig.model_validate(composed)
     except ValidationError as error:
-        lines = [f"  - {_key(item['loc'])}={item['input']!r}: {item['msg']}" for item in error.errors()]
+        lines = [_line(item) for item in error.errors()]
         raise ConfigurationError("\n".join(["The training configuration is wrong:", *lines])) from error
 
 
@@ -123,6 +131,12 @@ def _why_wrong(override: str, folder: Path) -> str:
         return ""
     near = get_close_matches(key, [*keys, *groups], n=1)
     return f"  - {override}: there is no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _line(problem: ErrorDetails) -> str:
+    if not problem["loc"]:  # of the whole, which is too long to be shown
+        return f"  - {problem['msg'].removeprefix('Value error, ')}"
+    return f"  - {_key(problem['loc'])}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -110,6 +110,9 @@ def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
         downscale=config.downscale,
         decoder_levels=config.decoder_levels,
     )
+    planned = tuple(resolve_plan(plans, config.configuration)["patch_size"])
+    if config.patch_size and planned != config.patch_size:
+        logger.info("patch_size=%s becomes %s, which the network can halve", list(config.patch_size), list(planned))
     _require_crop_fits(config, plans)
     write_plans(layout, plans)
     return plans
