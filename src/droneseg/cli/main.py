@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, models, predict, train
+from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, models, predict, serve, train
 from droneseg.core.errors import DronesegError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(benchmark.benchmark)
+app.command()(serve.serve)
 app.command()(doctor.doctor)
 
 

@@ -17,9 +17,21 @@ DronesegError
 ├── ConfigurationError       a setting, preset or override is wrong
 ├── MissingDependencyError   an optional package is not installed
 ├── TrainingError            a training cannot start, go on or finish
-└── ModelError               a model cannot be found, loaded or run
-    ├── BundleError              a bundle does not verify
-    └── UntrustedCheckpointError a checkpoint would run code when loaded
+├── ModelError               a model cannot be found, loaded or run
+│   ├── BundleError              a bundle does not verify
+│   └── UntrustedCheckpointError a checkpoint would run code when loaded
+├── RequestError             what a service was sent cannot be used
+│   ├── UnauthorizedError        no API key, or a wrong one
+│   ├── MalformedRequestError    not what its headers say, or cut off
+│   ├── WrongContentTypeError    another kind of body than the endpoint takes
+│   ├── MissingInputError        the body lacks what is needed, or has too much of it
+│   ├── RequestTooLargeError     more bytes than the limit
+│   ├── TooManyFilesError        more files than the limit
+│   └── SlowRequestError         it was not sent in time
+└── ServiceError             a service cannot answer now
+    ├── NotReadyError            there is no verified model
+    ├── QueueFullError           there is more work than can be done in time
+    └── TooLateError             it would not be done in time
 
 A message says what is wrong, with the value, and what to do about it.
 """
@@ -113,3 +125,59 @@ class MissingDependencyError(DronesegError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. Install it with: pip install 'droneseg[{extra}]'")
+
+
+class RequestError(DronesegError):
+    """What a service was sent cannot be used."""
+
+
+class UnauthorizedError(RequestError):
+    """The request has no API key, or a wrong one."""
+
+
+class MalformedRequestError(RequestError):
+    """The body is not what its headers say, or was cut off."""
+
+
+class WrongContentTypeError(RequestError):
+    """The body is of another kind than the endpoint takes."""
+
+
+class MissingInputError(RequestError):
+    """The body lacks what the endpoint needs, or has more of it than it takes."""
+
+
+class RequestTooLargeError(RequestError):
+    """The body has more bytes than the limit."""
+
+
+class TooManyFilesError(RequestError):
+    """The body has more files than the limit."""
+
+
+class SlowRequestError(RequestError):
+    """The body did not arrive in time."""
+
+
+class ServiceError(DronesegError):
+    """A service cannot answer now."""
+
+
+class NotReadyError(ServiceError):
+    """There is no verified model."""
+
+
+class QueueFullError(ServiceError):
+    """There is more work waiting than can be done in time.
+
+    Attributes:
+        retry_after_s: When there should be room again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class TooLateError(ServiceError):
+    """The answer would not have been there in time, so it was not computed."""

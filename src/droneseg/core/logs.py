@@ -15,7 +15,7 @@ ROOT = "droneseg"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message and, after a failure, the traceback."""
+    """One JSON object per line: time, level, logger, message, the `fields` it was given and a failure's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return `record` as one line of JSON."""
@@ -24,6 +24,7 @@ class JsonFormatter(logging.Formatter):
             "severity": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             entry["exception"] = "".join(traceback.format_exception(*record.exc_info))

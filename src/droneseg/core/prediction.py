@@ -1,7 +1,7 @@
 """What a prediction is, and what can make one: the seam between models and everything that uses them."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Prediction:
         mask: Class ids, shape (H, W) of the photograph, dtype uint8.
         class_fractions: Share of the pixels by class name, all six, summing to 1.
         confidence: Mean over the pixels of the winning class's probability, 0 to 1.
-        timings_s: Seconds by stage (decode, preprocess, network, postprocess, encode), those that took place.
+        timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), those that took place.
         model_id: The model that made it.
     """
 
@@ -27,6 +27,29 @@ class Prediction:
     confidence: float
     timings_s: dict[str, float]
     model_id: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model says of itself.
+
+    Attributes:
+        name: Of the project or product.
+        version: Of the software that exported it.
+        description: One line.
+        input_shape: What its network takes, (height, width, channels).
+        framework: What runs it.
+        license: Terms of its weights.
+        quality: Figures on held-out photographs, with what photographs; None if it was not measured.
+    """
+
+    name: str
+    version: str
+    description: str
+    input_shape: tuple[int, int, int]
+    framework: str
+    license: str
+    quality: dict[str, Any] | None
 
 
 class Segmenter(Protocol):
@@ -40,6 +63,11 @@ class Segmenter(Protocol):
     @property
     def profile(self) -> str:
         """Name of the trade between speed and fidelity it runs with."""
+        ...
+
+    @property
+    def about(self) -> ModelDescription:
+        """What the model says of itself."""
         ...
 
     def segment(self, image: Image) -> Prediction:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, AliasPath, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
@@ -55,6 +55,26 @@ class Settings(BaseSettings):
         default=Path("~/.cache/droneseg"), description="Folder for compiled networks, which make later starts faster."
     )
     max_pixels: int = Field(default=40_000_000, ge=1, description="Largest image accepted, in pixels.")
+    host: str = Field(default="127.0.0.1", description="Address the service listens on.")
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("DRONESEG_PORT", "PORT"),
+        description="Port of the service; PORT, as Cloud Run sets it, is read, too.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None, min_length=8, description="Key that requests must carry in X-API-Key; without one none is asked."
+    )
+    public_metrics: bool = Field(default=True, description="Whether /metrics is open to those without the key.")
+    max_upload_bytes: int = Field(default=30 * 2**20, ge=1024, description="Largest body of a request, in bytes.")
+    max_batch: int = Field(default=32, ge=1, description="Most files in one request.")
+    queue_seconds: float = Field(default=8, gt=0, description="Work that may wait, in seconds, before 429 is answered.")
+    timeout_seconds: float = Field(default=60, gt=0, description="Longest a request may wait before it is given up.")
+    records_url: str = Field(
+        default="records",
+        description="Where a line per prediction is kept: a folder, gs://BUCKET/FOLDER, or none.",
+    )
     log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")
     log_format: LogFormat = Field(default=LogFormat.TEXT, description="text for people, json for machines.")
     wandb_api_key: SecretStr | None = Field(
@@ -80,7 +100,7 @@ class Settings(BaseSettings):
 def variable_names() -> dict[str, str]:
     """Return the environment variable of each setting, with the setting's description."""
     return {
-        str(field.validation_alias or _variable(name)): field.description or ""
+        _alias(field.validation_alias) or _variable(name): field.description or ""
         for name, field in Settings.model_fields.items()
     }
 
@@ -110,5 +130,12 @@ def load_settings() -> Settings:
 
 def _variable(location: str) -> str:
     """Return the environment variable that pydantic's error location means."""
-    aliases = {str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias}
+    aliases = {_alias(field.validation_alias) for field in Settings.model_fields.values()}
     return location if location in aliases else f"DRONESEG_{location.upper().removeprefix('DRONESEG_')}"
+
+
+def _alias(alias: str | AliasChoices | AliasPath | None) -> str | None:
+    """Return the variable a setting has instead of its name with our prefix, the first if there are several."""
+    if alias is None:
+        return None
+    return str(alias.choices[0] if isinstance(alias, AliasChoices) else alias)

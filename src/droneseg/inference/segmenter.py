@@ -10,7 +10,7 @@ import numpy as np
 from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
-from droneseg.core.prediction import Prediction, class_fractions
+from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
 from droneseg.inference.preprocessing import nonzero_box, normalisation_table
 from droneseg.inference.runtimes.protocol import Runtime
 from droneseg.inference.tiling import Window, slide
@@ -78,6 +78,20 @@ class BundleSegmenter:
     def runtime(self) -> str:
         """Name of what runs the network."""
         return self._runtime.name
+
+    @property
+    def about(self) -> ModelDescription:
+        """What the bundle says of itself."""
+        manifest = self._bundle.manifest
+        return ModelDescription(
+            name=manifest.name,
+            version=manifest.version,
+            description=manifest.description,
+            input_shape=(*manifest.patch_size, 3),
+            framework=self.runtime,
+            license=manifest.license,
+            quality=manifest.quality,
+        )
 
     def segment(self, image: Image) -> Prediction:
         """Predict the class of every pixel of an RGB image, shape (H, W, 3), dtype uint8.

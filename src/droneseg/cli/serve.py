@@ -1,0 +1,38 @@
+"""`droneseg serve`: the FastAPI service."""
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from droneseg.cli import environment
+from droneseg.core.errors import MissingDependencyError
+
+GRACE_S = 10  # Cloud Run kills what has not ended so many seconds after SIGTERM
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: $DRONESEG_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: $DRONESEG_PORT.", min=0, max=65535)] = None,
+) -> None:
+    """Serve predictions over HTTP, with a page at /ui.
+
+    SIGTERM ends it: what was admitted is finished first.
+    """
+    for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "serve")
+    import uvicorn
+
+    from droneseg.serving.api import create_app
+
+    settings = environment.settings()
+    uvicorn.run(
+        create_app(settings),
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )

@@ -1,0 +1,97 @@
+"""The application: model, endpoints, page and error bodies put together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from droneseg.core.errors import DronesegError, MissingInputError, QueueFullError
+from droneseg.core.prediction import Segmenter
+from droneseg.core.settings import Settings
+from droneseg.inference.load import load_segmenter
+from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.serving.api.documentation import DESCRIPTION
+from droneseg.serving.api.gate import HANGUP, Gate
+from droneseg.serving.api.page import make_page
+from droneseg.serving.api.routes import make_router
+from droneseg.serving.api.uploads import BodyMemory
+from droneseg.serving.errors import code_of_status, failure_of
+from droneseg.serving.schemas import ErrorAnswer, ErrorDetail
+from droneseg.serving.service import PredictionService
+
+_OPEN = ("/", "/livez", "/readyz", "/ui", "/docs", "/openapi.json")
+
+
+def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAPI:
+    """Make the service.
+
+    Args:
+        settings: Limits, places, key and model.
+        segmenter: What predicts, instead of the model that the settings name.
+
+    Returns:
+        An ASGI application. Its model is loaded in the background as it starts: `/livez` answers at once, `/readyz`
+        when a prediction has been made.
+    """
+    metrics = ServiceMetrics()
+    service = PredictionService(settings, lambda: segmenter or load_segmenter(settings), metrics)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(asyncio.to_thread(service.start))
+        try:
+            yield
+        finally:
+            await loading
+            await asyncio.to_thread(service.stop)
+
+    app = FastAPI(
+        title="droneseg",
+        version=version("droneseg"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(make_router(service, BodyMemory(settings.max_upload_bytes)))
+    app.include_router(make_page())
+    _answer_errors(app, service)
+    known = [route.path for route in app.routes if hasattr(route, "path")]
+    app.add_middleware(Gate, settings=settings, metrics=metrics, known=known, open_paths=_OPEN)
+    return app
+
+
+def _answer_errors(app: FastAPI, service: PredictionService) -> None:
+    """Give every failure the one error body."""
+
+    @app.exception_handler(DronesegError)
+    async def expected(_request: Request, error: DronesegError) -> Response:
+        headers = {"Retry-After": str(round(error.retry_after_s))} if isinstance(error, QueueFullError) else None
+        return _body(failure_of(error).status, service.failed(error), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        wrong = MissingInputError("; ".join(problems))
+        return _body(failure_of(wrong).status, service.failed(wrong))
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        detail = ErrorDetail(code=code_of_status(error.status_code), message=f"{error.detail}: {request.url.path}")
+        return _body(error.status_code, detail, dict(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=HANGUP)
+
+
+def _body(status: int, detail: ErrorDetail, headers: dict[str, str] | None = None) -> Response:
+    text = ErrorAnswer(error=detail).model_dump_json()
+    return Response(text, status, headers, media_type="application/json")

@@ -1,0 +1,89 @@
+"""What OpenAPI says beyond the code: bodies, and an example of every answer and error."""
+
+from typing import Any
+
+from droneseg.core import errors
+from droneseg.core.classes import CLASSES
+from droneseg.serving.api.uploads import FIELD
+from droneseg.serving.errors import FAILURES, INTERNAL, Failure
+from droneseg.serving.schemas import ErrorAnswer
+
+DESCRIPTION = """Photographs from a drone in, masks out: obstacles, water, soft surfaces, moving objects, landing zones.
+
+A mask is a palette PNG: its indices are class ids, its palette their colours. An answer is always the model's;
+when there is none, the status says so.
+"""
+LINKS = {"page": "/ui", "documentation": "/docs", "model": "/model_info", "metrics": "/metrics", "ready": "/readyz"}
+
+_EXAMPLE = {
+    "filename": "flight-0001.png",
+    "prediction_shape": [736, 960],
+    "classes_found": [1, 3, 5],
+    "segmentation_mask": "iVBORw0KGgoAAAANSUhEUg...",
+    "class_fractions": {entry.name: share for entry, share in zip(CLASSES, (0, 0.08, 0, 0.31, 0, 0.61), strict=True)},
+    "confidence": 0.93,
+    "model_id": "0123456789ab",
+    "timings_s": {"queue": 0.0, "decode": 0.03, "preprocess": 0.0, "network": 0.05, "postprocess": 0.0, "encode": 0.01},
+}
+
+
+def _file_body(schema: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: schema}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
+
+
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, TIFF or BMP."}
+ONE_FILE = _file_body(_FILE)
+MANY_FILES = _file_body({"type": "array", "items": _FILE, "minItems": 1})
+
+
+def _failures(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """Return the documentation of these errors, with an example of each, by status."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for failure in (*(FAILURES[kind] for kind in kinds), INTERNAL):
+        entry = found.setdefault(failure.status, {"model": ErrorAnswer, "description": ""})
+        entry["description"] = f"{entry['description']} {failure.meaning}".strip()
+        examples = entry.setdefault("content", {}).setdefault("application/json", {}).setdefault("examples", {})
+        examples[failure.code] = {"value": _error(failure)}
+    return found
+
+
+def _error(failure: Failure) -> dict[str, Any]:
+    return {"error": {"code": failure.code, "message": failure.meaning}}
+
+
+_BODY = (
+    errors.MalformedRequestError,
+    errors.UnauthorizedError,
+    errors.SlowRequestError,
+    errors.RequestTooLargeError,
+    errors.TooManyFilesError,
+    errors.WrongContentTypeError,
+    errors.MissingInputError,
+    errors.QueueFullError,
+    errors.NotReadyError,
+)
+_IMAGE = (errors.BrokenImageError, errors.ImageTooLargeError, errors.UnsupportedImageError, errors.TooLateError)
+NOT_READY = _failures(errors.UnauthorizedError, errors.NotReadyError)
+RELOAD = _failures(errors.UnauthorizedError, errors.BundleError, errors.NotReadyError)
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"example": 'droneseg_requests_total{endpoint="/predict",status="200"} 42.0'}}}
+}
+PREDICT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "What is where.",
+        "content": {
+            "application/json": {"example": _EXAMPLE},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    **_failures(*_BODY, *_IMAGE),
+}
+_FAILED_ITEM = {"filename": "notes.txt", **_error(FAILURES[errors.UnsupportedImageError])}
+BATCH: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One item per file, in order.",
+        "content": {"application/json": {"example": [_EXAMPLE, _FAILED_ITEM]}},
+    },
+    **_failures(*_BODY),
+}

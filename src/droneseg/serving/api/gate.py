@@ -1,0 +1,107 @@
+"""What every request passes: its id, its path, its key, and the clock that stops after the last byte of the answer."""
+
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from droneseg.core.errors import UnauthorizedError
+from droneseg.core.settings import Settings
+from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.serving.errors import failure_of, message_of
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = "X-Request-ID"
+API_KEY = "X-API-Key"
+HANGUP = 499  # as nginx logs it: nobody was there to read the answer
+_GOOD_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+_OTHER = "other"
+_METRICS = "/metrics"
+
+
+class Gate:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: What is behind it.
+        settings: With the API key, if one is asked.
+        metrics: Where requests are counted.
+        known: Paths of all routes, which label the metrics; any other path is counted as one.
+        open_paths: Those that need no key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        metrics: ServiceMetrics,
+        known: Collection[str],
+        open_paths: Collection[str],
+    ) -> None:
+        self._app, self._metrics = app, metrics
+        self._known = frozenset(known)
+        self._open = frozenset(open_paths) | ({_METRICS} if settings.public_metrics else set())
+        self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it for its key; count and log it when it is answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        scope["path"] = path = scope["path"].rstrip("/") or "/"
+        given = headers.get(REQUEST_ID.lower().encode(), "")
+        request_id = given if _GOOD_ID.match(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = HANGUP
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (REQUEST_ID.lower().encode(), request_id.encode())]
+            await send(message)
+
+        try:
+            if self._needs_key(path) and not self._has_key(headers):
+                await self._fail(UnauthorizedError(f"Send the API key in the header {API_KEY}."), answer)
+            else:
+                await self._app(scope, receive, answer)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if status != HANGUP:
+                raise  # half an answer is out: only the connection can tell that it is none
+            await self._fail(error, answer)
+        finally:
+            seconds = time.perf_counter() - begin
+            self._metrics.count_request(path if path in self._known else _OTHER, status, seconds)
+            fields = {"request_id": request_id, "path": path, "status": status, "seconds": round(seconds, 4)}
+            logger.info("%s %s %d in %.0f ms", scope["method"], path, status, 1000 * seconds, extra={"fields": fields})
+
+    def _needs_key(self, path: str) -> bool:
+        return self._key is not None and path not in self._open and not path.startswith("/ui/")
+
+    def _has_key(self, headers: dict[bytes, str]) -> bool:
+        given = headers.get(API_KEY.lower().encode(), "") or headers.get(b"authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(given.encode("latin-1"), self._key or b"")
+
+    async def _fail(self, error: Exception, send: Send) -> None:
+        """Answer with an error, without the application behind."""
+        failure = failure_of(error)
+        if failure.status < 500:
+            self._metrics.count_bad_input(failure.code)
+        body = json.dumps({"error": {"code": failure.code, "message": message_of(error)}}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if failure.status == HTTPStatus.UNAUTHORIZED:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": failure.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,171 @@
+"""The endpoints. Each takes a request apart, asks the service, and puts the answer into HTTP."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from pydantic import RootModel
+from starlette.requests import ClientDisconnect
+
+from droneseg.core.errors import MissingInputError
+from droneseg.serving.answers import Answer, Upload
+from droneseg.serving.api import documentation
+from droneseg.serving.api.uploads import BodyMemory, read_files, stated_size
+from droneseg.serving.schemas import (
+    FailedItem,
+    HealthAnswer,
+    ModelAnswer,
+    PredictionAnswer,
+    ReloadAnswer,
+    StatusAnswer,
+)
+from droneseg.serving.service import PredictionService
+
+MaskWish = Annotated[Literal["png", "none"], Query(description="none leaves the mask out.")]
+PNG = "image/png"
+
+
+class BatchAnswer(RootModel[list[PredictionAnswer | FailedItem]]):
+    """One item per file, in order."""
+
+
+def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
+    """Return the endpoints that predict and those that tell about the model and the service."""
+    router = APIRouter()
+    settings = service.settings
+
+    @router.post(
+        "/predict",
+        response_model=PredictionAnswer,
+        responses=documentation.PREDICT,
+        openapi_extra=documentation.ONE_FILE,
+        tags=["predict"],
+    )
+    async def predict(request: Request, mask: MaskWish = "png") -> Response:
+        """Say what is where in one photograph.
+
+        With `Accept: image/png` the answer is the mask file itself.
+        """
+        service.require_room()
+        with memory.reserve(stated_size(request, settings)):
+            uploads = await read_files(request, settings)
+            if len(uploads) > 1:
+                raise MissingInputError(f"There are {len(uploads)} files; send one here, or all to /batch_predict.")
+            (answer,) = await _answers(request, service, uploads)
+        if isinstance(answer, BaseException):
+            raise answer
+        if _wants_png(request.headers.get("accept", "")):
+            return Response(answer.mask_png, media_type=PNG, headers={"X-Model-ID": answer.prediction.model_id})
+        return _json(answer.to_schema(with_mask=mask == "png").model_dump_json(exclude=_left_out(mask)))
+
+    @router.post(
+        "/batch_predict",
+        response_model=BatchAnswer,
+        responses=documentation.BATCH,
+        openapi_extra=documentation.MANY_FILES,
+        tags=["predict"],
+    )
+    async def batch_predict(request: Request, mask: MaskWish = "png") -> Response:
+        """Say what is where in several photographs; one that cannot be used loses none of the others."""
+        service.require_room()
+        with memory.reserve(stated_size(request, settings)):
+            uploads = await read_files(request, settings)
+            answers = await _answers(request, service, uploads)
+        items = []
+        for upload, answer in zip(uploads, answers, strict=True):
+            if isinstance(answer, Answer):
+                items.append(answer.to_schema(with_mask=mask == "png").model_dump_json(exclude=_left_out(mask)))
+            elif isinstance(answer, Exception):
+                items.append(service.failed_item(upload, answer).model_dump_json())
+            else:
+                raise answer
+        return _json("[" + ",".join(items) + "]")
+
+    @router.get("/model_info", response_model=ModelAnswer, responses=documentation.NOT_READY, tags=["about"])
+    async def model_info() -> ModelAnswer:
+        """Describe the model that answers: its terms, its classes, and how good it is."""
+        return service.model_answer()
+
+    @router.get("/livez", response_model=HealthAnswer, tags=["health"])
+    async def livez() -> HealthAnswer:
+        """Answer while the process lives."""
+        return HealthAnswer(status="alive")
+
+    @router.get("/readyz", response_model=HealthAnswer, responses=documentation.NOT_READY, tags=["health"])
+    async def readyz() -> HealthAnswer:
+        """Answer 200 once a real prediction has been made, 503 before."""
+        service.model_answer()
+        return HealthAnswer(status="ready")
+
+    @router.get("/metrics", response_class=Response, responses=documentation.METRICS, tags=["health"])
+    async def metrics(request: Request) -> Response:
+        """Return the figures for Prometheus, in its text format or as OpenMetrics."""
+        content, content_type = service.metrics.render(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": content_type})
+
+    @router.get("/", response_model=StatusAnswer, tags=["about"])
+    async def status(request: Request) -> Response:
+        """Say what this is and where to go on; a browser is sent to the page."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("/ui")
+        return JSONResponse(service.status_answer(documentation.LINKS).model_dump())
+
+    if settings.api_key:
+
+        @router.post("/admin/reload", response_model=ReloadAnswer, responses=documentation.RELOAD, tags=["admin"])
+        async def reload() -> ReloadAnswer:
+            """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
+            changed = await asyncio.to_thread(service.reload)
+            return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
+
+    return router
+
+
+async def _answers(
+    request: Request, service: PredictionService, uploads: Sequence[Upload]
+) -> list[Answer | BaseException]:
+    """Wait for the answers; if the client hangs up first, take its photographs out of the queue.
+
+    Raises:
+        ClientDisconnect: If it hung up.
+    """
+    futures = await asyncio.to_thread(service.submit, uploads)
+    try:
+        return await _unless_gone(request, futures)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+async def _unless_gone(request: Request, futures: "Sequence[Future[Answer]]") -> list[Answer | BaseException]:
+    answers = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
+    gone = asyncio.create_task(_hangup(request))
+    try:
+        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise ClientDisconnect
+        return answers.result()
+    finally:
+        gone.cancel()
+        answers.cancel()
+
+
+async def _hangup(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _wants_png(accept: str) -> bool:
+    """Say whether a client asks for the mask file rather than JSON."""
+    return PNG in accept and "application/json" not in accept
+
+
+def _left_out(mask: str) -> set[str]:
+    return {"segmentation_mask"} if mask == "none" else set()
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")

@@ -1,0 +1,58 @@
+"""One table from errors to HTTP: status, code and, with the exception's message, the body of every failed request."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from droneseg.core import errors
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an error is answered.
+
+    Attributes:
+        status: HTTP status.
+        code: Stable word for programs.
+        meaning: One sentence for the documentation.
+    """
+
+    status: int
+    code: str
+    meaning: str
+
+
+# A subclass stands before its base.
+FAILURES: dict[type[Exception], Failure] = {
+    errors.MalformedRequestError: Failure(400, "malformed_request", "The body is not what its headers say."),
+    errors.BrokenImageError: Failure(400, "broken_image", "The image is truncated or corrupt."),
+    errors.UnauthorizedError: Failure(401, "unauthorized", "The API key is missing or wrong."),
+    errors.SlowRequestError: Failure(408, "slow_request", "The body did not arrive in time."),
+    errors.BundleError: Failure(409, "bundle_refused", "The new model does not verify; the old one goes on."),
+    errors.RequestTooLargeError: Failure(413, "request_too_large", "The body is larger than the limit."),
+    errors.TooManyFilesError: Failure(413, "too_many_files", "There are more files than the limit."),
+    errors.ImageTooLargeError: Failure(413, "image_too_large", "The image has more pixels than the limit."),
+    errors.WrongContentTypeError: Failure(415, "wrong_content_type", "The endpoint takes another kind of body."),
+    errors.UnsupportedImageError: Failure(415, "unsupported_image", "The file is no image of an accepted kind."),
+    errors.MissingInputError: Failure(422, "invalid_request", "A field is missing, or a value is not allowed."),
+    errors.QueueFullError: Failure(429, "queue_full", "More work waits than can be done in time; see Retry-After."),
+    errors.NotReadyError: Failure(503, "not_ready", "There is no verified model."),
+    errors.TooLateError: Failure(504, "too_late", "The answer would not have been there in time."),
+    errors.ModelError: Failure(500, "model_failed", "The model gave no usable answer."),
+}
+INTERNAL = Failure(500, "internal_error", "A fault of the service; its log says more under the request's id.")
+_OTHER_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return how an error is answered; one that nobody expected is the service's own fault."""
+    return next((failure for kind, failure in FAILURES.items() if isinstance(error, kind)), INTERNAL)
+
+
+def message_of(error: Exception) -> str:
+    """Return what a client is told: an expected error's own words, and nothing of the inside of any other."""
+    return str(error) if failure_of(error) is not INTERNAL else INTERNAL.meaning
+
+
+def code_of_status(status: int) -> str:
+    """Return the code of a failure that the framework found, such as a path that is not there."""
+    return _OTHER_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")

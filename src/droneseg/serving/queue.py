@@ -1,0 +1,210 @@
+"""Work that waits its turn: bounded in seconds of work, by the rate that is measured; whoever hangs up is taken out."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from droneseg.core.errors import NotReadyError, QueueFullError, TooLateError
+
+logger = logging.getLogger(__name__)
+
+Input = TypeVar("Input")
+Output = TypeVar("Output")
+
+_MEMORY = 0.9  # of what was measured before, kept at each new measurement
+
+
+@dataclass(eq=False)
+class _Job(Generic[Input, Output]):
+    """One piece of work, and where its result goes."""
+
+    work: Input
+    size: float
+    admitted: float
+    deadline: float
+    future: "Future[Output]" = field(default_factory=Future)
+
+
+class _Rate:
+    """Seconds of the clock that a unit of work takes, while there is any: a mean that forgets."""
+
+    def __init__(self, seconds_per_unit: float) -> None:
+        self._seconds, self._units = seconds_per_unit, 1.0
+
+    def learn(self, seconds: float, units: float) -> None:
+        """Take in that so much was done in so much time."""
+        # what is large counts for more, so sums are kept and not quotients
+        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds
+        self._units = _MEMORY * self._units + (1 - _MEMORY) * units
+
+    @property
+    def seconds_per_unit(self) -> float:
+        """Seconds for a unit."""
+        return self._seconds / self._units
+
+
+class WorkQueue(Generic[Input, Output]):
+    """Threads that work through what is admitted, in order.
+
+    Args:
+        process: Does one piece of work, given also the seconds it waited; called from several threads.
+        limit_s: Work that may wait, in seconds. Without any waiting, one request of any size is admitted.
+        timeout_s: Work that would be done later than this after its admission is refused instead.
+        workers: Threads. Two overlap what the network does not do, such as decoding, with the network.
+        seconds_per_unit: The rate to begin with.
+        clock: Of time, in seconds.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[Input, float], Output],
+        *,
+        limit_s: float,
+        timeout_s: float,
+        workers: int = 2,
+        seconds_per_unit: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._process, self._clock = process, clock
+        self._limit_s, self._timeout_s = limit_s, timeout_s
+        self._rate = _Rate(seconds_per_unit)
+        self._jobs: deque[_Job[Input, Output]] = deque()
+        self._size = 0.0
+        self._running = 0
+        self._since = 0.0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work were admitted and are not begun."""
+        return len(self._jobs)
+
+    @property
+    def seconds(self) -> float:
+        """How long the admitted work will take."""
+        return self._size * self._rate.seconds_per_unit
+
+    def require_room(self) -> None:
+        """Refuse if not even the smallest piece of work would be admitted now: asked before a request is read.
+
+        Raises:
+            QueueFullError: If the queue is full.
+            NotReadyError: If it is closed.
+        """
+        with self._changed:
+            self._require_room(0.0)
+
+    def admit(self, works: Sequence[tuple[Input, float]]) -> "list[Future[Output]]":
+        """Take work in, all of it or nothing.
+
+        Args:
+            works: Pieces of work with their sizes, in units.
+
+        Returns:
+            For each its future result. A future that is cancelled is taken out of the queue.
+
+        Raises:
+            QueueFullError: If more work than the limit would wait.
+            NotReadyError: If the queue is closed.
+        """
+        now = self._clock()
+        jobs = [_Job[Input, Output](work, size, now, now + self._timeout_s) for work, size in works]
+        with self._changed:
+            self._require_room(sum(job.size for job in jobs))
+            if not self._size:
+                self._since = now
+            for job in jobs:
+                self._size += job.size
+                self._jobs.append(job)
+            self._changed.notify(len(jobs))
+        for job in jobs:
+            job.future.add_done_callback(lambda done, job=job: self._drop(job) if done.cancelled() else None)  # type: ignore[misc]  # default binds job
+        return [job.future for job in jobs]
+
+    def close(self, timeout_s: float) -> None:
+        """Take nothing more in, and wait for what was admitted; what is not done in time is refused."""
+        end = self._clock() + timeout_s
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(0.0, end - self._clock()))
+        with self._changed:
+            left = list(self._jobs)
+            self._jobs.clear()
+        for job in left:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(NotReadyError("The service stopped before this could be done. Send it again."))
+
+    def _require_room(self, size: float) -> None:
+        if self._closed:
+            raise NotReadyError("The service is stopping. Send it again, to another instance.")
+        if not self._size:
+            return
+        seconds = (self._size + size) * self._rate.seconds_per_unit
+        if seconds > self._limit_s:
+            raise QueueFullError(
+                f"There are {self.seconds:.1f} s of work waiting; the limit is {self._limit_s:g} s. Try later.",
+                retry_after_s=max(1.0, seconds - self._limit_s),
+            )
+
+    def _drop(self, job: _Job[Input, Output]) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._size -= job.size
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._do(job)
+            except BaseException:
+                logger.exception("a worker failed outside its work")
+                raise
+            finally:
+                self._finish(job)
+
+    def _next(self) -> _Job[Input, Output] | None:
+        with self._changed:
+            while not self._jobs:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            self._running += 1
+            return self._jobs.popleft()
+
+    def _do(self, job: _Job[Input, Output]) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return
+        now = self._clock()
+        if now + job.size * self._rate.seconds_per_unit > job.deadline:
+            job.future.set_exception(
+                TooLateError(f"It waited {now - job.admitted:.1f} s and would not be done in {self._timeout_s:g} s.")
+            )
+            return
+        try:
+            result = self._process(job.work, now - job.admitted)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer to this request
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+
+    def _finish(self, job: _Job[Input, Output]) -> None:
+        with self._changed:
+            now = self._clock()
+            self._running -= 1
+            self._size -= job.size
+            if not job.future.cancelled() and job.future.exception() is None:
+                self._rate.learn(now - self._since, job.size)
+            self._since = now
+            if not self._jobs and not self._running:
+                self._size = 0.0  # sums of floats leave crumbs, and an empty queue must be empty

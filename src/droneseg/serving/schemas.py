@@ -1,0 +1,93 @@
+"""What the services answer, field by field: the same for both backends."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class PredictionAnswer(_Answer):
+    """What is where in one photograph."""
+
+    filename: str | None = Field(description="As it was sent.")
+    prediction_shape: tuple[int, int] = Field(description="Height and width of the mask, those of the photograph.")
+    classes_found: tuple[int, ...] = Field(description="Ids that occur in the mask.")
+    segmentation_mask: str | None = Field(
+        description="Palette PNG in base64: its indices are class ids, its palette their colours. None with mask=none."
+    )
+    class_fractions: dict[str, Share] = Field(description="Share of the pixels, all classes.")
+    confidence: Share = Field(description="Mean over the pixels of the winning class's probability.")
+    model_id: str
+    timings_s: dict[str, float] = Field(description="Seconds of each stage.")
+
+
+class ErrorDetail(_Answer):
+    """What went wrong."""
+
+    code: str = Field(description="Stable word for programs.")
+    message: str = Field(description="For people: what is wrong, and what to do.")
+
+
+class ErrorAnswer(_Answer):
+    """The body of every failed request."""
+
+    error: ErrorDetail
+
+
+class FailedItem(_Answer):
+    """A file of a batch that could not be predicted."""
+
+    filename: str | None
+    error: ErrorDetail
+
+
+class ClassAnswer(_Answer):
+    """A class of the masks."""
+
+    id: int
+    name: str
+    colour: tuple[int, int, int] = Field(description="RGB in the masks' palette.")
+
+
+class ModelAnswer(_Answer):
+    """The model that answers."""
+
+    name: str
+    version: str
+    description: str
+    model_id: str
+    profile: str
+    input_shape: tuple[int, int, int] = Field(description="What the network takes at a time; photographs may have any.")
+    output_shape: tuple[str, str] = Field(description="That of the photograph.")
+    framework: str
+    license: str
+    classes: tuple[ClassAnswer, ...]
+    quality: dict[str, Any] | None = Field(description="Figures on held-out photographs, with what photographs.")
+
+
+class StatusAnswer(_Answer):
+    """A service and where to go on."""
+
+    service: str
+    version: str
+    ready: bool
+    model_id: str | None
+    links: dict[str, str]
+
+
+class HealthAnswer(_Answer):
+    """Whether the process lives, or is ready."""
+
+    status: str
+
+
+class ReloadAnswer(_Answer):
+    """What became of a reload."""
+
+    model_id: str
+    changed: bool

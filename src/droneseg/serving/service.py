@@ -1,0 +1,221 @@
+"""The service without a framework: bytes in, `Answer` out, one model at a time, and what is kept of each prediction."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+
+from droneseg.core.errors import DronesegError, ImageError, NotReadyError
+from droneseg.core.images import decode_image, open_image
+from droneseg.core.masks import encode_mask
+from droneseg.core.prediction import Segmenter
+from droneseg.core.settings import Settings
+from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.recorder import Recorder
+from droneseg.serving.answers import Answer, Upload, describe
+from droneseg.serving.errors import failure_of, message_of
+from droneseg.serving.queue import WorkQueue
+from droneseg.serving.schemas import (
+    ErrorAnswer,
+    ErrorDetail,
+    FailedItem,
+    ModelAnswer,
+    StatusAnswer,
+)
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 10.0
+_NO_RECORDS = "none"
+
+
+class PredictionService:
+    """Predicts with one model, which can be exchanged while it serves.
+
+    Args:
+        settings: Limits, places and the model.
+        load: Makes the segmenter that the settings name.
+        metrics: What is counted.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Segmenter], metrics: ServiceMetrics) -> None:
+        self.settings, self._load, self.metrics = settings, load, metrics
+        self._segmenter: Segmenter | None = None
+        self._queue: WorkQueue[Upload, Answer] | None = None
+        self._why_not = "it is being loaded"
+        self._loading = threading.Lock()
+        self._recorder: Recorder | None = None
+
+    def start(self) -> None:
+        """Load the model and predict once; without a model the service stays up and says why it cannot answer."""
+        if self.settings.records_url != _NO_RECORDS:
+            self._recorder = Recorder(self.settings.records_url, count=self.metrics.count_records)
+        try:
+            self.reload()
+        except DronesegError as error:
+            self._why_not = str(error)
+            logger.error("no model: %s", error)  # expected, and said in words
+
+    def stop(self) -> None:
+        """Finish what was admitted, then write the last records."""
+        if self._queue:
+            self._queue.close(STOP_S)
+        if self._recorder:
+            self._recorder.close(STOP_S / 2)
+
+    def reload(self) -> bool:
+        """Take up the model that the settings name, if it verifies and makes a prediction; return whether it is new.
+
+        Requests go on meanwhile with the old one, which also stays if the new one is refused.
+
+        Raises:
+            DronesegError: If it is refused.
+        """
+        with self._loading:
+            try:
+                segmenter = self._load()
+                now = self._segmenter
+                if now and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile):
+                    return False
+                seconds_per_unit = _try_out(segmenter)
+            except DronesegError:
+                self.metrics.count_reload("refused")
+                raise
+            self._segmenter = segmenter
+            if self._queue is None:
+                self._queue = self._open_queue(seconds_per_unit)
+            self.metrics.count_reload("taken")
+            self.metrics.show_model(segmenter.model_id, segmenter.profile)
+            logger.info("model %s answers, profile %s", segmenter.model_id, segmenter.profile)
+            return True
+
+    @property
+    def model_id(self) -> str | None:
+        """The model that answers, if there is one."""
+        return self._segmenter.model_id if self._segmenter else None
+
+    def require_room(self) -> None:
+        """Refuse what would not be admitted whatever its size: asked before a request is read.
+
+        Raises:
+            NotReadyError: If there is no verified model.
+            QueueFullError: If the queue is full.
+        """
+        self._ready()[1].require_room()
+
+    def submit(self, uploads: Sequence[Upload]) -> "list[Future[Answer]]":
+        """Admit the photographs of one request, all or none; those that cannot be opened fail by themselves.
+
+        Args:
+            uploads: The files; of each only the header is read here.
+
+        Returns:
+            For each its future answer, in order. Cancel those that nobody waits for any more.
+
+        Raises:
+            NotReadyError: If there is no verified model.
+            QueueFullError: If the queue has no room for them.
+        """
+        segmenter, queue = self._ready()
+        futures: list[Future[Answer]] = [Future() for _ in uploads]
+        sizes = {}
+        for place, upload in enumerate(uploads):
+            try:
+                sizes[place] = _size(upload, segmenter, self.settings.max_pixels)
+            except ImageError as error:
+                futures[place].set_exception(error)
+        admitted = queue.admit([(uploads[place], size) for place, size in sizes.items()])
+        for place, future in zip(sizes, admitted, strict=True):
+            futures[place] = future
+        return futures
+
+    def failed(self, error: Exception) -> ErrorDetail:
+        """Return what a client is told of an error, and count it if it was the client's."""
+        failure = failure_of(error)
+        if failure.status < 500:
+            self.metrics.count_bad_input(failure.code)
+        return ErrorDetail(code=failure.code, message=message_of(error))
+
+    def error_answer(self, error: Exception) -> ErrorAnswer:
+        """Return the body of a failed request."""
+        return ErrorAnswer(error=self.failed(error))
+
+    def failed_item(self, upload: Upload, error: Exception) -> FailedItem:
+        """Return what stands in a batch's answer for a file that failed."""
+        return FailedItem(filename=upload.filename, error=self.failed(error))
+
+    def model_answer(self) -> ModelAnswer:
+        """Describe the model that answers.
+
+        Raises:
+            NotReadyError: If there is no verified model.
+        """
+        segmenter, _ = self._ready()
+        return describe(segmenter)
+
+    def status_answer(self, links: Mapping[str, str]) -> StatusAnswer:
+        """Say what this is and whether it can answer."""
+        return StatusAnswer(
+            service="droneseg",
+            version=version("droneseg"),
+            ready=self.model_id is not None,
+            model_id=self.model_id,
+            links=dict(links),
+        )
+
+    def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
+        if self._segmenter is None or self._queue is None:
+            raise NotReadyError(f"There is no verified model: {self._why_not}")
+        return self._segmenter, self._queue
+
+    def _open_queue(self, seconds_per_unit: float) -> "WorkQueue[Upload, Answer]":
+        queue = WorkQueue(
+            self._predict,
+            limit_s=self.settings.queue_seconds,
+            timeout_s=self.settings.timeout_seconds,
+            seconds_per_unit=seconds_per_unit,
+        )
+        self.metrics.watch_queue(lambda: queue.waiting, lambda: queue.seconds)
+        return queue
+
+    def _predict(self, upload: Upload, waited_s: float) -> Answer:
+        segmenter, _ = self._ready()
+        begin = time.perf_counter()
+        image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
+        decoded = time.perf_counter()
+        prediction = segmenter.segment(image)
+        predicted = time.perf_counter()
+        mask_png = encode_mask(prediction.mask)
+        encode_s = time.perf_counter() - predicted
+        timings_s = {"queue": round(waited_s, 5), "decode": round(decoded - begin, 5), **prediction.timings_s}
+        prediction = replace(prediction, timings_s=timings_s | {"encode": round(encode_s, 5)})
+        self.metrics.count_prediction(prediction)
+        if self._recorder:
+            self._recorder.keep(upload.filename, image, prediction)
+        return Answer(upload.filename, prediction, mask_png)
+
+
+def _size(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
+    """Return the work of a photograph in units of what the network takes at a time; smaller ones cost as much.
+
+    Raises:
+        ImageError: If it is no image, or too large.
+    """
+    width, height = open_image(upload.data, max_pixels=max_pixels).size
+    patch_height, patch_width, _ = segmenter.about.input_shape
+    return max(1.0, height / patch_height) * max(1.0, width / patch_width)
+
+
+def _try_out(segmenter: Segmenter) -> float:
+    """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
+    height, width, _ = segmenter.about.input_shape
+    image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    segmenter.segment(image)
+    begin = time.perf_counter()
+    segmenter.segment(image)
+    return time.perf_counter() - begin
