@@ -9,24 +9,9 @@ from PIL import Image
 
 from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.core.prediction import Prediction, class_fractions
 from droneseg.inference.folder import FileResult, find_inputs, predict_files, require_output
 from support.pictures import png
-
-
-class BrightIsLanding:
-    """A fake segmenter: bright pixels are landing zones, dark ones water."""
-
-    profile = "exact"
-
-    def __init__(self, model_id: str = "aaa") -> None:
-        self.model_id = model_id
-        self.calls = 0
-
-    def segment(self, image: np.ndarray) -> Prediction:
-        self.calls += 1
-        mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
-        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id)
+from support.segmenters import BrightIsLanding
 
 
 @pytest.fixture

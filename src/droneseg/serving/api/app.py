@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from droneseg.core.errors import DronesegError, MissingInputError, QueueFullError
 from droneseg.core.prediction import Segmenter
@@ -58,12 +59,15 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    app.include_router(make_router(service, BodyMemory(settings.max_upload_bytes)))
-    app.include_router(make_page())
+    routers = (make_router(service, BodyMemory(settings.max_upload_bytes)), make_page())
+    for router in routers:
+        app.include_router(router)
     _answer_errors(app, service)
-    known = [route.path for route in app.routes if hasattr(route, "path")]
+    own = [route for router in routers for route in router.routes]
+    known = [route.path for route in (*app.routes, *own) if isinstance(route, Route)]
     app.add_middleware(Gate, settings=settings, metrics=metrics, known=known, open_paths=_OPEN)
     return app
 

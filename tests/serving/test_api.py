@@ -1,0 +1,342 @@
+"""The FastAPI service in this process: fields, statuses, limits, key, metrics, reload."""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from droneseg.core.errors import BundleError
+from droneseg.core.masks import encode_mask
+from droneseg.core.settings import Settings
+from droneseg.serving.api import create_app
+from support.hostile import Hostile, corpus
+from support.pictures import png
+from support.segmenters import BrightIsLanding
+
+Start = Callable[..., TestClient]
+MASK = np.repeat(np.array([[5, 2]], np.uint8), 6, axis=0).repeat(4, axis=1)  # left half bright, right half dark
+PHOTO = png(np.where(MASK[..., None] == 5, 200, 20).repeat(3, axis=2).astype(np.uint8))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts services with settings of their own."""
+    begun = []
+
+    def begin(segmenter: object = None, **settings: object) -> TestClient:
+        made = Settings(_env_file=None, records_url=str(tmp_path / "records"), **settings)
+        client = TestClient(create_app(made, segmenter or BrightIsLanding()), raise_server_exceptions=False)
+        begun.append(client.__enter__())
+        end = time.monotonic() + 10
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return client
+
+    yield begin
+    for client in begun:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(start: Start) -> TestClient:
+    return start()
+
+
+def file(data: bytes = PHOTO, name: str = "a.png") -> tuple[str, tuple[str, bytes]]:
+    return ("data", (name, data))
+
+
+def error(response: object) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]  # type: ignore[attr-defined]
+
+
+def test_predict_answers_every_field(client: TestClient) -> None:
+    response = client.post("/predict", files=[file()])
+    assert response.status_code == 200
+    found = response.json()
+    assert base64.b64decode(found["segmentation_mask"]) == encode_mask(MASK)
+    assert (found["filename"], found["prediction_shape"], found["classes_found"]) == ("a.png", [6, 8], [2, 5])
+    assert found["class_fractions"]["water"] == found["class_fractions"]["landing-zones"] == 0.5
+    assert set(found["timings_s"]) == {"queue", "decode", "network", "encode"}
+    assert (found["confidence"], found["model_id"]) == (0.9, "aaa")
+
+
+def test_a_client_that_asks_for_png_gets_the_mask_file(client: TestClient) -> None:
+    response = client.post("/predict", files=[file()], headers={"Accept": "image/png"})
+    assert (response.content, response.headers["content-type"]) == (encode_mask(MASK), "image/png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), MASK)
+
+
+def test_the_mask_can_be_left_out(client: TestClient) -> None:
+    assert "segmentation_mask" not in client.post("/predict?mask=none", files=[file()]).json()
+    assert "segmentation_mask" not in client.post("/batch_predict?mask=none", files=[file()]).json()[0]
+    assert error(client.post("/predict?mask=all", files=[file()])) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/model_info", "/metrics", "/ui", "/docs"])
+def test_a_slash_at_the_end_changes_nothing(client: TestClient, path: str) -> None:
+    plain, slashed = (client.get(p, follow_redirects=False) for p in (path, path + "/"))
+    assert plain.status_code == slashed.status_code == 200
+    assert path == "/metrics" or plain.content == slashed.content
+    assert client.post("/predict/", files=[file()], follow_redirects=False).status_code == 200
+
+
+def test_one_bad_file_of_a_batch_loses_none_of_the_others(client: TestClient) -> None:
+    found = client.post("/batch_predict", files=[file(), file(b"junk", "b.png"), file(PHOTO[:60], "c.png"), file()])
+    assert found.status_code == 200
+    first, bad, cut, last = found.json()
+    assert first["prediction_shape"] == last["prediction_shape"] == [6, 8]
+    assert (bad["filename"], bad["error"]["code"]) == ("b.png", "unsupported_image")
+    assert (cut["filename"], cut["error"]["code"]) == ("c.png", "broken_image")
+
+
+def test_a_body_that_is_not_what_is_needed_is_told_so(start: Start) -> None:
+    client = start(max_batch=3)
+    assert error(client.post("/predict", content=b"x")) == (415, "wrong_content_type")
+    assert error(client.post("/predict", json={"data": "x"})) == (415, "wrong_content_type")
+    assert error(client.post("/predict", files=[("image", ("a.png", PHOTO))])) == (422, "invalid_request")
+    assert error(client.post("/predict", data={"data": "x"}, files=[("other", ("", b""))])) == (422, "invalid_request")
+    assert error(client.post("/predict", files=[file(), file()])) == (422, "invalid_request")
+    assert error(client.post("/batch_predict", files=[file()] * 4)) == (413, "too_many_files")
+    assert error(client.post("/batch_predict", files=[file()] * 200)) == (413, "too_many_files")
+    broken = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert error(client.post("/predict", content=b"--y\r\n", headers=broken)) == (400, "malformed_request")
+    assert error(client.post("/predict", content=b"", headers={"Content-Type": "multipart/form-data"})) == (
+        400,
+        "malformed_request",
+    )
+
+
+def test_a_multipart_body_without_its_end_loses_no_file_silently(client: TestClient) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n' + PHOTO + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert client.post("/batch_predict", content=2 * part + b"--x--\r\n", headers=headers).status_code == 200
+    for cut in (2 * part, 2 * part[:-10], part + b"--x", part[:40]):
+        assert error(client.post("/batch_predict", content=cut, headers=headers)) == (400, "malformed_request")
+
+
+def test_too_many_bytes_are_refused_stated_or_not(start: Start) -> None:
+    client = start(max_upload_bytes=2000)
+    assert error(client.post("/predict", files=[file(bytes(3000))])) == (413, "request_too_large")
+
+    def pieces() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n'
+        for _ in range(1000):
+            yield bytes(1000)
+
+    response = client.post("/predict", content=pieces(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert error(response) == (413, "request_too_large")
+    assert client.post("/predict", files=[file()]).status_code == 200
+
+
+@pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
+def test_hostile_files_get_their_documented_answer(shared: TestClient, hostile: Hostile) -> None:
+    response = shared.post("/predict", files=[file(hostile.data)])
+    found = (response.status_code, "" if response.status_code == 200 else response.json()["error"]["code"])
+    assert found == hostile.answer, response.text[:300]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """One service for the whole corpus, which must stay healthy."""
+    settings = Settings(_env_file=None, records_url=str(tmp_path_factory.mktemp("records")))
+    with TestClient(create_app(settings, BrightIsLanding())) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        yield client
+        assert client.post("/predict", files=[file()]).status_code == 200
+
+
+def test_the_corpus_is_large_and_its_names_are_its_own() -> None:
+    names = [hostile.name for hostile in corpus()]
+    assert len(names) == len(set(names)) >= 60
+
+
+def test_without_a_model_nothing_is_made_up(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, model=tmp_path / "nowhere", records_url="none")
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/livez").status_code == 200
+        for method, path in (
+            ("GET", "/readyz"),
+            ("GET", "/model_info"),
+            ("POST", "/predict"),
+            ("POST", "/batch_predict"),
+        ):
+            response = client.request(method, path, files=[file()] if method == "POST" else None)
+            assert error(response) == (503, "not_ready")
+        status = client.get("/").json()
+        assert (status["ready"], status["model_id"]) == (False, None)
+
+
+def test_a_failing_model_is_said_to_fail(start: Start) -> None:
+    class Fails(BrightIsLanding):
+        def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
+            if self.calls >= 2:
+                raise RuntimeError("secret inside")
+            return super().segment(image)
+
+    client = start(Fails())
+    response = client.post("/predict", files=[file()])
+    assert error(response) == (500, "internal_error")
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"]
+
+
+def test_errors_of_the_framework_have_the_same_body(client: TestClient) -> None:
+    assert error(client.get("/nowhere")) == (404, "not_found")
+    assert error(client.get("/predict")) == (405, "method_not_allowed")
+
+
+def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:
+    assert client.get("/livez", headers={"X-Request-ID": "flight-7"}).headers["x-request-id"] == "flight-7"
+    assert len(client.get("/livez", headers={"X-Request-ID": "a b\u00e9" * 99}).headers["x-request-id"]) == 32
+
+
+def test_the_key_guards_all_but_health_page_and_documentation(start: Start) -> None:
+    client = start(api_key="open sesame")
+    for path in ("/", "/livez", "/readyz", "/ui", "/ui/page.js", "/docs", "/openapi.json", "/metrics"):
+        assert client.get(path).status_code == 200, path
+    for path in ("/model_info", "/nowhere"):
+        assert error(client.get(path)) == (401, "unauthorized")
+    assert error(client.post("/predict", files=[file()])) == (401, "unauthorized")
+    assert error(client.post("/predict", files=[file()], headers={"X-API-Key": "open sesam"})) == (401, "unauthorized")
+    assert client.post("/predict", files=[file()], headers={"X-API-Key": "open sesame"}).status_code == 200
+    assert client.get("/model_info", headers={"Authorization": "Bearer open sesame"}).status_code == 200
+    private = start(api_key="open sesame", public_metrics=False)
+    assert error(private.get("/metrics")) == (401, "unauthorized")
+
+
+def test_metrics_tell_what_happened_under_bounded_labels(client: TestClient) -> None:
+    client.post("/predict", files=[file()])
+    client.post("/predict", files=[file(b"junk")])
+    for number in range(5):
+        client.get(f"/nowhere/{number}")
+    text = client.get("/metrics").text
+    for line in (
+        'droneseg_requests_total{endpoint="/predict",status="200"} 1.0',
+        'droneseg_requests_total{endpoint="/predict",status="415"} 1.0',
+        'droneseg_requests_total{endpoint="other",status="404"} 5.0',
+        'droneseg_bad_inputs_total{reason="unsupported_image"} 1.0',
+        "droneseg_images_total 1.0",
+        "droneseg_pixels_total 48.0",
+        'droneseg_stage_seconds_count{stage="network"} 1.0',
+        'droneseg_model_info{model_id="aaa",profile="exact"} 1.0',
+        "droneseg_queue_images 0.0",
+        'droneseg_class_share_sum{class_name="water"} 0.5',
+    ):
+        assert line in text.splitlines()
+    assert "nowhere" not in text
+    assert "process_resident_memory_bytes" in text
+    opened = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert opened.headers["content-type"].startswith("application/openmetrics-text")
+    assert opened.text.endswith("# EOF\n")
+
+
+def test_the_duration_is_that_of_the_whole_request(start: Start) -> None:
+    class Slow(BrightIsLanding):
+        def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
+            if self.calls >= 2:
+                time.sleep(0.3)
+            return super().segment(image)
+
+    client = start(Slow())
+    client.post("/predict", files=[file()])
+    lines = client.get("/metrics").text.splitlines()
+    (total,) = [line for line in lines if line.startswith('droneseg_request_seconds_sum{endpoint="/predict"}')]
+    assert float(total.split()[1]) > 0.3
+
+
+def test_a_full_queue_is_told_before_the_body_is_looked_at(start: Start) -> None:
+    segmenter = BrightIsLanding()
+    client = start(segmenter, queue_seconds=1e-6)
+    segmenter.gate.clear()
+    held = client.app.state.service.submit([_upload()] * 3)  # type: ignore[attr-defined]
+    response = client.post("/predict", content=b"not even multipart")
+    assert error(response) == (429, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+    segmenter.gate.set()
+    assert all(future.result(10) for future in held)
+
+
+def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [BrightIsLanding("one")]
+
+    def load(_settings: Settings) -> BrightIsLanding:
+        if models[-1] is None:
+            raise BundleError("model.onnx does not have the bytes the manifest names")
+        return models[-1]
+
+    monkeypatch.setattr("droneseg.serving.api.app.load_segmenter", load)
+    key = {"X-API-Key": "open sesame"}
+    with TestClient(create_app(Settings(_env_file=None, api_key="open sesame", records_url="none"))) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.01)
+        assert client.post("/admin/reload", headers=key).json() == {"model_id": "one", "changed": False}
+        models.append(BrightIsLanding("two"))
+        assert client.post("/admin/reload", headers=key).json() == {"model_id": "two", "changed": True}
+        models.append(None)  # type: ignore[arg-type]
+        refused = client.post("/admin/reload", headers=key)
+        assert error(refused) == (409, "bundle_refused")
+        assert "model.onnx does not have" in refused.text
+        assert client.post("/predict", files=[file()], headers=key).json()["model_id"] == "two"
+        assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in client.get("/metrics").text
+    assert error_without_key()
+
+
+def error_without_key() -> bool:
+    """The endpoint does not exist without a key."""
+    with TestClient(create_app(Settings(_env_file=None, records_url="none"), BrightIsLanding())) as client:
+        return client.post("/admin/reload").status_code == 404
+
+
+def test_model_info_has_the_terms_and_the_classes(client: TestClient) -> None:
+    found = client.get("/model_info").json()
+    assert found["license"] == "Apache-2.0"
+    assert [entry["name"] for entry in found["classes"]][5] == "landing-zones"
+    assert set(found) >= {"name", "version", "description", "input_shape", "output_shape", "framework", "quality"}
+
+
+def test_each_prediction_leaves_a_record(start: Start, tmp_path: Path) -> None:
+    client = start()
+    client.post("/batch_predict", files=[file(), file(b"junk"), file(PHOTO, "b.png")])
+    end = time.monotonic() + 10
+    found: list[str] = []
+    while len(found) < 2 and time.monotonic() < end:
+        found = [line for path in (tmp_path / "records").rglob("*.jsonl") for line in path.read_text().splitlines()]
+        time.sleep(0.02)
+    assert [json.loads(line)["model_id"] for line in found] == ["aaa", "aaa"]
+
+
+def test_a_browser_is_shown_the_page(client: TestClient) -> None:
+    sent = client.get("/", headers={"Accept": "text/html,*/*"}, follow_redirects=False)
+    assert (sent.status_code, sent.headers["location"]) == (307, "/ui")
+    page = client.get("/ui")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text.replace("http://www.w3.org", "")
+
+
+def test_openapi_has_an_example_of_every_error(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()
+    for path, statuses in (
+        ("/predict", {400, 401, 408, 413, 415, 422, 429, 500, 503, 504}),
+        ("/model_info", {401, 503}),
+    ):
+        (operation,) = described["paths"][path].values()
+        assert statuses <= {int(status) for status in operation["responses"]}
+        for status in statuses:
+            examples = operation["responses"][str(status)]["content"]["application/json"]["examples"]
+            assert all(set(example["value"]["error"]) == {"code", "message"} for example in examples.values())
+
+
+def _upload() -> object:
+    from droneseg.serving.answers import Upload
+
+    return Upload("a.png", PHOTO)
