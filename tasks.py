@@ -31,6 +31,19 @@ def test(c: Context) -> None:
 
 
 @task
+def app(c: Context) -> None:
+    """Serve the model on this machine; the page is at /ui."""
+    c.run("droneseg serve", pty=True)
+
+
+@task
+def load_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
+    """Load a running service as configs/load.yaml says; reports go to load/."""
+    c.run("mkdir -p load")
+    c.run(f"locust -f tests/performance/locustfile.py --headless --host {host} --csv load/run --html load/run.html")
+
+
+@task
 def check(c: Context) -> None:
     """Lint, types, import contracts and documentation."""
     c.run(f"{LINT} && mkdocs build --strict --quiet --site-dir site", pty=True)

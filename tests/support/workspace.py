@@ -12,6 +12,10 @@ TINY = (
 )  # fmt: skip
 
 
+COMMAND = (sys.executable, "-W", "ignore", "-c", "from droneseg.cli.main import main; main()")
+"""`droneseg`, of the code that is tested."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A folder with generated data, converted and preprocessed."""
@@ -32,7 +36,7 @@ class Workspace:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-W", "ignore", "-c", "from droneseg.cli.main import main; main()"]
+        return list(COMMAND)
 
     @property
     def environment(self) -> dict[str, str]:

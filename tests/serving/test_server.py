@@ -1,0 +1,156 @@
+"""The real process: real model, real HTTP, real signals."""
+
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from support.bundles import make_bundle
+from support.pictures import png
+from support.server import Server, serving
+from support.workspace import COMMAND
+
+KEY = {"X-API-Key": "open sesame"}
+LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served")
+    make_bundle(folder / "champion", patch=(256, 256))
+    with serving(folder, model=folder / "champion", api_key="open sesame", queue_seconds=60) as made:
+        yield made
+
+
+def post(server: Server, data: bytes = LARGE, **options: object) -> httpx.Response:
+    return httpx.post(f"{server.url}/predict", files={"data": ("a.png", data)}, headers=KEY, timeout=60, **options)
+
+
+def test_the_mask_is_the_file_that_predict_writes(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(LARGE)
+    model = str(server.log.parent / "champion")
+    command = [*COMMAND, "predict", "a.png", "--out", "masks", "--model", model]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    answer = httpx.post(
+        f"{server.url}/predict", files={"data": ("a.png", LARGE)}, headers=KEY | {"Accept": "image/png"}, timeout=60
+    )
+    assert answer.content == (tmp_path / "masks" / "a.png").read_bytes()
+
+
+def test_health_is_answered_while_predictions_run(server: Server) -> None:
+    slowest = 0.0
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(post, server) for _ in range(8)]
+        while not all(future.done() for future in running):
+            begin = time.perf_counter()
+            assert httpx.get(f"{server.url}/livez").status_code == 200
+            slowest = max(slowest, time.perf_counter() - begin)
+    assert {future.result().status_code for future in running} == {200}
+    assert slowest < running[0].result().elapsed.total_seconds() * 8
+
+
+def test_an_early_refusal_leaves_the_connection_usable(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(3):
+            refused = client.post("/predict", files={"data": ("a.png", LARGE)})
+            assert refused.status_code == 401
+            assert client.get("/livez").status_code == 200
+
+
+def test_a_client_that_hangs_up_is_taken_out_of_the_queue(server: Server) -> None:
+    before = images(server)
+    with ThreadPoolExecutor(4) as pool:
+        held = [pool.submit(post, server) for _ in range(4)]
+        time.sleep(0.05)
+        for _ in range(6):
+            hang_up(server)
+        assert all(future.result().status_code == 200 for future in held)
+    end = time.monotonic() + 20
+    while 'status="499"' not in metrics(server) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert 'droneseg_requests_total{endpoint="/predict",status="499"}' in metrics(server)
+    assert images(server) - before < 4 + 6
+
+
+def test_a_reload_under_load_loses_no_request(server: Server) -> None:
+    champion = server.log.parent / "champion"
+    statuses: list[int] = []
+    ids: set[str] = set()
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = post(server)
+            statuses.append(answer.status_code)
+            ids.add(answer.json()["model_id"])
+
+    with ThreadPoolExecutor(3) as pool:
+        loading = [pool.submit(load) for _ in range(3)]
+        try:
+            until(lambda: len(statuses) > 3)
+            champion.rename(champion.with_name("old"))
+            make_bundle(champion, patch=(256, 256))
+            reload = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=60)
+            assert reload.json()["changed"] is True, reload.text
+            until(lambda: reload.json()["model_id"] in ids)
+            network = champion / "model.onnx"
+            network.write_bytes(network.read_bytes()[:-1] + b"!")
+            refused = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=60)
+            assert refused.status_code == 409
+            assert "model.onnx" in refused.json()["error"]["message"]
+            seen = len(statuses)
+            until(lambda: len(statuses) > seen + 3)
+        finally:
+            stop.set()
+        for future in loading:
+            future.result()
+    assert set(statuses) == {200}
+    assert len(ids) == 2
+
+
+def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "champion", patch=(256, 256))
+    with serving(tmp_path, model=tmp_path / "champion", queue_seconds=60) as server:
+        with ThreadPoolExecutor(8) as pool:
+            running = [pool.submit(post, server) for _ in range(8)]
+            until(lambda: 'droneseg_requests_total{endpoint="/predict"' in metrics(server))
+            server.terminate()
+            assert [future.result().status_code for future in running] == [200] * 8
+        assert server.process.wait(20) == 0
+    lines = [line for file in (tmp_path / "records").rglob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len(lines) == 8
+
+
+def metrics(server: Server) -> str:
+    return httpx.get(f"{server.url}/metrics").text
+
+
+def images(server: Server) -> float:
+    (line,) = [line for line in metrics(server).splitlines() if line.startswith("droneseg_images_total ")]
+    return float(line.split()[1])
+
+
+def until(true: object) -> None:
+    end = time.monotonic() + 30
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def hang_up(server: Server) -> None:
+    """Send a whole request and close the connection without waiting for the answer."""
+    body = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n' + LARGE + b"\r\n--x--\r\n"
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nX-API-Key: open sesame\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + body)
