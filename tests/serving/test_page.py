@@ -1,0 +1,174 @@
+"""The page in a real browser: a photograph goes in, what is where comes out, with mouse or keyboard, light and dark."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from droneseg.core.masks import read_mask
+from support.bundles import make_bundle
+from support.pictures import png
+from support.programs import require_program
+from support.server import Server, serving
+
+# left half bright (landing zone), right half blue (water)
+PIXELS = np.zeros((120, 160, 3), np.uint8)
+PIXELS[:, :80] = 220
+PIXELS[:, 80:, 2] = 230
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("page")
+    make_bundle(folder / "champion", patch=(64, 64))
+    with serving(folder, model=folder / "champion") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = require_program("chromium", "google-chrome", "chromium-browser")
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    made = browser.new_page()
+    problems: list[str] = []
+    made.on("pageerror", lambda error: problems.append(str(error)))
+    made.on(
+        "request",
+        lambda asked: problems.extend(() if asked.url.startswith((server.url, "blob:", "data:")) else (asked.url,)),
+    )
+    made.goto(f"{server.url}/ui")
+    yield made
+    made.close()
+    assert problems == []
+
+
+def choose(page: Page, data: bytes = png(PIXELS), name: str = "field.png") -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
+
+
+def pixel(page: Page, x: int, y: int) -> list[int]:
+    """Return RGBA of the overlay."""
+    code = "([x, y]) => [...document.getElementById('overlay').getContext('2d').getImageData(x, y, 1, 1).data]"
+    return list(page.evaluate(code, [x, y]))
+
+
+def test_a_photograph_is_shown_with_what_is_where(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#status")).to_have_text("Done: field.png")
+    expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
+    rows = page.locator("#classes li")
+    expect(rows).to_have_count(6)
+    expect(rows.nth(2)).to_contain_text("water")
+    expect(rows.nth(2)).to_contain_text("50.0 %")
+    expect(page.locator("#facts")).to_contain_text("160 × 120")
+    left, right = pixel(page, 10, 60), pixel(page, 150, 60)
+    assert np.abs(np.subtract(left[:3], (169, 169, 169))).max() <= 2
+    assert np.abs(np.subtract(right[:3], (14, 135, 204))).max() <= 2
+    assert left[3] == right[3] == round(0.55 * 255)
+
+
+def test_opacity_and_classes_change_the_overlay(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    page.locator("#opacity").fill("100")
+    assert pixel(page, 10, 60)[3] == 255
+    page.get_by_label("water").uncheck()
+    assert pixel(page, 150, 60)[3] == 0
+    assert pixel(page, 10, 60)[3] == 255
+
+
+def test_mask_and_overlay_are_saved(page: Page, tmp_path: Path) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    with page.expect_download() as saved:
+        page.locator("#save-mask").click()
+    assert saved.value.suggested_filename == "field.png"
+    saved.value.save_as(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png", "ids")
+    assert (mask[:, :80] == 5).all()
+    assert (mask[:, 80:] == 2).all()
+    with page.expect_download() as saved:
+        page.locator("#save-overlay").click()
+    assert saved.value.suggested_filename == "field_overlay.png"
+    saved.value.save_as(tmp_path / "overlay.png")
+    drawn = np.asarray(Image.open(tmp_path / "overlay.png").convert("RGB")).astype(int)
+    expected = 0.55 * np.array((14, 135, 204)) + 0.45 * PIXELS[60, 150]
+    assert np.abs(drawn[60, 150] - expected).max() <= 2
+
+
+def test_errors_are_said_in_words(page: Page) -> None:
+    choose(page, b"not a photograph", "notes.txt")
+    expect(page.get_by_role("alert")).to_contain_text("Not an image of a known format")
+    choose(page)
+    expect(page.locator("#status")).to_have_text("Done: field.png")
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_what_the_browser_cannot_show_is_shown_as_classes(page: Page) -> None:
+    out = io.BytesIO()
+    Image.fromarray(PIXELS).save(out, "TIFF")
+    choose(page, out.getvalue(), "field.tif")
+    expect(page.locator("#result")).to_be_visible()
+    assert pixel(page, 10, 60)[3] == 255
+    expect(page.locator("#photo")).to_be_hidden()
+
+
+def test_everything_is_reached_by_keyboard(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    page.locator("body").press("Tab")
+    reached = []
+    for _ in range(12):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.value"))
+        page.keyboard.press("Tab")
+    assert [name for name in reached if name in ("file", "opacity", "0", "5", "save-mask", "save-overlay")] == [
+        "file", "opacity", "0", "5", "save-mask", "save-overlay",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(page: Page, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    for selector, behind in (
+        ("h1", "body"),
+        (".quiet", "body"),
+        ("#headline", "#panel"),
+        ("dt", "#panel"),
+        ("button#save-overlay", "button#save-overlay"),
+    ):
+        assert contrast(page, selector, behind) >= 4.5, selector
+
+
+def contrast(page: Page, selector: str, behind: str) -> float:
+    """Return the contrast ratio of text and ground (WCAG 2.2, 1.4.3)."""
+    code = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
+    texts = page.evaluate(code, [selector, "color"]), page.evaluate(code, [behind, "backgroundColor"])
+    lights = sorted(_luminance([int(part) for part in text.strip("rgba()").split(",")[:3]]) for text in texts)
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def _luminance(colour: list[int]) -> float:
+    parts = [part / 255 for part in colour]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

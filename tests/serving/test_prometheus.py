@@ -1,0 +1,53 @@
+"""A real Prometheus server scrapes the real service, and a question about it is answered."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from support.bundles import make_bundle
+from support.pictures import png
+from support.programs import require_program
+from support.server import free_port, serving
+
+
+def test_prometheus_scrapes_the_service_and_answers_a_query(tmp_path: Path) -> None:
+    program = require_program("prometheus")
+    make_bundle(tmp_path / "champion")
+    with serving(tmp_path, model=tmp_path / "champion") as server:
+        photograph = png(np.full((20, 30, 3), 200, np.uint8))
+        for _ in range(3):
+            httpx.post(f"{server.url}/predict", files={"data": ("a.png", photograph)}).raise_for_status()
+        target = server.url.removeprefix("http://")
+        (tmp_path / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s}\n"
+            f"scrape_configs: [{{job_name: droneseg, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        )
+        port = free_port()
+        command = [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}"]
+        with (tmp_path / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+        try:
+            assert ask(port, 'droneseg_requests_total{endpoint="/predict",status="200"}') == 3
+            assert ask(port, 'droneseg_stage_seconds_count{stage="network"}') == 3
+            assert ask(port, "histogram_quantile(0.5, rate(droneseg_request_seconds_bucket[1m])) >= 0") >= 0
+            assert ask(port, "droneseg_ready") == 1
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def ask(port: int, query: str) -> float:
+    """Return the first value of a query, once there is one."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()
+            if found["data"]["result"]:
+                return float(found["data"]["result"][0]["value"][1])
+        except (httpx.TransportError, ValueError, KeyError):
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"Prometheus has no answer to {query}")
