@@ -71,7 +71,7 @@ def test_a_photograph_is_shown_with_what_is_where(page: Page) -> None:
     expect(rows).to_have_count(6)
     expect(rows.nth(2)).to_contain_text("water")
     expect(rows.nth(2)).to_contain_text("50.0 %")
-    expect(page.locator("#facts")).to_contain_text("160 × 120")
+    expect(page.locator("#facts")).to_contain_text("160 \u00d7 120")
     left, right = pixel(page, 10, 60), pixel(page, 150, 60)
     assert np.abs(np.subtract(left[:3], (169, 169, 169))).max() <= 2
     assert np.abs(np.subtract(right[:3], (14, 135, 204))).max() <= 2

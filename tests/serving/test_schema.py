@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI schema allows, and much that it does not: never a fault of the service, never an undocumented one."""
+"""Whatever the OpenAPI schema allows, and much that it does not: no fault of the service, no undocumented answer."""
 
 import schemathesis
 from hypothesis import HealthCheck, settings
