@@ -24,9 +24,11 @@ def serve(
             raise MissingDependencyError(package, "serve")
     import uvicorn
 
+    from droneseg.core.logs import configure_logging
     from droneseg.serving.api import create_app
 
     settings = environment.settings()
+    configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
     uvicorn.run(
         create_app(settings),
         host=host or settings.host,

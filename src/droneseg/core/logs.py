@@ -38,14 +38,17 @@ def formatter(log_format: LogFormat) -> logging.Formatter:
     return logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
 
 
-def configure_logging(level: LogLevel = LogLevel.INFO, log_format: LogFormat = LogFormat.TEXT) -> None:
-    """Send what droneseg logs to stderr; calling it again replaces the earlier choice."""
+def configure_logging(
+    level: LogLevel = LogLevel.INFO, log_format: LogFormat = LogFormat.TEXT, *, also: tuple[str, ...] = ()
+) -> None:
+    """Send what droneseg logs to stderr, and what the loggers named in `also` do; a later call replaces an earlier."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(log_format))
-    logger = logging.getLogger(ROOT)
-    logger.handlers = [handler]
-    logger.setLevel(level.value)
-    logger.propagate = False
+    for name in (ROOT, *also):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level.value)
+        logger.propagate = False
 
 
 def logs_json() -> bool:
