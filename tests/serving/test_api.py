@@ -137,6 +137,7 @@ def test_too_many_bytes_are_refused_stated_or_not(start: Start) -> None:
     assert client.post("/predict", files=[file()]).status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow warns before it fails
 @pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
 def test_hostile_files_get_their_documented_answer(shared: TestClient, hostile: Hostile) -> None:
     response = shared.post("/predict", files=[file(hostile.data)])
@@ -197,7 +198,7 @@ def test_errors_of_the_framework_have_the_same_body(client: TestClient) -> None:
 
 def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:
     assert client.get("/livez", headers={"X-Request-ID": "flight-7"}).headers["x-request-id"] == "flight-7"
-    assert len(client.get("/livez", headers={"X-Request-ID": "a b\u00e9" * 99}).headers["x-request-id"]) == 32
+    assert len(client.get("/livez", headers={"X-Request-ID": "a b" * 99}).headers["x-request-id"]) == 32
 
 
 def test_the_key_guards_all_but_health_page_and_documentation(start: Start) -> None:

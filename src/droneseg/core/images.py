@@ -129,7 +129,10 @@ def to_rgb(opened: pillow.Image) -> Image:
 
     Raises:
         UnsupportedImageError: If the pixel type has no fixed range (32-bit integers, floats).
+        BrokenImageError: If it wants a palette and has none.
     """
+    if opened.mode == "P" and opened.palette is None:
+        raise BrokenImageError("Image data is corrupt: there is no palette.")
     upright = opened
     ImageOps.exif_transpose(upright, in_place=True)  # in place, as every copy of a photograph is felt
     if upright.mode in _SIXTEEN_BIT_MODES:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -31,9 +31,24 @@ class _Parser(MultiPartParser):
 
     ended = False
 
+    async def parse(self) -> FormData:
+        """Parse the body.
+
+        Raises:
+            MalformedRequestError: If it ends early.
+        """
+        self.stream = self._whole(self.stream)
+        return await super().parse()
+
     def on_end(self) -> None:
         """Note that the last boundary was there."""
         self.ended = True
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for piece in stream:
+            yield piece
+        if not self.ended:
+            raise MalformedRequestError("The multipart body ends before its last boundary.")
 
 
 class BodyMemory:
@@ -112,8 +127,6 @@ async def read_files(request: Request, settings: Settings) -> list[Upload]:
                 f"There are more than {settings.max_batch} files. Send several requests."
             ) from error
         raise MalformedRequestError(f"The multipart body is malformed: {error.message}") from error
-    if not parser.ended:
-        raise MalformedRequestError("The multipart body ends before its last boundary.")
     files = [part for part in form.getlist(FIELD) if isinstance(part, UploadFile)]
     try:
         if not files:
