@@ -20,6 +20,17 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert settings.nnunet_raw == Path("/somewhere")
 
 
+def test_the_port_may_come_as_cloud_run_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PORT", "9001")
+    assert load_settings().port == 9001
+    monkeypatch.setenv("DRONESEG_PORT", "9002")
+    assert load_settings().port == 9002
+    monkeypatch.setenv("DRONESEG_PORT", "none")
+    with pytest.raises(ConfigurationError, match="DRONESEG_PORT='none'"):
+        load_settings()
+
+
 def test_all_wrong_settings_are_listed_by_their_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRONESEG_MAX_PIXELS", "0")
     monkeypatch.setenv("DRONESEG_LOG_FORMAT", "xml")
@@ -46,6 +57,13 @@ def test_env_example_lists_every_setting_and_no_other() -> None:
         if "=" in line and " " not in line.removeprefix("# ").split("=")[0]
     }
     assert listed == set(variable_names())
+
+
+def test_fields_of_a_log_line_stand_beside_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogLevel.INFO, LogFormat.JSON)
+    logging.getLogger("droneseg.test").info("answered", extra={"fields": {"request_id": "r1", "status": 200}})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["request_id"], line["status"]) == ("answered", "r1", 200)
 
 
 def test_json_log_lines_are_objects_in_terminal_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
