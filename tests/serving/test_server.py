@@ -1,5 +1,6 @@
 """The real process: real model, real HTTP, real signals."""
 
+import shlex
 import socket
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from support.bundles import make_bundle
 from support.pictures import png
+from support.programs import require_program
 from support.server import Server, serving
 from support.workspace import COMMAND
 
@@ -33,15 +35,32 @@ def post(server: Server, data: bytes = LARGE, **options: object) -> httpx.Respon
     return httpx.post(f"{server.url}/predict", files={"data": ("a.png", data)}, headers=KEY, timeout=60, **options)
 
 
-def test_the_mask_is_the_file_that_predict_writes(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(LARGE)
+def predicted_mask(server: Server, folder: Path) -> bytes:
+    """Return the mask file that `droneseg predict` writes."""
+    (folder / "a.png").write_bytes(LARGE)
     model = str(server.log.parent / "champion")
     command = [*COMMAND, "predict", "a.png", "--out", "masks", "--model", model]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    answer = httpx.post(
-        f"{server.url}/predict", files={"data": ("a.png", LARGE)}, headers=KEY | {"Accept": "image/png"}, timeout=60
-    )
-    assert answer.content == (tmp_path / "masks" / "a.png").read_bytes()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return (folder / "masks" / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp_path: Path, page: str) -> None:
+    curl = require_program("curl")
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    lines = [line.partition("  #")[0] for line in text.splitlines() if line.startswith("curl ")]
+    assert lines
+    for name in ("PHOTO.png", "A.jpg", "B.jpg"):
+        (tmp_path / name).write_bytes(LARGE)
+    for line in lines:
+        # the port and the key are this test's
+        line = line.replace("http://127.0.0.1:8000", server.url)
+        words = [curl, "--fail", "--silent", "--header", f"X-API-Key: {KEY['X-API-Key']}", *shlex.split(line)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        if "-o" in words:
+            assert (tmp_path / "mask.png").read_bytes() == predicted_mask(server, tmp_path)
+        else:
+            assert b"class_fractions" in done.stdout
 
 
 def test_health_is_answered_while_predictions_run(server: Server) -> None:
