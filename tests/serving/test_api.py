@@ -285,7 +285,7 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
         assert client.post("/admin/reload", headers=key).json() == {"model_id": "two", "changed": True}
         models.append(None)  # type: ignore[arg-type]
         refused = client.post("/admin/reload", headers=key)
-        assert error(refused) == (409, "bundle_refused")
+        assert error(refused) == (409, "model_refused")
         assert "model.onnx does not have" in refused.text
         assert client.post("/predict", files=[file()], headers=key).json()["model_id"] == "two"
         assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in client.get("/metrics").text

@@ -30,6 +30,7 @@ DronesegError
 │   └── SlowRequestError         it was not sent in time
 └── ServiceError             a service cannot answer now
     ├── NotReadyError            there is no verified model
+    ├── ModelRefusedError        a new model does not verify, so the old one goes on
     ├── QueueFullError           there is more work than can be done in time
     └── TooLateError             it would not be done in time
 
@@ -165,6 +166,10 @@ class ServiceError(DronesegError):
 
 class NotReadyError(ServiceError):
     """There is no verified model."""
+
+
+class ModelRefusedError(ServiceError):
+    """A new model does not verify, so the old one goes on."""
 
 
 class QueueFullError(ServiceError):

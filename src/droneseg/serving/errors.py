@@ -27,7 +27,7 @@ FAILURES: dict[type[Exception], Failure] = {
     errors.BrokenImageError: Failure(400, "broken_image", "The image is truncated or corrupt."),
     errors.UnauthorizedError: Failure(401, "unauthorized", "The API key is missing or wrong."),
     errors.SlowRequestError: Failure(408, "slow_request", "The body did not arrive in time."),
-    errors.BundleError: Failure(409, "bundle_refused", "The new model does not verify; the old one goes on."),
+    errors.ModelRefusedError: Failure(409, "model_refused", "The new model does not verify; the old one goes on."),
     errors.RequestTooLargeError: Failure(413, "request_too_large", "The body is larger than the limit."),
     errors.TooManyFilesError: Failure(413, "too_many_files", "There are more files than the limit."),
     errors.ImageTooLargeError: Failure(413, "image_too_large", "The image has more pixels than the limit."),

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from droneseg.core.errors import DronesegError, ImageError, NotReadyError
+from droneseg.core.errors import DronesegError, ImageError, ModelRefusedError, NotReadyError
 from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
@@ -57,9 +57,13 @@ class PredictionService:
             self._recorder = Recorder(self.settings.records_url, count=self.metrics.count_records)
         try:
             self.reload()
-        except DronesegError as error:
+        except ModelRefusedError as error:
             self._why_not = str(error)
-            logger.error("no model: %s", error)  # expected, and said in words
+            logger.error("no model: %s", error)  # noqa: TRY400  # expected, and said in words
+        except Exception:
+            # the service stays up, so that health and metrics tell of it
+            self._why_not = "it could not be loaded; the log says why"
+            logger.exception("no model")
 
     def stop(self) -> None:
         """Finish what was admitted, then write the last records."""
@@ -74,18 +78,17 @@ class PredictionService:
         Requests go on meanwhile with the old one, which also stays if the new one is refused.
 
         Raises:
-            DronesegError: If it is refused.
+            ModelRefusedError: If it is.
         """
         with self._loading:
             try:
                 segmenter = self._load()
-                now = self._segmenter
-                if now and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile):
+                if self._answers_already(segmenter):
                     return False
                 seconds_per_unit = _try_out(segmenter)
-            except DronesegError:
+            except DronesegError as error:
                 self.metrics.count_reload("refused")
-                raise
+                raise ModelRefusedError(str(error)) from error
             self._segmenter = segmenter
             if self._queue is None:
                 self._queue = self._open_queue(seconds_per_unit)
@@ -167,6 +170,10 @@ class PredictionService:
             model_id=self.model_id,
             links=dict(links),
         )
+
+    def _answers_already(self, segmenter: Segmenter) -> bool:
+        now = self._segmenter
+        return now is not None and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile)
 
     def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
         if self._segmenter is None or self._queue is None:

@@ -65,7 +65,7 @@ _BODY = (
 )
 _IMAGE = (errors.BrokenImageError, errors.ImageTooLargeError, errors.UnsupportedImageError, errors.TooLateError)
 NOT_READY = _failures(errors.UnauthorizedError, errors.NotReadyError)
-RELOAD = _failures(errors.UnauthorizedError, errors.BundleError, errors.NotReadyError)
+RELOAD = _failures(errors.UnauthorizedError, errors.ModelRefusedError, errors.NotReadyError)
 METRICS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"example": 'droneseg_requests_total{endpoint="/predict",status="200"} 42.0'}}}
 }
