@@ -59,7 +59,7 @@ class PredictionService:
             self.reload()
         except ModelRefusedError as error:
             self._why_not = str(error)
-            logger.error("no model: %s", error)  # noqa: TRY400  # expected, and said in words
+            logger.error("no model: %s", error)
         except Exception:
             # the service stays up, so that health and metrics tell of it
             self._why_not = "it could not be loaded; the log says why"
