@@ -6,12 +6,14 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 from droneseg.core.prediction import Prediction, class_fractions
 from droneseg.monitoring.recorder import Recorder
 from droneseg.monitoring.records import Record, RecordWriter
+from support.buckets import bucket
 
 
 def record(number: int) -> Record:
@@ -82,6 +84,20 @@ def test_closing_without_a_store_ends_and_counts_the_loss(tmp_path: Path) -> Non
     writer.add(record(1))
     writer.close(3)
     assert counts == {"dropped": 1}
+
+
+def test_records_go_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts()
+    with bucket("kept", monkeypatch) as url:
+        writer = RecordWriter(f"{url}/champion", count=counts)
+        for number in range(3):
+            writer.add(record(number))
+        writer.close(20)
+        assert counts == {"written": 3}
+        store = fsspec.filesystem("gs", skip_instance_cache=True)
+        (name,) = store.find("kept")
+        assert name.startswith("kept/champion/2026/03/04/050607.008-")
+        assert [json.loads(line)["width"] for line in store.cat(name).splitlines()] == [0, 1, 2]
 
 
 def test_a_record_holds_no_name_but_its_hash_and_no_picture(tmp_path: Path) -> None:

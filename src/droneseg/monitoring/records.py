@@ -54,6 +54,7 @@ class RecordWriter:
         self._waiting: deque[Record] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._writing = 0
         self._thread = threading.Thread(target=self._work, name="records", daemon=True)
         self._thread.start()
 
@@ -75,7 +76,7 @@ class RecordWriter:
             self._changed.notify()
         self._thread.join(timeout_s)
         with self._changed:
-            left = len(self._waiting)
+            left = len(self._waiting) + self._writing
             self._waiting.clear()
         if left:
             logger.warning("%d records were dropped: %s was not there", left, self._url)
@@ -94,6 +95,7 @@ class RecordWriter:
                     return
             else:
                 pause_s = FLUSH_S
+                self._writing = 0
                 self._count("written", len(batch))
 
     def _next(self, pause_s: float) -> list[Record]:
@@ -103,10 +105,12 @@ class RecordWriter:
                 self._changed.wait()
             if not self._closing:
                 self._changed.wait_for(lambda: self._closing, pause_s)
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_FILE))]
+            self._writing = min(len(self._waiting), _LARGEST_FILE)
+            return [self._waiting.popleft() for _ in range(self._writing)]
 
     def _give_back(self, batch: list[Record]) -> None:
         with self._changed:
+            self._writing = 0
             room = max(0, self._capacity - len(self._waiting))
             self._waiting.extendleft(reversed(batch[len(batch) - min(room, len(batch)) :]))
         if len(batch) > room:
