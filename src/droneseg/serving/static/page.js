@@ -69,7 +69,7 @@ async function answered(file, status, text, retryAfter) {
   }
   if (status === 401) at("key-form").hidden = false;
   if (status === 429) return fail(`The service is busy. Try again in ${retryAfter} s.`);
-  if (status !== 200) return fail(answer.error ? answer.error.message : `The service answered with status ${status}.`);
+  if (status !== 200) return fail(`${file.name}: ${answer.error ? answer.error.message : `status ${status}`}`);
   await show(file, answer);
   at("working").hidden = true;
   say(`Done: ${file.name}`);
@@ -82,6 +82,8 @@ function say(text) {
 
 function fail(text) {
   at("working").hidden = true;
+  at("result").hidden = true; // of another photograph
+  document.body.classList.remove("answered");
   say("");
   at("error").textContent = text;
 }
@@ -131,7 +133,7 @@ function list(answer) {
     swatch.getContext("2d").fillStyle = `rgb(${colour})`;
     swatch.getContext("2d").fillRect(0, 0, 1, 1);
     swatch.setAttribute("aria-hidden", "true");
-    const value = Object.assign(document.createElement("output"), { textContent: percent(share) });
+    const value = Object.assign(document.createElement("span"), { className: "share", textContent: percent(share) });
     label.append(box, swatch, name.replace("-", " "), value);
     row.classList.toggle("none", share === 0);
     row.append(label);
@@ -142,7 +144,7 @@ function list(answer) {
   const facts = {
     "Confidence": percent(answer.confidence),
     "Size": `${shown.width} × ${shown.height}`,
-    "Time": `${Math.round(1000 * seconds)} ms, of which network ${Math.round(1000 * answer.timings_s.network)}`,
+    "Time": `${Math.round(1000 * seconds)} ms, network ${Math.round(1000 * answer.timings_s.network)}`,
     "Model": answer.model_id,
   };
   const parts = Object.entries(facts).flatMap(([name, value]) => [
