@@ -1,5 +1,6 @@
 """The FastAPI service in this process: fields, statuses, limits, key, metrics, reload."""
 
+import asyncio
 import base64
 import io
 import json
@@ -15,7 +16,9 @@ from PIL import Image
 from droneseg.core.errors import BundleError
 from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
+from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api import create_app
+from droneseg.serving.api.gate import Gate
 from support.hostile import Hostile, corpus
 from support.pictures import png
 from support.segmenters import BrightIsLanding
@@ -194,6 +197,28 @@ def test_a_failing_model_is_said_to_fail(start: Start) -> None:
 def test_errors_of_the_framework_have_the_same_body(client: TestClient) -> None:
     assert error(client.get("/nowhere")) == (404, "not_found")
     assert error(client.get("/predict")) == (405, "method_not_allowed")
+
+
+def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
+    async def endless(_scope: object, _receive: object, _send: object) -> None:
+        await asyncio.sleep(60)
+
+    sent: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    async def scenario() -> None:
+        gate = Gate(endless, settings=Settings(_env_file=None), metrics=ServiceMetrics(), known=(), open_paths=())
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+        task = asyncio.create_task(gate(scope, None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    asyncio.run(scenario())
+    assert sent[0]["status"] == 503
+    assert b"not_ready" in sent[1]["body"]  # type: ignore[operator]
 
 
 def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:

@@ -21,6 +21,7 @@ from support.workspace import COMMAND
 
 KEY = {"X-API-Key": "open sesame"}
 LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
+MEDIUM = png(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))  # eight take well below 10 s
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path
     make_bundle(tmp_path / "champion", patch=(256, 256))
     with serving(tmp_path, model=tmp_path / "champion", queue_seconds=60) as server:
         with ThreadPoolExecutor(8) as pool:
-            running = [pool.submit(post, server) for _ in range(8)]
+            running = [pool.submit(post, server, MEDIUM) for _ in range(8)]
             until(lambda: 'droneseg_requests_total{endpoint="/predict"' in metrics(server))
             server.terminate()
             assert [future.result().status_code for future in running] == [200] * 8

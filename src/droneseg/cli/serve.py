@@ -1,5 +1,7 @@
 """`droneseg serve`: the FastAPI service."""
 
+import signal
+import sys
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -27,6 +29,8 @@ def serve(
     from droneseg.core.logs import configure_logging
     from droneseg.serving.api import create_app
 
+    # uvicorn sends itself the signal again once it has ended in good order; that is no failure
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
     uvicorn.run(

@@ -5,6 +5,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# of a length, rather than one type for each place: the latter is new in OpenAPI 3.1, and many generators fail on it
+Two = Field(min_length=2, max_length=2)
+Three = Field(min_length=3, max_length=3)
 
 
 class _Answer(BaseModel):
@@ -15,10 +18,10 @@ class PredictionAnswer(_Answer):
     """What is where in one photograph."""
 
     filename: str | None = Field(description="As it was sent.")
-    prediction_shape: tuple[int, int] = Field(description="Height and width of the mask, those of the photograph.")
+    prediction_shape: Annotated[tuple[int, ...], Two] = Field(description="Height and width of the mask, those of the photograph.")
     classes_found: tuple[int, ...] = Field(description="Ids that occur in the mask.")
     segmentation_mask: str | None = Field(
-        description="Palette PNG in base64: its indices are class ids, its palette their colours. None with mask=none."
+        None, description="Palette PNG in base64: indices are class ids, the palette their colours; not with mask=none."
     )
     class_fractions: dict[str, Share] = Field(description="Share of the pixels, all classes.")
     confidence: Share = Field(description="Mean over the pixels of the winning class's probability.")
@@ -51,7 +54,7 @@ class ClassAnswer(_Answer):
 
     id: int
     name: str
-    colour: tuple[int, int, int] = Field(description="RGB in the masks' palette.")
+    colour: Annotated[tuple[int, ...], Three] = Field(description="RGB in the masks' palette.")
 
 
 class ModelAnswer(_Answer):
@@ -62,8 +65,10 @@ class ModelAnswer(_Answer):
     description: str
     model_id: str
     profile: str
-    input_shape: tuple[int, int, int] = Field(description="What the network takes at a time; photographs may have any.")
-    output_shape: tuple[str, str] = Field(description="That of the photograph.")
+    input_shape: Annotated[tuple[int, ...], Three] = Field(
+        description="What the network takes at a time; photographs may have any."
+    )
+    output_shape: Annotated[tuple[str, ...], Two] = Field(description="That of the photograph.")
     framework: str
     license: str
     classes: tuple[ClassAnswer, ...]

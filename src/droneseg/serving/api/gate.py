@@ -1,5 +1,6 @@
 """What every request passes: its id, its path, its key, and the clock that stops after the last byte of the answer."""
 
+import asyncio
 import hmac
 import json
 import logging
@@ -11,7 +12,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from droneseg.core.errors import UnauthorizedError
+from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.errors import failure_of, message_of
@@ -76,6 +77,10 @@ class Gate:
                 await self._fail(UnauthorizedError(f"Send the API key in the header {API_KEY}."), answer)
             else:
                 await self._app(scope, receive, answer)
+        except asyncio.CancelledError:
+            # the server stops, and its time for what was begun is over
+            if status == HANGUP:
+                await self._fail(NotReadyError("The service stopped before this was done. Send it again."), answer)
         except Exception as error:
             logger.exception("request %s failed", request_id)
             if status != HANGUP:
