@@ -18,7 +18,9 @@ class PredictionAnswer(_Answer):
     """What is where in one photograph."""
 
     filename: str | None = Field(description="As it was sent.")
-    prediction_shape: Annotated[tuple[int, ...], Two] = Field(description="Height and width of the mask, those of the photograph.")
+    prediction_shape: Annotated[tuple[int, ...], Two] = Field(
+        description="Height and width of the mask, those of the photograph."
+    )
     classes_found: tuple[int, ...] = Field(description="Ids that occur in the mask.")
     segmentation_mask: str | None = Field(
         None, description="Palette PNG in base64: indices are class ids, the palette their colours; not with mask=none."
