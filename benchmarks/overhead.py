@@ -1,0 +1,75 @@
+"""What the service adds to a prediction: one 960x736 PNG over HTTP beside decode, segment and encode in this process.
+
+    uv run python benchmarks/overhead.py [--model BUNDLE] [--requests 60] [--json FILE]
+
+The two take turns, each in its own process with the other idle. A pause before each lets what a request leaves to the
+background (its record) end. Medians.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from load import SIZE, URL, start_service
+
+from droneseg.core.images import decode_image, encode_png
+from droneseg.core.masks import encode_mask
+from droneseg.data.synthetic.scene import generate_scene
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.model.bundle import read_bundle
+
+PAUSE_S = 0.15
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
+    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    photograph = encode_png(generate_scene(0, *SIZE)[0])
+    segmenter = BundleSegmenter(read_bundle(arguments.model), cache=Path("~/.cache/droneseg/openvino").expanduser())
+    plain_s, http_s, added_s = [], [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        service = start_service(arguments.model, Path(temporary))
+        try:
+            with httpx.Client(base_url=URL, timeout=60, headers={"Accept": "application/json"}) as client:
+                for number in range(arguments.requests + 5):
+                    time.sleep(PAUSE_S)
+                    begin = time.perf_counter()
+                    mask = encode_mask(segmenter.segment(decode_image(photograph)).mask)
+                    plain = time.perf_counter() - begin
+                    time.sleep(PAUSE_S)
+                    begin = time.perf_counter()
+                    answer = client.post("/predict", files={"data": ("a.png", photograph)})
+                    whole = time.perf_counter() - begin
+                    timings = answer.raise_for_status().json()["timings_s"]
+                    if number >= 5:  # the first ones are slower in both
+                        plain_s.append(plain)
+                        http_s.append(whole)
+                        added_s.append(whole - sum(timings[name] for name in timings if name != "queue"))
+        finally:
+            service.terminate()
+            service.wait()
+    found: dict[str, Any] = {
+        "requests": len(http_s),
+        "mask_bytes": len(mask),
+        "plain_ms": 1000 * statistics.median(plain_s),
+        "http_ms": 1000 * statistics.median(http_s),
+        "overhead_ms": 1000 * (statistics.median(http_s) - statistics.median(plain_s)),
+        "outside_the_stages_ms": 1000 * statistics.median(added_s),
+    }
+    text = json.dumps(found, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
