@@ -18,7 +18,8 @@ from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api import create_app
-from droneseg.serving.api.gate import Gate
+from droneseg.serving.gate import Gate
+from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
 from support.pictures import png
 from support.segmenters import BrightIsLanding
@@ -209,7 +210,9 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
         sent.append(message)
 
     async def scenario() -> None:
-        gate = Gate(endless, settings=Settings(_env_file=None), metrics=ServiceMetrics(), known=(), open_paths=())
+        settings, metrics = Settings(_env_file=None), ServiceMetrics()
+        failed = PredictionService(settings, BrightIsLanding, metrics).failed
+        gate = Gate(endless, settings=settings, metrics=metrics, failed=failed, known=(), open_paths=())
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
         task = asyncio.create_task(gate(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
@@ -300,7 +303,7 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
             raise BundleError("model.onnx does not have the bytes the manifest names")
         return models[-1]
 
-    monkeypatch.setattr("droneseg.serving.api.app.load_segmenter", load)
+    monkeypatch.setattr("droneseg.serving.api.app.load_served_segmenter", load)
     key = {"X-API-Key": "open sesame"}
     with TestClient(create_app(Settings(_env_file=None, api_key="open sesame", records_url="none"))) as client:
         while client.get("/readyz").status_code != 200:

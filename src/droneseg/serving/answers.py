@@ -2,12 +2,13 @@
 
 import base64
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
-from droneseg.serving.schemas import ClassAnswer, ModelAnswer, PredictionAnswer
+from droneseg.serving.schemas import ClassAnswer, LoadedPredictionAnswer, ModelAnswer, PredictionAnswer
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Answer:
     mask_png: bytes
 
     def to_schema(self, *, with_mask: bool = True) -> PredictionAnswer:
-        """Return it as it is sent."""
+        """Return it as an answer to a form, which names its files."""
+        return PredictionAnswer(filename=self.filename, **self._fields(with_mask=with_mask))
+
+    def to_loaded_schema(self) -> LoadedPredictionAnswer:
+        """Return it as an answer that also says that there is a model."""
+        return LoadedPredictionAnswer(model_loaded=True, **self._fields())
+
+    def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
         prediction = self.prediction
         height, width = prediction.mask.shape
-        return PredictionAnswer(
-            filename=self.filename,
+        return dict(
             prediction_shape=(height, width),
             classes_found=tuple(int(found) for found in np.flatnonzero(np.bincount(prediction.mask.ravel()))),
             segmentation_mask=base64.b64encode(self.mask_png).decode() if with_mask else None,

@@ -21,7 +21,6 @@ from droneseg.serving.answers import Answer, Upload, describe
 from droneseg.serving.errors import failure_of, message_of
 from droneseg.serving.queue import WorkQueue
 from droneseg.serving.schemas import (
-    ErrorAnswer,
     ErrorDetail,
     FailedItem,
     ModelAnswer,
@@ -143,10 +142,6 @@ class PredictionService:
         if failure.status < 500:
             self.metrics.count_bad_input(failure.code)
         return ErrorDetail(code=failure.code, message=message_of(error))
-
-    def error_answer(self, error: Exception) -> ErrorAnswer:
-        """Return the body of a failed request."""
-        return ErrorAnswer(error=self.failed(error))
 
     def failed_item(self, upload: Upload, error: Exception) -> FailedItem:
         """Return what stands in a batch's answer for a file that failed."""

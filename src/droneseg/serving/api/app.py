@@ -12,18 +12,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from droneseg.core.errors import DronesegError, MissingInputError, QueueFullError
+from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
-from droneseg.inference.load import load_segmenter
+from droneseg.inference.load import load_served_segmenter
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api.documentation import DESCRIPTION
-from droneseg.serving.api.gate import HANGUP, Gate
 from droneseg.serving.api.page import make_page
 from droneseg.serving.api.routes import make_router
-from droneseg.serving.api.uploads import BodyMemory
+from droneseg.serving.bodies import BodyMemory
 from droneseg.serving.errors import code_of_status, failure_of
+from droneseg.serving.gate import HANGUP, Gate
 from droneseg.serving.schemas import ErrorAnswer, ErrorDetail
+from droneseg.serving.refusals import framework_refusal, refusal
 from droneseg.serving.service import PredictionService
 
 _OPEN = ("/", "/livez", "/readyz", "/ui", "/docs", "/openapi.json")
@@ -41,7 +42,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         when a prediction has been made.
     """
     metrics = ServiceMetrics()
-    service = PredictionService(settings, lambda: segmenter or load_segmenter(settings), metrics)
+    service = PredictionService(settings, lambda: segmenter or load_served_segmenter(settings), metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +69,9 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
     _answer_errors(app, service)
     own = [route for router in routers for route in router.routes]
     known = [route.path for route in (*app.routes, *own) if isinstance(route, Route)]
-    app.add_middleware(Gate, settings=settings, metrics=metrics, known=known, open_paths=_OPEN)
+    app.add_middleware(
+        Gate, settings=settings, metrics=metrics, failed=service.failed, known=known, open_paths=_OPEN
+    )
     return app
 
 
@@ -77,25 +80,18 @@ def _answer_errors(app: FastAPI, service: PredictionService) -> None:
 
     @app.exception_handler(DronesegError)
     async def expected(_request: Request, error: DronesegError) -> Response:
-        headers = {"Retry-After": str(round(error.retry_after_s))} if isinstance(error, QueueFullError) else None
-        return _body(failure_of(error).status, service.failed(error), headers)
+        return refusal(error, service.failed(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         wrong = MissingInputError("; ".join(problems))
-        return _body(failure_of(wrong).status, service.failed(wrong))
+        return refusal(wrong, service.failed(wrong))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        detail = ErrorDetail(code=code_of_status(error.status_code), message=f"{error.detail}: {request.url.path}")
-        return _body(error.status_code, detail, dict(error.headers or {}))
+        return framework_refusal(error.status_code, f"{error.detail}: {request.url.path}", dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=HANGUP)
-
-
-def _body(status: int, detail: ErrorDetail, headers: dict[str, str] | None = None) -> Response:
-    text = ErrorAnswer(error=detail).model_dump_json()
-    return Response(text, status, headers, media_type="application/json")

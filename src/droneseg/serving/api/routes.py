@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect
 from droneseg.core.errors import MissingInputError
 from droneseg.serving.answers import Answer, Upload
 from droneseg.serving.api import documentation
-from droneseg.serving.api.uploads import BodyMemory, read_files, stated_size
+from droneseg.serving.api.uploads import read_files
+from droneseg.serving.bodies import BodyMemory, stated_size
 from droneseg.serving.schemas import (
     FailedItem,
     HealthAnswer,
@@ -50,7 +51,7 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
         With `Accept: image/png` the answer is the mask file itself.
         """
         service.require_room()
-        with memory.reserve(stated_size(request, settings)):
+        with memory.reserve(stated_size(request.headers, settings.max_upload_bytes)):
             uploads = await read_files(request, settings)
             if len(uploads) > 1:
                 raise MissingInputError(f"There are {len(uploads)} files; send one here, or all to /batch_predict.")
@@ -71,7 +72,7 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
     async def batch_predict(request: Request, mask: MaskWish = "png") -> Response:
         """Say what is where in several photographs; one that cannot be used loses none of the others."""
         service.require_room()
-        with memory.reserve(stated_size(request, settings)):
+        with memory.reserve(stated_size(request.headers, settings.max_upload_bytes)):
             uploads = await read_files(request, settings)
             answers = await _answers(request, service, uploads)
         items = []

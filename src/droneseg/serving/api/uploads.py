@@ -1,8 +1,7 @@
-"""The body of a request, read within bounds: bytes, files and time are limited before memory is spent on them."""
+"""Multipart bodies, read within bounds of bytes, files and time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -11,17 +10,15 @@ from starlette.requests import Request
 from droneseg.core.errors import (
     MalformedRequestError,
     MissingInputError,
-    QueueFullError,
-    RequestTooLargeError,
     SlowRequestError,
     TooManyFilesError,
     WrongContentTypeError,
 )
 from droneseg.core.settings import Settings
 from droneseg.serving.answers import Upload
+from droneseg.serving.bodies import limited
 
 FIELD = "data"
-_BODIES = 8  # of the largest allowed size that may be in memory at once
 _MAX_FIELDS = 32
 _MAX_TEXT_BYTES = 64 * 1024
 
@@ -51,49 +48,6 @@ class _Parser(MultiPartParser):
             raise MalformedRequestError("The multipart body ends before its last boundary.")
 
 
-class BodyMemory:
-    """Bytes of all bodies that are being read or wait; a request that would exceed them is refused before it is read.
-
-    Args:
-        max_body_bytes: Largest single body.
-    """
-
-    def __init__(self, max_body_bytes: int) -> None:
-        self._free = _BODIES * max_body_bytes
-
-    @contextmanager
-    def reserve(self, size_bytes: int) -> Iterator[None]:
-        """Hold so many bytes while the block runs.
-
-        Raises:
-            QueueFullError: If they are not free.
-        """
-        if size_bytes > self._free:
-            raise QueueFullError("Too many large requests at once. Send it again later.", retry_after_s=1.0)
-        self._free -= size_bytes
-        try:
-            yield
-        finally:
-            self._free += size_bytes
-
-
-def stated_size(request: Request, settings: Settings) -> int:
-    """Return the size of the body as its head states it, or the largest allowed one if it does not.
-
-    Raises:
-        RequestTooLargeError: If it is above the limit.
-        MalformedRequestError: If it is no number.
-    """
-    stated = request.headers.get("content-length")
-    if stated is None:
-        return settings.max_upload_bytes
-    if not stated.isdecimal():
-        raise MalformedRequestError(f"Content-Length {stated[:20]!r} is no number.")
-    if int(stated) > settings.max_upload_bytes:
-        raise _too_large(settings)
-    return int(stated)
-
-
 async def read_files(request: Request, settings: Settings) -> list[Upload]:
     """Read the files in the field `data` of a multipart body.
 
@@ -110,7 +64,7 @@ async def read_files(request: Request, settings: Settings) -> list[Upload]:
         raise WrongContentTypeError(f"Send multipart/form-data with the photograph as a file in the field {FIELD!r}.")
     parser = _Parser(
         request.headers,
-        _limited(request, settings),
+        limited(request.stream(), settings.max_upload_bytes),
         max_files=settings.max_batch,
         max_fields=_MAX_FIELDS,
         max_part_size=_MAX_TEXT_BYTES,
@@ -135,20 +89,3 @@ async def read_files(request: Request, settings: Settings) -> list[Upload]:
         return [Upload(file.filename, file.file.read()) for file in files]
     finally:
         await form.close()
-
-
-async def _limited(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """Yield the body, and end with an error where it grows too large: what is sent in pieces states no size."""
-    received = 0
-    async for piece in request.stream():
-        received += len(piece)
-        if received > settings.max_upload_bytes:
-            raise _too_large(settings)
-        yield piece
-
-
-def _too_large(settings: Settings) -> RequestTooLargeError:
-    return RequestTooLargeError(
-        f"The body is larger than {settings.max_upload_bytes:,} bytes. Send fewer or smaller files, or raise "
-        "DRONESEG_MAX_UPLOAD_BYTES."
-    )

@@ -2,20 +2,19 @@
 
 import asyncio
 import hmac
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection
-from http import HTTPStatus
+from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
-from droneseg.serving.errors import failure_of, message_of
+from droneseg.serving.refusals import refusal
+from droneseg.serving.schemas import ErrorDetail
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ class Gate:
         app: What is behind it.
         settings: With the API key, if one is asked.
         metrics: Where requests are counted.
+        failed: Returns what a client is told of an error.
         known: Paths of all routes, which label the metrics; any other path is counted as one.
         open_paths: Those that need no key.
     """
@@ -44,10 +44,11 @@ class Gate:
         *,
         settings: Settings,
         metrics: ServiceMetrics,
+        failed: Callable[[Exception], ErrorDetail],
         known: Collection[str],
         open_paths: Collection[str],
     ) -> None:
-        self._app, self._metrics = app, metrics
+        self._app, self._metrics, self._failed = app, metrics, failed
         self._known = frozenset(known)
         self._open = frozenset(open_paths) | ({_METRICS} if settings.public_metrics else set())
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
@@ -72,20 +73,23 @@ class Gate:
                 message["headers"] = [*message["headers"], (REQUEST_ID.lower().encode(), request_id.encode())]
             await send(message)
 
+        async def refuse(error: Exception) -> None:
+            await refusal(error, self._failed(error))(scope, receive, answer)
+
         try:
             if self._needs_key(path) and not self._has_key(headers):
-                await self._fail(UnauthorizedError(f"Send the API key in the header {API_KEY}."), answer)
+                await refuse(UnauthorizedError(f"Send the API key in the header {API_KEY}."))
             else:
                 await self._app(scope, receive, answer)
         except asyncio.CancelledError:
             # the server stops, and its time for what was begun is over
             if status == HANGUP:
-                await self._fail(NotReadyError("The service stopped before this was done. Send it again."), answer)
+                await refuse(NotReadyError("The service stopped before this was done. Send it again."))
         except Exception as error:
             logger.exception("request %s failed", request_id)
             if status != HANGUP:
                 raise  # half an answer is out: only the connection can tell that it is none
-            await self._fail(error, answer)
+            await refuse(error)
         finally:
             seconds = time.perf_counter() - begin
             self._metrics.count_request(path if path in self._known else _OTHER, status, seconds)
@@ -98,15 +102,3 @@ class Gate:
     def _has_key(self, headers: dict[bytes, str]) -> bool:
         given = headers.get(API_KEY.lower().encode(), "") or headers.get(b"authorization", "").removeprefix("Bearer ")
         return hmac.compare_digest(given.encode("latin-1"), self._key or b"")
-
-    async def _fail(self, error: Exception, send: Send) -> None:
-        """Answer with an error, without the application behind."""
-        failure = failure_of(error)
-        if failure.status < 500:
-            self._metrics.count_bad_input(failure.code)
-        body = json.dumps({"error": {"code": failure.code, "message": message_of(error)}}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if failure.status == HTTPStatus.UNAUTHORIZED:
-            headers.append((b"www-authenticate", b"Bearer"))
-        await send({"type": "http.response.start", "status": failure.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
