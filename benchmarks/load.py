@@ -4,7 +4,8 @@
 
 First a plain loop of decode, segment and encode shows what the machine can do. Then arrivals at that rate times
 `--times`, at random moments and whether or not earlier ones were answered, come from a process of their own; a tenth of
-them are no photographs. Another process asks /livez every 50 ms. Memory is sampled every second.
+them are no photographs. Another process asks /livez every 50 ms, whether or not the last was answered. Memory is
+sampled every second. Exit code 1 if something else than 200, 429 and the 4xx of bad input was answered.
 """
 
 import argparse
@@ -110,14 +111,22 @@ def probe(stop: Any, results: Any) -> None:
 
 
 async def _probe(stop: Any) -> list[float]:
-    found = []
-    async with aiohttp.ClientSession() as client:
+    found, tasks = [], set()
+
+    async def one(client: aiohttp.ClientSession, due: float) -> None:
+        async with client.get(f"{URL}/livez") as answer:
+            await answer.read()
+        found.append(time.perf_counter() - due)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        due = time.perf_counter()
         while not stop.is_set():
-            begin = time.perf_counter()
-            async with client.get(f"{URL}/livez") as answer:
-                await answer.read()
-            found.append(time.perf_counter() - begin)
-            await asyncio.sleep(PROBE_PAUSE_S)
+            task = asyncio.create_task(one(client, due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            due += PROBE_PAUSE_S
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        await asyncio.gather(*tasks)
     return found
 
 
@@ -169,9 +178,9 @@ def main() -> None:
             while sender.is_alive() and results.empty():
                 memory_mb.append(psutil.Process(service.pid).memory_info().rss / 1e6)
                 time.sleep(1)
-            found = results.get()
+            found = results.get(timeout=180)
             stop.set()
-            livez = sorted(probes.get())
+            livez = sorted(probes.get(timeout=60))
             prober.join()
             sender.join()
         finally:
@@ -190,6 +199,9 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
+    unexpected = (set(found["photographs"]) - {"200", "429"}) | (set(found["bad_inputs"]) - {"415", "429"})
+    if unexpected:
+        raise SystemExit(f"answered, and should not have been: {', '.join(sorted(unexpected))}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from droneseg.core.errors import ConfigurationError, ModelError
+from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.data.synthetic.scene import generate_scene
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
@@ -166,3 +166,15 @@ def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert not (tmp_path / "intel").exists()
+
+
+def test_a_model_replaced_on_disk_does_not_become_the_one_in_use(tmp_path: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    bundle = make_bundle(tmp_path / "bundle", patch=(16, 24))
+    expected = BundleSegmenter(bundle).segment(large).mask
+    segmenter = BundleSegmenter(bundle)
+    segmenter.segment(large[:16, :24])  # one tile: the graph for several is not compiled yet
+    write_network(tmp_path / "bundle" / "model.onnx", biases=(99, 0, 0, 0, 0, 0))
+    assert np.array_equal(segmenter.segment(large).mask, expected)
+    with pytest.raises(BundleError, match="changed while it was loaded"):
+        BundleSegmenter(bundle)

@@ -1,6 +1,7 @@
 """Records are written in the background, many to a file, and the store's troubles are not the service's."""
 
 import json
+import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -98,6 +99,24 @@ def test_records_go_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
         (name,) = store.find("kept")
         assert name.startswith("kept/champion/2026/03/04/050607.008-")
         assert [json.loads(line)["width"] for line in store.cat(name).splitlines()] == [0, 1, 2]
+
+
+def test_a_recorder_holds_few_photographs_and_counts_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, looking = Counts(), threading.Event()
+    monkeypatch.setattr("droneseg.monitoring.recorder._AHEAD_BYTES", 1000)
+    monkeypatch.setattr("droneseg.monitoring.recorder.image_statistics", lambda image: looking.wait(10) and {})
+    recorder = Recorder(str(tmp_path), count=counts)
+    image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
+    prediction = Prediction(mask, class_fractions(mask), 0.75, {}, "abc")
+    for _ in range(5):  # of 300 bytes
+        recorder.keep(None, image, prediction)
+    assert counts == {"dropped": 2}
+    looking.set()
+    recorder.close(5)
+    recorder.keep(None, image, prediction)
+    assert counts == {"dropped": 3, "written": 3}
 
 
 def test_a_record_holds_no_name_but_its_hash_and_no_picture(tmp_path: Path) -> None:

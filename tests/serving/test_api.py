@@ -127,6 +127,15 @@ def test_a_multipart_body_without_its_end_loses_no_file_silently(client: TestCli
         assert error(client.post("/batch_predict", content=cut, headers=headers)) == (400, "malformed_request")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-7", "unicode_escape", "utf-16", "nonsense"])
+def test_what_the_head_calls_its_charset_changes_nothing(client: TestClient, charset: str) -> None:
+    name = "garden +2AA- \\ud800.png"
+    part = f'--x\r\nContent-Disposition: form-data; name="data"; filename="{name}"\r\n\r\n'.encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    found = client.post("/predict", content=part + PHOTO + b"\r\n--x--\r\n", headers=headers)
+    assert (found.status_code, found.json()["filename"]) == (200, name)
+
+
 def test_too_many_bytes_are_refused_stated_or_not(start: Start) -> None:
     client = start(max_upload_bytes=2000)
     assert error(client.post("/predict", files=[file(bytes(3000))])) == (413, "request_too_large")
@@ -181,7 +190,7 @@ def test_without_a_model_nothing_is_made_up(tmp_path: Path) -> None:
         assert (status["ready"], status["model_id"]) == (False, None)
 
 
-def test_a_failing_model_is_said_to_fail(start: Start) -> None:
+def test_a_failing_model_is_said_to_fail(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(BrightIsLanding):
         def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
             if self.calls >= 2:
@@ -193,6 +202,10 @@ def test_a_failing_model_is_said_to_fail(start: Start) -> None:
     assert error(response) == (500, "internal_error")
     assert "secret" not in response.text
     assert response.headers["x-request-id"]
+    assert "secret inside" in caplog.text
+    (item,) = client.post("/batch_predict", files=[file()]).json()
+    assert item["error"]["code"] == "internal_error"
+    assert 'droneseg_faults_total{code="internal_error"} 2.0' in client.get("/metrics").text
 
 
 def test_errors_of_the_framework_have_the_same_body(client: TestClient) -> None:
@@ -267,6 +280,8 @@ def test_metrics_tell_what_happened_under_bounded_labels(client: TestClient) -> 
     opened = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert opened.headers["content-type"].startswith("application/openmetrics-text")
     assert opened.text.endswith("# EOF\n")
+    odd = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=abc"})
+    assert odd.status_code == 200
 
 
 def test_the_duration_is_that_of_the_whole_request(start: Start) -> None:
@@ -293,6 +308,20 @@ def test_a_full_queue_is_told_before_the_body_is_looked_at(start: Start) -> None
     assert int(response.headers["retry-after"]) >= 1
     segmenter.gate.set()
     assert all(future.result(10) for future in held)
+    assert "droneseg_bad_inputs_total{" not in client.get("/metrics").text  # nothing is wrong with what was sent
+
+
+def test_who_waits_too_long_is_told_so(start: Start) -> None:
+    segmenter = BrightIsLanding()
+    client = start(segmenter, timeout_seconds=0.3)
+    segmenter.gate.clear()
+    held = client.app.state.service.submit([_upload()] * 2)  # type: ignore[attr-defined]
+    calls = segmenter.calls
+    response = client.post("/predict", files=[file()])
+    assert error(response) == (504, "too_late")
+    segmenter.gate.set()
+    assert all(future.result(10) for future in held)
+    assert segmenter.calls <= calls + 2
 
 
 def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,9 +330,11 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
     def load(_settings: Settings) -> BrightIsLanding:
         if models[-1] is None:
             raise BundleError("model.onnx does not have the bytes the manifest names")
+        if models[-1] == "surprise":
+            raise PermissionError("secret path")
         return models[-1]
 
-    monkeypatch.setattr("droneseg.serving.api.app.load_served_segmenter", load)
+    monkeypatch.setattr("droneseg.serving.api.app.load_segmenter", load)
     key = {"X-API-Key": "open sesame"}
     with TestClient(create_app(Settings(_env_file=None, api_key="open sesame", records_url="none"))) as client:
         while client.get("/readyz").status_code != 200:
@@ -315,6 +346,11 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
         refused = client.post("/admin/reload", headers=key)
         assert error(refused) == (409, "model_refused")
         assert "model.onnx does not have" in refused.text
+        models.append("surprise")  # type: ignore[arg-type]
+        refused = client.post("/admin/reload", headers=key)
+        assert error(refused) == (409, "model_refused")
+        assert "PermissionError" in refused.text
+        assert "secret" not in refused.text
         assert client.post("/predict", files=[file()], headers=key).json()["model_id"] == "two"
         assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in client.get("/metrics").text
     assert error_without_key()
@@ -350,6 +386,14 @@ def test_a_browser_is_shown_the_page(client: TestClient) -> None:
     page = client.get("/ui")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "http://" not in page.text.replace("http://www.w3.org", "")
+
+
+def test_openapi_has_an_example_of_every_answer(client: TestClient) -> None:
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                for content in response["content"].values():
+                    assert {"example", "examples"} & set(content) or "binary" in str(content), (path, status)
 
 
 def test_openapi_has_an_example_of_every_error(client: TestClient) -> None:

@@ -1,7 +1,8 @@
 """The page in a real browser: a photograph goes in, what is where comes out, with mouse or keyboard, light and dark."""
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def choose(page: Page, data: bytes = png(PIXELS), name: str = "field.png") -> No
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what is drawn with the next picture of the screen."""
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.02)
+
+
 def pixel(page: Page, x: int, y: int) -> list[int]:
     """Return RGBA of the overlay."""
     code = "([x, y]) => [...document.getElementById('overlay').getContext('2d').getImageData(x, y, 1, 1).data]"
@@ -82,9 +91,9 @@ def test_opacity_and_classes_change_the_overlay(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     page.locator("#opacity").fill("100")
-    assert pixel(page, 10, 60)[3] == 255
+    until(lambda: pixel(page, 10, 60)[3] == 255)
     page.get_by_label("water").uncheck()
-    assert pixel(page, 150, 60)[3] == 0
+    until(lambda: pixel(page, 150, 60)[3] == 0)
     assert pixel(page, 10, 60)[3] == 255
 
 
@@ -114,6 +123,32 @@ def test_errors_are_said_in_words(page: Page) -> None:
     choose(page)
     expect(page.locator("#status")).to_have_text("Done: field.png")
     expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_the_same_photograph_can_be_chosen_again(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    with page.expect_response("**/predict"):
+        choose(page)
+    expect(page.locator("#status")).to_have_text("Done: field.png")
+
+
+def test_the_last_photograph_chosen_is_the_one_shown(page: Page) -> None:
+    dark = np.zeros_like(PIXELS)
+    dark[..., 2] = 230
+    page.evaluate(
+        """async ([first, second]) => {
+          const file = (bytes, name) => new File([new Uint8Array(bytes)], name, { type: "image/png" });
+          send(file(first, "first.png"));
+          await new Promise((done) => setTimeout(done, 30));
+          send(file(second, "second.png"));
+        }""",
+        [list(png(PIXELS)), list(png(dark))],
+    )
+    expect(page.locator("#status")).to_have_text("Done: second.png")
+    expect(page.locator("#headline")).to_have_text("0.0 % landing zone")
+    page.wait_for_timeout(300)
+    expect(page.locator("#status")).to_have_text("Done: second.png")
 
 
 def test_what_the_browser_cannot_show_is_shown_as_classes(page: Page) -> None:

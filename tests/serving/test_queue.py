@@ -1,7 +1,9 @@
 """Work waits its turn, within bounds, and whoever gives up is taken out."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
@@ -99,6 +101,44 @@ def test_an_empty_queue_admits_a_request_of_any_size(queue: WorkQueue[str, str],
     assert [future.result(5) for future in queue.admit([("a", 50), ("b", 50)])] == ["A", "B"]
 
 
+def test_nothing_of_what_is_done_stays_in_memory(queue: WorkQueue[str, str], gate: Gate) -> None:
+    class Work(str):
+        __slots__ = ("__weakref__",)
+
+    gate.open.set()
+    gate.begun = Forgetful()  # type: ignore[assignment]
+    gc.disable()
+    try:
+        for text in ("a", "bad"):
+            work = Work(text)
+            seen = weakref.ref(work)
+            (future,) = queue.admit([(work, 1)])
+            until(future.done)
+            del work
+            until(lambda: seen() is None)  # noqa: B023  # called within the loop
+    finally:
+        gc.enable()
+
+
+class Forgetful(list[str]):
+    """A list that keeps nothing."""
+
+    def append(self, work: str) -> None:
+        pass
+
+
+def test_one_slow_piece_of_work_is_not_yet_the_rate(queue: WorkQueue[str, str], gate: Gate, clock: Clock) -> None:
+    (future,) = queue.admit([("a", 1)])
+    until(lambda: gate.begun == ["a"])
+    clock.now += 100
+    gate.open.set()
+    future.result(5)
+    until(lambda: queue.seconds == 0)
+    gate.open.clear()
+    queue.admit([("b", 1)])
+    assert queue.seconds < 1.5
+
+
 def test_whoever_hangs_up_is_taken_out_and_makes_room(queue: WorkQueue[str, str], gate: Gate) -> None:
     first, second, _third = queue.admit([("a", 1), ("b", 1), ("c", 1)])
     until(lambda: gate.begun == ["a"])
@@ -151,10 +191,12 @@ def test_closing_finishes_what_was_admitted_and_takes_no_more(queue: WorkQueue[s
 
 def test_what_cannot_be_finished_in_time_is_told_so(gate: Gate) -> None:
     queue = WorkQueue(gate, limit_s=3, timeout_s=10, workers=1, seconds_per_unit=1)
-    _first, second = queue.admit([("a", 1), ("b", 1)])
+    both = queue.admit([("a", 1), ("b", 1)])
+    until(lambda: gate.begun == ["a"])
     queue.close(0.05)
-    with pytest.raises(NotReadyError, match="stopped"):
-        second.result(0)
+    for future in both:  # that which was begun, too
+        with pytest.raises(NotReadyError, match="stopped"):
+            future.result(0)
     gate.open.set()
 
 

@@ -85,6 +85,24 @@ def _oriented() -> bytes:
     return out.getvalue()
 
 
+def _exif(kind: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    _picture().save(out, kind, exif=data)
+    return out.getvalue()
+
+
+def _tags(*tags: tuple[int, int, int]) -> bytes:
+    """Return EXIF of tags (number, type, value)."""
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def _many_scans() -> bytes:
+    whole = _encoded("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + 600 * whole[last:-2] + whole[-2:]
+
+
 def _sixteen_bit_rgb() -> bytes:
     rows = b"".join(b"\0" + bytes(range(6)) * 8 for _ in range(8))
     return _png(8, 8, depth=16, rows=rows)
@@ -165,6 +183,7 @@ def _bombs() -> Iterator[Hostile]:
     jpeg[frame : frame + 4] = b"\xff\xff\xff\xff"
     yield Hostile("JPEG that says 65,535 x 65,535", bytes(jpeg), LARGE)
     text = zlib.compress(bytes(80_000_000))
+    yield Hostile("JPEG of hundreds of scans", _many_scans(), NO_IMAGE)
     yield Hostile("PNG with a text of 80 MB", _png(8, 8, extra=_chunk(b"zTXt", b"a\0\0" + text)), BROKEN)
 
 
@@ -185,3 +204,10 @@ def _odd_but_good() -> Iterator[Hostile]:
     yield Hostile("JPEG with a ZIP behind it", _encoded("JPEG") + b"PK\x03\x04" + bytes(100), OK)
     yield Hostile("PNG with a page behind it", _encoded("PNG") + b"<script>alert(1)</script>", OK)
     yield Hostile("one pixel", _png(1, 1), OK)
+    # of a photograph whose notes cannot be read, the pixels still can
+    yield Hostile("PNG with garbage for EXIF", _png(8, 8, extra=_chunk(b"eXIf", b"garbage!")), OK)
+    for kind in ("JPEG", "WEBP"):
+        yield Hostile(f"{kind} with garbage for EXIF", _exif(kind, b"Exif\0\0garbage!garbage!"), OK)
+        yield Hostile(f"{kind} with EXIF cut off", _exif(kind, b"Exif\0\0II*\0"), OK)
+        odd = _tags((0x0100, 9, 0xFFFFFFFF), (0x0111, 7, 1), (0x0112, 3, 6))
+        yield Hostile(f"turned {kind} with odd tags", _exif(kind, odd), OK)

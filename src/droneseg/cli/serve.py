@@ -10,8 +10,6 @@ import typer
 from droneseg.cli import environment
 from droneseg.core.errors import MissingDependencyError
 
-GRACE_S = 10  # Cloud Run kills what has not ended so many seconds after SIGTERM
-
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: $DRONESEG_HOST.")] = None,
@@ -24,21 +22,12 @@ def serve(
     for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "serve")
-    import uvicorn
-
     from droneseg.core.logs import configure_logging
     from droneseg.serving.api import create_app
+    from droneseg.serving.api.server import run
 
     # uvicorn sends itself the signal again once it has ended in good order; that is no failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
-    uvicorn.run(
-        create_app(settings),
-        host=host or settings.host,
-        port=settings.port if port is None else port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_S,
-        server_header=False,
-    )
+    run(create_app(settings), host=host or settings.host, port=settings.port if port is None else port)

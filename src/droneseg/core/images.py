@@ -1,5 +1,7 @@
 """Bytes to arrays: every photograph enters here, checked, upright, and as RGB."""
 
+import struct
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -24,9 +26,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 DEFAULT_MAX_PIXELS = 40_000_000
 
+_ORIENTATION_TAG, _UPRIGHT = 0x0112, 1
+_MAX_JPEG_SCANS = 500  # each costs a pass over all pixels, for a few bytes; libjpeg-turbo's fuzzers stop there, too
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 # What Pillow raises on corrupt data, by format: OSError and SyntaxError (PNG), ValueError (WebP, TIFF), EOFError,
-# IndexError and TypeError (TIFF tags), struct.error is a ValueError's sibling and comes as OSError from Pillow.
+# IndexError and TypeError (TIFF tags).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError)
 
 
@@ -81,6 +85,11 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         raise UnsupportedImageError(f"Not an image of a known format; accepted are {', '.join(FORMATS)}.") from error
     except _BROKEN as error:
         raise BrokenImageError(f"Image header is corrupt: {error}") from error
+    # within what is compressed 0xFF is followed by 0, so this counts the heads of scans
+    if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise UnsupportedImageError(
+            f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as an ordinary one."
+        )
     width, height = opened.size
     if width * height > max_pixels:
         raise ImageTooLargeError(
@@ -120,7 +129,7 @@ def is_plain_rgb_png(opened: pillow.Image) -> bool:
         and raw_modes == {"RGB"}
         and "transparency" not in opened.info
         and getattr(opened, "n_frames", 1) == 1
-        and opened.getexif().get(0x0112, 1) == 1
+        and _orientation(opened) == _UPRIGHT
     )
 
 
@@ -134,7 +143,7 @@ def to_rgb(opened: pillow.Image) -> Image:
     if opened.mode == "P" and opened.palette is None:
         raise BrokenImageError("Image data is corrupt: there is no palette.")
     upright = opened
-    ImageOps.exif_transpose(upright, in_place=True)  # in place, as every copy of a photograph is felt
+    _turn_upright(upright)
     if upright.mode in _SIXTEEN_BIT_MODES:
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
@@ -148,6 +157,18 @@ def to_rgb(opened: pillow.Image) -> Image:
         flat.alpha_composite(rgba)
         upright = flat
     return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def _turn_upright(opened: pillow.Image) -> None:
+    """Apply the orientation in an image's EXIF, if it has one that can be read."""
+    with suppress(*_BROKEN, struct.error):
+        ImageOps.exif_transpose(opened, in_place=True)  # in place, as every copy of a photograph is felt
+
+
+def _orientation(opened: pillow.Image) -> int:
+    with suppress(*_BROKEN, struct.error):
+        return int(opened.getexif().get(_ORIENTATION_TAG, _UPRIGHT))
+    return _UPRIGHT
 
 
 def encode_png(image: Image, *, compress_level: int = 3) -> bytes:

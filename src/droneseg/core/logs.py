@@ -6,12 +6,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
 from droneseg.core.settings import LogFormat, LogLevel
 
 ROOT = "droneseg"
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The request that is being answered, if any: it stands beside what is logged."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -24,6 +28,7 @@ class JsonFormatter(logging.Formatter):
             "severity": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **({"request_id": request_id.get()} if request_id.get() else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -31,11 +36,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class TextFormatter(logging.Formatter):
+    """Time, level and message, and the request's id where something is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return one line."""
+        line = super().formatMessage(record)
+        return (
+            f"{line} (request {request_id.get()})" if request_id.get() and record.levelno >= logging.WARNING else line
+        )
+
+
 def formatter(log_format: LogFormat) -> logging.Formatter:
     """Return the formatter for `log_format`."""
     if log_format is LogFormat.JSON:
         return JsonFormatter()
-    return logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    return TextFormatter()
 
 
 def configure_logging(

@@ -43,6 +43,7 @@ class ServiceMetrics:
         self._model = gauge("droneseg_model_info", "1 for the model that answers.", ("model_id", "profile"))
         self._ready = gauge("droneseg_ready", "1 if there is a model that has made a prediction.")
         self._reloads = counter("droneseg_reloads", "New models, taken up or refused.", ("result",))
+        self._faults = counter("droneseg_faults", "Faults of the service itself.", ("code",))
         self._records = counter("droneseg_records", "Records of predictions.", ("result",))
         self._queue_images = gauge("droneseg_queue_images", "Photographs that wait.")
         self._queue_seconds = gauge("droneseg_queue_seconds", "Seconds of work that was admitted.")
@@ -72,6 +73,10 @@ class ServiceMetrics:
         """Count an input that was refused or failed, by the code of its error."""
         self._bad_inputs.labels(reason).inc()
 
+    def count_fault(self, code: str) -> None:
+        """Count a fault of the service itself, by the code of its error."""
+        self._faults.labels(code).inc()
+
     def count_prediction(self, prediction: Prediction) -> None:
         """Count a prediction, what it found and what its parts took."""
         self._images.inc()
@@ -98,5 +103,8 @@ class ServiceMetrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics, as OpenMetrics or in Prometheus' text format, and the content type: `accept` decides."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # of a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type

@@ -1,10 +1,12 @@
 """From a prediction to its record, in the background: statistics of a photograph take a while, too."""
 
 import hashlib
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 
 from droneseg.core.images import Image
@@ -14,7 +16,7 @@ from droneseg.monitoring.records import Outcome, Record, RecordWriter
 
 logger = logging.getLogger(__name__)
 
-_AHEAD = 32  # photographs kept in memory until their statistics are taken
+_AHEAD_BYTES = 256 * 2**20  # of photographs kept in memory until their statistics are taken
 
 
 class Recorder:
@@ -29,25 +31,45 @@ class Recorder:
         self._writer = RecordWriter(url, count=count)
         self._count = count
         self._aside = ThreadPoolExecutor(1, "statistics")
-        self._room = threading.Semaphore(_AHEAD)
+        self._lock = threading.Lock()
+        self._ahead: dict[int, int] = {}  # bytes of each photograph that waits, by a number
+        self._numbers = itertools.count()
+        self._closed = False
 
     def keep(self, filename: str | None, image: Image, prediction: Prediction) -> None:
         """Leave a prediction to the background; one that finds no room there is dropped, and counted."""
-        if self._room.acquire(blocking=False):
-            self._aside.submit(self._record, datetime.now(UTC), filename, image, prediction)
-        else:
+        with self._lock:
+            taken = sum(self._ahead.values())
+            fits = not self._closed and (not taken or taken + image.nbytes <= _AHEAD_BYTES)
+            if fits:
+                number = next(self._numbers)
+                self._ahead[number] = image.nbytes
+                self._aside.submit(self._record, number, datetime.now(UTC), filename, image, prediction)
+        if not fits:
             self._count("dropped", 1)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left; what cannot be written in time is dropped, and counted."""
-        self._aside.shutdown(wait=True)
-        self._writer.close(timeout_s)
+        end = time.monotonic() + timeout_s
+        with self._lock:
+            self._closed = True
+            last = self._aside.submit(lambda: None)
+        wait([last], timeout_s / 2)
+        self._aside.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            left = len(self._ahead)
+            self._ahead.clear()
+        if left:
+            self._count("dropped", left)
+        self._writer.close(max(0.0, end - time.monotonic()))
 
-    def _record(self, time: datetime, filename: str | None, image: Image, prediction: Prediction) -> None:
+    def _record(
+        self, number: int, moment: datetime, filename: str | None, image: Image, prediction: Prediction
+    ) -> None:
         try:
             height, width = prediction.mask.shape
             record = Record(
-                time=time,
+                time=moment,
                 model_id=prediction.model_id,
                 width=width,
                 height=height,
@@ -56,9 +78,14 @@ class Recorder:
                 statistics=image_statistics(image),
                 source=hashlib.sha256(filename.encode()).hexdigest() if filename else None,
             )
-            self._writer.add(record)
         except Exception:
             logger.exception("a record was lost")
+            record = None
+        with self._lock:
+            counted_already = self._ahead.pop(number, None) is None
+        if counted_already:
+            return
+        if record:
+            self._writer.add(record)
+        else:
             self._count("dropped", 1)
-        finally:
-            self._room.release()

@@ -78,6 +78,7 @@ class RecordWriter:
         with self._changed:
             left = len(self._waiting) + self._writing
             self._waiting.clear()
+            self._writing = 0
         if left:
             logger.warning("%d records were dropped: %s was not there", left, self._url)
             self._count("dropped", left)
@@ -95,8 +96,9 @@ class RecordWriter:
                     return
             else:
                 pause_s = FLUSH_S
-                self._writing = 0
-                self._count("written", len(batch))
+                with self._changed:
+                    written, self._writing = self._writing, 0  # none, if they were given up meanwhile
+                self._count("written", written)
 
     def _next(self, pause_s: float) -> list[Record]:
         """Wait for records, and then a little for more; returns none when there will be no more."""
@@ -110,6 +112,8 @@ class RecordWriter:
 
     def _give_back(self, batch: list[Record]) -> None:
         with self._changed:
+            if not self._writing:
+                return  # they were given up, and counted, meanwhile
             self._writing = 0
             room = max(0, self._capacity - len(self._waiting))
             self._waiting.extendleft(reversed(batch[len(batch) - min(room, len(batch)) :]))

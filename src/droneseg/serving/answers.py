@@ -4,8 +4,6 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
 from droneseg.serving.schemas import ClassAnswer, LoadedPredictionAnswer, ModelAnswer, PredictionAnswer
@@ -21,17 +19,39 @@ class Upload:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a service knows of one photograph.
+    """What a service knows of one photograph; without its pixels, of which many may wait to be sent.
 
     Attributes:
         filename: As it was sent.
-        prediction: With the seconds of every stage.
+        shape: Height and width.
+        class_fractions: Share of the pixels, all classes.
+        confidence: Mean winning probability.
+        model_id: What answered.
+        timings_s: Of every stage.
         mask_png: The mask file, byte for byte what `droneseg predict` writes.
     """
 
     filename: str | None
-    prediction: Prediction
+    shape: tuple[int, int]
+    class_fractions: dict[str, float]
+    confidence: float
+    model_id: str
+    timings_s: dict[str, float]
     mask_png: bytes
+
+    @classmethod
+    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> "Answer":
+        """Return what is sent of a prediction."""
+        height, width = prediction.mask.shape
+        return cls(
+            filename,
+            (height, width),
+            prediction.class_fractions,
+            prediction.confidence,
+            prediction.model_id,
+            prediction.timings_s,
+            mask_png,
+        )
 
     def to_schema(self, *, with_mask: bool = True) -> PredictionAnswer:
         """Return it as an answer to a form, which names its files."""
@@ -42,17 +62,15 @@ class Answer:
         return LoadedPredictionAnswer(model_loaded=True, **self._fields())
 
     def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
-        prediction = self.prediction
-        height, width = prediction.mask.shape
-        return dict(
-            prediction_shape=(height, width),
-            classes_found=tuple(int(found) for found in np.flatnonzero(np.bincount(prediction.mask.ravel()))),
-            segmentation_mask=base64.b64encode(self.mask_png).decode() if with_mask else None,
-            class_fractions=prediction.class_fractions,
-            confidence=min(1.0, prediction.confidence),
-            model_id=prediction.model_id,
-            timings_s=prediction.timings_s,
-        )
+        return {
+            "prediction_shape": self.shape,
+            "classes_found": tuple(entry.id for entry in CLASSES if self.class_fractions[entry.name] > 0),
+            "segmentation_mask": base64.b64encode(self.mask_png).decode() if with_mask else None,
+            "class_fractions": self.class_fractions,
+            "confidence": min(1.0, self.confidence),
+            "model_id": self.model_id,
+            "timings_s": self.timings_s,
+        }
 
 
 def describe(segmenter: Segmenter) -> ModelAnswer:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from droneseg.core.errors import NotReadyError, UnauthorizedError
+from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.refusals import refusal
@@ -62,15 +63,15 @@ class Gate:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         scope["path"] = path = scope["path"].rstrip("/") or "/"
         given = headers.get(REQUEST_ID.lower().encode(), "")
-        request_id = given if _GOOD_ID.match(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        own_id = given if _GOOD_ID.match(given) else uuid.uuid4().hex
+        request_id.set(own_id)
         status = HANGUP
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (REQUEST_ID.lower().encode(), request_id.encode())]
+                message["headers"] = [*message["headers"], (REQUEST_ID.lower().encode(), own_id.encode())]
             await send(message)
 
         async def refuse(error: Exception) -> None:
@@ -86,15 +87,15 @@ class Gate:
             if status == HANGUP:
                 await refuse(NotReadyError("The service stopped before this was done. Send it again."))
         except Exception as error:
-            logger.exception("request %s failed", request_id)
             if status != HANGUP:
                 raise  # half an answer is out: only the connection can tell that it is none
             await refuse(error)
         finally:
             seconds = time.perf_counter() - begin
             self._metrics.count_request(path if path in self._known else _OTHER, status, seconds)
-            fields = {"request_id": request_id, "path": path, "status": status, "seconds": round(seconds, 4)}
-            logger.info("%s %s %d in %.0f ms", scope["method"], path, status, 1000 * seconds, extra={"fields": fields})
+            fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
+            shown = path if path.isprintable() else repr(path)  # a line of the log is one request
+            logger.info("%s %s %d in %.0f ms", scope["method"], shown, status, 1000 * seconds, extra={"fields": fields})
 
     def _needs_key(self, path: str) -> bool:
         return self._key is not None and path not in self._open and not path.startswith("/ui/")

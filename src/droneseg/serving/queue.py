@@ -3,9 +3,11 @@
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,6 +19,7 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 _MEMORY = 0.9  # of what was measured before, kept at each new measurement
+_LARGEST_STEP = 4  # times the rate so far, at most, counts of one measurement: a first compilation is no rate
 
 
 @dataclass(eq=False)
@@ -38,6 +41,7 @@ class _Rate:
 
     def learn(self, seconds: float, units: float) -> None:
         """Take in that so much was done in so much time."""
+        seconds = min(seconds, _LARGEST_STEP * units * self.seconds_per_unit)
         # what is large counts for more, so sums are kept and not quotients
         self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds
         self._units = _MEMORY * self._units + (1 - _MEMORY) * units
@@ -74,8 +78,7 @@ class WorkQueue(Generic[Input, Output]):
         self._limit_s, self._timeout_s = limit_s, timeout_s
         self._rate = _Rate(seconds_per_unit)
         self._jobs: deque[_Job[Input, Output]] = deque()
-        self._size = 0.0
-        self._running = 0
+        self._running: list[_Job[Input, Output]] = []
         self._since = 0.0
         self._closed = False
         self._changed = threading.Condition()
@@ -91,7 +94,13 @@ class WorkQueue(Generic[Input, Output]):
     @property
     def seconds(self) -> float:
         """How long the admitted work will take."""
-        return self._size * self._rate.seconds_per_unit
+        with self._changed:
+            return self._size() * self._rate.seconds_per_unit
+
+    def begin_rate(self, seconds_per_unit: float) -> None:
+        """Forget the rate that was measured: what processes has changed."""
+        with self._changed:
+            self._rate = _Rate(seconds_per_unit)
 
     def require_room(self) -> None:
         """Refuse if not even the smallest piece of work would be admitted now: asked before a request is read.
@@ -120,58 +129,71 @@ class WorkQueue(Generic[Input, Output]):
         jobs = [_Job[Input, Output](work, size, now, now + self._timeout_s) for work, size in works]
         with self._changed:
             self._require_room(sum(job.size for job in jobs))
-            if not self._size:
+            if not self._jobs and not self._running:
                 self._since = now
-            for job in jobs:
-                self._size += job.size
-                self._jobs.append(job)
+            self._jobs.extend(jobs)
             self._changed.notify(len(jobs))
         for job in jobs:
-            job.future.add_done_callback(lambda done, job=job: self._drop(job) if done.cancelled() else None)  # type: ignore[misc]  # default binds job
+            job.future.add_done_callback(self._drop_cancelled)
         return [job.future for job in jobs]
+
+    def refuse_more(self) -> None:
+        """Take nothing more in; what was admitted is still done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def close(self, timeout_s: float) -> None:
         """Take nothing more in, and wait for what was admitted; what is not done in time is refused."""
         end = self._clock() + timeout_s
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self.refuse_more()
         for thread in self._threads:
             thread.join(max(0.0, end - self._clock()))
         with self._changed:
-            left = list(self._jobs)
+            left = [*self._jobs, *self._running]
             self._jobs.clear()
         for job in left:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(NotReadyError("The service stopped before this could be done. Send it again."))
+            with suppress(InvalidStateError):
+                job.future.set_exception(NotReadyError("The service stopped before this was done. Send it again."))
+
+    def _size(self) -> float:
+        """Return all that is admitted and not done, in units; summed anew, as running sums of floats leave crumbs."""
+        return sum(job.size for job in self._jobs) + sum(job.size for job in self._running)
 
     def _require_room(self, size: float) -> None:
         if self._closed:
             raise NotReadyError("The service is stopping. Send it again, to another instance.")
-        if not self._size:
+        if not self._jobs and not self._running:
             return
-        seconds = (self._size + size) * self._rate.seconds_per_unit
+        seconds = self.seconds + size * self._rate.seconds_per_unit
         if seconds > self._limit_s:
             raise QueueFullError(
                 f"There are {self.seconds:.1f} s of work waiting; the limit is {self._limit_s:g} s. Try later.",
                 retry_after_s=max(1.0, seconds - self._limit_s),
             )
 
-    def _drop(self, job: _Job[Input, Output]) -> None:
-        with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                self._size -= job.size
+    def _drop_cancelled(self, future: "Future[Output]") -> None:
+        if future.cancelled():
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                self._do(job)
-            except BaseException:
-                logger.exception("a worker failed outside its work")
-                raise
-            finally:
-                self._finish(job)
+        # a frame of its own for each, so that a worker that waits holds nothing of the last
+        while self._work_once():
+            pass
+
+    def _work_once(self) -> bool:
+        job = self._next()
+        if job is None:
+            return False
+        try:
+            self._do(job)
+        except BaseException:
+            logger.exception("a worker failed outside its work")
+            raise
+        finally:
+            self._finish(job)
+        return True
 
     def _next(self) -> _Job[Input, Output] | None:
         with self._changed:
@@ -179,8 +201,9 @@ class WorkQueue(Generic[Input, Output]):
                 if self._closed:
                     return None
                 self._changed.wait()
-            self._running += 1
-            return self._jobs.popleft()
+            job = self._jobs.popleft()
+            self._running.append(job)
+            return job
 
     def _do(self, job: _Job[Input, Output]) -> None:
         if not job.future.set_running_or_notify_cancel():
@@ -196,17 +219,17 @@ class WorkQueue(Generic[Input, Output]):
         try:
             result = self._process(job.work, now - job.admitted)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer to this request
-            job.future.set_exception(error)
+            traceback.clear_frames(error.__traceback__)  # they hold the photograph
+            with suppress(InvalidStateError):
+                job.future.set_exception(error)
         else:
-            job.future.set_result(result)
+            with suppress(InvalidStateError):
+                job.future.set_result(result)
 
     def _finish(self, job: _Job[Input, Output]) -> None:
         with self._changed:
             now = self._clock()
-            self._running -= 1
-            self._size -= job.size
+            self._running.remove(job)
             if not job.future.cancelled() and job.future.exception() is None:
                 self._rate.learn(now - self._since, job.size)
             self._since = now
-            if not self._jobs and not self._running:
-                self._size = 0.0  # sums of floats leave crumbs, and an empty queue must be empty

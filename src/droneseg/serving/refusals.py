@@ -1,5 +1,6 @@
 """Failed requests as HTTP responses: the one body, and the headers that belong to some of them."""
 
+import math
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -18,7 +19,7 @@ def refusal(error: Exception, detail: ErrorDetail) -> Response:
     """
     status, headers = failure_of(error).status, {}
     if isinstance(error, QueueFullError):
-        headers["Retry-After"] = str(round(error.retry_after_s))
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     return _response(status, detail, headers)

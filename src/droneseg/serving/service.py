@@ -4,8 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from http import HTTPStatus
 from importlib.metadata import version
 
 import numpy as np
@@ -29,7 +30,8 @@ from droneseg.serving.schemas import (
 
 logger = logging.getLogger(__name__)
 
-STOP_S = 10.0
+STOP_S = 9.0  # Cloud Run kills what has not ended 10 s after SIGTERM
+_BAD_INPUT = frozenset({400, 408, 413, 415, 422})
 _NO_RECORDS = "none"
 
 
@@ -49,6 +51,9 @@ class PredictionService:
         self._why_not = "it is being loaded"
         self._loading = threading.Lock()
         self._recorder: Recorder | None = None
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._turn = threading.Lock()
+        self._stop_by: float | None = None
 
     def start(self) -> None:
         """Load the model and predict once; without a model the service stays up and says why it cannot answer."""
@@ -57,19 +62,29 @@ class PredictionService:
         try:
             self.reload()
         except ModelRefusedError as error:
+            # the service stays up, so that health and metrics tell of it
             self._why_not = str(error)
             logger.error("no model: %s", error)
-        except Exception:
-            # the service stays up, so that health and metrics tell of it
-            self._why_not = "it could not be loaded; the log says why"
-            logger.exception("no model")
+
+    def refuse_more(self) -> None:
+        """Take nothing more in, and be ready no more; what was admitted is still done."""
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + STOP_S
+            if self._queue:
+                self._queue.refuse_more()
 
     def stop(self) -> None:
-        """Finish what was admitted, then write the last records."""
+        """Finish what was admitted, then write the last records, both within `STOP_S` of the first word of the end."""
+        self.refuse_more()
         if self._queue:
-            self._queue.close(STOP_S)
+            self._queue.close(self._left_s())
         if self._recorder:
-            self._recorder.close(STOP_S / 2)
+            self._recorder.close(max(1.0, self._left_s()))
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    def reload_aside(self) -> "Future[bool]":
+        """Reload in a thread of its own, one after the other; see `reload`."""
+        return self._loader.submit(self.reload)
 
     def reload(self) -> bool:
         """Take up the model that the settings name, if it verifies and makes a prediction; return whether it is new.
@@ -85,12 +100,18 @@ class PredictionService:
                 if self._answers_already(segmenter):
                     return False
                 seconds_per_unit = _try_out(segmenter)
-            except DronesegError as error:
+            except Exception as error:
                 self.metrics.count_reload("refused")
-                raise ModelRefusedError(str(error)) from error
+                if isinstance(error, DronesegError):
+                    raise ModelRefusedError(str(error)) from error
+                logger.exception("a model could not be loaded")
+                raise ModelRefusedError(
+                    f"It could not be loaded ({type(error).__name__}); the log says more."
+                ) from error
             self._segmenter = segmenter
             if self._queue is None:
                 self._queue = self._open_queue(seconds_per_unit)
+            self._queue.begin_rate(seconds_per_unit)
             self.metrics.count_reload("taken")
             self.metrics.show_model(segmenter.model_id, segmenter.profile)
             logger.info("model %s answers, profile %s", segmenter.model_id, segmenter.profile)
@@ -137,10 +158,13 @@ class PredictionService:
         return futures
 
     def failed(self, error: Exception) -> ErrorDetail:
-        """Return what a client is told of an error, and count it if it was the client's."""
+        """Return what a client is told of an error; count what was bad input, and count and log what is our fault."""
         failure = failure_of(error)
-        if failure.status < 500:
+        if failure.status in _BAD_INPUT:
             self.metrics.count_bad_input(failure.code)
+        elif failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.metrics.count_fault(failure.code)
+            logger.error("a request failed: %s", error, exc_info=error)
         return ErrorDetail(code=failure.code, message=message_of(error))
 
     def failed_item(self, upload: Upload, error: Exception) -> FailedItem:
@@ -171,6 +195,8 @@ class PredictionService:
         return now is not None and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile)
 
     def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
+        if self._stop_by is not None:
+            raise NotReadyError("The service is stopping. Send it again, to another instance.")
         if self._segmenter is None or self._queue is None:
             raise NotReadyError(f"There is no verified model: {self._why_not}")
         return self._segmenter, self._queue
@@ -186,20 +212,30 @@ class PredictionService:
         return queue
 
     def _predict(self, upload: Upload, waited_s: float) -> Answer:
-        segmenter, _ = self._ready()
         begin = time.perf_counter()
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
-        decoded = time.perf_counter()
-        prediction = segmenter.segment(image)
+        decode_s = time.perf_counter() - begin
+        # one photograph is in the network while another is decoded or encoded; waiting for that is waiting, too
+        with self._turn:
+            waited_s += time.perf_counter() - begin - decode_s
+            prediction = self._in_use().segment(image)
         predicted = time.perf_counter()
         mask_png = encode_mask(prediction.mask)
         encode_s = time.perf_counter() - predicted
-        timings_s = {"queue": round(waited_s, 5), "decode": round(decoded - begin, 5), **prediction.timings_s}
+        timings_s = {"queue": round(waited_s, 5), "decode": round(decode_s, 5), **prediction.timings_s}
         prediction = replace(prediction, timings_s=timings_s | {"encode": round(encode_s, 5)})
         self.metrics.count_prediction(prediction)
         if self._recorder:
             self._recorder.keep(upload.filename, image, prediction)
-        return Answer(upload.filename, prediction, mask_png)
+        return Answer.of(upload.filename, prediction, mask_png)
+
+    def _in_use(self) -> Segmenter:
+        if self._segmenter is None:
+            raise NotReadyError(f"There is no verified model: {self._why_not}")
+        return self._segmenter
+
+    def _left_s(self) -> float:
+        return max(0.0, (self._stop_by or 0.0) - time.monotonic())
 
 
 def _size(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:

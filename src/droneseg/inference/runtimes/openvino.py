@@ -1,5 +1,6 @@
 """OpenVINO on a CPU: normalisation, network and decision in one compiled graph."""
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -7,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.errors import ModelError
+from droneseg.core.errors import BundleError, ModelError
 from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask
 from droneseg.inference.runtimes.compiled import CompiledNetworks
@@ -62,6 +63,8 @@ class OpenVinoRuntime:
         }
         self.name = f"OpenVINO {'bf16' if bf16 else 'f32'}"
         self._core, self._network, self._patch, self._takes_bytes = core, network, patch, takes_bytes
+        # kept, as the file may be replaced by another model's before the second graph is asked for
+        self._bytes = _verified_bytes(network, network_sha256)
         about = self._options | {"patch": patch, "takes_bytes": takes_bytes}
         self._kept = CompiledNetworks(cache, network_sha256, about) if cache else None
         self._requests: dict[tuple[Answer, int], ov.InferRequest] = {}
@@ -100,7 +103,7 @@ class OpenVinoRuntime:
 
     def _compile(self, answer: Answer, batch: int) -> ov.CompiledModel:
         try:
-            model = self._core.read_model(self._network)
+            model = self._core.read_model(self._bytes, b"")
             model.reshape([batch, 3, *self._patch])
             return self._core.compile_model(self._with_ends(model, answer), "CPU", self._options)
         except RuntimeError as error:
@@ -117,6 +120,13 @@ class OpenVinoRuntime:
             prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
             prepared.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
         return prepared.build()
+
+
+def _verified_bytes(network: Path, sha256: str) -> bytes:
+    data = network.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BundleError(f"{network} was changed while it was loaded.")
+    return data
 
 
 def _decide(logits: ov.Output) -> list[ov.Output]:

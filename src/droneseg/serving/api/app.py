@@ -15,15 +15,13 @@ from starlette.routing import Route
 from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
-from droneseg.inference.load import load_served_segmenter
+from droneseg.inference.load import load_segmenter
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api.documentation import DESCRIPTION
 from droneseg.serving.api.page import make_page
 from droneseg.serving.api.routes import make_router
 from droneseg.serving.bodies import BodyMemory
-from droneseg.serving.errors import code_of_status, failure_of
 from droneseg.serving.gate import HANGUP, Gate
-from droneseg.serving.schemas import ErrorAnswer, ErrorDetail
 from droneseg.serving.refusals import framework_refusal, refusal
 from droneseg.serving.service import PredictionService
 
@@ -42,7 +40,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         when a prediction has been made.
     """
     metrics = ServiceMetrics()
-    service = PredictionService(settings, lambda: segmenter or load_served_segmenter(settings), metrics)
+    service = PredictionService(settings, lambda: segmenter or load_segmenter(settings), metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -69,9 +67,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
     _answer_errors(app, service)
     own = [route for router in routers for route in router.routes]
     known = [route.path for route in (*app.routes, *own) if isinstance(route, Route)]
-    app.add_middleware(
-        Gate, settings=settings, metrics=metrics, failed=service.failed, known=known, open_paths=_OPEN
-    )
+    app.add_middleware(Gate, settings=settings, metrics=metrics, failed=service.failed, known=known, open_paths=_OPEN)
     return app
 
 

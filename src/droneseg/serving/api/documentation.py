@@ -63,12 +63,48 @@ _BODY = (
     errors.QueueFullError,
     errors.NotReadyError,
 )
-_IMAGE = (errors.BrokenImageError, errors.ImageTooLargeError, errors.UnsupportedImageError, errors.TooLateError)
-NOT_READY = _failures(errors.UnauthorizedError, errors.NotReadyError)
-RELOAD = _failures(errors.UnauthorizedError, errors.ModelRefusedError, errors.NotReadyError)
-METRICS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"example": 'droneseg_requests_total{endpoint="/predict",status="200"} 42.0'}}}
-}
+_IMAGE = (
+    errors.BrokenImageError,
+    errors.ImageTooLargeError,
+    errors.UnsupportedImageError,
+    errors.TooLateError,
+    errors.ModelError,
+)
+
+
+def _answer(example: object, *kinds: type[Exception], media_type: str = "application/json") -> dict[int | str, Any]:
+    return {200: {"content": {media_type: {"example": example}}}, **(_failures(*kinds) if kinds else {})}
+
+
+LIVE = _answer({"status": "alive"})
+READY = _answer({"status": "ready"}, errors.NotReadyError)
+STATUS = _answer({"service": "droneseg", "version": "0.1.0", "ready": True, "model_id": "0123456789ab", "links": LINKS})
+MODEL = _answer(
+    {
+        "name": "droneseg",
+        "version": "0.1.0",
+        "description": "Segmentation of photographs from drones",
+        "model_id": "0123456789ab",
+        "profile": "fast",
+        "input_shape": [768, 960, 3],
+        "output_shape": ["H", "W"],
+        "framework": "OpenVINO bf16",
+        "license": "see MODEL_LICENSE.md",
+        "classes": [{"id": entry.id, "name": entry.name, "colour": entry.colour} for entry in CLASSES],
+        "quality": {"miou": {"value": 0.75, "low": 0.72, "high": 0.77}},
+    },
+    errors.UnauthorizedError,
+    errors.NotReadyError,
+)
+RELOAD = _answer(
+    {"model_id": "0123456789ab", "changed": True},
+    errors.UnauthorizedError,
+    errors.ModelRefusedError,
+    errors.NotReadyError,
+)
+METRICS = _answer(
+    'droneseg_requests_total{endpoint="/predict",status="200"} 42.0', errors.UnauthorizedError, media_type="text/plain"
+)
 PREDICT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "What is where.",

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +13,7 @@ from droneseg.core.errors import MissingInputError
 from droneseg.serving.answers import Answer, Upload
 from droneseg.serving.api import documentation
 from droneseg.serving.api.uploads import read_files
-from droneseg.serving.bodies import BodyMemory, stated_size
+from droneseg.serving.bodies import BodyMemory
 from droneseg.serving.schemas import (
     FailedItem,
     HealthAnswer,
@@ -24,6 +23,7 @@ from droneseg.serving.schemas import (
     StatusAnswer,
 )
 from droneseg.serving.service import PredictionService
+from droneseg.serving.waiting import answers
 
 MaskWish = Annotated[Literal["png", "none"], Query(description="none leaves the mask out.")]
 PNG = "image/png"
@@ -51,15 +51,15 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
         With `Accept: image/png` the answer is the mask file itself.
         """
         service.require_room()
-        with memory.reserve(stated_size(request.headers, settings.max_upload_bytes)):
-            uploads = await read_files(request, settings)
+        with memory.lease() as lease:
+            uploads = await read_files(request, settings, lease)
             if len(uploads) > 1:
                 raise MissingInputError(f"There are {len(uploads)} files; send one here, or all to /batch_predict.")
-            (answer,) = await _answers(request, service, uploads)
-        if isinstance(answer, BaseException):
+            (answer,) = await _unless_gone(request, service, uploads)
+        if isinstance(answer, Exception):
             raise answer
         if _wants_png(request.headers.get("accept", "")):
-            return Response(answer.mask_png, media_type=PNG, headers={"X-Model-ID": answer.prediction.model_id})
+            return Response(answer.mask_png, media_type=PNG, headers={"X-Model-ID": answer.model_id})
         return _json(answer.to_schema(with_mask=mask == "png").model_dump_json(exclude=_left_out(mask)))
 
     @router.post(
@@ -72,30 +72,29 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
     async def batch_predict(request: Request, mask: MaskWish = "png") -> Response:
         """Say what is where in several photographs; one that cannot be used loses none of the others."""
         service.require_room()
-        with memory.reserve(stated_size(request.headers, settings.max_upload_bytes)):
-            uploads = await read_files(request, settings)
-            answers = await _answers(request, service, uploads)
+        with memory.lease() as lease:
+            uploads = await read_files(request, settings, lease)
+            found = await _unless_gone(request, service, uploads)
         items = []
-        for upload, answer in zip(uploads, answers, strict=True):
+        for upload, answer in zip(uploads, found, strict=True):
             if isinstance(answer, Answer):
                 items.append(answer.to_schema(with_mask=mask == "png").model_dump_json(exclude=_left_out(mask)))
-            elif isinstance(answer, Exception):
-                items.append(service.failed_item(upload, answer).model_dump_json())
             else:
-                raise answer
+                items.append(service.failed_item(upload, answer).model_dump_json())
+            await asyncio.sleep(0)  # a batch of large masks leaves the loop to others in between
         return _json("[" + ",".join(items) + "]")
 
-    @router.get("/model_info", response_model=ModelAnswer, responses=documentation.NOT_READY, tags=["about"])
+    @router.get("/model_info", response_model=ModelAnswer, responses=documentation.MODEL, tags=["about"])
     async def model_info() -> ModelAnswer:
         """Describe the model that answers: its terms, its classes, and how good it is."""
         return service.model_answer()
 
-    @router.get("/livez", response_model=HealthAnswer, tags=["health"])
+    @router.get("/livez", response_model=HealthAnswer, responses=documentation.LIVE, tags=["health"])
     async def livez() -> HealthAnswer:
         """Answer while the process lives."""
         return HealthAnswer(status="alive")
 
-    @router.get("/readyz", response_model=HealthAnswer, responses=documentation.NOT_READY, tags=["health"])
+    @router.get("/readyz", response_model=HealthAnswer, responses=documentation.READY, tags=["health"])
     async def readyz() -> HealthAnswer:
         """Answer 200 once a real prediction has been made, 503 before."""
         service.model_answer()
@@ -107,7 +106,7 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
         content, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
 
-    @router.get("/", response_model=StatusAnswer, tags=["about"])
+    @router.get("/", response_model=StatusAnswer, responses=documentation.STATUS, tags=["about"])
     async def status(request: Request) -> Response:
         """Say what this is and where to go on; a browser is sent to the page."""
         if "text/html" in request.headers.get("accept", ""):
@@ -119,39 +118,30 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
         @router.post("/admin/reload", response_model=ReloadAnswer, responses=documentation.RELOAD, tags=["admin"])
         async def reload() -> ReloadAnswer:
             """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
-            changed = await asyncio.to_thread(service.reload)
+            changed = await asyncio.wrap_future(service.reload_aside())
             return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
 
     return router
 
 
-async def _answers(
+async def _unless_gone(
     request: Request, service: PredictionService, uploads: Sequence[Upload]
-) -> list[Answer | BaseException]:
+) -> list[Answer | Exception]:
     """Wait for the answers; if the client hangs up first, take its photographs out of the queue.
 
     Raises:
         ClientDisconnect: If it hung up.
     """
-    futures = await asyncio.to_thread(service.submit, uploads)
-    try:
-        return await _unless_gone(request, futures)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-async def _unless_gone(request: Request, futures: "Sequence[Future[Answer]]") -> list[Answer | BaseException]:
-    answers = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
+    waiting = asyncio.create_task(answers(service, uploads))
     gone = asyncio.create_task(_hangup(request))
     try:
-        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
             raise ClientDisconnect
-        return answers.result()
+        return waiting.result()
     finally:
         gone.cancel()
-        answers.cancel()
+        waiting.cancel()
 
 
 async def _hangup(request: Request) -> None:

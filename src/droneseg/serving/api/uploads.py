@@ -16,7 +16,7 @@ from droneseg.core.errors import (
 )
 from droneseg.core.settings import Settings
 from droneseg.serving.answers import Upload
-from droneseg.serving.bodies import limited
+from droneseg.serving.bodies import Lease
 
 FIELD = "data"
 _MAX_FIELDS = 32
@@ -24,9 +24,21 @@ _MAX_TEXT_BYTES = 64 * 1024
 
 
 class _Parser(MultiPartParser):
-    """Starlette's, which does not notice by itself that the last boundary is missing."""
+    """Starlette's, which does not notice by itself that the last boundary is missing.
+
+    Names are always read as UTF-8, and not as what the head calls `charset`: browsers send UTF-8, and some of Python's
+    decoders fail on names or return such that cannot be sent back.
+    """
 
     ended = False
+
+    @property
+    def _charset(self) -> str:
+        return "utf-8"
+
+    @_charset.setter
+    def _charset(self, stated: str) -> None:
+        pass
 
     async def parse(self) -> FormData:
         """Parse the body.
@@ -48,7 +60,7 @@ class _Parser(MultiPartParser):
             raise MalformedRequestError("The multipart body ends before its last boundary.")
 
 
-async def read_files(request: Request, settings: Settings) -> list[Upload]:
+async def read_files(request: Request, settings: Settings, lease: Lease) -> list[Upload]:
     """Read the files in the field `data` of a multipart body.
 
     Raises:
@@ -58,13 +70,15 @@ async def read_files(request: Request, settings: Settings) -> list[Upload]:
         TooManyFilesError: If there are more files than allowed.
         RequestTooLargeError: If it has more bytes than allowed.
         SlowRequestError: If it does not arrive in time.
+        QueueFullError: If all bodies together are too large.
         ClientDisconnect: If the client hangs up.
     """
+    lease.require(request.headers)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise WrongContentTypeError(f"Send multipart/form-data with the photograph as a file in the field {FIELD!r}.")
     parser = _Parser(
         request.headers,
-        limited(request.stream(), settings.max_upload_bytes),
+        lease.read(request.stream()),
         max_files=settings.max_batch,
         max_fields=_MAX_FIELDS,
         max_part_size=_MAX_TEXT_BYTES,

@@ -6,17 +6,21 @@ const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * s
 const LANDING = "landing-zones";
 
 let classes = [];
-let shown = null; // { ids, width, height, answer, name, photo }
-let request = null;
-let photoUrl = "";
-let maskUrl = "";
+let shown = null; // what `prepare` made
+let request = null; // of the photograph that was chosen last; what comes of an earlier one is left alone
+let chosen = null;
+let drawing = 0;
 
 async function begin() {
   classes = await (await fetch("/ui/classes.json")).json();
   const status = await (await fetch("/")).json();
   at("model").textContent = status.ready ? `model ${status.model_id}` : "the model is not ready yet";
-  at("file").addEventListener("change", (event) => event.target.files[0] && send(event.target.files[0]));
-  at("opacity").addEventListener("input", draw);
+  at("file").addEventListener("change", (event) => {
+    const file = event.target.files[0];
+    event.target.value = ""; // or choosing the same one again would say nothing
+    if (file) send(file);
+  });
+  at("opacity").addEventListener("input", drawSoon);
   at("save-overlay").addEventListener("click", saveOverlay);
   at("key-form").addEventListener("submit", useKey);
   at("stage").addEventListener("pointermove", tellClass);
@@ -33,47 +37,50 @@ function dragged(event) {
 function useKey(event) {
   event.preventDefault();
   at("key-form").hidden = true;
-  if (at("file").files[0]) send(at("file").files[0]);
+  if (chosen) send(chosen);
 }
 
 function send(file) {
   if (request) request.abort();
+  chosen = file;
   const body = new FormData();
   body.append("data", file);
-  request = new XMLHttpRequest();
-  request.open("POST", "/predict");
-  request.setRequestHeader("Accept", "application/json");
-  if (at("key").value) request.setRequestHeader("X-API-Key", at("key").value);
-  request.upload.onprogress = (event) => {
+  const own = new XMLHttpRequest();
+  request = own;
+  own.open("POST", "/predict");
+  own.setRequestHeader("Accept", "application/json");
+  try {
+    if (at("key").value) own.setRequestHeader("X-API-Key", at("key").value);
+  } catch {
+    return fail("A key has only plain letters, digits and signs.");
+  }
+  own.upload.onprogress = (event) => {
     at("progress").value = event.loaded / event.total;
     say(`Sending ${file.name}`);
   };
-  request.upload.onload = () => {
+  own.upload.onload = () => {
     at("progress").removeAttribute("value");
     say("Sent. The model is looking at it");
   };
-  request.onload = () => answered(file, request.status, request.responseText, request.getResponseHeader("Retry-After"));
-  request.onerror = () => fail("The service did not answer. Is it still running?");
+  own.onload = () => answered(own, file).catch(() => own === request && fail(`${file.name}: the answer cannot be shown.`));
+  own.onerror = () => fail("The service did not answer. Is it still running?");
   at("error").textContent = "";
   at("working").hidden = false;
   at("progress").value = 0;
-  request.send(body);
+  own.send(body);
+  return undefined;
 }
 
-async function answered(file, status, text, retryAfter) {
-  let answer = null;
-  try {
-    answer = JSON.parse(text);
-  } catch {
-    return fail(`The answer cannot be read (status ${status}).`);
-  }
-  if (status === 401) at("key-form").hidden = false;
-  if (status === 429) return fail(`The service is busy. Try again in ${retryAfter} s.`);
-  if (status !== 200) return fail(`${file.name}: ${answer.error ? answer.error.message : `status ${status}`}`);
-  await show(file, answer);
+async function answered(own, file) {
+  const answer = JSON.parse(own.responseText);
+  if (own.status === 401) at("key-form").hidden = false;
+  if (own.status === 429) return fail(`The service is busy. Try again in ${own.getResponseHeader("Retry-After")} s.`);
+  if (own.status !== 200) return fail(`${file.name}: ${answer.error.message}`);
+  const ready = await prepare(file, answer);
+  if (own !== request) return undefined; // another photograph was chosen meanwhile
+  show(ready);
   at("working").hidden = true;
-  say(`Done: ${file.name}`);
-  return undefined;
+  return say(`Done: ${file.name}`);
 }
 
 function say(text) {
@@ -88,23 +95,29 @@ function fail(text) {
   at("error").textContent = text;
 }
 
-async function show(file, answer) {
+async function prepare(file, answer) {
   const bytes = Uint8Array.from(atob(answer.segmentation_mask), (letter) => letter.charCodeAt(0));
   const mask = new Blob([bytes], { type: "image/png" });
-  for (const url of [photoUrl, maskUrl]) if (url) URL.revokeObjectURL(url);
-  [photoUrl, maskUrl] = [URL.createObjectURL(file), URL.createObjectURL(mask)];
   const [height, width] = answer.prediction_shape;
   const name = file.name.replace(/\.[^.]*$/, "") || "photograph";
-  shown = { ids: idsOf(await createImageBitmap(mask), width, height), width, height, answer, name };
-  at("photo").src = photoUrl;
+  const ids = idsOf(await createImageBitmap(mask), width, height);
+  const image = Object.assign(new Image(), { id: "photo", alt: "The photograph that was sent" });
+  image.src = URL.createObjectURL(file);
   // some formats are read by the service and not by the browser; the classes are shown without the photograph then
-  shown.photo = await at("photo").decode().then(() => true, () => false);
+  const photo = await image.decode().then(() => true, () => false);
+  return { ids, width, height, answer, name, image, photo, mask: URL.createObjectURL(mask) };
+}
+
+function show(ready) {
+  if (shown) for (const url of [shown.image.src, shown.mask]) URL.revokeObjectURL(url);
+  shown = ready;
+  at("photo").replaceWith(shown.image);
   at("stage").classList.toggle("no-photo", !shown.photo);
   document.body.classList.add("answered");
   at("result").hidden = false;
-  at("save-mask").href = maskUrl;
-  at("save-mask").download = `${name}.png`;
-  list(answer);
+  at("save-mask").href = shown.mask;
+  at("save-mask").download = `${shown.name}.png`;
+  list(shown.answer);
   draw();
 }
 
@@ -128,7 +141,7 @@ function list(answer) {
     const row = document.createElement("li");
     const label = document.createElement("label");
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, value: id });
-    box.addEventListener("change", draw);
+    box.addEventListener("change", drawSoon);
     const swatch = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     swatch.getContext("2d").fillStyle = `rgb(${colour})`;
     swatch.getContext("2d").fillRect(0, 0, 1, 1);
@@ -152,6 +165,11 @@ function list(answer) {
     Object.assign(document.createElement("dd"), { textContent: value }),
   ]);
   at("facts").replaceChildren(...parts);
+}
+
+function drawSoon() {
+  cancelAnimationFrame(drawing);
+  drawing = requestAnimationFrame(draw);
 }
 
 function draw() {
