@@ -9,10 +9,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version
 
-import numpy as np
-
 from droneseg.core.errors import DronesegError, ImageError, ModelRefusedError, NotReadyError
-from droneseg.core.images import decode_image, open_image
+from droneseg.core.images import decode_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
@@ -27,6 +25,7 @@ from droneseg.serving.schemas import (
     ModelAnswer,
     StatusAnswer,
 )
+from droneseg.serving.work import measure_unit_s, work_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class PredictionService:
                 segmenter = self._load()
                 if self._answers_already(segmenter):
                     return False
-                seconds_per_unit = _try_out(segmenter)
+                seconds_per_unit = measure_unit_s(segmenter)
             except Exception as error:
                 self.metrics.count_reload("refused")
                 if isinstance(error, DronesegError):
@@ -149,7 +148,7 @@ class PredictionService:
         sizes = {}
         for place, upload in enumerate(uploads):
             try:
-                sizes[place] = _size(upload, segmenter, self.settings.max_pixels)
+                sizes[place] = work_of(upload, segmenter, self.settings.max_pixels)
             except ImageError as error:
                 futures[place].set_exception(error)
         admitted = queue.admit([(uploads[place], size) for place, size in sizes.items()])
@@ -236,24 +235,3 @@ class PredictionService:
 
     def _left_s(self) -> float:
         return max(0.0, (self._stop_by or 0.0) - time.monotonic())
-
-
-def _size(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
-    """Return the work of a photograph in units of what the network takes at a time; smaller ones cost as much.
-
-    Raises:
-        ImageError: If it is no image, or too large.
-    """
-    width, height = open_image(upload.data, max_pixels=max_pixels).size
-    patch_height, patch_width, _ = segmenter.about.input_shape
-    return max(1.0, height / patch_height) * max(1.0, width / patch_width)
-
-
-def _try_out(segmenter: Segmenter) -> float:
-    """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
-    height, width, _ = segmenter.about.input_shape
-    image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
-    segmenter.segment(image)
-    begin = time.perf_counter()
-    segmenter.segment(image)
-    return time.perf_counter() - begin
