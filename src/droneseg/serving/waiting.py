@@ -24,13 +24,13 @@ async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list
     try:
         if waiting:
             await asyncio.wait(waiting, timeout=timeout_s)
-            late = [future.cancel() for future in futures]  # true of those that were not begun
-            begun = [wrapped for wrapped, was_late in zip(waiting, late, strict=True) if not was_late]
-            if begun:
-                await asyncio.wait(begun)
+            for future in futures:
+                future.cancel()  # does nothing to what was begun
+            await asyncio.wait(waiting)
     finally:
-        for future in futures:
+        for future, wrapped in zip(futures, waiting, strict=True):
             future.cancel()
+            wrapped.cancel()
     return [_result(wrapped, timeout_s) for wrapped in waiting]
 
 
