@@ -24,7 +24,7 @@ class Gate:
         self.begun.append(work)
         assert self.open.wait(10)
         if work == "bad":
-            raise ValueError(work)
+            raise ValueError("bad")
         return work.upper()
 
 

@@ -216,15 +216,21 @@ class WorkQueue(Generic[Input, Output]):
                 TooLateError(f"It waited {now - job.admitted:.1f} s and would not be done in {self._timeout_s:g} s.")
             )
             return
-        try:
-            result = self._process(job.work, now - job.admitted)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer to this request
+        error = self._try(job, now - job.admitted)
+        if error is not None:
             traceback.clear_frames(error.__traceback__)  # they hold the photograph
             with suppress(InvalidStateError):
                 job.future.set_exception(error)
-        else:
-            with suppress(InvalidStateError):
-                job.future.set_result(result)
+
+    def _try(self, job: _Job[Input, Output], waited_s: float) -> Exception | None:
+        """Do it, or return why not; a frame of its own, as one that still runs cannot be cleared."""
+        try:
+            result = self._process(job.work, waited_s)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer to this request
+            return error
+        with suppress(InvalidStateError):
+            job.future.set_result(result)
+        return None
 
     def _finish(self, job: _Job[Input, Output]) -> None:
         with self._changed:
