@@ -22,7 +22,7 @@ from support.workspace import COMMAND
 
 KEY = {"X-API-Key": "open sesame"}
 LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
-HUGE = png(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
+HUGE = png(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1))
 MEDIUM = png(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))  # eight take well below 10 s
 
 

@@ -236,6 +236,7 @@ class WorkQueue(Generic[Input, Output]):
         with self._changed:
             now = self._clock()
             self._running.remove(job)
+            del job.work  # the traceback of a failure still holds the job
             if not job.future.cancelled() and job.future.exception() is None:
                 self._rate.learn(now - self._since, job.size)
             self._since = now
