@@ -352,7 +352,9 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
         assert "PermissionError" in refused.text
         assert "secret" not in refused.text
         assert client.post("/predict", files=[file()], headers=key).json()["model_id"] == "two"
-        assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in client.get("/metrics").text
+        told = client.get("/metrics").text
+        assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in told
+        assert 'droneseg_model_info{model_id="one",profile="exact"} 0.0' in told
     assert error_without_key()
 
 

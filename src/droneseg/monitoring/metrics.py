@@ -40,7 +40,8 @@ class ServiceMetrics:
             "droneseg_class_share", "Share of a photograph's pixels.", ("class_name",), buckets=_SHARES
         )
         self._confidence = histogram("droneseg_confidence", "Mean winning probability.", buckets=_CONFIDENCES)
-        self._model = gauge("droneseg_model_info", "1 for the model that answers.", ("model_id", "profile"))
+        self._model = gauge("droneseg_model_info", "1 for the model that answers, 0 for those before.", ("model_id", "profile"))
+        self._shown: tuple[str, str] | None = None
         self._ready = gauge("droneseg_ready", "1 if there is a model that has made a prediction.")
         self._reloads = counter("droneseg_reloads", "New models, taken up or refused.", ("result",))
         self._faults = counter("droneseg_faults", "Faults of the service itself.", ("code",))
@@ -97,8 +98,10 @@ class ServiceMetrics:
 
     def show_model(self, model_id: str, profile: str) -> None:
         """Say which model answers."""
-        self._model.clear()
-        self._model.labels(model_id, profile).set(1)
+        if self._shown:
+            self._model.labels(*self._shown).set(0)
+        self._shown = (model_id, profile)
+        self._model.labels(*self._shown).set(1)
         self._ready.set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
