@@ -1,5 +1,7 @@
 """Tasks for people: `invoke --list`. Each is one line around a command that works without invoke, too."""
 
+import os
+
 from invoke.context import Context
 from invoke.tasks import task
 
@@ -33,7 +35,8 @@ def test(c: Context) -> None:
 @task
 def app(c: Context) -> None:
     """Serve the model on this machine; the page is at /ui."""
-    c.run("droneseg serve", pty=True)
+    # in the place of invoke, which would not pass on the signal that ends it
+    os.execvp("droneseg", ["droneseg", "serve"])
 
 
 @task

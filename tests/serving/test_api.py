@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from droneseg.core.errors import BundleError
+from droneseg.core.errors import BundleError, ConfigurationError
 from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
@@ -174,6 +174,12 @@ def test_the_corpus_is_large_and_its_names_are_its_own() -> None:
     assert len(names) == len(set(names)) >= 60
 
 
+def test_a_place_nothing_can_write_to_is_refused_at_the_start() -> None:
+    for url in ("s4://x/y", "nonsense://x"):
+        with pytest.raises(ConfigurationError, match="DRONESEG_RECORDS_URL="):
+            create_app(Settings(_env_file=None, records_url=url), BrightIsLanding())
+
+
 def test_without_a_model_nothing_is_made_up(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, model=tmp_path / "nowhere", records_url="none")
     with TestClient(create_app(settings)) as client:
@@ -251,7 +257,9 @@ def test_the_key_guards_all_but_health_page_and_documentation(start: Start) -> N
     assert error(client.post("/predict", files=[file()])) == (401, "unauthorized")
     assert error(client.post("/predict", files=[file()], headers={"X-API-Key": "open sesam"})) == (401, "unauthorized")
     assert client.post("/predict", files=[file()], headers={"X-API-Key": "open sesame"}).status_code == 200
-    assert client.get("/model_info", headers={"Authorization": "Bearer open sesame"}).status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        assert client.get("/model_info", headers={"Authorization": f"{scheme} open sesame"}).status_code == 200
+    assert error(client.get("/model_info", headers={"Authorization": "Basic open sesame"})) == (401, "unauthorized")
     private = start(api_key="open sesame", public_metrics=False)
     assert error(private.get("/metrics")) == (401, "unauthorized")
 

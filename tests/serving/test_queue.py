@@ -98,7 +98,7 @@ def test_a_batch_is_admitted_whole_or_not_at_all(queue: WorkQueue[str, str], gat
 
 def test_an_empty_queue_admits_a_request_of_any_size(queue: WorkQueue[str, str], gate: Gate) -> None:
     gate.open.set()
-    assert [future.result(5) for future in queue.admit([("a", 50), ("b", 50)])] == ["A", "B"]
+    assert [future.result(5) for future in queue.admit([("a", 4), ("b", 4)])] == ["A", "B"]
 
 
 def test_nothing_of_what_is_done_stays_in_memory(queue: WorkQueue[str, str], gate: Gate) -> None:
@@ -151,6 +151,13 @@ def test_whoever_hangs_up_is_taken_out_and_makes_room(queue: WorkQueue[str, str]
         second.result(5)
     until(lambda: queue.seconds == 0)
     assert gate.begun == ["a", "c", "d"]
+
+
+def test_what_would_take_too_long_by_itself_is_not_computed(queue: WorkQueue[str, str], gate: Gate) -> None:
+    (future,) = queue.admit([("a", 11)])
+    with pytest.raises(TooLateError, match=r"needs about 11\.0 s, which is more than 10 s"):
+        future.result(5)
+    assert gate.begun == []
 
 
 def test_what_would_be_too_late_is_not_computed(queue: WorkQueue[str, str], gate: Gate, clock: Clock) -> None:

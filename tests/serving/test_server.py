@@ -85,7 +85,36 @@ def test_heads_without_an_end_are_refused(server: Server) -> None:
     answer = talk(server, many)
     assert answer.startswith(b"HTTP/1.1 431")
     assert b'"code":"request_header_fields_too_large"' in answer
+    just = b"GET /livez HTTP/1.1\r\n" + b"X-A: " + b"a" * 66_000 + b"\r\n\r\n"
+    assert talk(server, just).startswith(b"HTTP/1.1 431")
     assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_what_is_no_http_is_told_so_in_the_one_body(server: Server) -> None:
+    for data in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"):
+        answer = talk(server, data)
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request")
+        assert b'{"error":{"code":"bad_request"' in answer
+        assert b"x-request-id: " in answer
+
+
+def test_a_refused_body_is_not_read_on_and_on(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n"
+    sent, piece, end = 0, bytes(1 << 20), time.monotonic() + 60
+    with socket.create_connection((host, int(port)), timeout=30) as connection, pytest.raises(ConnectionError):
+        connection.sendall(head)
+        assert b"401" in connection.recv(65536)
+        while time.monotonic() < end:
+            connection.sendall(piece)
+            sent += len(piece)
+    assert sent < 200 << 20
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head)
+        begin = time.monotonic()
+        while connection.recv(65536):
+            pass
+        assert time.monotonic() - begin < 15
 
 
 def test_a_body_that_does_not_come_is_given_up_and_the_log_tells_by_id(tmp_path: Path) -> None:

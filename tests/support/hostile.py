@@ -183,6 +183,7 @@ def _bombs() -> Iterator[Hostile]:
     jpeg[frame : frame + 4] = b"\xff\xff\xff\xff"
     yield Hostile("JPEG that says 65,535 x 65,535", bytes(jpeg), LARGE)
     text = zlib.compress(bytes(80_000_000))
+    yield Hostile("PNG of one column that is a million tiles", _png(1, 39_000_000, rows=b""), LARGE)
     yield Hostile("JPEG of hundreds of scans", _many_scans(), NO_IMAGE)
     yield Hostile("PNG with a text of 80 MB", _png(8, 8, extra=_chunk(b"zTXt", b"a\0\0" + text)), BROKEN)
 

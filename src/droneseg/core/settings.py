@@ -8,6 +8,7 @@ from typing import Literal
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, AliasPath, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
@@ -124,8 +125,14 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"  - {_variable(str(item['loc'][0]))}={item['input']!r}: {item['msg']}" for item in error.errors()]
+        lines = [f"  - {_variable(str(item['loc'][0]))}{_shown(item)}: {item['msg']}" for item in error.errors()]
         raise ConfigurationError("\n".join(["Wrong settings in the environment or .env:", *lines])) from error
+
+
+def _shown(problem: ErrorDetails) -> str:
+    """Return the value that does not fit, unless it is a secret."""
+    name = str(problem["loc"][0]).lower()
+    return "" if "key" in name else f"={problem['input']!r}"
 
 
 def _variable(location: str) -> str:

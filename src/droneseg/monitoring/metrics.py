@@ -40,7 +40,9 @@ class ServiceMetrics:
             "droneseg_class_share", "Share of a photograph's pixels.", ("class_name",), buckets=_SHARES
         )
         self._confidence = histogram("droneseg_confidence", "Mean winning probability.", buckets=_CONFIDENCES)
-        self._model = gauge("droneseg_model_info", "1 for the model that answers, 0 for those before.", ("model_id", "profile"))
+        self._model = gauge(
+            "droneseg_model_info", "1 for the model that answers, 0 for those before.", ("model_id", "profile")
+        )
         self._shown: tuple[str, str] | None = None
         self._ready = gauge("droneseg_ready", "1 if there is a model that has made a prediction.")
         self._reloads = counter("droneseg_reloads", "New models, taken up or refused.", ("result",))

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import fsspec
+import fsspec.utils
 from pydantic import BaseModel, ConfigDict
+
+from droneseg.core.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,18 @@ class Record(BaseModel):
     statistics: dict[str, float]
     source: str | None = None
     """SHA-256 of the file's name."""
+
+
+def require_place(url: str) -> None:
+    """Refuse a kind of place that nothing here can write to.
+
+    Raises:
+        ConfigurationError: If it is one.
+    """
+    try:
+        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"DRONESEG_RECORDS_URL={url} cannot be used: {error}") from error
 
 
 class RecordWriter:

@@ -101,5 +101,6 @@ class Gate:
         return self._key is not None and path not in self._open and not path.startswith("/ui/")
 
     def _has_key(self, headers: dict[bytes, str]) -> bool:
-        given = headers.get(API_KEY.lower().encode(), "") or headers.get(b"authorization", "").removeprefix("Bearer ")
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        given = headers.get(API_KEY.lower().encode(), "") or (token.strip() if scheme.lower() == "bearer" else "")
         return hmac.compare_digest(given.encode("latin-1"), self._key or b"")

@@ -210,10 +210,12 @@ class WorkQueue(Generic[Input, Output]):
             return
         now = self._clock()
         needs_s = job.size * self._rate.seconds_per_unit
-        # what takes longer than the time-out by itself was admitted as the only work, and is done
-        if needs_s <= self._timeout_s and now + needs_s > job.deadline:
+        if now + needs_s > job.deadline:
             job.future.set_exception(
-                TooLateError(f"It waited {now - job.admitted:.1f} s and would not be done in {self._timeout_s:g} s.")
+                TooLateError(
+                    f"It waited {now - job.admitted:.1f} s and needs about {needs_s:.1f} s, which is more than "
+                    f"{self._timeout_s:g} s. Send it later or in parts, or raise DRONESEG_TIMEOUT_SECONDS."
+                )
             )
             return
         error = self._try(job, now - job.admitted)

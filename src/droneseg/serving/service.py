@@ -16,6 +16,7 @@ from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.monitoring.recorder import Recorder
+from droneseg.monitoring.records import require_place
 from droneseg.serving.answers import Answer, Upload, describe
 from droneseg.serving.errors import failure_of, message_of
 from droneseg.serving.queue import WorkQueue
@@ -41,9 +42,14 @@ class PredictionService:
         settings: Limits, places and the model.
         load: Makes the segmenter that the settings name.
         metrics: What is counted.
+
+    Raises:
+        ConfigurationError: If nothing here can write records where the settings say.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], Segmenter], metrics: ServiceMetrics) -> None:
+        if settings.records_url != _NO_RECORDS:
+            require_place(settings.records_url)
         self.settings, self._load, self.metrics = settings, load, metrics
         self._segmenter: Segmenter | None = None
         self._queue: WorkQueue[Upload, Answer] | None = None
@@ -107,11 +113,12 @@ class PredictionService:
                 raise ModelRefusedError(
                     f"It could not be loaded ({type(error).__name__}); the log says more."
                 ) from error
+            if self._segmenter:
+                self.metrics.count_reload("taken")
             self._segmenter = segmenter
             if self._queue is None:
                 self._queue = self._open_queue(seconds_per_unit)
             self._queue.begin_rate(seconds_per_unit)
-            self.metrics.count_reload("taken")
             self.metrics.show_model(segmenter.model_id, segmenter.profile)
             logger.info("model %s answers, profile %s", segmenter.model_id, segmenter.profile)
             return True

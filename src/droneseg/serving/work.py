@@ -4,9 +4,12 @@ import time
 
 import numpy as np
 
+from droneseg.core.errors import ImageTooLargeError
 from droneseg.core.images import open_image
 from droneseg.core.prediction import Segmenter
 from droneseg.serving.answers import Upload
+
+_FEW_TILES = 4  # are always allowed, however low the limit of pixels
 
 
 def work_of(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
@@ -17,7 +20,14 @@ def work_of(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
     """
     width, height = open_image(upload.data, max_pixels=max_pixels).size
     patch_height, patch_width, _ = segmenter.about.input_shape
-    return max(1.0, height / patch_height) * max(1.0, width / patch_width)
+    seen_height, seen_width = max(height, patch_height), max(width, patch_width)
+    # a strip one pixel wide is no larger than a photograph, but as much work as its tiles
+    if seen_height * seen_width > max(max_pixels, _FEW_TILES * patch_height * patch_width):
+        raise ImageTooLargeError(
+            f"Image is {width}x{height}; in tiles of {patch_width}x{patch_height} that is as much work as "
+            f"{seen_height * seen_width:,} pixels, and the limit is {max_pixels:,}. Send parts of another shape."
+        )
+    return seen_height * seen_width / (patch_height * patch_width)
 
 
 def measure_unit_s(segmenter: Segmenter) -> float:

@@ -73,7 +73,10 @@ function send(file) {
 
 async function answered(own, file) {
   const answer = JSON.parse(own.responseText);
-  if (own.status === 401) at("key-form").hidden = false;
+  if (own.status === 401) {
+    at("key-form").hidden = false;
+    return fail(at("key").value ? "The key is wrong." : "This service asks for a key. Enter it above.");
+  }
   if (own.status === 429) return fail(`The service is busy. Try again in ${own.getResponseHeader("Retry-After")} s.`);
   if (own.status !== 200) return fail(`${file.name}: ${answer.error.message}`);
   const ready = await prepare(file, answer);
