@@ -1,6 +1,7 @@
 """HTTP/1.1 within bounds: heads, what follows a refusal, and errors below the application in the one body.
 
-httptools takes heads of any length for any time, and uvicorn reads on after an early answer for as long as somebody sends.
+httptools takes heads of any length for any time, and uvicorn reads on after an early answer for as long as somebody
+sends.
 """
 
 import asyncio
