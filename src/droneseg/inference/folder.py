@@ -61,11 +61,7 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
             matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]  # noqa: PTH207  # absolute patterns too
             matches = [match for match in matches if match.is_file()]
         if not matches:
-            below = (
-                sorted({file.parent for file in path.rglob("*") if file.suffix.lower() in SUFFIXES})
-                if path.is_dir()
-                else []
-            )
+            below = sorted({file.parent for file in path.rglob("*") if file.suffix.lower() in SUFFIXES})
             hint = f"; there are some in {', '.join(map(str, below[:4]))}" if below else ""
             problems.append(f"{entry}: no image file there{hint}")
         found.update(dict.fromkeys(matches))

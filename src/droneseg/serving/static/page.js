@@ -11,10 +11,7 @@ let request = null; // of the photograph that was chosen last; what comes of an 
 let chosen = null;
 let drawing = 0;
 
-async function begin() {
-  classes = await (await fetch("/ui/classes.json")).json();
-  const status = await (await fetch("/")).json();
-  at("model").textContent = status.ready ? `model ${status.model_id}` : "the model is not ready yet";
+function begin() {
   at("file").addEventListener("change", (event) => {
     const file = event.target.files[0];
     event.target.value = ""; // or choosing the same one again would say nothing
@@ -26,6 +23,12 @@ async function begin() {
   at("stage").addEventListener("pointermove", tellClass);
   for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, dragged);
   document.addEventListener("paste", (event) => event.clipboardData.files[0] && send(event.clipboardData.files[0]));
+}
+
+async function learn() {
+  classes = await (await fetch("/ui/classes.json")).json();
+  const status = await (await fetch("/")).json();
+  at("model").textContent = status.ready ? `model ${status.model_id}` : "the model is not ready yet";
 }
 
 function dragged(event) {
@@ -99,6 +102,7 @@ function fail(text) {
 }
 
 async function prepare(file, answer) {
+  await learned;
   const bytes = Uint8Array.from(atob(answer.segmentation_mask), (letter) => letter.charCodeAt(0));
   const mask = new Blob([bytes], { type: "image/png" });
   const [height, width] = answer.prediction_shape;
@@ -214,4 +218,6 @@ function saveOverlay() {
   });
 }
 
-begin().catch(() => fail("The service did not answer. Is it still running?"));
+begin();
+const learned = learn();
+learned.catch(() => fail("The service did not answer. Is it still running?"));
