@@ -125,6 +125,23 @@ def test_errors_are_said_in_words(page: Page) -> None:
     expect(page.get_by_role("alert")).to_be_empty()
 
 
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_photograph_can_be_dropped_or_pasted(page: Page, way: str) -> None:
+    page.evaluate(
+        """([bytes, way]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "field.png", { type: "image/png" }));
+          const event = way === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+          document.getElementById("drop").dispatchEvent(event);
+        }""",
+        [list(png(PIXELS)), way],
+    )
+    expect(page.locator("#status")).to_have_text("Done: field.png")
+    expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
+
+
 def test_the_same_photograph_can_be_chosen_again(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from support.bundles import make_bundle
+from support.hostile import corpus
 from support.pictures import png
 from support.programs import require_program
 from support.server import Server, serving
@@ -76,6 +78,27 @@ def test_health_is_answered_while_predictions_run(server: Server) -> None:
             answered += 1
     assert {future.result().status_code for future in running} == {200}
     assert answered >= 5  # not one by one with predictions, of which none had ended
+
+
+WORDS = {
+    "broken_image": ("truncated", "corrupt", "empty"),
+    "image_too_large": ("limit",),
+    "unsupported_image": ("known format", "no fixed range", "scans"),
+}
+
+
+def test_the_whole_corpus_leaves_the_process_small_and_healthy(server: Server) -> None:
+    before = memory_mb(server)
+    for hostile in corpus():
+        response = post(server, hostile.data)
+        status, code = hostile.answer
+        assert response.status_code == status, hostile.name
+        if status != 200:
+            found = response.json()["error"]
+            assert found["code"] == code, hostile.name
+            assert any(word in found["message"] for word in WORDS[code]), (hostile.name, found["message"])
+    assert memory_mb(server) - before < 150  # bombs of 100 MB and of gigapixels are among them
+    assert post(server, MEDIUM).status_code == 200
 
 
 def test_heads_without_an_end_are_refused(server: Server) -> None:
@@ -221,6 +244,10 @@ def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path
 
 def metrics(server: Server) -> str:
     return httpx.get(f"{server.url}/metrics").text
+
+
+def memory_mb(server: Server) -> float:
+    return psutil.Process(server.process.pid).memory_info().rss / 1e6
 
 
 def images(server: Server) -> float:

@@ -21,7 +21,7 @@ def serve(
 
     SIGTERM ends it: what was admitted is finished first.
     """
-    for package in ("fastapi", "uvicorn", "multipart", "prometheus_client"):
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "serve")
     from droneseg.core.logs import configure_logging

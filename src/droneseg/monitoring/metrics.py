@@ -55,6 +55,10 @@ class ServiceMetrics:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):
             self._records.labels(result)
+        for result in ("taken", "refused"):
+            self._reloads.labels(result)
+        for code in ("internal_error", "model_failed"):
+            self._faults.labels(code)
 
     def watch_queue(self, waiting: Callable[[], float], seconds: Callable[[], float]) -> None:
         """Read the length of the queue whenever the metrics are read."""

@@ -14,9 +14,10 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class PlainPredictionAnswer(_Answer):
+class PredictionAnswer(_Answer):
     """What is where in one photograph."""
 
+    filename: str | None = Field(description="As it was sent.")
     prediction_shape: Annotated[tuple[int, ...], Two] = Field(
         description="Height and width of the mask, those of the photograph."
     )
@@ -28,18 +29,6 @@ class PlainPredictionAnswer(_Answer):
     confidence: Share = Field(description="Mean over the pixels of the winning class's probability.")
     model_id: str
     timings_s: dict[str, float] = Field(description="Seconds of each stage.")
-
-
-class PredictionAnswer(PlainPredictionAnswer):
-    """What is where in one photograph of a form, which names its files."""
-
-    filename: str | None = Field(description="As it was sent.")
-
-
-class LoadedPredictionAnswer(PlainPredictionAnswer):
-    """What is where in one photograph."""
-
-    model_loaded: bool = Field(description="True: without a model there is no answer.")
 
 
 class ErrorDetail(_Answer):

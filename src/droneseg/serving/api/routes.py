@@ -36,6 +36,14 @@ class BatchAnswer(RootModel[list[PredictionAnswer | FailedItem]]):
 def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
     """Return the endpoints that predict and those that tell about the model and the service."""
     router = APIRouter()
+    _add_predictions(router, service, memory)
+    _add_facts(router, service)
+    if service.settings.api_key:
+        _add_admin(router, service)
+    return router
+
+
+def _add_predictions(router: APIRouter, service: PredictionService, memory: BodyMemory) -> None:
     settings = service.settings
 
     @router.post(
@@ -84,6 +92,8 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
             await asyncio.sleep(0)  # a batch of large masks leaves the loop to others in between
         return _json("[" + ",".join(items) + "]")
 
+
+def _add_facts(router: APIRouter, service: PredictionService) -> None:
     @router.get("/model_info", response_model=ModelAnswer, responses=documentation.MODEL, tags=["about"])
     async def model_info() -> ModelAnswer:
         """Describe the model that answers: its terms, its classes, and how good it is."""
@@ -113,15 +123,13 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
             return RedirectResponse("/ui")
         return JSONResponse(service.status_answer(documentation.LINKS).model_dump())
 
-    if settings.api_key:
 
-        @router.post("/admin/reload", response_model=ReloadAnswer, responses=documentation.RELOAD, tags=["admin"])
-        async def reload() -> ReloadAnswer:
-            """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
-            changed = await asyncio.wrap_future(service.reload_aside())
-            return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
-
-    return router
+def _add_admin(router: APIRouter, service: PredictionService) -> None:
+    @router.post("/admin/reload", response_model=ReloadAnswer, responses=documentation.RELOAD, tags=["admin"])
+    async def reload() -> ReloadAnswer:
+        """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
+        changed = await asyncio.wrap_future(service.reload_aside())
+        return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
 
 
 async def _unless_gone(
