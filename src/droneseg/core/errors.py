@@ -19,6 +19,7 @@ DronesegError
 ├── TrainingError            a training cannot start, go on or finish
 ├── ModelError               a model cannot be found, loaded or run
 │   ├── BundleError              a bundle does not verify
+│   ├── StoreError               the place where models are kept does not give it
 │   └── UntrustedCheckpointError a checkpoint would run code when loaded
 ├── RequestError             what a service was sent cannot be used
 │   ├── UnauthorizedError        no API key, or a wrong one
@@ -110,6 +111,10 @@ class ModelError(DronesegError):
 
 class BundleError(ModelError):
     """A model bundle is incomplete, damaged, too new or made for other classes."""
+
+
+class StoreError(ModelError):
+    """The place where models are kept cannot be reached, or does not have the model."""
 
 
 class UntrustedCheckpointError(ModelError):

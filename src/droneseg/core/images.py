@@ -25,6 +25,7 @@ Image: TypeAlias = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 DEFAULT_MAX_PIXELS = 40_000_000
+EMPTY = "The file is empty."
 
 _ORIENTATION_TAG, _UPRIGHT = 0x0112, 1
 _MAX_JPEG_SCANS = 500  # each costs a pass over all pixels, for a few bytes; libjpeg-turbo's fuzzers stop there, too
@@ -76,7 +77,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         ImageTooLargeError: If it states more than `max_pixels`.
     """
     if not data:
-        raise BrokenImageError("The file is empty.")
+        raise BrokenImageError(EMPTY)
     try:
         opened = pillow.open(BytesIO(data), formats=FORMATS)
     except pillow.DecompressionBombError as error:

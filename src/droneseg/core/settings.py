@@ -4,7 +4,7 @@ import os
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, AliasPath, Field, SecretStr, ValidationError
@@ -12,6 +12,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
+
+Pull: TypeAlias = Literal["auto", "never", "always"]
+"""Whether DVC fetches a model."""
 
 
 class LogFormat(StrEnum):
@@ -45,6 +48,10 @@ class Settings(BaseSettings):
     model: Path = Field(
         default=Path("nnUNet_results/champion"),
         description="The model to predict with: a bundle, as `droneseg export` makes them.",
+    )
+    dvc_pull: Pull = Field(
+        default="auto",
+        description="Whether DVC fetches the model as a service starts: auto, if it is not there; never; or always.",
     )
     profile: str | None = Field(
         default=None, description="How to run it: exact, fast or int8; by default as the bundle says."

@@ -105,11 +105,16 @@ def _model_id(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:12]
 
 
+def pointer_to(folder: Path) -> Path:
+    """Return the file by which DVC knows a bundle's folder: of nnUNet_results/champion it is nnUNet_results.dvc."""
+    return Path(f"{folder.parent}.dvc")
+
+
 def _manifest_bytes(folder: Path) -> bytes:
     if folder.is_file():
         raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
-        tracked = Path(f"{folder.parent}.dvc")  # of nnUNet_results/champion: nnUNet_results.dvc
+        tracked = pointer_to(folder)
         fetch = f"Fetch it with `dvc pull {tracked}`, make" if tracked.is_file() else "Make"
         raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
     try:
