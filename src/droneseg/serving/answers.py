@@ -2,10 +2,11 @@
 
 import base64
 from dataclasses import dataclass
+from typing import Any
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
-from droneseg.serving.schemas import ClassAnswer, ModelAnswer, PredictionAnswer
+from droneseg.serving.schemas import ClassAnswer, LoadedPredictionAnswer, ModelAnswer, PredictionAnswer
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,23 @@ class Answer:
         )
 
     def to_schema(self, *, with_mask: bool = True) -> PredictionAnswer:
-        """Return it as it is sent."""
-        return PredictionAnswer(
-            filename=self.filename,
-            prediction_shape=self.shape,
-            classes_found=tuple(entry.id for entry in CLASSES if self.class_fractions[entry.name] > 0),
-            segmentation_mask=base64.b64encode(self.mask_png).decode() if with_mask else None,
-            class_fractions=self.class_fractions,
-            confidence=min(1.0, self.confidence),
-            model_id=self.model_id,
-            timings_s=self.timings_s,
-        )
+        """Return it as an answer to a form, which names its files."""
+        return PredictionAnswer(filename=self.filename, **self._fields(with_mask=with_mask))
+
+    def to_loaded_schema(self) -> LoadedPredictionAnswer:
+        """Return it as an answer that also says that there is a model."""
+        return LoadedPredictionAnswer(model_loaded=True, **self._fields())
+
+    def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
+        return {
+            "prediction_shape": self.shape,
+            "classes_found": tuple(entry.id for entry in CLASSES if self.class_fractions[entry.name] > 0),
+            "segmentation_mask": base64.b64encode(self.mask_png).decode() if with_mask else None,
+            "class_fractions": self.class_fractions,
+            "confidence": min(1.0, self.confidence),
+            "model_id": self.model_id,
+            "timings_s": self.timings_s,
+        }
 
 
 def describe(segmenter: Segmenter) -> ModelAnswer:

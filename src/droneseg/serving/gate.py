@@ -24,7 +24,7 @@ API_KEY = "X-API-Key"
 HANGUP = 499  # as nginx logs it: nobody was there to read the answer
 _GOOD_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 _OTHER = "other"
-_METRICS = "/metrics"
+METRICS = "/metrics"
 
 
 class Gate:
@@ -36,7 +36,7 @@ class Gate:
         metrics: Where requests are counted.
         failed: Returns what a client is told of an error.
         known: Paths of all routes, which label the metrics; any other path is counted as one.
-        open_paths: Those that need no key.
+        open_paths: Those that need no key; one that ends with a slash opens all below it.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Gate:
     ) -> None:
         self._app, self._metrics, self._failed = app, metrics, failed
         self._known = frozenset(known)
-        self._open = frozenset(open_paths) | ({_METRICS} if settings.public_metrics else set())
+        self._open = frozenset(open_paths) | ({METRICS} if settings.public_metrics else set())
+        self._open_below = tuple(path for path in open_paths if path != "/" and path.endswith("/"))
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +99,7 @@ class Gate:
             logger.info("%s %s %d in %.0f ms", scope["method"], shown, status, 1000 * seconds, extra={"fields": fields})
 
     def _needs_key(self, path: str) -> bool:
-        return self._key is not None and path not in self._open and not path.startswith("/ui/")
+        return self._key is not None and path not in self._open and not path.startswith(self._open_below)
 
     def _has_key(self, headers: dict[bytes, str]) -> bool:
         scheme, _, token = headers.get(b"authorization", "").partition(" ")

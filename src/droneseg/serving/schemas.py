@@ -14,10 +14,7 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class PredictionAnswer(_Answer):
-    """What is where in one photograph."""
-
-    filename: str | None = Field(description="As it was sent.")
+class _PlainPredictionAnswer(_Answer):
     prediction_shape: Annotated[tuple[int, ...], Two] = Field(
         description="Height and width of the mask, those of the photograph."
     )
@@ -29,6 +26,18 @@ class PredictionAnswer(_Answer):
     confidence: Share = Field(description="Mean over the pixels of the winning class's probability.")
     model_id: str
     timings_s: dict[str, float] = Field(description="Seconds of each stage.")
+
+
+class PredictionAnswer(_PlainPredictionAnswer):
+    """What is where in one photograph of a form, which names its files."""
+
+    filename: str | None = Field(description="As it was sent.")
+
+
+class LoadedPredictionAnswer(_PlainPredictionAnswer):
+    """What is where in one photograph that came without a name."""
+
+    model_loaded: bool = Field(description="True: without a model there is no answer.")
 
 
 class ErrorDetail(_Answer):

@@ -1,5 +1,6 @@
 """The service without a framework: bytes in, `Answer` out, one model at a time, and what is kept of each prediction."""
 
+import gc
 import logging
 import threading
 import time
@@ -20,17 +21,12 @@ from droneseg.monitoring.records import require_place
 from droneseg.serving.answers import Answer, Upload, describe
 from droneseg.serving.errors import failure_of, message_of
 from droneseg.serving.queue import WorkQueue
-from droneseg.serving.schemas import (
-    ErrorDetail,
-    FailedItem,
-    ModelAnswer,
-    StatusAnswer,
-)
+from droneseg.serving.schemas import ErrorDetail, FailedItem, ModelAnswer, StatusAnswer
+from droneseg.serving.times import DRAIN_S, STOP_S
 from droneseg.serving.work import measure_unit_s, work_of
 
 logger = logging.getLogger(__name__)
 
-STOP_S = 9.0  # Cloud Run kills what has not ended 10 s after SIGTERM
 _BAD_INPUT = frozenset({400, 408, 413, 415, 422})
 _NO_RECORDS = "none"
 
@@ -42,15 +38,23 @@ class PredictionService:
         settings: Limits, places and the model.
         load: Makes the segmenter that the settings name.
         metrics: What is counted.
+        fetch: Brings the model to where the settings say, once, as the service starts.
 
     Raises:
         ConfigurationError: If nothing here can write records where the settings say.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Segmenter], metrics: ServiceMetrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Segmenter],
+        metrics: ServiceMetrics,
+        *,
+        fetch: Callable[[], None] = lambda: None,
+    ) -> None:
         if settings.records_url != _NO_RECORDS:
             require_place(settings.records_url)
-        self.settings, self._load, self.metrics = settings, load, metrics
+        self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
         self._queue: WorkQueue[Upload, Answer] | None = None
         self._why_not = "it is being loaded"
@@ -59,32 +63,38 @@ class PredictionService:
         self._loader = ThreadPoolExecutor(1, "loader")
         self._turn = threading.Lock()
         self._stop_by: float | None = None
+        self._draining: threading.Thread | None = None
 
     def start(self) -> None:
         """Load the model and predict once; without a model the service stays up and says why it cannot answer."""
         if self.settings.records_url != _NO_RECORDS:
             self._recorder = Recorder(self.settings.records_url, count=self.metrics.count_records)
         try:
+            self._fetch()
             self.reload()
-        except ModelRefusedError as error:
-            # the service stays up, so that health and metrics tell of it
-            self._why_not = str(error)
+        except DronesegError as error:
+            self._why_not = str(error)  # the service stays up, so that health and metrics tell of it
             logger.error("no model: %s", error)
+        # what is there by now stays: looking through it again and again holds up every thread
+        gc.collect()
+        gc.freeze()
 
-    def refuse_more(self) -> None:
-        """Take nothing more in, and be ready no more; what was admitted is still done."""
+    def begin_stop(self) -> None:
+        """Take nothing more in, and be ready no more; what was admitted and is not done in time is answered so."""
         if self._stop_by is None:
             self._stop_by = time.monotonic() + STOP_S
             if self._queue:
                 self._queue.refuse_more()
+                self._draining = threading.Thread(target=self._queue.close, args=(DRAIN_S,), name="drain")
+                self._draining.start()
 
     def stop(self) -> None:
         """Finish what was admitted, then write the last records, both within `STOP_S` of the first word of the end."""
-        self.refuse_more()
-        if self._queue:
-            self._queue.close(self._left_s())
+        self.begin_stop()
+        if self._draining:
+            self._draining.join()
         if self._recorder:
-            self._recorder.close(max(1.0, self._left_s()))
+            self._recorder.close(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def reload_aside(self) -> "Future[bool]":
@@ -110,9 +120,7 @@ class PredictionService:
                 if isinstance(error, DronesegError):
                     raise ModelRefusedError(str(error)) from error
                 logger.exception("a model could not be loaded")
-                raise ModelRefusedError(
-                    f"It could not be loaded ({type(error).__name__}); the log says more."
-                ) from error
+                raise ModelRefusedError(f"It cannot be loaded ({type(error).__name__}); the log says more.") from error
             if self._segmenter:
                 self.metrics.count_reload("taken")
             self._segmenter = segmenter
@@ -203,9 +211,10 @@ class PredictionService:
     def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
         if self._stop_by is not None:
             raise NotReadyError("The service is stopping. Send it again, to another instance.")
-        if self._segmenter is None or self._queue is None:
-            raise NotReadyError(f"There is no verified model: {self._why_not}")
-        return self._segmenter, self._queue
+        segmenter = self._in_use()
+        if self._queue is None:
+            raise NotReadyError("The model is being tried.")
+        return segmenter, self._queue
 
     def _open_queue(self, seconds_per_unit: float) -> "WorkQueue[Upload, Answer]":
         queue = WorkQueue(
@@ -239,6 +248,3 @@ class PredictionService:
         if self._segmenter is None:
             raise NotReadyError(f"There is no verified model: {self._why_not}")
         return self._segmenter
-
-    def _left_s(self) -> float:
-        return max(0.0, (self._stop_by or 0.0) - time.monotonic())

@@ -16,6 +16,7 @@ from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.inference.load import load_segmenter
+from droneseg.model.store import fetch_model
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api.documentation import DESCRIPTION
 from droneseg.serving.api.page import make_page
@@ -24,8 +25,9 @@ from droneseg.serving.bodies import BodyMemory
 from droneseg.serving.gate import HANGUP, Gate
 from droneseg.serving.refusals import framework_refusal, refusal
 from droneseg.serving.service import PredictionService
+from droneseg.serving.times import START_S
 
-_OPEN = ("/", "/livez", "/readyz", "/ui", "/docs", "/openapi.json")
+_OPEN = ("/", "/livez", "/readyz", "/ui", "/ui/", "/docs", "/openapi.json")
 
 
 def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAPI:
@@ -40,7 +42,12 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         when a prediction has been made.
     """
     metrics = ServiceMetrics()
-    service = PredictionService(settings, lambda: segmenter or load_segmenter(settings), metrics)
+    service = PredictionService(
+        settings,
+        lambda: segmenter or load_segmenter(settings),
+        metrics,
+        fetch=lambda: None if segmenter else fetch_model(settings.model, settings.dvc_pull),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -48,7 +55,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         try:
             yield
         finally:
-            await loading
+            await asyncio.wait([loading], timeout=START_S)
             await asyncio.to_thread(service.stop)
 
     app = FastAPI(

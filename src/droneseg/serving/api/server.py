@@ -5,10 +5,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from droneseg.serving.api.protocol import BoundedProtocol
+from droneseg.serving.protocol import BoundedProtocol
 from droneseg.serving.service import PredictionService
-
-_DRAIN_S = 8  # of the 10 s that Cloud Run gives; the rest is for records
+from droneseg.serving.times import GRACEFUL_S
 
 
 class _Server(uvicorn.Server):
@@ -21,7 +20,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take nothing more in."""
         super().handle_exit(sig, frame)
-        self._service.refuse_more()
+        self._service.begin_stop()
 
 
 def run(app: FastAPI, *, host: str, port: int) -> None:
@@ -34,7 +33,7 @@ def run(app: FastAPI, *, host: str, port: int) -> None:
         ws="none",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=GRACEFUL_S,
         server_header=False,
     )
     _Server(config, app.state.service).run()

@@ -1,0 +1,196 @@
+"""What is BentoML's own: bodies in base64, health, metrics, the end, and a start with DVC."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from droneseg.core.classes import CLASSES
+from droneseg.core.masks import read_mask
+from support.bundles import make_bundle
+from support.pictures import png
+from support.programs import require_program
+from support.server import BENTO, Server, serving
+
+PAGE = Path(__file__).parents[2] / "docs" / "bento.md"
+README = PAGE.parents[1] / "README.md"
+PHOTO = png(np.full((40, 50, 3), 220, np.uint8))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("bento")
+    make_bundle(folder / "champion", patch=(64, 64))
+    with serving(folder, backend=BENTO, model=folder / "champion", queue_seconds=60) as made:
+        yield made
+
+
+def post(server: Server, body: object, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
+    return httpx.post(f"{server.url}/predict_base64", content=content, headers=headers, timeout=60)
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_base64_in_json_is_answered_with_every_field(server: Server) -> None:
+    found = post(server, {"req": {"image_b64": encoded(PHOTO), "content_type": "image/png"}}).json()
+    assert found["model_loaded"] is True
+    assert "filename" not in found
+    assert found["prediction_shape"] == [40, 50]
+    assert found["classes_found"] == [5]
+    assert found["class_fractions"] == {entry.name: float(entry.id == 5) for entry in CLASSES}
+    assert set(found) == {
+        "prediction_shape", "classes_found", "segmentation_mask", "class_fractions", "confidence", "model_id",
+        "timings_s", "model_loaded",
+    }  # fmt: skip
+
+
+UNUSABLE = [
+    ({"req": {"image_b64": "!!! this is no base64 !!!"}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": encoded(PHOTO) + "="}}, 400, "malformed_request", "padding"),
+    ({"req": {"image_b64": encoded(PHOTO) + "===="}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": encoded(PHOTO)[:-3]}}, 400, "malformed_request", "padding"),
+    ({"req": {"image_b64": encoded(PHOTO) + "\n"}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": "\u00e9" * 4}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": ""}}, 400, "broken_image", "empty"),
+    ({"req": {"image_b64": encoded(b"garbage")}}, 415, "unsupported_image", "known format"),
+    ({"req": {"image_b64": encoded(PHOTO), "content_type": "text/plain"}}, 415, "wrong_content_type", "text/plain"),
+    ({"req": {"image_b64": 5}}, 422, "invalid_request", "req.image_b64"),
+    ({"req": {}}, 422, "invalid_request", "req.image_b64"),
+    ({"request": {"image_b64": encoded(PHOTO)}}, 422, "invalid_request", "req"),
+    ({}, 422, "invalid_request", "req"),
+    ([1, 2], 422, "invalid_request", "body"),
+    (None, 422, "invalid_request", "body"),
+    (b"", 400, "malformed_request", "JSON"),
+    (b'{"req": {"image_b64": "', 400, "malformed_request", "JSON"),
+    (b"[" * 100_000, 400, "malformed_request", "JSON"),
+    (b"\xff\xfe\x00", 400, "malformed_request", "JSON"),
+    (b'{"req": {"image_b64": "' + b"A" * 40_000_000 + b'"}}', 413, "request_too_large", "31,457,280"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "words"),
+    UNUSABLE,
+    ids=lambda value: None if isinstance(value, int) else str(value)[:40],
+)
+def test_what_cannot_be_used_is_told_so(server: Server, body: object, status: int, code: str, words: str) -> None:
+    response = post(server, body)
+    found = response.json()
+    assert (response.status_code, found["error"]["code"]) == (status, code)
+    assert words in found["error"]["message"]
+    assert set(found) == {"error"}
+
+
+def test_the_documentation_has_every_answer_to_what_cannot_be_used() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("| sent to `/predict_base64`")[2].partition("\n\n")[0]
+    documented = {(int(status), code) for status, code in re.findall(r"\| (\d+) \| `(\w+)` \|", table)}
+    assert documented == {(status, code) for _, status, code, _ in UNUSABLE}
+
+
+def test_other_kinds_of_bodies_are_refused(server: Server) -> None:
+    for kind in ("text/plain", "multipart/form-data; boundary=x", "application/vnd.bentoml+pickle"):
+        response = post(server, b"x", Content_Type=kind)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
+    response = httpx.post(f"{server.url}/predict_image_bytes", content=PHOTO, headers={"Content-Type": "text/html"})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
+
+
+def test_bentomls_own_errors_have_our_body(server: Server) -> None:
+    for method, path, status, code in (
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/predict_base64", 405, "method_not_allowed"),
+    ):
+        response = httpx.request(method, f"{server.url}{path}")
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_the_client_of_the_documentation_works_as_written(server: Server, tmp_path: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "PHOTO.png").write_bytes(PHOTO)
+    script = script.replace("http://127.0.0.1:3000", server.url)
+    # BentoML's own warnings are not ours
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'landing-zones': 1.0" in done.stdout
+    assert (read_mask(tmp_path / "mask.png", "ids") == 5).all()
+
+
+def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp_path: Path) -> None:
+    require_program("curl")
+    (block,) = re.findall(r"```bash\n(echo .*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    found = in_a_shell(block, server, tmp_path)
+    assert found.count('"classes_found":[5]') == 2
+    assert '"license":"Apache-2.0"' in found
+
+
+def test_the_curl_line_of_the_readme_works_as_written(server: Server, tmp_path: Path) -> None:
+    require_program("curl")
+    (line,) = re.findall(r"^curl .*127\.0\.0\.1:3000.*$", README.read_text(encoding="utf-8"), re.M)
+    found = json.loads(in_a_shell(line, server, tmp_path))
+    expected = post(server, {"req": {"image_b64": encoded(PHOTO)}}).json()
+    assert found["segmentation_mask"] == expected["segmentation_mask"]
+
+
+def in_a_shell(script: str, server: Server, folder: Path) -> str:
+    (folder / "PHOTO.png").write_bytes(PHOTO)
+    script = script.replace("http://127.0.0.1:3000", server.url).replace("curl ", "curl --fail --silent ")
+    done = subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_listens_where_it_is_told_and_nowhere_else(server: Server) -> None:
+    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    places = [link.laddr for each in processes for link in each.net_connections("inet") if link.status == "LISTEN"]
+    assert {ip for ip, _ in places} == {"127.0.0.1"}
+    assert int(server.url.rpartition(":")[2]) in {port for _, port in places}
+
+
+def test_the_first_page_is_the_status_and_loads_nothing_from_elsewhere(server: Server) -> None:
+    response = httpx.get(f"{server.url}/", headers={"Accept": "text/html"})
+    found = response.json()
+    assert (found["service"], found["ready"]) == ("droneseg", True)
+    for link in found["links"].values():
+        assert httpx.get(f"{server.url}{link}").status_code == 200
+
+
+def test_a_tree_of_json_is_refused_before_it_is_built(server: Server) -> None:
+    before = server.memory_mb
+    response = post(server, b'{"req": [' + b"[0]," * 7_000_000 + b"[0]]}")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_request")
+    assert server.memory_mb - before < 150
+
+
+@pytest.mark.parametrize(("name", "value"), [("DRONESEG_RECORDS_URL", "nowhere://x"), ("DRONESEG_PORT", "abc")])
+def test_it_does_not_start_with_a_wrong_setting(tmp_path: Path, name: str, value: str) -> None:
+    environment = os.environ | {name: value, "BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
+    done = subprocess.run(BENTO.command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_model_it_lives_and_is_not_ready(tmp_path: Path) -> None:
+    with serving(tmp_path, backend=BENTO, ready=False, model=tmp_path / "nowhere", dvc_pull="never") as server:
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        for response in (
+            httpx.get(f"{server.url}/readyz"),
+            httpx.post(f"{server.url}/model_info"),
+            post(server, {"req": {"image_b64": encoded(PHOTO)}}),
+        ):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")

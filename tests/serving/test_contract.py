@@ -1,0 +1,94 @@
+"""Both backends say the same: masks byte for byte, and of what cannot be used status, code and message."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+
+import bentoml
+import httpx
+import pytest
+from bentoml.exceptions import BentoMLException
+
+from support.bundles import make_bundle
+from support.hostile import OK, Hostile, corpus
+from support.server import BENTO, BENTO_BASE64, FASTAPI, Server, serving
+
+API_KEY = "open sesame"
+KEY = {"X-API-Key": API_KEY}
+WAYS = ("bento", "bento-base64")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    champion = tmp_path_factory.mktemp("model") / "champion"
+    make_bundle(champion, patch=(64, 64))
+    options = {"model": champion, "api_key": API_KEY, "queue_seconds": 60}
+    with (
+        serving(tmp_path_factory.mktemp("fastapi"), backend=FASTAPI, **options) as fastapi,
+        serving(tmp_path_factory.mktemp("bento"), backend=BENTO, **options) as bento,
+    ):
+        yield {"fastapi": fastapi, "bento": bento, "bento-base64": replace(bento, backend=BENTO_BASE64)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
+def test_every_file_of_the_corpus_gets_fastapis_answer(servers: dict[str, Server], way: str, hostile: Hostile) -> None:
+    response = servers[way].predict(hostile.data, **KEY)
+    found = response.json()
+    assert (response.status_code, "" if response.status_code == 200 else found["error"]["code"]) == hostile.answer
+    expected = servers["fastapi"].predict(hostile.data, **KEY).json()
+    if response.status_code == 200:
+        del expected["filename"], found["model_loaded"], expected["timings_s"], found["timings_s"]
+    assert found == expected
+
+
+def test_what_is_asked_of_the_model_and_of_paths_that_are_not_there_is_answered_the_same(
+    servers: dict[str, Server],
+) -> None:
+    for method, path in (
+        ("GET", "/model_info"), ("GET", "/model_info/"), ("GET", "/readyz"), ("GET", "/nowhere"), ("POST", "/nowhere"),
+        ("DELETE", "/readyz"), ("POST", "/metrics"), ("GET", "//"), ("GET", "/a/../readyz"),
+    ):  # fmt: skip
+        ours, expected = (
+            httpx.request(method, f"{servers[name].url}{path}", headers=KEY) for name in ("bento", "fastapi")
+        )
+        assert (method, path, ours.status_code) == (method, path, expected.status_code)
+        if (method, path) != ("GET", "//"):
+            assert ours.json() == expected.json()
+        assert ("Allow" in ours.headers) == ("Allow" in expected.headers)
+
+
+def test_metrics_have_the_same_names_and_labels(servers: dict[str, Server]) -> None:
+    names = [
+        {line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line.startswith("# ")}
+        for server in (servers["bento"], servers["fastapi"])
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) > 30
+
+
+def test_a_body_above_the_limit_is_refused_with_the_same_words(servers: dict[str, Server]) -> None:
+    answers = [servers[way].predict(bytes(31 << 20), **KEY) for way in ("fastapi", *WAYS)]
+    assert {answer.status_code for answer in answers} == {413}
+    assert len({answer.text for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_key_is_asked_with_the_same_words(servers: dict[str, Server], way: str) -> None:
+    data = next(each.data for each in corpus() if each.answer == OK)
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Basic x"}):
+        response = servers[way].predict(data, **headers)
+        assert response.status_code == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert response.json() == servers["fastapi"].predict(data, **headers).json()
+    assert servers[way].predict(data, Authorization=f"Bearer {API_KEY}").status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # BentoML's own
+def test_bentomls_client_gives_the_key_as_its_token(servers: dict[str, Server]) -> None:
+    photograph = base64.b64encode(next(each.data for each in corpus() if each.answer == OK)).decode()
+    url = servers["bento"].url
+    with bentoml.SyncHTTPClient(url, token=API_KEY) as client:
+        assert client.predict_base64(req={"image_b64": photograph})["model_loaded"] is True
+    with bentoml.SyncHTTPClient(url) as client, pytest.raises(BentoMLException, match="X-API-Key"):
+        client.predict_base64(req={"image_b64": photograph})
