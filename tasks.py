@@ -1,6 +1,7 @@
 """Tasks for people: `invoke --list`. Each is one line around a command that works without invoke, too."""
 
 import os
+from pathlib import Path
 
 from invoke.context import Context
 from invoke.tasks import task
@@ -68,3 +69,20 @@ def serve_docs(c: Context) -> None:
 def demo(c: Context, out: str = "demo") -> None:
     """Run the whole flow on generated data."""
     c.run(f'droneseg demo --out "{out}"', pty=True)
+
+
+@task
+def bento_build(c: Context) -> None:
+    """Build a bento with the model in it, which DVC fetches if it is not there."""
+    if not Path("nnUNet_results/champion").exists():
+        c.run("dvc pull nnUNet_results.dvc")
+    c.run("uv build --wheel --clear --out-dir dist")
+    c.run("uv export --quiet --extra bento --no-dev --no-emit-project --no-hashes -o dist/bento-requirements.txt")
+    c.run("bentoml build", env={"BENTOML_DO_NOT_TRACK": "True"}, pty=True)
+
+
+@task
+def bento_serve(_c: Context) -> None:
+    """Serve the model with BentoML on this machine, at port 3000 or PORT."""
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    os.execvp("bentoml", ["bentoml", "serve", "droneseg.serving.bento:DroneSegService"])  # noqa: S606  # as above

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_nothing_prints_and_only_the_command_line_writes_to_the_terminal() -> No
 def test_ci_runs_the_readme_test_command() -> None:
     assert "\npip install uv && uv run pytest" in (ROOT / "README.md").read_text()
     assert "README.md" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_bento_takes_the_wheel_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"wheels: [dist/droneseg-{version}-py3-none-any.whl]" in (ROOT / "bentofile.yaml").read_text()
 
 
 def test_links_in_the_readme_exist() -> None:
