@@ -1,15 +1,19 @@
 """The service under more than it can do: what is answered, how much is done, and what stays free meanwhile.
 
-    uv run python benchmarks/load.py [--model BUNDLE] [--minutes 10] [--times 4] [--json FILE]
+    uv run python benchmarks/load.py [--backend fastapi bento bento-base64] [--model BUNDLE] [--minutes 10]
+        [--times 4] [--json FILE]
 
-First a plain loop of decode, segment and encode shows what the machine can do. Then arrivals at that rate times
-`--times`, at random moments and whether or not earlier ones were answered, come from a process of their own; a tenth of
-them are no photographs. Another process asks /livez every 50 ms, whether or not the last was answered. Memory is
-sampled every second. Exit code 1 if something else than 200, 429 and the 4xx of bad input was answered.
+First a plain loop of decode, segment and encode shows what the machine can do, before and after all else. A backend
+is started, which is timed until it is ready, and photographs are sent one after the other. Then arrivals at the
+loop's rate times `--times`, at random moments and whether or not earlier ones were answered, come from a process of
+their own; a tenth of them are no photographs. Another process asks /livez every 50 ms, whether or not the last was
+answered. Memory of all processes of the service is sampled every second. Exit code 1 if something else than 200, 429
+and the 4xx of bad input was answered.
 """
 
 import argparse
 import asyncio
+import base64
 import json
 import multiprocessing
 import os
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import psutil
 from urllib3.filepost import encode_multipart_formdata
 
@@ -33,6 +38,14 @@ from droneseg.data.synthetic.scene import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 
+BENTO = "droneseg.serving.bento:DroneSegService"
+COMMANDS = {
+    "fastapi": ["-c", "from droneseg.cli.main import main; main()", "serve"],
+    "bento": ["-m", "bentoml", "serve", BENTO],
+}
+COMMANDS["bento-base64"] = COMMANDS["bento"]
+PATHS = {"fastapi": "/predict", "bento": "/predict_image_bytes", "bento-base64": "/predict_base64"}
+ALONE = 30  # photographs without any load
 SIZE = (960, 736)
 PHOTOGRAPHS = 4
 BAD_SHARE = 0.1
@@ -60,21 +73,30 @@ def plain_loop(model: Path, results: Any) -> None:
     results.put(done / (time.perf_counter() - begin))
 
 
-def send(rate: float, seconds: float, results: Any) -> None:
+def request_of(backend: str, file: bytes) -> tuple[bytes, str]:
+    """Return a body with a file in it, and its type, as a client of this backend sends it."""
+    if backend == "fastapi":
+        return encode_multipart_formdata([("data", ("a.png", file))])
+    if backend == "bento":
+        return file, "image/png"
+    return json.dumps({"req": {"image_b64": base64.b64encode(file).decode()}}).encode(), "application/json"
+
+
+def send(backend: str, rate: float, seconds: float, results: Any) -> None:
     """Send at random moments (a Poisson process); put what was answered and how long it took."""
-    results.put(asyncio.run(_send(rate, seconds)))
+    results.put(asyncio.run(_send(backend, rate, seconds)))
 
 
-async def _send(rate: float, seconds: float) -> dict[str, Any]:
-    bodies = [encode_multipart_formdata([("data", ("a.png", file))]) for file in photographs()]
-    bad = encode_multipart_formdata([("data", ("a.txt", b"this is not a photograph"))])
+async def _send(backend: str, rate: float, seconds: float) -> dict[str, Any]:
+    bodies = [request_of(backend, file) for file in photographs()]
+    bad = request_of(backend, b"this is not a photograph")
     good_answers, bad_answers, waits = Counter[str](), Counter[str](), []
 
     async def one(client: aiohttp.ClientSession, *, good: bool) -> None:
         data, kind = random.choice(bodies) if good else bad
         begin = time.perf_counter()
         try:
-            async with client.post(f"{URL}/predict", data=data, headers={"Content-Type": kind}) as answer:
+            async with client.post(URL + PATHS[backend], data=data, headers={"Content-Type": kind}) as answer:
                 await answer.read()
                 status = str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -130,14 +152,38 @@ async def _probe(stop: Any) -> list[float]:
     return found
 
 
-def start_service(model: Path, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start `droneseg serve` and wait until it is ready."""
-    environment = {"DRONESEG_MODEL": str(model.resolve()), "DRONESEG_RECORDS_URL": str(folder / "records")}
-    command = [sys.executable, "-c", "from droneseg.cli.main import main; main()", "serve", "--port", str(PORT)]
+def start_service(backend: str, model: Path, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a backend and wait until it is ready."""
+    environment = {
+        "DRONESEG_MODEL": str(model.resolve()),
+        "DRONESEG_RECORDS_URL": str(folder / "records"),
+        "DRONESEG_PORT": str(PORT),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
     with (folder / "log").open("wb") as log:
+        command = [sys.executable, *COMMANDS[backend]]
         service = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
     asyncio.run(_ready(service))
     return service
+
+
+def alone_s(backend: str) -> float:
+    """Return the median time of photographs that are sent one after the other."""
+    seconds = []
+    bodies = [request_of(backend, file) for file in photographs()]
+    with httpx.Client(base_url=URL, timeout=60) as client:
+        for number in range(ALONE):
+            body, kind = bodies[number % len(bodies)]
+            begin = time.perf_counter()
+            client.post(PATHS[backend], content=body, headers={"Content-Type": kind}).raise_for_status()
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def memory_mb(service: "subprocess.Popen[bytes]") -> float:
+    """Return the resident memory of a service's processes."""
+    process = psutil.Process(service.pid)
+    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
 
 
 async def _ready(service: "subprocess.Popen[bytes]") -> None:
@@ -153,30 +199,31 @@ async def _ready(service: "subprocess.Popen[bytes]") -> None:
     raise SystemExit("the service ended before it was ready")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--times", type=float, default=4)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def measure(backend: str, model: Path, *, minutes: float, times: float) -> dict[str, Any]:
+    """Return what a backend answers under that many times what the machine can do."""
     context = multiprocessing.get_context("spawn")
     results, probes, stop = context.Queue(), context.Queue(), context.Event()
-    loop = context.Process(target=plain_loop, args=(arguments.model, results))
-    loop.start()
-    plain_per_s = results.get()
-    loop.join()
+
+    def plain() -> float:
+        loop = context.Process(target=plain_loop, args=(model, results))
+        loop.start()
+        per_s: float = results.get()
+        loop.join()
+        return per_s
+
+    plain_per_s = plain()
     with tempfile.TemporaryDirectory() as temporary:
-        service = start_service(arguments.model, Path(temporary))
+        begin = time.perf_counter()
+        service = start_service(backend, model, Path(temporary))
         try:
-            sender = context.Process(target=send, args=(arguments.times * plain_per_s, 60 * arguments.minutes, results))
+            start_s, median_alone_s = time.perf_counter() - begin, alone_s(backend)
+            sender = context.Process(target=send, args=(backend, times * plain_per_s, 60 * minutes, results))
             prober = context.Process(target=probe, args=(stop, probes))
             sender.start()
             prober.start()
-            memory_mb = []
+            memory = []
             while sender.is_alive() and results.empty():
-                memory_mb.append(psutil.Process(service.pid).memory_info().rss / 1e6)
+                memory.append(memory_mb(service))
                 time.sleep(1)
             found = results.get(timeout=180)
             stop.set()
@@ -186,22 +233,47 @@ def main() -> None:
         finally:
             service.terminate()
             service.wait()
-    second_minute = memory_mb[60:120] or memory_mb
-    found |= {
+    # machines become faster and slower: the mean of before and after
+    plain_per_s = statistics.mean([plain_per_s, plain()])
+    return found | {
+        "backend": backend,
+        "start_s": start_s,
+        "alone_s": median_alone_s,
         "plain_loop_per_s": plain_per_s,
         "goodput_share": found["goodput_per_s"] / plain_per_s,
         "livez_p99_ms": 1000 * livez[int(0.99 * len(livez))],
         "livez_asked": len(livez),
-        "memory_mb": {"second_minute": statistics.median(second_minute), "end": statistics.median(memory_mb[-30:])},
+        "memory_mb": {
+            "second_minute": statistics.median(memory[60:120] or memory),
+            "end": statistics.median(memory[-30:]),
+        },
         "exit_code": service.returncode,
     }
-    text = json.dumps(found, indent=2)
-    print(text)
+
+
+def unexpected(found: dict[str, Any]) -> set[str]:
+    """Return what should not have been answered."""
+    return (set(found["photographs"]) - {"200", "429"}) | (set(found["bad_inputs"]) - {"415", "429"})
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", nargs="+", choices=list(COMMANDS), default=["fastapi"])
+    parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--times", type=float, default=4)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = []
+    for backend in arguments.backend:
+        found.append(measure(backend, arguments.model, minutes=arguments.minutes, times=arguments.times))
+        print(json.dumps(found[-1], indent=2), flush=True)
     if arguments.json:
-        arguments.json.write_text(text + "\n")
-    unexpected = (set(found["photographs"]) - {"200", "429"}) | (set(found["bad_inputs"]) - {"415", "429"})
-    if unexpected:
-        raise SystemExit(f"answered, and should not have been: {', '.join(sorted(unexpected))}")
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    wrong = set[str]().union(*map(unexpected, found))
+    if wrong:
+        raise SystemExit(f"answered, and should not have been: {', '.join(sorted(wrong))}")
 
 
 if __name__ == "__main__":
