@@ -74,8 +74,12 @@ def demo(c: Context, out: str = "demo") -> None:
 @task
 def bento_build(c: Context) -> None:
     """Build a bento with the model in it, which DVC fetches if it is not there."""
-    if not Path("nnUNet_results/champion").exists():
-        c.run("dvc pull nnUNet_results.dvc")
+    from droneseg.model.bundle import read_bundle
+    from droneseg.model.store import fetch_model
+
+    champion = Path("nnUNet_results/champion")
+    fetch_model(champion, "auto")
+    read_bundle(champion)  # or a bento without a model would be built
     c.run("uv build --wheel --clear --out-dir dist")
     c.run("uv export --quiet --extra bento --no-dev --no-emit-project --no-hashes -o dist/bento-requirements.txt")
     c.run("bentoml build", env={"BENTOML_DO_NOT_TRACK": "True"}, pty=True)

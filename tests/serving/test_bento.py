@@ -58,11 +58,12 @@ def test_base64_in_json_is_answered_with_every_field(server: Server) -> None:
 
 
 UNUSABLE = [
-    ({"req": {"image_b64": "!!! this is no base64 !!!"}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": "!!! this is no base64 !!!"}}, 400, "malformed_request", "characters"),
     ({"req": {"image_b64": encoded(PHOTO) + "="}}, 400, "malformed_request", "padding"),
-    ({"req": {"image_b64": encoded(PHOTO) + "===="}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": encoded(PHOTO) + "===="}}, 400, "malformed_request", "padding"),
     ({"req": {"image_b64": encoded(PHOTO)[:-3]}}, 400, "malformed_request", "padding"),
-    ({"req": {"image_b64": encoded(PHOTO) + "\n"}}, 400, "malformed_request", "base64"),
+    ({"req": {"image_b64": encoded(PHOTO) + "\n"}}, 400, "malformed_request", "characters"),
+    ({"req": {"image_b64": f"data:image/png;base64,{encoded(PHOTO)}"}}, 400, "malformed_request", "characters"),
     ({"req": {"image_b64": "\u00e9" * 4}}, 400, "malformed_request", "base64"),
     ({"req": {"image_b64": ""}}, 400, "broken_image", "empty"),
     ({"req": {"image_b64": encoded(b"garbage")}}, 415, "unsupported_image", "known format"),
@@ -106,6 +107,25 @@ def test_other_kinds_of_bodies_are_refused(server: Server) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
     response = httpx.post(f"{server.url}/predict_image_bytes", content=PHOTO, headers={"Content-Type": "text/html"})
     assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
+
+
+def test_what_a_path_does_not_need_does_not_break_it(server: Server) -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "application/vnd.bentoml+pickle", "x"):
+        response = httpx.post(f"{server.url}/model_info", content=b"a=b", headers={"Content-Type": kind})
+        assert (response.status_code, response.json()["license"]) == (200, "Apache-2.0")
+
+
+def test_paths_that_only_look_like_others_are_not_there(server: Server) -> None:
+    for path in (
+        "predict_base64%0a",
+        "predict_image_bytes%0A/",
+        "model_info%0a",
+        "static_content/",
+        "static_content/index.css",
+    ):
+        response = httpx.post(f"{server.url}/{path}", content=PHOTO, headers={"Content-Type": "image/png"})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+    assert 'droneseg_faults_total{code="internal_error"} 0.0' in httpx.get(f"{server.url}/metrics").text
 
 
 def test_bentomls_own_errors_have_our_body(server: Server) -> None:
@@ -175,7 +195,10 @@ def test_a_tree_of_json_is_refused_before_it_is_built(server: Server) -> None:
     assert server.memory_mb - before < 150
 
 
-@pytest.mark.parametrize(("name", "value"), [("DRONESEG_RECORDS_URL", "nowhere://x"), ("DRONESEG_PORT", "abc")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DRONESEG_RECORDS_URL", "nowhere://x"), ("DRONESEG_PORT", "abc"), ("DRONESEG_HOST", "localhost")],
+)
 def test_it_does_not_start_with_a_wrong_setting(tmp_path: Path, name: str, value: str) -> None:
     environment = os.environ | {name: value, "BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     done = subprocess.run(BENTO.command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)

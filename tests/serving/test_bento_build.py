@@ -68,6 +68,17 @@ def test_it_serves_fastapis_mask_from_an_environment_of_its_own(
     assert (found["model_id"], found["segmentation_mask"]) == (expected["model_id"], expected["segmentation_mask"])
 
 
+def test_a_bento_without_a_model_is_not_built(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "tasks.py", "bentofile.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "nnUNet_results" / "champion").mkdir(parents=True)
+    command = [sys.executable, "-W", "ignore", "-m", "invoke", "bento-build"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "champion" in done.stderr
+    assert not (tmp_path / "dist").exists()
+
+
 def test_there_is_no_torch_and_no_nnunet_in_it(python: Path) -> None:
     code = "import importlib.util as u; print([n for n in ('torch', 'nnunetv2', 'fastapi', 'dvc') if u.find_spec(n)])"
     done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)

@@ -2,10 +2,12 @@
 
 import asyncio
 from functools import partial
-from typing import cast
+from ipaddress import ip_address
+from typing import Annotated, cast
 
 import bentoml
 from bentoml.exceptions import BentoMLException
+from bentoml.validators import ContentType
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -40,6 +42,7 @@ def make_service() -> PredictionService:
     """
     try:
         settings = load_settings()
+        _require_address(settings.host)
         return PredictionService(
             settings,
             partial(load_segmenter, settings),
@@ -48,6 +51,13 @@ def make_service() -> PredictionService:
         )
     except ConfigurationError as error:
         raise BentoMLException(str(error)) from error
+
+
+def _require_address(host: str) -> None:
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise ConfigurationError(f"DRONESEG_HOST={host} is no address, and BentoML takes no names.") from error
 
 
 # at import: BentoML asks for the address as the class is made, and later cannot refuse to start any more
@@ -85,7 +95,7 @@ class DroneSegService:
         return await _predict()
 
     @bentoml.api(route=_BYTES)
-    async def predict_image_bytes(self, image: bytes, /) -> LoadedPredictionAnswer:  # noqa: ARG002
+    async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> LoadedPredictionAnswer:  # noqa: ARG002
         """Say what is where in one photograph, which is the body itself."""
         return await _predict()
 

@@ -22,6 +22,9 @@ from droneseg.serving.service import PredictionService
 # in the scope of a request
 TOLD = "droneseg.told"  # its error has our body already
 PHOTOGRAPH = "droneseg.photograph"  # the file that was in its body
+_PAGES = "/static_content"  # of BentoML's page, which is not shown
+_OF_BODIES = (b"content-type", b"content-length", b"transfer-encoding")
+_STUB_TYPE = (b"content-type", b"application/json")
 _INSTEAD = b'{"req": {"image_b64": ""}}'  # of a body for BentoML, which would take it apart again
 
 
@@ -69,11 +72,15 @@ class Door:
                 await self._predict(scope, receive, send)
             elif scope["method"] == "GET" and scope["path"] in self._facts:
                 await self._facts[scope["path"]](Headers(scope=scope))(scope, receive, send)
+            elif scope["path"].startswith(_PAGES):
+                missing = HTTPStatus.NOT_FOUND
+                await framework_refusal(missing, f"{missing.phrase}: {scope['path']}")(scope, receive, send)
             elif scope["path"] == METRICS:
                 refused = HTTPStatus.METHOD_NOT_ALLOWED
                 await framework_refusal(refused, f"{refused.phrase}: {METRICS}", {"Allow": "GET"})(scope, receive, send)
             else:
                 # nothing else has use for a body, and BentoML would read one of any size
+                scope["headers"] = [*(each for each in scope["headers"] if each[0] not in _OF_BODIES), _STUB_TYPE]
                 await self._app(scope, _with_stub(receive), self._in_our_words(scope, receive, send))
         except DronesegError as error:
             await refusal(error, self._service.failed(error))(scope, receive, send)

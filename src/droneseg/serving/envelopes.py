@@ -1,6 +1,7 @@
 """How a photograph lies in a body that is no form: as the body itself, or in JSON, in base64."""
 
 import binascii
+import re
 
 import pybase64
 from pydantic import BaseModel, Field, ValidationError
@@ -8,8 +9,9 @@ from pydantic import BaseModel, Field, ValidationError
 from droneseg.core.errors import BrokenImageError, MalformedRequestError, MissingInputError, WrongContentTypeError
 from droneseg.core.images import EMPTY
 
-_BYTES = "application/octet-stream"
+_BYTES = ("application/octet-stream", "text/plain")  # the second is what BentoML's client says of bytes
 _JSON = "application/json"
+_BASE64 = re.compile(r"^[A-Za-z0-9+/]*=*\Z")
 _MOST_PARTS = 64  # base64 has none of their signs, and a tree of millions takes a hundred times its bytes
 
 
@@ -33,7 +35,7 @@ def from_image(content_type: str, body: bytes) -> bytes:
         WrongContentTypeError: If it says to be something else.
         BrokenImageError: If it is empty.
     """
-    if content_type and not content_type.startswith("image/") and content_type != _BYTES:
+    if content_type and not content_type.startswith("image/") and content_type not in _BYTES:
         raise WrongContentTypeError(f"Send the image itself, as image/..., not as {content_type[:40]}.")
     if not body:
         raise BrokenImageError(EMPTY)
@@ -67,5 +69,7 @@ def from_json(content_type: str, body: bytes) -> bytes:
         # forty times as fast as Python's decoder, which also lets some wrong padding pass
         return pybase64.b64decode(image.image_b64, validate=True)
     except (binascii.Error, ValueError) as error:
-        wrong = "its length is no multiple of 4: see to the padding" if len(image.image_b64) % 4 else str(error)
+        wrong = (
+            "its padding is wrong" if _BASE64.match(image.image_b64) else "it has other characters, such as line breaks"
+        )
         raise MalformedRequestError(f"image_b64 is not base64: {wrong}.") from error

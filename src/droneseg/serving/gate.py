@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,7 +15,7 @@ from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
-from droneseg.serving.refusals import refusal
+from droneseg.serving.refusals import framework_refusal, refusal
 from droneseg.serving.schemas import ErrorDetail
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,11 @@ class Gate:
             await refusal(error, self._failed(error))(scope, receive, answer)
 
         try:
-            if self._needs_key(path) and not self._has_key(headers):
+            if not path.isprintable():
+                # routes end before a last line break, names of paths do not
+                missing = HTTPStatus.NOT_FOUND
+                await framework_refusal(missing, f"{missing.phrase}: {path!r}")(scope, receive, answer)
+            elif self._needs_key(path) and not self._has_key(headers):
                 await refuse(UnauthorizedError(f"Send the API key in the header {API_KEY}."))
             else:
                 await self._app(scope, receive, answer)
