@@ -31,7 +31,8 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     (project / "nnUNet_results").mkdir()
     make_bundle(project / "nnUNet_results" / "champion")
-    environment = os.environ | {"BENTOML_HOME": str(project / "home")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the task calls programs beside Python
+    environment = os.environ | {"BENTOML_HOME": str(project / "home"), "PATH": path}
     command = [sys.executable, "-W", "ignore", "-m", "invoke", "bento-build"]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
