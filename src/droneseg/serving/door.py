@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from droneseg.core.errors import DronesegError, SlowRequestError
 from droneseg.serving.bodies import BodyMemory, Lease
 from droneseg.serving.gate import HANGUP, METRICS
-from droneseg.serving.refusals import framework_refusal, refusal
+from droneseg.serving.refusals import path_refusal, refusal
 from droneseg.serving.schemas import HealthAnswer
 from droneseg.serving.service import PredictionService
 
@@ -73,11 +73,9 @@ class Door:
             elif scope["method"] == "GET" and scope["path"] in self._facts:
                 await self._facts[scope["path"]](Headers(scope=scope))(scope, receive, send)
             elif scope["path"].startswith(_PAGES):
-                missing = HTTPStatus.NOT_FOUND
-                await framework_refusal(missing, f"{missing.phrase}: {scope['path']}")(scope, receive, send)
+                await path_refusal(HTTPStatus.NOT_FOUND, scope["path"])(scope, receive, send)
             elif scope["path"] == METRICS:
-                refused = HTTPStatus.METHOD_NOT_ALLOWED
-                await framework_refusal(refused, f"{refused.phrase}: {METRICS}", {"Allow": "GET"})(scope, receive, send)
+                await path_refusal(HTTPStatus.METHOD_NOT_ALLOWED, METRICS, {"Allow": "GET"})(scope, receive, send)
             else:
                 # nothing else has use for a body, and BentoML would read one of any size
                 scope["headers"] = [*(each for each in scope["headers"] if each[0] not in _OF_BODIES), _STUB_TYPE]
@@ -136,8 +134,7 @@ class Door:
             error = RuntimeError(f"BentoML failed at {scope['path']}")
             return refusal(error, self._service.failed(error))
         allowed = Headers(raw=start["headers"]).get("allow")
-        headers = {"Allow": allowed} if allowed else {}
-        return framework_refusal(status, f"{HTTPStatus(status).phrase}: {scope['path']}", headers)
+        return path_refusal(HTTPStatus(status), scope["path"], {"Allow": allowed} if allowed else None)
 
 
 async def _pieces(receive: Receive) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
-from droneseg.serving.refusals import framework_refusal, refusal
+from droneseg.serving.refusals import path_refusal, refusal
 from droneseg.serving.schemas import ErrorDetail
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ class Gate:
         try:
             if not path.isprintable():
                 # routes end before a last line break, names of paths do not
-                missing = HTTPStatus.NOT_FOUND
-                await framework_refusal(missing, f"{missing.phrase}: {path!r}")(scope, receive, answer)
+                await path_refusal(HTTPStatus.NOT_FOUND, repr(path))(scope, receive, answer)
             elif self._needs_key(path) and not self._has_key(headers):
                 await refuse(UnauthorizedError(f"Send the API key in the header {API_KEY}."))
             else:

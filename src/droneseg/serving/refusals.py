@@ -30,5 +30,10 @@ def framework_refusal(status: int, what: str, headers: dict[str, str] | None = N
     return _response(status, ErrorDetail(code=code_of_status(status), message=what), headers or {})
 
 
+def path_refusal(status: HTTPStatus, path: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the answer to a request for a path that is not there, or not in this way."""
+    return framework_refusal(status, f"{status.phrase}: {path}", headers)
+
+
 def _response(status: int, detail: ErrorDetail, headers: dict[str, str]) -> Response:
     return Response(ErrorAnswer(error=detail).model_dump_json(), status, headers, media_type="application/json")
