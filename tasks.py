@@ -30,7 +30,7 @@ def train(c: Context, args: str = "preset=cpu") -> None:
 @task
 def test(c: Context) -> None:
     """Run all tests with coverage."""
-    c.run("pytest --cov", pty=True)
+    c.run("pytest --cov -n 2 --dist loadfile", pty=True)
 
 
 @task

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from droneseg.data.pairs import KAGGLE_FOLDER, MASKS_FOLDER
+from support.workspace import Workspace
 
 
 def droneseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from droneseg.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+    return Workspace(cwd).run(*arguments, check=False)
 
 
 @pytest.mark.parametrize(
