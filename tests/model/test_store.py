@@ -85,13 +85,13 @@ def test_a_model_that_no_file_names_is_not_dvcs_to_fetch(tmp_path: Path) -> None
         fetch_model(tmp_path / "mine" / "champion", "always")
 
 
-def test_a_remote_that_is_away_is_told_and_dvcs_words_are_logged(
+def test_a_remote_that_is_away_is_told_and_why_is_logged(
     project: Path, champion: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(project / "remote")
     with pytest.raises(StoreError, match=r"DVC could not fetch .*champion.*nnUNet_results\.dvc names it"):
         fetch_model(champion, "auto")
-    assert "failed to pull" in caplog.text
+    assert "does not hold this version of the model" in caplog.text
     assert not champion.exists()
 
 
@@ -105,6 +105,6 @@ def test_a_remote_whose_file_is_damaged_gives_no_model(project: Path, champion: 
 
 
 def test_without_dvc_the_error_says_what_to_install(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("droneseg.model.store.find_spec", lambda _name: None)
+    monkeypatch.setattr("droneseg.model.remote.find_spec", lambda _name: None)
     with pytest.raises(MissingDependencyError, match="store"):
         fetch_model(champion, "auto")

@@ -1,4 +1,4 @@
-"""`droneseg models ...`: hold models against each other, and blend two."""
+"""`droneseg models ...`: fetch and send models, hold them against each other, promote one, blend two."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from droneseg.cli import environment, output
+from droneseg.cli import environment, output, store
 
-app = typer.Typer(help="Compare and blend models.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, send, compare, promote and blend models.", no_args_is_help=True)
 
 
 class Part(StrEnum):
@@ -21,7 +21,12 @@ class Part(StrEnum):
 
 @app.callback()
 def models() -> None:
-    """Compare and blend models."""
+    """Fetch, send, compare, promote and blend models."""
+
+
+app.command("list")(store.list_models)
+app.command()(store.pull)
+app.command()(store.push)
 
 
 @app.command()
@@ -60,6 +65,10 @@ def compare(
         return
     output.out().print(_table(done.found))
     output.out().print(f"report: {done.report / 'report.md'}", markup=False)
+
+
+app.command()(store.promote)
+app.command()(store.rollback)
 
 
 @app.command()

@@ -12,6 +12,7 @@ DronesegError
 │   └── InvalidIdsError          ids that are in no class
 ├── ShapeMismatchError       two arrays that belong together differ in shape
 ├── DatasetError             a dataset folder has problems; carries all of them
+├── DownloadError            a dataset cannot be downloaded
 ├── SplitError               a split file is wrong or does not fit the data
 ├── OutputExistsError        something is in the way and was not touched
 ├── ConfigurationError       a setting, preset or override is wrong
@@ -20,6 +21,7 @@ DronesegError
 ├── ModelError               a model cannot be found, loaded or run
 │   ├── BundleError              a bundle does not verify
 │   ├── StoreError               the place where models are kept does not give it
+│   ├── PromotionRefusedError    a candidate may not become the champion
 │   └── UntrustedCheckpointError a checkpoint would run code when loaded
 ├── RequestError             what a service was sent cannot be used
 │   ├── UnauthorizedError        no API key, or a wrong one
@@ -89,6 +91,10 @@ class DatasetError(DronesegError):
         super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
 
 
+class DownloadError(DronesegError):
+    """A dataset cannot be downloaded."""
+
+
 class SplitError(DronesegError):
     """A split file is malformed or names images that are not there."""
 
@@ -115,6 +121,10 @@ class BundleError(ModelError):
 
 class StoreError(ModelError):
     """The place where models are kept cannot be reached, or does not have the model."""
+
+
+class PromotionRefusedError(ModelError):
+    """A candidate may not become the champion; the message lists all reasons."""
 
 
 class UntrustedCheckpointError(ModelError):

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         default="auto",
         description="Whether DVC fetches the model as a service starts: auto, if it is not there; never; or always.",
     )
+    dvc_remote: str | None = Field(
+        default=None, description="DVC's remote to fetch it from, and to push models to; by default the one in .dvc."
+    )
     profile: str | None = Field(
         default=None, description="How to run it: exact, fast or int8; by default as the bundle says."
     )

@@ -21,9 +21,7 @@ from droneseg.model.manifest import (
 )
 
 _CHUNK_BYTES = 1 << 20
-_AGAIN = (
-    "Export it again, or fetch it again with `dvc pull --force`; if that changes nothing, delete .dvc/cache before."
-)
+_AGAIN = "Export it again, or fetch it again with `droneseg models pull --force`."
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def read_bundle(folder: Path) -> Bundle:
     _require_own_classes(folder, manifest)
     for name, record in manifest.files.items():
         _verify_file(folder / name, record)
-    return Bundle(folder, manifest, _model_id(data))
+    return Bundle(folder, manifest, model_id_of(data))
 
 
 def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest], files: Mapping[str, Path]) -> Bundle:
@@ -101,7 +99,8 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
 
 
-def _model_id(manifest: bytes) -> str:
+def model_id_of(manifest: bytes) -> str:
+    """Return the short hash of a manifest, by which its model is known."""
     return hashlib.sha256(manifest).hexdigest()[:12]
 
 
@@ -115,7 +114,7 @@ def _manifest_bytes(folder: Path) -> bytes:
         raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
         tracked = pointer_to(folder)
-        fetch = f"Fetch it with `dvc pull {tracked}`, make" if tracked.is_file() else "Make"
+        fetch = "Fetch it with `droneseg models pull`, make" if tracked.is_file() else "Make"
         raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
     try:
         return (folder / MANIFEST_NAME).read_bytes()

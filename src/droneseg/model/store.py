@@ -1,30 +1,127 @@
-"""Where models come from: DVC fetches the promoted one, which a `.dvc` file beside its folder names."""
+"""Where models come from and go to: DVC's remotes. What is pulled is verified aside before it takes its place."""
 
+import fcntl
 import logging
+import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from droneseg.core.errors import MissingDependencyError, StoreError
+from droneseg.core.errors import BundleError, DronesegError, StoreError
+from droneseg.core.files import new_folder, require_free
 from droneseg.core.settings import Pull
-from droneseg.model.bundle import pointer_to
+from droneseg.model.bundle import Bundle, model_id_of, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
+from droneseg.model.pointer import read_pointer
+from droneseg.model.remote import Remote, md5_of, require_dvc
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 200  # Cloud Run gives a start 240 s
 
+OnProgress = Callable[[int, int], None]
+"""Told of the bytes that are there and of all."""
 
-def fetch_model(folder: Path, pull: Pull) -> None:
-    """Let DVC fetch a model, if it is asked to.
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull did.
+
+    Attributes:
+        bundle: The model.
+        remote: Where it came from, in words.
+        fetched: Whether anything had to be; False if it was there already.
+    """
+
+    bundle: Bundle
+    remote: str
+    fetched: bool
+
+
+def pull_model(
+    folder: Path,
+    remote: str | None = None,
+    *,
+    replace: bool = False,
+    keep: bool = True,
+    progress: OnProgress = lambda _done, _total: None,
+) -> Pulled:
+    """Fetch the version of a model that its `.dvc` file names, and nothing else.
+
+    Everything is fetched into a folder beside, held against its checksums and read as a bundle; then it takes its place
+    in one step. So a failure leaves what was there, and two pulls at once do no harm.
 
     Args:
-        folder: Of the bundle; `nnUNet_results/champion` is fetched by `nnUNet_results.dvc`.
-        pull: "auto" fetches what is not there and is named by such a file.
+        folder: Of the bundle; `nnUNet_results.dvc` names the version of `nnUNet_results/champion`.
+        remote: Name of DVC's remote; None for the default one.
+        replace: Whether another model in that folder may be replaced.
+        keep: Whether DVC's cache shall hold it, too, as `dvc status` expects.
+        progress: Told of what has arrived.
 
     Raises:
-        StoreError: If it cannot be fetched. What DVC says of it is logged: it may name places that not all may know.
+        StoreError: If it cannot be fetched.
+        BundleError: If what was pushed is no bundle.
+        OutputExistsError: If another model is there.
+        MissingDependencyError: If DVC is not installed.
+    """
+    pointer = pointer_to(folder)
+    version = read_pointer(pointer)
+    source = Remote(pointer.parent, remote)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent), TemporaryDirectory() as temporary:
+        listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
+        if holds(folder, listing):
+            return Pulled(read_bundle(folder), str(source), fetched=False)
+        require_free(folder, marker=MANIFEST_NAME, replace=replace)
+        count = _Sum(version.size_bytes, progress)
+        with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
+            for name, md5 in listing.items():
+                source.fetch(md5, aside / name, count, keep=keep)
+            _require_bundle(aside, source)
+        return Pulled(read_bundle(folder), str(source), fetched=True)
+
+
+def push_model(folder: Path, remote: str | None = None) -> str:
+    """Send the version of a model that its `.dvc` file names to a remote; what is there already is not sent again.
+
+    Args:
+        folder: Of the bundle.
+        remote: Name of DVC's remote; None for the default one.
+
+    Returns:
+        Where it went, in words.
+
+    Raises:
+        BundleError: If it does not verify.
+        StoreError: If the folder holds another model than the `.dvc` file names, or DVC cannot send it.
+        MissingDependencyError: If DVC is not installed.
+    """
+    read_bundle(folder)
+    pointer = pointer_to(folder)
+    version = read_pointer(pointer)
+    target = Remote(pointer.parent, remote)
+    require_tracked(folder)
+    run_dvc(pointer.parent, "commit", "--force", "--quiet", pointer.name)  # its cache may be gone
+    run_dvc(pointer.parent, "push", "--quiet", pointer.name, *(("--remote", remote) if remote else ()))
+    if not target.has(version.md5):
+        raise StoreError(f"{target} does not hold {version.md5} after the push; push again.")
+    return str(target)
+
+
+def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
+    """Fetch a model as a service starts, if it is asked to, in a process of its own: DVC is large, and done with then.
+
+    Args:
+        folder: Of the bundle.
+        pull: "auto" fetches what is not there and is named by a `.dvc` file.
+        remote: Name of DVC's remote; None for the default one.
+
+    Raises:
+        StoreError: If it cannot be fetched. Why is logged: it may name places that not all may know.
         MissingDependencyError: If DVC is not installed.
     """
     pointer = pointer_to(folder)
@@ -33,14 +130,111 @@ def fetch_model(folder: Path, pull: Pull) -> None:
         return
     if not pointer.is_file():
         raise StoreError(f"{pointer} is missing: it names the version of {folder}. Or set DRONESEG_DVC_PULL=never.")
-    if find_spec("dvc") is None:
-        raise MissingDependencyError("dvc", "store")
+    require_dvc()
     logger.info("fetching %s with DVC", folder)
-    command = [sys.executable, "-m", "dvc", "pull", pointer.name]
+    command = [sys.executable, "-m", "droneseg.model.store", str(folder), *([remote] if remote else [])]
     try:
-        subprocess.run(command, cwd=pointer.parent, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise StoreError(f"DVC did not fetch {folder} within {_TIMEOUT_S} s.") from error
     except subprocess.CalledProcessError as error:
-        logger.error("DVC said: %s", " ".join(error.stderr.split()) or f"nothing, and ended with {error.returncode}")
+        logger.error("fetching: %s", " ".join(error.stderr.split()) or f"ended with {error.returncode}")
         raise StoreError(f"DVC could not fetch {folder} as {pointer} names it; the log says why.") from error
+
+
+def require_tracked(folder: Path) -> None:
+    """Refuse a folder that holds another model than its `.dvc` file names.
+
+    Raises:
+        StoreError: If it does.
+    """
+    pointer = pointer_to(folder)
+    if '"modified"' in run_dvc(pointer.parent, "status", "--json", pointer.name):
+        raise StoreError(
+            f"{folder} is not the model that {pointer} names. If it is yours, move it elsewhere and make it the "
+            "champion with `droneseg models promote`; `droneseg models pull --force` fetches the champion again."
+        )
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run a command of DVC in a project, and return what it says.
+
+    Raises:
+        MissingDependencyError: If DVC is not installed.
+        StoreError: If it fails; with DVC's words.
+    """
+    require_dvc()
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        words = " ".join(done.stderr.split()).removeprefix("ERROR: ") or f"exit code {done.returncode}"
+        raise StoreError(f"`dvc {' '.join(arguments)}` failed: {words}")
+    return done.stdout
+
+
+def holds(folder: Path, listing: Mapping[str, str]) -> bool:
+    """Say whether a folder holds exactly these files: md5 by name."""
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} != set(listing):
+        return False
+    return all(md5_of(folder / name) == md5 for name, md5 in listing.items())
+
+
+def id_on_paper(folder: Path) -> str | None:
+    """Return the id a folder's manifest gives, whether or not its files verify; None without one."""
+    manifest = folder / MANIFEST_NAME
+    return model_id_of(manifest.read_bytes()) if manifest.is_file() else None
+
+
+class _Sum:
+    """Adds up what arrives; a second try begins again, so it stops at the whole."""
+
+    def __init__(self, total: int, progress: OnProgress) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+
+    def __call__(self, more: int) -> None:
+        self._done = min(self._done + more, self._total)
+        self._progress(self._done, self._total)
+
+
+def _of_model(files: Mapping[str, str], folder: Path, pointer: Path) -> dict[str, str]:
+    """Return the files of the model alone: a version may hold others beside it."""
+    inside = {
+        name.removeprefix(f"{folder.name}/"): md5 for name, md5 in files.items() if name.startswith(f"{folder.name}/")
+    }
+    if MANIFEST_NAME not in inside or any("/" in name or name in ("", "..") for name in inside):
+        raise StoreError(f"The version that {pointer} names holds no model {folder.name}.")
+    return inside
+
+
+def _require_bundle(folder: Path, source: Remote) -> None:
+    try:
+        read_bundle(folder)
+    except BundleError as error:
+        raise StoreError(f"{source} holds a version that is no whole model: {error}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change what is in a folder; the lock goes with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def main() -> None:
+    """Fetch a model: `python -m droneseg.model.store FOLDER [REMOTE]`; the error is one line."""
+    folder, remote, *_ = (*sys.argv[1:], None)
+    try:
+        pull_model(Path(str(folder)), remote, replace=True, keep=False)
+    except (DronesegError, OSError) as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

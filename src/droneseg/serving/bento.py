@@ -47,7 +47,7 @@ def make_service() -> PredictionService:
             settings,
             partial(load_segmenter, settings),
             ServiceMetrics(),
-            fetch=partial(fetch_model, settings.model, settings.dvc_pull),
+            fetch=partial(fetch_model, settings.model, settings.dvc_pull, settings.dvc_remote),
         )
     except ConfigurationError as error:
         raise BentoMLException(str(error)) from error

@@ -46,7 +46,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         settings,
         lambda: segmenter or load_segmenter(settings),
         metrics,
-        fetch=lambda: None if segmenter else fetch_model(settings.model, settings.dvc_pull),
+        fetch=lambda: None if segmenter else fetch_model(settings.model, settings.dvc_pull, settings.dvc_remote),
     )
 
     @asynccontextmanager

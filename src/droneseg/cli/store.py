@@ -1,0 +1,127 @@
+"""`droneseg models list|pull|push|promote|rollback`: where models are kept, and which one is the champion."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from droneseg.cli import environment, output
+
+if TYPE_CHECKING:
+    from droneseg.model.registry import Entry
+
+Remote = Annotated[
+    str | None, typer.Option("--remote", help="DVC's remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def list_models(
+    remote: Annotated[str | None, typer.Option("--remote", help="Ask this remote which of them it holds.")] = None,
+    json: Json = False,
+) -> None:
+    """List the champion and the models before it."""
+    from droneseg.model.shelf import list_models as run
+
+    found = run(environment.settings().model, remote)
+    if json:
+        from dataclasses import asdict
+
+        output.show_json([asdict(each) for each in found])
+        return
+    rows = [
+        [
+            each.model_id or "not fetched",
+            each.state + (", here" if each.here else ""),
+            each.since or "-",
+            output.figure(each.figures.get("miou")),
+            output.percent(each.figures.get("unsafe_landing_rate")),
+            *([] if each.in_remote is None else ["yes" if each.in_remote else "no"]),
+            each.why or "-",
+        ]
+        for each in found
+    ]
+    columns = ["model", "is", "since", "mIoU", "unsafe", *([f"in {remote}"] if remote else []), "why"]
+    output.out().print(output.table("champions, the newest first", columns, rows))
+
+
+def pull(
+    remote: Remote = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that the registry does not know.")] = False,
+) -> None:
+    """Fetch the champion, and nothing else, as its `.dvc` file names it; works without git."""
+    from droneseg.model.bundle import pointer_to
+    from droneseg.model.registry import known_ids, read_registry
+    from droneseg.model.store import id_on_paper, pull_model
+
+    settings = environment.settings()
+    known = known_ids(read_registry(pointer_to(settings.model).parent))
+    with output.progress("MB") as progress:
+        done = pull_model(
+            settings.model,
+            remote or settings.dvc_remote,
+            replace=force or id_on_paper(settings.model) in known,
+            progress=lambda now, total: progress(round(now / 1e6), round(total / 1e6)),
+        )
+    came = f"from {done.remote}" if done.fetched else "was there already"
+    output.out().print(f"{done.bundle.folder}: model {done.bundle.model_id}, {came}", markup=False)
+
+
+def push(remote: Remote = None) -> None:
+    """Send the champion to a remote; what it holds already is not sent again."""
+    from droneseg.model.store import push_model
+
+    settings = environment.settings()
+    place = push_model(settings.model, remote or settings.dvc_remote)
+    output.out().print(f"{settings.model} is in {place}", markup=False)
+
+
+def promote(
+    candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
+    data: Annotated[Path, typer.Option(help="Held-out dataset in the Kaggle layout.", show_default=False)],
+    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
+    part: Annotated[str, typer.Option(help="Which part of the split: train, val or test.")] = "val",
+    force: Annotated[
+        str | None, typer.Option("--force", metavar="REASON", help="Promote it whatever the figures say.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
+    json: Json = False,
+) -> None:
+    """Make a model the champion if it is better with 95 % confidence and not less safe.
+
+    Both are compared on the same photographs. The registry, model-registry.jsonl, and the `.dvc` file are committed.
+    """
+    from droneseg.flows.promote import Exam, promote_model
+
+    if part not in ("train", "val", "test"):
+        raise typer.BadParameter(f"{part!r} is not train, val or test", param_hint="--part")
+    if force is not None and not force.strip():
+        raise typer.BadParameter("give the reason, for those who will read the registry", param_hint="--force")
+    with output.progress("photographs") as progress:
+        entry = promote_model(
+            candidate,
+            Exam(data, split, part, report),
+            settings=environment.settings(),
+            force=force,
+            progress=lambda _name, done, total: progress(done, total),
+        )
+    _show(entry, json=json)
+
+
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="For those who will read the registry.")] = "not given",
+    json: Json = False,
+) -> None:
+    """Give the model before the champion its place back; again goes one further back."""
+    from droneseg.flows.promote import roll_back
+
+    _show(roll_back(environment.settings(), reason), json=json)
+
+
+def _show(entry: "Entry", *, json: bool) -> None:
+    if json:
+        output.show_json(entry.model_dump(mode="json"))
+        return
+    before = f" instead of {entry.previous.model_id}" if entry.previous else ""
+    output.out().print(f"champion: model {entry.model.model_id}{before}: {entry.reason}", markup=False)
+    output.out().print("next: droneseg models push, git push, and POST /admin/reload to what serves it", markup=False)

@@ -1,0 +1,111 @@
+"""The registry: a line in git for every model that became the champion, with who, when, why and the figures."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from droneseg.core.errors import StoreError
+from droneseg.core.files import write_text
+from droneseg.model.pointer import Version
+
+REGISTRY_NAME = "model-registry.jsonl"
+
+
+class Model(BaseModel):
+    """A model that is or was the champion.
+
+    Attributes:
+        model_id: Short hash of its manifest.
+        version: What DVC knows it by.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_id: str
+    version: Version
+
+
+class Entry(BaseModel):
+    """A change of the champion.
+
+    Attributes:
+        when: UTC, ISO 8601.
+        who: As git knows them.
+        action: Whether a candidate became the champion, or the one before it again.
+        model: The champion from then on.
+        previous: The champion until then; None for the first one.
+        reason: Why.
+        forced: Whether the figures alone would not have allowed it.
+        figures: Of both on the same photographs, and their differences, as `models compare` reports them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    when: str
+    who: str
+    action: Literal["promote", "rollback"]
+    model: Model
+    previous: Model | None
+    reason: str
+    forced: bool = False
+    figures: dict[str, Any] = {}
+
+
+def read_registry(root: Path) -> list[Entry]:
+    """Read all entries, the oldest first; none if there is no registry yet.
+
+    Raises:
+        StoreError: If a line is not one; the message says which.
+    """
+    path = root / REGISTRY_NAME
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+        try:
+            entries.append(Entry.model_validate_json(line))
+        except ValidationError as error:
+            raise StoreError(
+                f"{path}, line {number} is no entry: {error.errors()[0]['msg']}. See git's log."
+            ) from error
+    return entries
+
+
+def append_entry(root: Path, entry: Entry) -> None:
+    """Add an entry to the registry in one step."""
+    path = root / REGISTRY_NAME
+    older = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_text(path, f"{older}{json.dumps(entry.model_dump(mode='json'))}\n")
+
+
+def line_of_champions(entries: Sequence[Entry]) -> list[Model]:
+    """Return the champions that lead to today's, the oldest first: what was rolled back is not among them."""
+    line: list[Model] = []
+    for entry in entries:
+        if entry.action == "rollback":
+            line = line[:-1]
+            continue
+        if entry.previous and (not line or line[-1] != entry.previous):
+            line.append(entry.previous)
+        line.append(entry.model)
+    return line
+
+
+def known_ids(entries: Sequence[Entry]) -> set[str]:
+    """Return the ids of all models the registry has ever seen."""
+    return {model.model_id for entry in entries for model in (entry.model, entry.previous) if model}
+
+
+def run_git(root: Path, *arguments: str) -> str:
+    """Run git in a project and return what it says.
+
+    Raises:
+        StoreError: If it fails or is not there; with git's words.
+    """
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise StoreError("git is not installed; the registry of models is kept in git.") from error
+    except subprocess.CalledProcessError as error:
+        raise StoreError(f"`git {arguments[0]}` failed: {' '.join(error.stderr.split())}") from error
+    return done.stdout

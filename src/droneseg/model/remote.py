@@ -1,0 +1,196 @@
+"""A DVC remote: asks for objects by their md5, and believes none that does not match it."""
+
+import errno
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from droneseg.core.errors import MissingDependencyError, StoreError
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 2  # each with the retries that the cloud's own client makes
+_PAUSE_S = 1.0
+_CHUNK_BYTES = 1 << 20
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+OnBytes = Callable[[int], None]
+"""Told how many more bytes have arrived."""
+
+
+class Remote:
+    """Where versions of models are kept, and DVC's cache on this machine.
+
+    Args:
+        root: Folder of the project, with `.dvc` in it; git is not needed.
+        name: Of the remote; None for the default one.
+
+    Raises:
+        MissingDependencyError: If DVC is not installed.
+        StoreError: If there is no such project or remote.
+    """
+
+    def __init__(self, root: Path, name: str | None = None) -> None:
+        require_dvc()
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            # the checkout may be one without git, as in an image
+            repo = Repo(str(root), config={"core": {"no_scm": True}})
+            self.name = name or str(repo.config["core"].get("remote", ""))
+            if name and name not in repo.config["remote"]:
+                raise StoreError(
+                    f"There is no remote {name!r} in {root}, only {', '.join(repo.config['remote']) or 'none'}. "
+                    f"Add it: dvc remote add {name} gs://BUCKET/FOLDER"
+                )
+            self._odb = repo.cloud.get_remote_odb(name)
+            self._cache = repo.cache.local
+        except DvcException as error:
+            raise StoreError(f"{root}: {error}") from error
+        self.url = str(self._odb.fs.unstrip_protocol(self._odb.path))
+
+    def __str__(self) -> str:
+        return f"remote {self.name} ({self.url})"
+
+    def listing(self, md5: str, aside: Path, *, keep: bool = True) -> Mapping[str, str]:
+        """Return the files of a version: md5 by path.
+
+        Args:
+            md5: Of the version.
+            aside: Folder for what must be fetched.
+            keep: Whether DVC's cache shall hold it, too.
+
+        Raises:
+            StoreError: As `fetch` does.
+        """
+        target = aside / "listing"
+        self.fetch(md5, target, keep=keep)
+        try:
+            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(target.read_bytes())}
+        finally:
+            target.unlink()
+
+    def fetch(self, md5: str, target: Path, on_bytes: OnBytes = lambda _count: None, *, keep: bool = True) -> None:
+        """Write an object to `target`, from DVC's cache if it is there.
+
+        Args:
+            md5: Of the object; with `.dir` at its end for a listing.
+            target: Where it shall be; a half-written one is taken away.
+            on_bytes: Told of what has arrived.
+            keep: Whether DVC's cache shall hold it, too.
+
+        Raises:
+            StoreError: If the remote does not have it, cannot be reached, or gives something else.
+            OSError: If the disk is full.
+        """
+        cached = Path(self._cache.oid_to_path(md5))
+        if cached.is_file() and md5_of(cached) == md5.removesuffix(".dir"):
+            shutil.copyfile(cached, target)
+            on_bytes(target.stat().st_size)
+            return
+        self._fetch_with_tries(md5, target, on_bytes)
+        if keep:
+            from dvc_objects.fs.local import localfs
+
+            cached.unlink(missing_ok=True)  # it may be there and damaged
+            self._cache.add(str(target), localfs, md5)
+
+    def has(self, md5: str) -> bool:
+        """Say whether the remote holds an object.
+
+        Raises:
+            StoreError: If it cannot be reached.
+        """
+        try:
+            return bool(self._odb.exists(md5))
+        except Exception as error:  # whatever a cloud's client raises
+            raise self._explained(error) from error
+
+    def _fetch_with_tries(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                self._fetch_once(md5, target, on_bytes)
+                return
+            except BaseException as error:
+                target.unlink(missing_ok=True)
+                if _hopeless(error):
+                    raise
+                if not left or isinstance(error, FileNotFoundError):
+                    raise self._explained(error) from error
+                logger.warning("%s: %s; trying again", self, _short(error))
+                time.sleep(_PAUSE_S)
+
+    def _fetch_once(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
+        from fsspec.callbacks import Callback
+
+        progress = Callback(hooks={"bytes": _Growth(on_bytes)})
+        self._odb.fs.get_file(self._odb.oid_to_path(md5), str(target), callback=progress)
+        if md5_of(target) != md5.removesuffix(".dir"):
+            raise StoreError(f"{self} gave something damaged for {md5}")
+
+    def _explained(self, error: BaseException) -> StoreError:
+        """Say what went wrong with the remote, and what to do."""
+        if isinstance(error, FileNotFoundError):
+            return StoreError(
+                f"{self} does not hold this version of the model. Whoever made it should run `droneseg models push`; "
+                "or take another remote with --remote or DRONESEG_DVC_REMOTE."
+            )
+        if isinstance(error, StoreError):
+            return StoreError(f"{error}: it is not what was pushed. Push it again from where it was made.")
+        if _refused(error):
+            return StoreError(
+                f"{self} refused: {_short(error)}. Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or "
+                "run `gcloud auth application-default login`."
+            )
+        return StoreError(f"{self} cannot be reached: {_short(error)}. Nothing was changed; try again.")
+
+
+class _Growth:
+    """Turns the sum fsspec tells into what is new."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._seen = 0
+
+    def __call__(self, _size: int | None, value: int, **_rest: Any) -> None:
+        self._on_bytes(value - self._seen)
+        self._seen = value
+
+
+def require_dvc() -> None:
+    """Raise `MissingDependencyError` unless DVC is installed; does not import it."""
+    if find_spec("dvc") is None:
+        raise MissingDependencyError("dvc", "store")
+
+
+def _hopeless(error: BaseException) -> bool:
+    """Say whether trying again is no help: the disk is full, or somebody pressed Ctrl-C."""
+    if not isinstance(error, Exception):
+        return True
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+
+
+def _refused(error: BaseException) -> bool:
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    return status in (401, 403) or "credentials" in str(error).lower()
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def md5_of(path: Path) -> str:
+    """Return the md5 of a file, by which DVC knows it."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

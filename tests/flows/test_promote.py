@@ -1,0 +1,267 @@
+"""A candidate becomes the champion only with better figures, and everything changes or nothing."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from droneseg.core.errors import BundleError, PromotionRefusedError, StoreError
+from droneseg.core.settings import Settings
+from droneseg.flows.promote import Exam, promote_model, roll_back
+from droneseg.model.bundle import read_bundle
+from droneseg.model.pointer import Version
+from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, read_registry
+from droneseg.model.shelf import list_models
+from droneseg.model.store import pull_model
+from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template") / "project"
+    make_project(folder)
+    return folder
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture
+def settings(project: Path) -> Settings:
+    return Settings(model=project / "nnUNet_results/champion", cache_dir=project.parent / "compiled")
+
+
+@pytest.fixture
+def exam(photographs: Path, tmp_path: Path) -> Exam:
+    return Exam(photographs, None, "val", tmp_path / "comparison")
+
+
+def promote(candidate: Path, exam: Exam, settings: Settings, force: str | None = None) -> Entry:
+    return promote_model(candidate, exam, settings=settings, force=force, progress=lambda *_: None)
+
+
+def state(project: Path) -> tuple[str, str, str, str]:
+    """Return everything a promotion changes."""
+    champion = read_bundle(project / "nnUNet_results/champion").model_id
+    return (
+        champion,
+        (project / "nnUNet_results.dvc").read_text(),
+        git(project, "log", "--oneline"),
+        git(project, "status", "--porcelain"),
+    )
+
+
+def test_a_better_candidate_becomes_the_champion_and_git_knows(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    before = read_bundle(settings.model).model_id
+    better = make_model(tmp_path / "better", GOOD)
+    entry = promote(better.folder, exam, settings)
+    assert read_bundle(settings.model).model_id == better.model_id == entry.model.model_id
+    assert entry.previous is not None
+    assert entry.previous.model_id == before
+    assert entry.who == "A Pilot <pilot@example.org>"
+    figures = entry.figures["figures"]
+    assert figures[1]["miou"]["value"] == 1
+    assert figures[0]["miou"]["value"] < 0.7
+    assert entry.figures["differences"]["miou"]["low"] > 0
+    assert git(project, "status", "--porcelain") == ""
+    assert git(project, "show", "--name-only", "--format=%s").split("\n") == [
+        f"Promote model {better.model_id}: better with 95 % confidence, and not less safe", "",
+        "model-registry.jsonl", "nnUNet_results.dvc",
+    ]  # fmt: skip
+    assert read_registry(project) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (WORSE, "its mIoU is worse: -"),
+        (POOR, "its mIoU is not better for sure: "),
+        (UNSAFE, "its unsafe landing rate is higher: "),
+    ],
+    ids=["worse", "equal", "unsafe"],
+)
+def test_one_that_is_not_is_refused_with_its_reason_and_nothing_changes(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path, network: object, reason: str
+) -> None:
+    before = state(project)
+    candidate = make_model(tmp_path / "candidate", network, patch=(32, 24)).folder
+    with pytest.raises(PromotionRefusedError) as refused:
+        promote(candidate, exam, settings)
+    assert reason in str(refused.value)
+    assert "--force REASON" in str(refused.value)
+    assert (exam.report / "report.md").is_file()
+    assert state(project) == before
+
+
+def test_the_champion_itself_is_refused(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+    copy = shutil.copytree(settings.model, tmp_path / "copy")
+    with pytest.raises(PromotionRefusedError, match="is the champion already"):
+        promote(Path(copy), exam, settings)
+
+
+def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    before = state(project)
+    other, damaged = (make_model(tmp_path / name, GOOD).folder for name in ("other", "damaged"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["classes"][5]["name"] = "runways"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    (damaged / "model.onnx").write_bytes((damaged / "model.onnx").read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"made for another class table: .*runways"):
+        promote(other, exam, settings)
+    with pytest.raises(BundleError, match=r"model\.onnx has .* bytes instead of"):
+        promote(damaged, exam, settings)
+    assert state(project) == before
+
+
+def test_too_few_photographs_are_no_proof(project: Path, settings: Settings, tmp_path: Path) -> None:
+    few = Exam(make_photographs(tmp_path / "few", 5), None, "val", tmp_path / "comparison")
+    candidate = make_model(tmp_path / "better", GOOD).folder
+    with pytest.raises(PromotionRefusedError, match="5 photographs are too few to tell; 20 are needed"):
+        promote(candidate, few, settings)
+
+
+def test_force_promotes_it_and_says_so(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+    worse = make_model(tmp_path / "worse", WORSE)
+    entry = promote(worse.folder, exam, settings, "the other one is licensed wrongly")
+    assert entry.forced
+    assert entry.reason == "the other one is licensed wrongly"
+    assert read_bundle(settings.model).model_id == worse.model_id
+
+
+def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    first = state(project)
+    for name, network in (("worse", WORSE), ("better", GOOD)):
+        promote(make_model(tmp_path / name, network).folder, exam, settings, "to try it")
+        dvc(project, "push", "--quiet", "nnUNet_results.dvc")
+    second = read_registry(project)[0].model.model_id
+    shutil.rmtree(project / ".dvc/cache")  # so they come from the remote
+    assert roll_back(settings, "it is slow").model.model_id == second == read_bundle(settings.model).model_id
+    assert roll_back(settings, "that, too").model.model_id == first[0] == read_bundle(settings.model).model_id
+    assert (project / "nnUNet_results.dvc").read_text() == first[1]
+    assert git(project, "status", "--porcelain") == ""
+    with pytest.raises(StoreError, match="knows no model before this one"):
+        roll_back(settings, "once more")
+    shelved = list_models(settings.model, "models")
+    assert [(each.state, each.here) for each in shelved] == [
+        ("champion", True),
+        ("rolled back", False),
+        ("rolled back", False),
+    ]
+    assert [each.in_remote for each in shelved] == [True, True, True]
+
+
+def test_a_rollback_whose_model_is_gone_changes_nothing(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    before = state(project)
+    shutil.rmtree(project / ".dvc/cache")
+    dvc(project, "remote", "modify", "models", "url", str(tmp_path / "empty"))
+    git(project, "commit", "--quiet", "--all", "--message", "another remote")
+    before = state(project)
+    with pytest.raises(StoreError, match="does not hold this version"):
+        roll_back(settings, "")
+    assert state(project) == before
+
+
+def test_a_commit_that_fails_takes_everything_back(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    hook = project / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\necho not on a Friday >&2\nexit 1\n")
+    hook.chmod(0o755)
+    before = state(project)
+    with pytest.raises(StoreError, match="not on a Friday"):
+        promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    assert state(project) == before
+    assert not (project / "model-registry.jsonl").exists()
+    hook.unlink()
+    promote(tmp_path / "better", exam, settings)
+
+
+def test_work_that_is_not_committed_is_not_mixed_in(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    candidate = make_model(tmp_path / "better", GOOD).folder
+    pointer = project / "nnUNet_results.dvc"
+    pointer.write_text(pointer.read_text() + "# mine\n")
+    with pytest.raises(StoreError, match=r"nnUNet_results\.dvc has changes that are not committed"):
+        promote(candidate, exam, settings)
+
+
+def test_a_champion_changed_by_hand_is_not_compared_with(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    candidate = make_model(tmp_path / "better", GOOD).folder
+    shutil.rmtree(settings.model)
+    make_model(settings.model, WORSE)
+    with pytest.raises(StoreError, match=r"is not the model that .* names"):
+        promote(candidate, exam, settings)
+
+
+def test_a_champion_that_is_not_there_is_fetched_first(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    shutil.rmtree(project / "nnUNet_results")
+    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    assert read_bundle(settings.model).model_id == read_bundle(tmp_path / "better").model_id
+
+
+def test_the_first_champion_needs_a_reason(tmp_path: Path, exam: Exam) -> None:
+    project = tmp_path / "fresh"
+    shutil.rmtree(make_project(project).parent)
+    for name in ("nnUNet_results.dvc",):
+        git(project, "rm", "--quiet", name)
+    git(project, "commit", "--quiet", "--message", "no champion")
+    settings = Settings(model=project / "nnUNet_results/champion", cache_dir=tmp_path / "compiled")
+    candidate = make_model(tmp_path / "first", GOOD).folder
+    with pytest.raises(PromotionRefusedError, match="there is no champion to compare it with"):
+        promote(candidate, exam, settings)
+    entry = promote(candidate, exam, settings, "the first one")
+    assert entry.previous is None
+    assert git(project, "status", "--porcelain") == ""
+    shutil.rmtree(project / "nnUNet_results")
+    assert pull_model(settings.model).bundle.model_id == entry.model.model_id
+
+
+def test_without_git_it_says_so(tmp_path: Path, exam: Exam) -> None:
+    champion = make_project(tmp_path / "plain", scm=False)
+    with pytest.raises(StoreError, match="not a git repository"):
+        promote(make_model(tmp_path / "better", GOOD).folder, exam, Settings(model=champion))
+
+
+def test_two_promotions_in_a_row_are_a_line_and_a_rollback_leaves_it() -> None:
+    one, two, three = (Model(model_id=name, version=Version(f"{name}.dir", 1, 1)) for name in ("one", "two", "three"))
+
+    def change(action: str, model: Model, previous: Model | None) -> Entry:
+        return Entry.model_validate(
+            {"when": "", "who": "", "action": action, "model": model, "previous": previous, "reason": ""}
+        )
+
+    entries = [change("promote", two, one), change("promote", three, two), change("rollback", two, three)]
+    assert line_of_champions(entries) == [one, two]
+    # from one that came by other ways, as by a merge
+    assert line_of_champions([*entries, change("promote", one, three)]) == [one, two, three, one]
+    assert known_ids(entries) == {"one", "two", "three"}
+
+
+def test_a_broken_registry_is_named_with_its_line(project: Path) -> None:
+    (project / "model-registry.jsonl").write_text("{}\n")
+    with pytest.raises(StoreError, match=r"model-registry\.jsonl, line 1 is no entry"):
+        read_registry(project)
+    assert subprocess.run(["git", "status"], cwd=project, capture_output=True, check=False).returncode == 0
