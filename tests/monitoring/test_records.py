@@ -89,8 +89,8 @@ def test_closing_without_a_store_ends_and_counts_the_loss(tmp_path: Path) -> Non
 
 def test_records_go_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
-    with bucket("kept", monkeypatch) as url:
-        writer = RecordWriter(f"{url}/champion", count=counts)
+    with bucket("kept", monkeypatch) as kept:
+        writer = RecordWriter(f"{kept.url}/champion", count=counts)
         for number in range(3):
             writer.add(record(number))
         writer.close(20)

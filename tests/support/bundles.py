@@ -16,8 +16,8 @@ _WEIGHTS = ((0, 0, 0), (-3, -3, -3), (-2, -2, 4), (-2, 4, -2), (4, -2, -2), (2, 
 _BIASES = (-9, 2, 0, 0, 0, -1.5)
 
 
-def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIASES) -> None:
-    """Write an ONNX network that looks at one pixel's colour."""
+def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIASES, *, padding: int = 0) -> None:
+    """Write an ONNX network that looks at one pixel's colour, and is so many bytes larger than it need be."""
     kernel = numpy_helper.from_array(np.array(weights, np.float32)[..., None, None], "kernel")
     bias = numpy_helper.from_array(np.array(biases, np.float32), "bias")
     graph = helper.make_graph(
@@ -27,7 +27,9 @@ def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIAS
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(np.array(biases)), "h", "w"])],
         [kernel, bias],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, {"padding": "x" * padding})
+    onnx.save(model, path)
 
 
 def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Path | None = None) -> Bundle:

@@ -34,17 +34,17 @@ def dvc(folder: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] = (16, 24)) -> Bundle:
+def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] = (16, 24), padding: int = 0) -> Bundle:
     """Make a bundle of one of the networks above."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.parent / "network.onnx"
-    write_network(file, *network)  # type: ignore[misc]  # weights and biases
+    write_network(file, *network, padding=padding)  # type: ignore[misc]  # weights and biases
     bundle = make_bundle(folder, network=file, patch=patch)
     file.unlink()
     return bundle
 
 
-def make_project(folder: Path, *, scm: bool = True, network: object = POOR) -> Path:
+def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padding: int = 0) -> Path:
     """Make a project whose champion is added, committed and pushed to a remote beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     champion = folder / "nnUNet_results" / "champion"
@@ -57,7 +57,7 @@ def make_project(folder: Path, *, scm: bool = True, network: object = POOR) -> P
     dvc(folder, "remote", "add", "--default", "models", str(folder.parent / f"{folder.name}-remote"))
     dvc(folder, "remote", "modify", "models", "verify", "true")
     (folder / ".dvcignore").write_text("nnUNet_results/*\n!nnUNet_results/champion\n")
-    make_model(champion, network)
+    make_model(champion, network, padding=padding)
     dvc(folder, "add", "--quiet", "nnUNet_results")
     dvc(folder, "push", "--quiet", "nnUNet_results.dvc")
     if scm:

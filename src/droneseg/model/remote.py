@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.errors import MissingDependencyError, StoreError
+from droneseg.model.stall import Pulse, call
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 2  # each with the retries that the cloud's own client makes
+_TRIES = 2
 _PAUSE_S = 1.0
 _CHUNK_BYTES = 1 << 20
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_CREDENTIALS = (
+    "Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or run `gcloud auth application-default login`."
+)
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have arrived."""
@@ -41,6 +45,8 @@ class Remote:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
+        # it writes tracebacks of what is told in a line here
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
             # the checkout may be one without git, as in an image
             repo = Repo(str(root), config={"core": {"no_scm": True}})
@@ -55,6 +61,10 @@ class Remote:
         except DvcException as error:
             raise StoreError(f"{root}: {error}") from error
         self.url = str(self._odb.fs.unstrip_protocol(self._odb.path))
+        try:
+            self._fs = self._odb.fs.fs  # made, and given its credentials, only now
+        except Exception as error:  # whatever a cloud's client raises
+            raise StoreError(f"{self} refuses the credentials: {_short(error)}. {_CREDENTIALS}") from error
 
     def __str__(self) -> str:
         return f"remote {self.name} ({self.url})"
@@ -109,9 +119,12 @@ class Remote:
             StoreError: If it cannot be reached.
         """
         try:
-            return bool(self._odb.exists(md5))
+            call(self._fs, "info", self._odb.oid_to_path(md5), pulse=Pulse())
+        except FileNotFoundError:
+            return False
         except Exception as error:  # whatever a cloud's client raises
             raise self._explained(error) from error
+        return True
 
     def _fetch_with_tries(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
         for left in reversed(range(_TRIES)):
@@ -130,8 +143,14 @@ class Remote:
     def _fetch_once(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
         from fsspec.callbacks import Callback
 
-        progress = Callback(hooks={"bytes": _Growth(on_bytes)})
-        self._odb.fs.get_file(self._odb.oid_to_path(md5), str(target), callback=progress)
+        pulse, growth = Pulse(), _Growth(on_bytes)
+
+        def heard(_size: int | None, value: int, **_rest: Any) -> None:
+            pulse.beat()
+            growth(value)
+
+        source, progress = self._odb.oid_to_path(md5), Callback(hooks={"bytes": heard})
+        call(self._fs, "get_file", source, str(target), callback=progress, pulse=pulse)
         if md5_of(target) != md5.removesuffix(".dir"):
             raise StoreError(f"{self} gave something damaged for {md5}")
 
@@ -145,21 +164,18 @@ class Remote:
         if isinstance(error, StoreError):
             return StoreError(f"{error}: it is not what was pushed. Push it again from where it was made.")
         if _refused(error):
-            return StoreError(
-                f"{self} refused: {_short(error)}. Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or "
-                "run `gcloud auth application-default login`."
-            )
+            return StoreError(f"{self} refused: {_short(error)}. {_CREDENTIALS}")
         return StoreError(f"{self} cannot be reached: {_short(error)}. Nothing was changed; try again.")
 
 
 class _Growth:
-    """Turns the sum fsspec tells into what is new."""
+    """Turns the sum that is told into what is new."""
 
     def __init__(self, on_bytes: OnBytes) -> None:
         self._on_bytes = on_bytes
         self._seen = 0
 
-    def __call__(self, _size: int | None, value: int, **_rest: Any) -> None:
+    def __call__(self, value: int) -> None:
         self._on_bytes(value - self._seen)
         self._seen = value
 
@@ -179,7 +195,7 @@ def _hopeless(error: BaseException) -> bool:
 
 def _refused(error: BaseException) -> bool:
     status = getattr(error, "code", None) or getattr(error, "status", None)
-    return status in (401, 403) or "credentials" in str(error).lower()
+    return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
 
 
 def _short(error: BaseException) -> str:

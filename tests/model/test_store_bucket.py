@@ -1,0 +1,197 @@
+"""Models in a bucket of Google Cloud Storage: fake-gcs-server, the real client, and what goes wrong on the way."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from droneseg.core.errors import OutputExistsError, StoreError
+from droneseg.model.bundle import read_bundle
+from droneseg.model.store import pull_model, push_model
+from support.buckets import Bucket, bucket, relay
+from support.projects import GOOD, dvc, make_model, make_project
+from support.workspace import COMMAND
+
+_PULL = (sys.executable, "-W", "ignore", "-m", "droneseg.model.store", "nnUNet_results/champion", "gcs")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with pytest.MonkeyPatch.context() as patch, bucket("team", patch) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def pushed(store: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project, without git, whose model is in the bucket and nowhere else; 2 MB, so that it takes a moment."""
+    project = tmp_path_factory.mktemp("pushed") / "project"
+    champion = make_project(project, scm=False, padding=2_000_000)
+    dvc(project, "remote", "add", "gcs", f"{store.url}/models")
+    dvc(project, "remote", "modify", "gcs", "allow_anonymous_login", "true")
+    dvc(project, "remote", "modify", "gcs", "endpointurl", store.server)
+    push_model(champion, "gcs")
+    shutil.rmtree(project.parent / "project-remote")
+    shutil.rmtree(project / "nnUNet_results")
+    shutil.rmtree(project / ".dvc/cache")
+    return project
+
+
+@pytest.fixture
+def project(pushed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pushed, tmp_path / "clone"))
+
+
+@pytest.fixture
+def champion(project: Path) -> Path:
+    return project / "nnUNet_results/champion"
+
+
+@pytest.fixture(autouse=True)
+def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("droneseg.model.remote._TRIES", 1)
+    monkeypatch.setattr("droneseg.model.stall.STALL_S", 3)
+
+
+def leftovers(project: Path) -> list[str]:
+    folder = project / "nnUNet_results"
+    return sorted(file.name for file in folder.iterdir() if file.name != "champion") if folder.is_dir() else []
+
+
+def test_a_clone_without_git_gets_the_model_and_nothing_else(project: Path, champion: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    done = pull_model(champion, "gcs", progress=lambda now, total: seen.append((now, total)))
+    assert done.fetched
+    assert done.bundle == read_bundle(champion)
+    assert seen[-1][0] == seen[-1][1] == sum(file.stat().st_size for file in champion.iterdir())
+    assert leftovers(project) == []
+    dvc(project, "status", "--quiet", "nnUNet_results.dvc")  # fails if DVC finds anything changed, or missing
+    assert not pull_model(champion, "gcs").fetched
+
+
+def test_another_model_in_the_way_is_not_replaced_unasked(champion: Path) -> None:
+    mine = make_model(champion, GOOD).model_id
+    with pytest.raises(OutputExistsError, match="--force"):
+        pull_model(champion, "gcs")
+    assert read_bundle(champion).model_id == mine
+    assert pull_model(champion, "gcs", replace=True).bundle.model_id != mine
+
+
+def test_two_pulls_at_once_both_end_with_the_model(project: Path, champion: Path) -> None:
+    running = [subprocess.Popen(_PULL, cwd=project, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [(each.wait(60), each.communicate()[1]) for each in running] == [(0, b""), (0, b"")]
+    assert read_bundle(champion)
+    assert leftovers(project) == []
+
+
+def test_what_the_bucket_damaged_is_refused_and_the_model_stays(store: Bucket, project: Path, champion: Path) -> None:
+    make_model(champion, GOOD)
+    mine = read_bundle(champion).model_id
+    largest = max((file for file in store.root.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    whole = largest.read_bytes()
+    try:
+        largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(StoreError, match="it is not what was pushed"):
+            pull_model(champion, "gcs", replace=True)
+    finally:
+        largest.write_bytes(whole)
+    assert read_bundle(champion).model_id == mine
+    assert leftovers(project) == []
+    assert pull_model(champion, "gcs", replace=True).bundle.model_id != mine
+
+
+def test_a_remote_nobody_knows_is_named_with_what_to_do(champion: Path) -> None:
+    with pytest.raises(StoreError, match=r"no remote 'mars' in .*only .*gcs.*dvc remote add mars gs://"):
+        pull_model(champion, "mars")
+
+
+def test_a_connection_cut_in_the_middle_is_told_and_the_next_try_succeeds(
+    store: Bucket, project: Path, champion: Path
+) -> None:
+    with relay(store.server, cut_after_bytes=500_000) as cut:
+        dvc(project, "remote", "modify", "gcs", "endpointurl", cut)
+        with pytest.raises(StoreError, match=r"remote gcs \(gs://team/models.*\) cannot be reached: .*try again"):
+            pull_model(champion, "gcs")
+    assert not champion.exists()
+    assert leftovers(project) == []
+    dvc(project, "remote", "modify", "gcs", "endpointurl", store.server)
+    assert pull_model(champion, "gcs").fetched
+
+
+def test_a_connection_cut_once_is_tried_again(
+    store: Bucket, project: Path, champion: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("droneseg.model.remote._TRIES", 2)
+    with relay(store.server, cut_after_bytes=500_000, cuts=1) as cut:
+        dvc(project, "remote", "modify", "gcs", "endpointurl", cut)
+        assert pull_model(champion, "gcs").fetched
+
+
+def test_wrong_credentials_are_told_with_what_to_do(store: Bucket, project: Path, champion: Path) -> None:
+    with relay(store.server, status=403) as closed:
+        dvc(project, "remote", "modify", "gcs", "endpointurl", closed)
+        with pytest.raises(StoreError, match=r"refused: .*GOOGLE_APPLICATION_CREDENTIALS"):
+            pull_model(champion, "gcs")
+    key = project / "key.json"
+    key.write_text("{}")
+    dvc(project, "remote", "modify", "gcs", "allow_anonymous_login", "false")
+    dvc(project, "remote", "modify", "gcs", "credentialpath", str(key))
+    with pytest.raises(StoreError, match=r"refuses the credentials: .*GOOGLE_APPLICATION_CREDENTIALS"):
+        pull_model(champion, "gcs")
+    assert not champion.exists()
+
+
+def test_a_full_disk_leaves_the_model_that_was_there_and_nothing_half_done(project: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=False)
+    if mounted.returncode:
+        if os.environ.get("DRONESEG_REQUIRE_ALL"):
+            pytest.fail("no small disk can be mounted")
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        clone = Path(shutil.copytree(project, small / "clone", ignore=shutil.ignore_patterns("tmp")))
+        champion = clone / "nnUNet_results/champion"
+        mine = make_model(champion, GOOD).model_id
+        filler = small / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(small).free - 1_000_000))
+        with pytest.raises(OSError, match="No space left on device"):
+            pull_model(champion, "gcs", replace=True)
+        assert read_bundle(champion).model_id == mine
+        assert leftovers(clone) == []
+        filler.unlink()
+        assert pull_model(champion, "gcs", replace=True, keep=False).bundle.model_id != mine
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket, project: Path, champion: Path) -> None:
+    with relay(store.server, pause_s=0.2) as slow:
+        dvc(project, "remote", "modify", "gcs", "endpointurl", slow)
+        running = subprocess.Popen(_PULL, cwd=project, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not leftovers(project):
+            assert running.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    assert not champion.exists()
+    dvc(project, "remote", "modify", "gcs", "endpointurl", store.server)
+    done = subprocess.run(
+        [*COMMAND, "models", "pull", "--remote", "gcs"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"model {read_bundle(champion).model_id}, from remote gcs" in done.stdout
+
+
+def test_a_bucket_that_is_away_is_told(project: Path, champion: Path) -> None:
+    dvc(project, "remote", "modify", "gcs", "endpointurl", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"remote gcs \(gs://team/models.*\) cannot be reached: .*Nothing was changed"):
+        pull_model(champion, "gcs")
+    assert not champion.exists()
