@@ -10,6 +10,18 @@ LINT = "ruff check . && ruff format --check . && mypy && lint-imports"
 
 
 @task
+def download_data(c: Context, folder: str = "data/drone") -> None:
+    """Download the dataset from Kaggle; KAGGLE_API_TOKEN is needed."""
+    c.run(f'droneseg data download "{folder}"', pty=True)
+
+
+@task
+def download_models(c: Context, remote: str = "") -> None:
+    """Fetch the model as nnUNet_results.dvc names it."""
+    c.run("droneseg models pull" + (f' --remote "{remote}"' if remote else ""), pty=True)
+
+
+@task
 def export_data(c: Context, source: str, split: str = "") -> None:
     """Convert a folder in the Kaggle layout into nnU-Net's raw layout."""
     c.run(f'droneseg data convert "{source}"' + (f' --split "{split}"' if split else ""), pty=True)

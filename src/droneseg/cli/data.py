@@ -1,4 +1,4 @@
-"""`droneseg data ...`: make, look at, split and convert datasets."""
+"""`droneseg data ...`: download, make, look at, split and convert datasets."""
 
 import re
 import signal
@@ -14,14 +14,14 @@ from droneseg.cli import environment, output, split
 if TYPE_CHECKING:
     from droneseg.data.inspect import Inspection
 
-app = typer.Typer(help="Make, check, split and convert datasets.", no_args_is_help=True)
+app = typer.Typer(help="Download, make, check, split and convert datasets.", no_args_is_help=True)
 
 app.command()(split.split)
 
 
 @app.callback()
 def data() -> None:
-    """Make, check, split and convert datasets."""
+    """Download, make, check, split and convert datasets."""
     # like Ctrl-C: what is half written is taken away before the end
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
@@ -66,6 +66,41 @@ def sample(
     with output.progress("scenes") as progress:
         write_samples(folder, count=count, size=_size(size), seed=seed, replace=force, progress=progress)
     output.out().print(f"{count} generated pairs in {folder}")
+
+
+@app.command()
+def download(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("data/drone"),
+    dataset: Annotated[
+        str | None, typer.Option(help="OWNER/NAME at Kaggle; default: the set that the classes are from.")
+    ] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Which version; default: the newest.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier download.")] = False,
+) -> None:
+    """Download a dataset from Kaggle; interrupted, the same command goes on.
+
+    Only photographs and masks are unpacked. It needs KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY.
+    """
+    from droneseg.data.kaggle import DATASET, Credentials, download_dataset
+
+    settings = environment.settings()
+    token, key = (
+        secret.get_secret_value() if secret else None for secret in (settings.kaggle_api_token, settings.kaggle_key)
+    )
+    with output.progress_of("MB", "files") as progress:
+        done = download_dataset(
+            folder,
+            dataset or DATASET,
+            version=version,
+            credentials=Credentials(token, settings.kaggle_username, key),
+            replace=force,
+            progress=progress,
+        )
+    left_out = f" ({done.left_out} files nobody needs here were left out)" if done.left_out else ""
+    output.out().print(f"{done.folder}: {done.pairs} pairs{left_out}", markup=False)
+    if done.problems:
+        output.out().print(f"{len(done.problems)} problem(s): see `droneseg data check {folder}`", markup=False)
+    output.out().print(f"next: droneseg data split {folder} --out split.json", markup=False)
 
 
 def _inspect(source: Path) -> "Inspection":

@@ -93,6 +93,17 @@ class Settings(BaseSettings):
         validation_alias="WANDB_API_KEY",
         description="Key of Weights & Biases; without one it is offline.",
     )
+    kaggle_api_token: SecretStr | None = Field(
+        default=None,
+        validation_alias="KAGGLE_API_TOKEN",
+        description="Token of Kaggle, for `droneseg data download`; or a user's name and key.",
+    )
+    kaggle_username: str | None = Field(
+        default=None, validation_alias="KAGGLE_USERNAME", description="User's name at Kaggle, with KAGGLE_KEY."
+    )
+    kaggle_key: SecretStr | None = Field(
+        default=None, validation_alias="KAGGLE_KEY", description="Key of that user, from kaggle.json."
+    )
     nnunet_raw: Path = Field(
         default=Path("nnUNet_raw"), validation_alias="nnUNet_raw", description="nnU-Net's folder of raw datasets."
     )

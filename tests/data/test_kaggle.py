@@ -1,0 +1,198 @@
+"""Downloads with Kaggle's own client, from a server that speaks its API: resumed, checked, unpacked aside."""
+
+import io
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from droneseg.core.errors import DownloadError, OutputExistsError
+from droneseg.data.kaggle import DATASET, MARKER, Credentials, Downloaded, download_dataset
+from droneseg.data.pairs import IMAGES_FOLDER, MASKS_FOLDER
+from support.kaggle import KEY, TOKEN, USERNAME, Kaggle, kaggle_server
+from support.workspace import Workspace
+
+WITH_TOKEN = Credentials(token=TOKEN)
+
+
+@pytest.fixture
+def kaggle(dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kaggle]:
+    """Kaggle with two versions of the set; the first has three pairs."""
+    with kaggle_server() as served:
+        for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in (served.environment | {"HOME": str(tmp_path)}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("time.sleep", lambda _s: None)
+        from kaggle.api.kaggle_api_extended import KaggleApi
+
+        # what LOCALHOST means, but for --verbose: that reads an archive into memory and prints it
+        monkeypatch.setattr(KaggleApi, "args", ["--local"])
+        served.archives[DATASET, 2] = archive(dataset)
+        for folder in (IMAGES_FOLDER, MASKS_FOLDER):
+            next(dataset.rglob(f"{folder}/003.png")).unlink()
+        served.archives[DATASET, 1] = archive(dataset)
+        yield served
+
+
+def archive(folder: Path, extra: dict[str, bytes] | None = None) -> bytes:
+    """Return a ZIP file of the set as Kaggle has it, with folders nobody needs here."""
+    data = io.BytesIO()
+    needless = {"RGB_color_image_masks/RGB_color_image_masks/000.png": b"x", "class_dict_seg.csv": b"name, r, g, b"}
+    needless |= {"noise.bin": np.random.default_rng(0).bytes(8_000_000)}  # the client writes pieces of 1 MiB
+    with zipfile.ZipFile(data, "w") as made:
+        for file in sorted(folder.rglob("*.png")):
+            made.write(file, file.relative_to(folder))
+        for name, content in (needless | (extra or {})).items():
+            made.writestr(name, content)
+    return data.getvalue()
+
+
+def download(folder: Path, credentials: Credentials = WITH_TOKEN, **options: Any) -> Downloaded:
+    return download_dataset(folder, credentials=credentials, progress=lambda *_: None, **options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def test_photographs_and_masks_come_and_nothing_else(kaggle: Kaggle, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    folder = tmp_path / "got"
+    done = download_dataset(folder, credentials=WITH_TOKEN, progress=lambda *step: seen.append(step))
+    assert (done.pairs, done.problems, done.left_out) == (4, (), 3)
+    root = "classes_dataset/classes_dataset"
+    pairs = [f"{root}/{kind}/{index:03d}.png" for kind in (MASKS_FOLDER, IMAGES_FOLDER) for index in range(4)]
+    assert names(folder) == [MARKER, *pairs]
+    assert (folder / MARKER).read_text().startswith(f"{DATASET}\nversion newest\nmd5 ")
+    assert seen[-1] == ("files", 8, 8)
+    assert not (tmp_path / ".got.download").exists()
+
+
+def test_a_version_can_be_asked_for(kaggle: Kaggle, tmp_path: Path) -> None:
+    assert download(tmp_path / "got", version=1).pairs == 3
+    with pytest.raises(DownloadError, match=r"has no dataset .*, version 7"):
+        download(tmp_path / "other", version=7)
+
+
+def test_a_name_and_a_key_do_as_well(kaggle: Kaggle, tmp_path: Path) -> None:
+    assert download(tmp_path / "got", Credentials(username=USERNAME, key=KEY)).pairs == 4
+
+
+@pytest.mark.parametrize(
+    ("credentials", "said"),
+    [
+        (Credentials(), ["KAGGLE_API_TOKEN is not set", "KAGGLE_USERNAME is not set and KAGGLE_KEY is not set"]),
+        (Credentials(token="wrong"), ["KAGGLE_API_TOKEN is refused or expired"]),
+        (Credentials(username="pilot"), ["KAGGLE_USERNAME is set and KAGGLE_KEY is not set"]),
+    ],
+    ids=["none", "a wrong token", "a name alone"],
+)
+def test_each_missing_credential_is_told(
+    kaggle: Kaggle, tmp_path: Path, credentials: Credentials, said: list[str]
+) -> None:
+    with pytest.raises(DownloadError) as refused:
+        download(tmp_path / "got", credentials)
+    message = str(refused.value)
+    assert all(line in message for line in said)
+    assert "~/.kaggle/access_token is not there" in message
+    assert "set KAGGLE_API_TOKEN, in the environment or .env" in message
+
+
+def test_terms_that_are_not_accepted_are_told(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.forbid = True
+    with pytest.raises(DownloadError, match="accept its terms"):
+        download(tmp_path / "got")
+
+
+def test_an_old_key_that_is_wrong_is_told(kaggle: Kaggle, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="refuses the credentials"):
+        download(tmp_path / "got", Credentials(username=USERNAME, key="wrong"))
+
+
+def test_a_download_that_broke_off_is_gone_on_with(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.cut_after_bytes = 1_200_000
+    with pytest.raises(DownloadError, match=r"broke off: .*keeps what has come; the same command goes on"):
+        download(tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+    (partial,) = (tmp_path / ".got.download").glob("*.zip")
+    has = partial.stat().st_size
+    assert 0 < has < len(kaggle.archives[DATASET, 2])
+    kaggle.cut_after_bytes = None
+    kaggle.ranges.clear()
+    assert download(tmp_path / "got").pairs == 4
+    assert kaggle.ranges == [f"bytes={has}-"]
+
+
+@pytest.mark.parametrize("where", ["on the way", "in the archive"])
+def test_damage_is_found_and_the_next_try_begins_anew(kaggle: Kaggle, tmp_path: Path, where: str) -> None:
+    whole = kaggle.archives[DATASET, 2]
+    if where == "on the way":
+        kaggle.damage = True
+    else:
+        kaggle.archives[DATASET, 2] = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
+    with pytest.raises(DownloadError, match="damaged"):
+        download(tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+    kaggle.damage = False
+    kaggle.archives[DATASET, 2] = whole
+    assert download(tmp_path / "got").pairs == 4
+
+
+def test_an_archive_cannot_write_elsewhere(kaggle: Kaggle, dataset: Path, tmp_path: Path) -> None:
+    kaggle.archives[DATASET, 3] = archive(dataset, {"../../evil.png": b"x", f"../../{IMAGES_FOLDER}/evil.png": b"x"})
+    assert download(tmp_path / "got").pairs == 3
+    assert not list(tmp_path.rglob("evil.png"))
+
+
+def test_what_is_no_such_dataset_is_refused(kaggle: Kaggle, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as made:
+        made.writestr("cats/000.png", b"x")
+    kaggle.archives["someone/cats", 1] = data.getvalue()
+    with pytest.raises(DownloadError, match=r"holds 0 folders with both .* It has: cats"):
+        download(tmp_path / "got", dataset="someone/cats")
+    with pytest.raises(DownloadError, match="write OWNER/NAME"):
+        download(tmp_path / "got", dataset="cats")
+    assert not (tmp_path / "got").exists()
+
+
+def test_what_is_there_is_not_replaced_unasked(kaggle: Kaggle, tmp_path: Path) -> None:
+    folder = tmp_path / "got"
+    download(folder, version=1)
+    with pytest.raises(OutputExistsError, match="--force"):
+        download(folder)
+    assert download(folder, replace=True).pairs == 4
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        download(mine, replace=True)
+
+
+def test_away_is_told(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        download(tmp_path / "got")
+
+
+def test_convert_takes_what_the_command_downloaded(kaggle: Kaggle, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    done = workspace.run("data", "download", KAGGLE_API_TOKEN=TOKEN)
+    assert "data/drone: 4 pairs (3 files nobody needs here were left out)" in done.stdout
+    assert "MB: 8 of 8" in done.stderr
+    converted = workspace.run("data", "convert", "data/drone", "--test-share", "0.25")
+    assert "3 training cases, 1 test cases" in converted.stdout
+    refused = workspace.run("data", "download", "elsewhere", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: No credentials for Kaggle that work")
+
+
+def test_the_client_is_imported_only_for_a_download() -> None:
+    script = "import sys, droneseg.data.kaggle; print('kaggle' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"
