@@ -8,6 +8,7 @@ import typer
 from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
+    from droneseg.model.bundle import Bundle
     from droneseg.nnunet.layout import Layout
 
 
@@ -46,8 +47,9 @@ def export(
     from droneseg.nnunet.layout import Layout
 
     layout = Layout.from_settings(settings)
+    model_folder = source or _only_model(layout)
     bundle = export_model(
-        source or _only_model(layout),
+        model_folder,
         layout,
         target,
         checkpoint=checkpoint,
@@ -59,6 +61,7 @@ def export(
         images=images,
         report=lambda step: output.err().print(f"{step} ...", markup=False),
     )
+    _send(bundle, model_folder)
     manifest = bundle.manifest
     if json:
         output.show_json(manifest.model_dump(mode="json"))
@@ -74,6 +77,30 @@ def export(
     source_of_figures = (manifest.quality or {}).get("data", "")
     output.out().print(output.table(f"on {source_of_figures}", ["profile", "as exact", "mIoU"], rows))
     output.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
+
+
+def _send(bundle: "Bundle", model_folder: Path) -> None:
+    """Send the bundle to W&B if the training was tracked; whether or not that works, the bundle is made."""
+    from droneseg.core.errors import DronesegError
+    from droneseg.model.manifest import MANIFEST_NAME
+    from droneseg.nnunet.tracking import choose_mode, send_bundle
+
+    key = environment.settings().wandb_api_key
+    choose_mode("auto", api_key=key.get_secret_value() if key else None)
+    provenance = bundle.manifest.provenance
+    try:
+        run = send_bundle(
+            model_folder / f"fold_{provenance.folds[0]}",
+            bundle.folder,
+            [MANIFEST_NAME, *bundle.manifest.files],
+            bundle.manifest.model_dump(mode="json"),
+            name=f"bundle-{provenance.configuration}",
+        )
+    except DronesegError as error:
+        output.err().print(f"the bundle was not sent to W&B: {error}", markup=False)
+        return
+    if run:
+        output.err().print(f"the bundle is an artifact of run {run} of W&B", markup=False)
 
 
 def _only_model(layout: "Layout") -> Path:

@@ -18,6 +18,8 @@ BASE_CONFIGURATION = "2d"
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 LATEST_CHECKPOINT = "checkpoint_latest.pth"
 BEST_CHECKPOINT = "checkpoint_best.pth"
+RECORD_NAME = "training.json"
+"""Beside the checkpoints: what a training is made of."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def announce(layout: Layout, *, processes: int | None = None, loaders: int | Non
     os.environ["nnUNet_results"] = str(layout.results)  # noqa: SIM112
     os.environ["nnUNet_extTrainer"] = str(TRAINER_FOLDER)  # noqa: SIM112
     os.environ["nnUNet_def_n_proc"] = str(processes or min(usable_cores(), 8))  # noqa: SIM112
+    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112  # W&B is told by droneseg.nnunet.reporting
     if loaders is not None:
         os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
 

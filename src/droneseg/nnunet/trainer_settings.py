@@ -73,6 +73,8 @@ class TrainerSettings(BaseModel):
         "full", description="At the end: nnU-Net's own with mirroring, one pass without, or none."
     )
     seed: int = Field(0, ge=0)
+    profile: bool = Field(False, description="Watch a few iterations: where does the time go?")
+    tracked: bool = Field(False, description="Whether W&B is told; decided with `tracking`.")
 
 
 def hand_over(path: Path) -> None:

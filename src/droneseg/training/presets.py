@@ -16,6 +16,10 @@ _IN_PACKAGE = Path(__file__).parents[1] / "configs"
 _IN_CHECKOUT = Path(__file__).parents[3] / "configs"
 
 
+_DECIDED = {"bf16", "tracked"}
+"""What of the trainer's settings is decided later: "auto" is no value the trainer knows."""
+
+
 class NoTracking(BaseModel):
     """Nothing leaves the machine."""
 
@@ -30,6 +34,8 @@ class WandbTracking(BaseModel):
     name: Literal["wandb"]
     project: str = "droneseg"
     mode: Literal["auto", "online", "offline"] = "auto"
+    group: str | None = Field(None, description="What the run belongs to, such as a sweep.")
+    images: bool = Field(False, description="Send validation overlays, and so photographs.")
 
 
 class TrainingConfig(BaseModel):
@@ -62,8 +68,7 @@ class TrainingConfig(BaseModel):
         """Move the trainer's keys under `trainer`."""
         if not isinstance(values, dict) or "trainer" in values:
             return values
-        # bf16 is decided for the machine later; "auto" is no value the trainer knows
-        names = set(TrainerSettings.model_fields) - {"bf16"}
+        names = set(TrainerSettings.model_fields) - _DECIDED
         inner = {key: value for key, value in values.items() if key in names}
         return {key: value for key, value in values.items() if key not in names} | {"trainer": inner}
 
@@ -125,7 +130,7 @@ def _why_wrong(override: str, folder: Path) -> str:
     }
     if key in groups:
         return "" if value in groups[key] else f"  - {override}: choose one of {', '.join(groups[key])}"
-    keys = {*TrainingConfig.model_fields, *TrainerSettings.model_fields} - {"trainer", *groups}
+    keys = {*TrainingConfig.model_fields, *TrainerSettings.model_fields} - {"trainer", "tracked", *groups}
     keys |= {f"tracking.{name}" for name in WandbTracking.model_fields if name != "name"}
     if key in keys:
         return ""

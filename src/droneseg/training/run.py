@@ -18,6 +18,7 @@ from droneseg.nnunet.layout import (
     FINAL_CHECKPOINT,
     LATEST_CHECKPOINT,
     PLANS,
+    RECORD_NAME,
     TRAINER,
     Layout,
     announce,
@@ -30,7 +31,6 @@ from droneseg.training.provenance import git_revision, package_versions
 
 logger = logging.getLogger(__name__)
 
-RECORD_NAME = "training.json"
 _SETTINGS_NAME = "trainer_settings.json"
 _LOG_NAME = "droneseg.log"
 _CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, BEST_CHECKPOINT)
@@ -73,14 +73,10 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
         raise ConfigurationError(str(error)) from error
     if config.num_gpus > 1 and device.type != "cuda":
         raise ConfigurationError(f"num_gpus={config.num_gpus} needs device=cuda; this machine offers {device.type}.")
-    if config.tracking.name == "wandb" and isinstance(config.tracking, WandbTracking):
-        mode = tracking.enable_wandb(config.tracking.project, config.tracking.mode, api_key=wandb_key)
-        logger.info("tracking with Weights & Biases, %s", mode)
-    else:
-        tracking.disable_wandb()
     plans = configure_plans(config, layout)
     fold_folder = layout.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, layout, fold_folder)
+    _keep_tracking(config, fold_folder, wandb_key)
     settings = hand_over_settings(config, fold_folder)
     _write_record(config, settings, device.type, fold_folder)
     with log_file(fold_folder / _LOG_NAME), prints_as_logs():
@@ -88,6 +84,17 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
         _run(config, device.type, resuming)
     return TrainingResult(layout.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
+
+
+def _keep_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | None) -> None:
+    """Write down which run of W&B this training is, if it is tracked."""
+    wanted = config.tracking
+    if not isinstance(wanted, WandbTracking):
+        return
+    mode = tracking.choose_mode(wanted.mode, api_key=wandb_key)
+    run = tracking.keep_run(fold_folder, project=wanted.project, mode=mode, group=wanted.group, images=wanted.images)
+    sync = f"; send it with `wandb sync {fold_folder / 'wandb' / 'offline-run-*'}`" if mode == "offline" else ""
+    logger.info("tracking as run %s of W&B's project %s, %s%s", run.id, run.project, mode, sync)
 
 
 def _announce(config: TrainingConfig, layout: Layout) -> None:
@@ -135,7 +142,7 @@ def hand_over_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
     from droneseg.nnunet.devices import cpu_has_bf16
 
     bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
-    settings = config.trainer.model_copy(update={"bf16": bf16})
+    settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
     write_text(folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
     hand_over(folder / _SETTINGS_NAME)
     return settings

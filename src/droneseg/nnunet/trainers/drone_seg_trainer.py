@@ -4,11 +4,13 @@ import logging
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch.optim import AdamW
@@ -19,9 +21,9 @@ from droneseg.nnunet.augmentation import cheap_augmentation
 from droneseg.nnunet.averaging import AveragedWeights
 from droneseg.nnunet.losses import adapt_loss
 from droneseg.nnunet.networks import PretrainedUNet
+from droneseg.nnunet.reporting import Reporter, figures_of
 from droneseg.nnunet.sampling import repeat_rare
 from droneseg.nnunet.schedule import BudgetPolyLR, NowAndThen, Progress, parameter_groups
-from droneseg.nnunet.tracking import disable_wandb
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
@@ -46,8 +48,6 @@ class DroneSegTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net reads this signature
     ) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
-            disable_wandb()  # one run per training, not one per process
         self.settings = trainer_settings.received()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = self.settings.learning_rate
@@ -60,6 +60,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = self.settings.oversample
         self.progress = Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
         self.average: AveragedWeights | None = None
+        self.reporter = Reporter(Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"))
         self._last_epoch_end: float | None = None
         self._plot = self.logger.plot_progress_png = NowAndThen(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
 
@@ -137,7 +138,7 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
-        with self._precision():
+        with self._precision(), self.reporter.iteration():
             found = super().train_step(batch)
         if self.average:
             self.average.update()
@@ -150,8 +151,11 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the validation cases whole, as thoroughly as the settings say."""
-        if self.settings.validation == "none":
-            return
+        if self.settings.validation != "none":
+            self._validate(save_probabilities)
+        self.reporter.end(failed=False)
+
+    def _validate(self, save_probabilities: bool) -> None:
         axes = self.inference_allowed_mirroring_axes
         fast = self.settings.validation == "fast"
         try:
@@ -173,6 +177,12 @@ class DroneSegTrainer(nnUNetTrainer):
         # an epoch begins where the one before ended, so that saving and plotting count, too
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
+    def on_train_start(self) -> None:
+        """Begin as nnU-Net does; one process of several reports."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            self.reporter.begin(self.network, tracked=self.settings.tracked, profile=self.settings.profile)
+
     def on_train_end(self) -> None:
         """End as nnU-Net does, with a plot of everything."""
         if self.local_rank == 0 and self.current_epoch:
@@ -186,6 +196,9 @@ class DroneSegTrainer(nnUNetTrainer):
         except _Finished as reason:
             logger.info("finished: %s", reason)
             self.on_train_end()
+        except BaseException:
+            self.reporter.end(failed=True)
+            raise
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Refuse to go on with a broken network.
@@ -202,22 +215,11 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """Save as nnU-Net does and report one line."""
-        epoch = self.current_epoch
         super().on_epoch_end()
         self._last_epoch_end = self.logger.get_value("epoch_end_timestamps", -1)
         if self.local_rank == 0:
-            value = self.logger.get_value
-            logger.info(
-                "epoch %d/%d  loss %.3f  validation loss %.3f  Dice %.3f  %.1f s  %.1f min in all",
-                epoch + 1,
-                self.num_epochs,
-                value("train_losses", -1),
-                value("val_losses", -1),
-                value("mean_fg_dice", -1),
-                self.progress.epoch_times_s()[-1],
-                self.progress.elapsed_s() / 60,
-                extra={"share_done": self.progress.share_done(epoch + 1)},
-            )
+            figures = figures_of(lambda series: self.logger.get_value(series, None))
+            self.reporter.epoch_ended(figures, self.num_epochs, self.progress.share_done(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
         """Write aside and rename: a crash while writing leaves the older checkpoint whole.
