@@ -7,7 +7,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from droneseg.cli import benchmark, data, demo, doctor, environment, evaluate, export, models, predict, serve, train
+from droneseg.cli import (
+    benchmark,
+    data,
+    demo,
+    doctor,
+    environment,
+    evaluate,
+    export,
+    models,
+    predict,
+    serve,
+    sweep,
+    train,
+)
 from droneseg.core.errors import DronesegError
 
 app = typer.Typer(
@@ -23,6 +36,7 @@ app.add_typer(models.app, name="models")
 app.command()(demo.demo)
 app.command()(train.preprocess)
 app.command(context_settings={"allow_extra_args": False})(train.train)
+app.command()(sweep.sweep)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)

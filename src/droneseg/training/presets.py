@@ -86,6 +86,11 @@ class TrainingConfig(BaseModel):
         return self
 
 
+def config_folder() -> Path:
+    """Return the folder of the YAML files that come with droneseg."""
+    return _IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT
+
+
 def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> TrainingConfig:
     """Compose the presets with overrides such as `preset=cpu`, `max_minutes=30`, `tracking=wandb`.
 
@@ -104,7 +109,7 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
         from omegaconf.errors import OmegaConfBaseException
     except ImportError as error:
         raise MissingDependencyError("hydra-core", "train") from error
-    folder = folder or (_IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT)
+    folder = folder or config_folder()
     problems = [problem for override in overrides if (problem := _why_wrong(override, folder))]
     if problems:
         raise ConfigurationError("\n".join(["The training configuration is wrong:", *problems]))

@@ -1,0 +1,118 @@
+"""One trial of a sweep: a training in a process of its own, watched from outside, which ends when its watcher does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from droneseg.core.errors import DronesegError
+from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.reporting import EPOCHS_NAME
+
+_LOOK_S = 0.2
+_SAID = 2000  # last characters of what a failed trial said
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended.
+
+    Attributes:
+        cut_short: Whether it was ended early, as asked.
+        error: What it said last if it failed.
+    """
+
+    cut_short: bool
+    error: str | None
+
+
+def run_trial(
+    overrides: Sequence[str], layout: Layout, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
+) -> Ended:
+    """Train, and tell of each epoch.
+
+    Args:
+        overrides: Of the training.
+        layout: nnU-Net's folders.
+        fold: Folder of the training: there it tells of its epochs.
+        on_epoch: Told of an epoch's figures; says whether the trial shall go on.
+
+    Returns:
+        How it ended.
+    """
+    fold.mkdir(parents=True, exist_ok=True)
+    folders = [str(layout.raw), str(layout.preprocessed), str(layout.results)]
+    command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", *folders, *overrides]
+    with (fold / "trial.log").open("wb") as log:
+        # a group of its own: the processes that load for it end with it
+        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            goes_on = _watch(running, fold / EPOCHS_NAME, on_epoch)
+        finally:
+            _end(running)
+    if not goes_on or running.returncode == 0:
+        return Ended(cut_short=not goes_on, error=None)
+    said = (fold / "trial.log").read_text(encoding="utf-8", errors="replace")[-_SAID:].strip().splitlines()
+    return Ended(cut_short=False, error=said[-1] if said else f"ended with {running.returncode}")
+
+
+def _watch(running: "subprocess.Popen[bytes]", file: Path, on_epoch: Callable[[dict[str, Any]], bool]) -> bool:
+    """Pass on the epochs until the training ends or shall; return whether it was let go on."""
+    told = 0
+    while True:
+        ended = running.poll() is not None
+        epochs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        for epoch in epochs[told:]:
+            told += 1
+            if not on_epoch(epoch):
+                return False
+        if ended:
+            return True
+        time.sleep(_LOOK_S)
+
+
+def _end(running: "subprocess.Popen[bytes]") -> None:
+    if running.poll() is None:
+        os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+def _end_with_parent() -> None:
+    """End this process and what it started when the one that watches it is gone, even by kill -9."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def main() -> None:
+    """Train: `python -m droneseg.training.trial RAW PREPROCESSED RESULTS KEY=VALUE...`; an error is one line."""
+    from droneseg.core.logs import configure_logging
+    from droneseg.core.settings import load_settings
+    from droneseg.training.presets import load_config
+    from droneseg.training.run import train
+
+    _end_with_parent()
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    raw, preprocessed, results, *overrides = sys.argv[1:]
+    key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
+    try:
+        train(load_config(overrides), Layout(Path(raw), Path(preprocessed), Path(results)), wandb_key=key)
+    except DronesegError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()
