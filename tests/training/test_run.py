@@ -89,13 +89,6 @@ def test_early_stopping_ends_a_training_that_does_not_improve(workspace: Workspa
     assert "no better smoothed Dice for 2 epochs" in read(workspace.fold("2d_early") / "droneseg.log")
 
 
-def test_wandb_offline_writes_a_run_and_none_writes_nothing(workspace: Workspace) -> None:
-    workspace.run("train", *TINY, "configuration=2d_wandb", "tracking=wandb", "epochs=1", "validation=none",
-                  WANDB_API_KEY="", HOME=str(workspace.root))  # fmt: skip
-    assert list(workspace.fold("2d_wandb").glob("wandb/offline-run-*/*.wandb"))
-    assert not (workspace.fold() / "wandb").exists()
-
-
 def test_overwrite_sets_the_older_training_aside(workspace: Workspace) -> None:
     arguments = [*TINY, "configuration=2d_early", "epochs=1", "validation=none"]
     before = (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes()

@@ -170,8 +170,9 @@ class _Runner:
         """Delete the checkpoints of all trials but the best: a sweep would fill the disk."""
         complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
+        kept = best.number if best else None
         for trial in study.trials:
-            if trial.state.is_finished() and trial is not best and "configuration" in trial.user_attrs:
+            if trial.state.is_finished() and trial.number != kept and "configuration" in trial.user_attrs:
                 for file in self._layout.fold_folder(trial.user_attrs["configuration"], 0).glob(_CHECKPOINTS):
                     file.unlink()
 

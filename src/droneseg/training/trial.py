@@ -1,6 +1,7 @@
 """One trial of a sweep: a training in a process of its own, watched from outside, which ends when its watcher does."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from droneseg.core.errors import DronesegError
 from droneseg.nnunet.layout import Layout
 from droneseg.nnunet.reporting import EPOCHS_NAME
 
+logger = logging.getLogger(__name__)
+
 _LOOK_S = 0.2
+_END_S = 30  # W&B is told of the end meanwhile
 _SAID = 2000  # last characters of what a failed trial said
 
 
@@ -80,7 +85,13 @@ def _watch(running: "subprocess.Popen[bytes]", file: Path, on_epoch: Callable[[d
 
 def _end(running: "subprocess.Popen[bytes]") -> None:
     if running.poll() is None:
-        os.killpg(running.pid, signal.SIGKILL)
+        running.terminate()
+        try:
+            running.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            logger.debug("the trial did not end by itself within %d s", _END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(running.pid, signal.SIGKILL)  # what it started
     running.wait()
 
 
@@ -104,6 +115,7 @@ def main() -> None:
     from droneseg.training.run import train
 
     _end_with_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C ends a training
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     raw, preprocessed, results, *overrides = sys.argv[1:]

@@ -1,0 +1,169 @@
+"""A sweep of real, tiny trainings: the preset first, weak ones ended early, killed and continued, shared."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from droneseg.core.errors import ConfigurationError
+from droneseg.training.presets import load_config
+from droneseg.training.space import load_sweep, own_values, wandb_sweep
+from support.wandb_files import offline_runs
+from support.workspace import TINY, Workspace
+
+SPACE = {
+    "learning_rate": {"low": 0.0005, "high": 0.02, "log": True},
+    "convs_per_stage": {"low": 1, "high": 2},
+    "augmentation": {"choices": ["light", "flight"]},
+}
+CONFIG = {
+    "train": [*TINY, "validation=none", "epochs=3"],
+    "space": SPACE,
+    "pruning": {"startup_trials": 2, "warmup_epochs": 1},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | changes))
+    return path
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -> None:
+    config = write(workspace.root, train=[*CONFIG["train"], "epochs=15", "iterations=8"])
+    arguments = ("sweep", "--config", str(config), "--trials", "2", "--name", "killed")
+    out = workspace.root / "runs/sweeps/killed"
+    running = subprocess.Popen([*workspace.command, *arguments], cwd=workspace.root, env=workspace.environment,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    epochs = out / "trainings/Dataset101_DroneSeg/DroneSegTrainer__nnUNetPlans__2d_trial0/fold_0/epochs.json"
+    end = time.monotonic() + 120
+    while not epochs.is_file():
+        assert running.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    for pid in children:
+        while alive(pid):
+            assert time.monotonic() < end, "the trial goes on without its sweep"
+            time.sleep(0.1)
+    known = len(json.loads(epochs.read_text()))
+    done = workspace.run(*arguments, "--json")
+    found = json.loads(done.stdout)
+    assert sum(trial["state"] in ("complete", "pruned") for trial in found["trials"]) == 2
+    (first,) = (trial for trial in found["trials"] if trial["preset"])
+    assert len(first["dices"]) == 15
+    assert first["values"] == {"learning_rate": 0.003, "convs_per_stage": 1, "augmentation": "light"}
+    log = (epochs.parent / "droneseg.log").read_text()
+    assert log.count("epoch 1/15") == 1, "it began anew"
+    assert known < 15
+    assert (out / "sweep.png").stat().st_size > 10_000
+    best = max((trial for trial in found["trials"] if trial["state"] == "complete"), key=lambda trial: trial["dice"])
+    assert found["trials"][0] == best
+    kept = {path.parent.parent.name[-1] for path in out.rglob("checkpoint_final.pth")}
+    assert kept == {str(trial["number"]) for trial in [best]}
+    assert load_config(found["command"]).trainer.learning_rate == best["values"]["learning_rate"]
+
+
+@pytest.mark.slow
+def test_weak_trials_are_ended_early_and_all_are_runs_of_one_group(workspace: Workspace) -> None:
+    # a learning rate of nearly nothing against one that learns
+    space = {"learning_rate": {"choices": [0.003, 1e-9]}}
+    config = write(workspace.root, space=space, pruning={"startup_trials": 1, "warmup_epochs": 0},
+                   train=[*CONFIG["train"], "epochs=8", "iterations=8", "tracking=wandb"])  # fmt: skip
+    done = workspace.run("sweep", "--config", str(config), "--trials", "3", "--name", "weak", "--seed", "1",
+                         WANDB_API_KEY="", HOME=str(workspace.root))  # fmt: skip
+    found = json.loads((workspace.root / "runs/sweeps/weak/sweep.json").read_text())
+    pruned = [trial for trial in found["trials"] if trial["state"] == "pruned"]
+    assert pruned
+    assert all(len(trial["dices"]) < 8 for trial in pruned)
+    assert "best: droneseg train" in done.stdout
+    runs = [run for fold in (workspace.root / "runs/sweeps/weak").rglob("fold_0") for run in offline_runs(fold)]
+    assert len({run.id for run in runs}) == 3
+    assert {run.group for run in runs} == {"weak"}
+
+
+@pytest.mark.slow
+def test_a_study_in_a_shared_database_counts_everybodys_trials(workspace: Workspace, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'shared.db'}"
+    config = write(workspace.root, train=[*CONFIG["train"], "epochs=1"])
+    for place in ("here", "there"):
+        workspace.run("sweep", "--config", str(config), "--trials", "1", "--storage", database, "--out", place)
+    assert json.loads((workspace.root / "there/sweep.json").read_text())["trials"][0]["preset"]
+    assert not (workspace.root / "there/trainings").exists(), "it was tried again"
+    refused = workspace.run(
+        "sweep", "--config", str(write(tmp_path)), "--trials", "1", "--storage", database, check=False
+    )
+    assert "has trials of another sweep" in refused.stderr
+
+
+@pytest.mark.slow
+def test_trials_that_all_fail_end_the_sweep_with_the_reason(tmp_path: Path) -> None:
+    done = Workspace(tmp_path).run("sweep", "--config", str(write(tmp_path)), "--trials", "5", check=False)
+    assert done.returncode == 1
+    assert "error: 3 trials failed one after the other; the last one: " in done.stderr
+    assert "droneseg preprocess" in done.stderr
+
+
+def test_the_sweep_that_comes_with_it_begins_with_its_preset() -> None:
+    own = own_values(load_sweep(None, []))
+    assert own is not None
+    assert own["learning_rate"] == load_config(["preset=smoke"]).trainer.learning_rate
+
+
+def test_overrides_go_before_the_file_and_may_not_be_what_is_searched(tmp_path: Path) -> None:
+    assert load_sweep(write(tmp_path), ["epochs=9"]).train[-2:] == ["validation=none", "epochs=9"]
+    with pytest.raises(ConfigurationError, match="learning_rate is what the sweep searches for"):
+        load_sweep(write(tmp_path), ["learning_rate=1"])
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"learning_rate": {"low": 2, "high": 1}}, "low=2 is not below high=1"),
+        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "log needs low above 0"),
+        ({"learning_rat": {"low": 1, "high": 2}}, "did you mean 'learning_rate'"),
+        ({"learning_rate": {"low": -1, "high": 1.0}}, "learning_rate=-1: Input should be greater than 0"),
+        ({"augmentation": {"choices": ["light", "heavy"]}}, "augmentation='heavy'"),
+        ({}, "space: "),
+    ],
+)
+def test_a_space_that_cannot_work_is_refused_before_anything_is_trained(
+    tmp_path: Path, space: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_sweep(write(tmp_path, space=space), [])
+    assert said in str(refused.value)
+
+
+def test_the_same_space_is_a_sweep_of_wandb(tmp_path: Path) -> None:
+    found = wandb_sweep(load_sweep(write(tmp_path), []))
+    assert found["metric"] == {"name": "dice/smoothed", "goal": "maximize"}
+    assert found["parameters"] == {
+        "learning_rate": {"distribution": "log_uniform_values", "min": 0.0005, "max": 0.02},
+        "convs_per_stage": {"distribution": "int_uniform", "min": 1, "max": 2},
+        "augmentation": {"values": ["light", "flight"]},
+    }
+    command = found["command"]
+    assert command[:2] == ["droneseg", "train"]
+    assert command[-1] == "${args_no_hyphens}"
+    load_config([*command[2:-1], "learning_rate=0.01"])  # what an agent would run
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_of_this_process_alive_says_yes() -> None:
+    assert alive(os.getpid())

@@ -1,0 +1,166 @@
+"""W&B in offline mode, read back from its files; and the profile of a training."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from droneseg.core.errors import TrainingError
+from droneseg.nnunet import tracking
+from droneseg.nnunet.reporting import Reporter, figures_of
+from support.wandb_files import OfflineRun, offline_runs
+from support.workspace import TINY, Workspace
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("obstacles", "water", "soft-surfaces", "moving-objects", "landing-zones")
+ARGUMENTS = (*TINY, "configuration=2d_tracked", "tracking=wandb", "validation=fast")
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"WANDB_API_KEY": "", "HOME": str(home), "WANDB_X_STATS_SAMPLING_INTERVAL": "0.5"}
+
+
+@pytest.fixture(scope="module")
+def tracked(workspace: Workspace) -> list[OfflineRun]:
+    """A training of two epochs with photographs and a profile, gone on with to a third, and exported."""
+    home = environment(workspace.root)
+    workspace.run("train", *ARGUMENTS, "tracking.images=true", "profile=true", "iterations=4", **home)
+    workspace.run("train", *ARGUMENTS, "epochs=3", "iterations=4", "resume=true", **home)
+    workspace.run("export", "--from", str(fold(workspace).parent), "--out", "tracked_model", "--images", "4", **home)
+    return offline_runs(fold(workspace))
+
+
+def fold(workspace: Workspace) -> Path:
+    return workspace.fold("2d_tracked")
+
+
+def test_every_epoch_has_losses_dice_by_class_rate_and_seconds(tracked: list[OfflineRun]) -> None:
+    first = tracked[0]
+    assert first.project == "droneseg"
+    assert first.name == "2d_tracked, fold 0"
+    for epoch in first.history:
+        assert {
+            "loss/train",
+            "loss/validation",
+            "dice/mean",
+            "dice/smoothed",
+            "learning_rate",
+            "seconds_per_epoch",
+        } <= set(epoch)
+    with_classes = {key for epoch in first.history for key in epoch if key.startswith("dice/")}
+    assert with_classes - {"dice/mean", "dice/smoothed"} <= {f"dice/{name}" for name in NAMES}
+    assert len(with_classes) > 2
+    assert first.history[0]["learning_rate"] == pytest.approx(0.003)
+    assert first.history[1]["learning_rate"] < 0.003
+
+
+def test_the_configuration_is_there_and_system_figures_are(tracked: list[OfflineRun]) -> None:
+    config = tracked[0].config
+    assert (config["epochs"], config["patch_size"], config["seed"]) == (2, [64, 64], 0)
+    assert config["packages"]["nnunetv2"].startswith("2.8")
+    assert any(key.startswith(("cpu", "proc.")) for key in tracked[0].system)
+
+
+def test_a_resumed_training_goes_on_with_its_run(tracked: list[OfflineRun]) -> None:
+    assert len({run.id for run in tracked}) == 1
+    assert [[epoch["epoch"] for epoch in run.history] for run in tracked[:2]] == [[1, 2], [3]]
+    assert [run.exit_code for run in tracked] == [0, 0, 0]
+
+
+def test_photographs_are_sent_only_if_asked_for(tracked: list[OfflineRun]) -> None:
+    assert any(key.startswith("validation/") for epoch in tracked[0].history for key in epoch)
+    assert not any(key.startswith("validation/") for epoch in tracked[1].history for key in epoch)
+
+
+def test_the_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], workspace: Workspace) -> None:
+    ((name, metadata, paths),) = tracked[2].artifacts
+    assert name == "bundle-2d_tracked"
+    assert metadata == json.loads((workspace.root / "tracked_model/manifest.json").read_text())
+    assert sorted(paths) == ["manifest.json", "model.onnx"]
+
+
+def test_the_profile_says_where_the_time_goes(tracked: list[OfflineRun], workspace: Workspace) -> None:
+    profile = fold(workspace) / "profile"
+    table = (profile / "table.txt").read_text()
+    assert [
+        part for part in ("waiting for data", "forward", "loss and backward", "optimiser") if part not in table
+    ] == []
+    shares = [float(line.split()[-1].rstrip("%")) for line in table.splitlines()[2:6]]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert "aten::convolution_backward" in table
+    assert any(
+        event.get("name") == "forward" for event in json.loads((profile / "trace.json").read_text())["traceEvents"]
+    )
+
+
+def test_epochs_are_kept_for_programs_even_if_nobody_tracks(trained: Workspace) -> None:
+    epochs = json.loads((trained.fold() / "epochs.json").read_text())
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    assert set(epochs[0]["class_dice"]) == set(NAMES)
+    assert not (trained.fold() / "wandb").exists()
+    assert not (trained.fold() / "profile").exists()
+
+
+def test_a_class_that_is_on_no_patch_has_no_dice_instead_of_none_at_all() -> None:
+    series: dict[str, list[Any]] = {
+        "train_losses": [1.0], "val_losses": [2.0], "mean_fg_dice": [0.5], "ema_fg_dice": [0.4], "lrs": [0.1],
+        "dice_per_class_or_region": [[0.1, float("nan"), 0.3, 0.4, 0.5]],
+        "epoch_start_timestamps": [10.0, 12.5], "epoch_end_timestamps": [12.5],
+    }  # fmt: skip
+    (only,) = figures_of(series.__getitem__)
+    assert only.class_dice == dict(zip(NAMES, (0.1, None, 0.3, 0.4, 0.5), strict=True))
+    assert (only.epoch, only.seconds) == (1, 2.5)
+
+
+def test_of_several_processes_only_the_first_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    from droneseg.nnunet.trainer_settings import TrainerSettings
+    from droneseg.nnunet.trainers.drone_seg_trainer import DroneSegTrainer, nnUNetTrainer
+
+    begun = []
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda _self: None)
+    monkeypatch.setattr(Reporter, "begin", lambda *_args, **options: begun.append(options))
+    for rank in (0, 1):
+        trainer = DroneSegTrainer.__new__(DroneSegTrainer)
+        trainer.local_rank = rank
+        trainer.network = None
+        trainer.settings = TrainerSettings(tracked=True)
+        trainer.reporter = Reporter(tmp_path, tmp_path)
+        trainer.on_train_start()
+    assert begun == [{"tracked": True, "profile": False}]
+
+
+def test_a_run_in_another_project_is_another_run(tmp_path: Path) -> None:
+    def keep(project: str) -> str:
+        return tracking.keep_run(tmp_path, project=project, mode="offline", group=None, images=False).id
+
+    first = keep("droneseg")
+    assert keep("droneseg") == first
+    assert keep("elsewhere") != first
+
+
+def test_without_a_key_it_stays_offline_and_a_key_is_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    assert tracking.choose_mode("auto", api_key=None) == "offline"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert tracking.choose_mode("auto", api_key=None) == "online"
+    assert tracking.choose_mode("offline", api_key="a" * 40) == "offline"
+    assert os.environ["WANDB_API_KEY"] == "a" * 40
+
+
+def test_a_run_needs_its_file(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="tracking=wandb"):
+        tracking.Run(tmp_path, name="x", config={})
+
+
+def test_a_bundle_of_an_untracked_training_is_sent_nowhere(tmp_path: Path) -> None:
+    assert tracking.send_bundle(tmp_path, tmp_path, [], {}, name="x") is None
+    shutil.rmtree(tmp_path)
