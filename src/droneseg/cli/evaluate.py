@@ -32,6 +32,7 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="Write a report with intervals, plots and pictures to this folder.")
     ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, for DVC.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
@@ -47,6 +48,12 @@ def evaluate(
         found = evaluate_folder(
             predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
         )
+    if scores:
+        from json import dumps
+
+        from droneseg.core.files import write_text
+
+        write_text(scores, dumps(vars(found.scores), indent=2) + "\n")
     if report:
         from droneseg.evaluation.report import write_report
 

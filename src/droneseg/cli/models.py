@@ -1,22 +1,14 @@
 """`droneseg models ...`: fetch and send models, hold them against each other, promote one, blend two."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from droneseg.cli import environment, output, store
+from droneseg.cli.parts import Part
 
 app = typer.Typer(help="Fetch, send, compare, promote and blend models.", no_args_is_help=True)
-
-
-class Part(StrEnum):
-    """Part of a split."""
-
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
 
 
 @app.callback()

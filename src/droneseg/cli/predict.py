@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from droneseg.cli import environment, output
+from droneseg.cli.parts import Part
 
 
 class RuntimeName(StrEnum):
@@ -32,6 +33,8 @@ def predict(
     runtime: Annotated[
         RuntimeName | None, typer.Option(help="What runs the network; default: $DRONESEG_RUNTIME.")
     ] = None,
+    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
+    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: test.")] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Write STEM_overlay.png pictures too.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Predict again what was made before, and replace other masks.")
@@ -45,8 +48,15 @@ def predict(
     from droneseg.inference.folder import find_inputs, predict_files, require_output
     from droneseg.inference.load import load_segmenter
 
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     settings = environment.settings()
     sources = find_inputs(inputs)
+    if split:
+        from droneseg.data.splits import read_split
+
+        chosen = set(getattr(read_split(split, [source.stem for source in sources]), (part or Part.TEST).value))
+        sources = [source for source in sources if source.stem in chosen]
     require_output(sources, out, overlay=overlay, force=force)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime.value if runtime else None)
     results = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import environment, output
+from droneseg.cli.parts import Part
 
 if TYPE_CHECKING:
     from droneseg.model.registry import Entry
@@ -80,7 +81,7 @@ def promote(
     candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
     data: Annotated[Path, typer.Option(help="Held-out dataset in the Kaggle layout.", show_default=False)],
     split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[str, typer.Option(help="Which part of the split: train, val or test.")] = "val",
+    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
     force: Annotated[
         str | None, typer.Option("--force", metavar="REASON", help="Promote it whatever the figures say.")
     ] = None,
@@ -93,14 +94,14 @@ def promote(
     """
     from droneseg.flows.promote import Exam, promote_model
 
-    if part not in ("train", "val", "test"):
-        raise typer.BadParameter(f"{part!r} is not train, val or test", param_hint="--part")
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     if force is not None and not force.strip():
         raise typer.BadParameter("give the reason, for those who will read the registry", param_hint="--force")
     with output.progress("photographs") as progress:
         entry = promote_model(
             candidate,
-            Exam(data, split, part, report),
+            Exam(data, split, (part or Part.VAL).value, report),
             settings=environment.settings(),
             force=force,
             progress=lambda _name, done, total: progress(done, total),

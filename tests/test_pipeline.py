@@ -1,0 +1,104 @@
+"""`dvc repro` runs the whole flow, reruns only what changed, and compares figures."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.projects import git
+from support.workspace import TINY, Workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A project with our pipeline, generated data and tiny parameters."""
+    made = Workspace(tmp_path_factory.mktemp("pipeline"))
+    git(made.root, "init", "--quiet")
+    git(made.root, "config", "user.name", "A Pilot")
+    git(made.root, "config", "user.email", "pilot@example.org")
+    (made.root / "configs").mkdir()
+    for name in ("dvc.yaml", "configs/pipeline.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, made.root / name)
+    (made.root / "bin").mkdir()
+    command = made.root / "bin/droneseg"
+    command.write_text(f"#!{sys.executable} -Wignore\nfrom droneseg.cli.main import main\nmain()\n")
+    command.chmod(0o755)
+    made.run("data", "sample", "data/drone", "--count", "12", "--size", "96x80")
+    change(made, split={"options": "--by random --val-share 0.2 --test-share 0.2"},
+           train={"options": " ".join((*TINY, "validation=none"))}, export={"options": "--images 4"})  # fmt: skip
+    dvc(made, "init", "--quiet")
+    dvc(made, "repro", "--quiet")
+    git(made.root, "add", "--all")
+    git(made.root, "commit", "--quiet", "--message", "first")
+    return made
+
+
+def dvc(workspace: Workspace, *arguments: str) -> str:
+    environment = workspace.environment | {"DVC_NO_ANALYTICS": "1"}
+    environment["PATH"] = f"{workspace.root / 'bin'}:{environment['PATH']}"
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=workspace.root, env=environment,
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def change(workspace: Workspace, **values: Any) -> None:
+    path = workspace.root / "configs/pipeline.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+
+def ran(said: str) -> list[str]:
+    return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.mark.slow
+def test_it_makes_a_bundle_masks_and_figures(project: Workspace) -> None:
+    made = project.root / "runs/pipeline"
+    assert 0 <= json.loads((made / "metrics.json").read_text())["miou"] <= 1
+    assert json.loads((made / "bundle/manifest.json").read_text())["quality"]["data"].startswith("validation part")
+    test_part = json.loads((made / "split.json").read_text())["test"]
+    assert sorted(mask.stem for mask in (made / "masks").glob("*.png")) == sorted(test_part)
+
+
+@pytest.mark.slow
+def test_nothing_is_rerun_if_nothing_changed_and_only_what_did_otherwise(project: Workspace) -> None:
+    assert ran(dvc(project, "repro")) == []
+    change(project, evaluate={"profile": "exact"})
+    assert ran(dvc(project, "repro")) == ["evaluate"]
+    change(project, train={"options": " ".join((*TINY, "validation=none", "iterations=12", "seed=5"))})
+    assert ran(dvc(project, "repro")) == ["train", "export", "evaluate"]
+    differences = json.loads(dvc(project, "metrics", "diff", "--json"))
+    assert "miou" in differences["runs/pipeline/metrics.json"]
+    assert git(project.root, "status", "--porcelain").split() == ["M", "configs/pipeline.yaml", "M", "dvc.lock"]
+
+
+def test_nothing_but_the_model_can_reach_the_remote_in_the_repository() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    outs = [out for stage in stages.values() for out in (*stage["outs"], *stage.get("metrics", []))]
+    assert outs
+    for out in outs:
+        ((path, options),) = out.items()
+        assert path.startswith("runs/")
+        assert options["remote"] == "gcs"
+    pointers = {path.name for path in ROOT.glob("**/*.dvc") if path.is_file() and ".venv" not in path.parts}
+    assert pointers == {"nnUNet_results.dvc"}
+
+
+def test_a_bare_push_sends_none_of_it_to_the_default_remote(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    dvc(workspace, "init", "--quiet", "--no-scm")
+    dvc(workspace, "remote", "add", "--quiet", "--default", "models", str(tmp_path / "models"))
+    dvc(workspace, "remote", "add", "--quiet", "gcs", str(tmp_path / "bucket"))
+    stage = {"cmd": "echo 1 > out", "outs": [{"out": {"remote": "gcs"}}]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"only": stage}}))
+    dvc(workspace, "repro", "--quiet")
+    dvc(workspace, "push", "--quiet")
+    assert not list((tmp_path / "models").rglob("*"))
+    assert list((tmp_path / "bucket").rglob("*"))

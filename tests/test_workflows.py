@@ -1,0 +1,63 @@
+"""The workflows follow GitHub's schema, hold no known weakness, and call commands that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from invoke.loader import FilesystemLoader
+
+from support.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
+BIN = Path(sys.executable).parent
+
+
+def commands(workflow: Path) -> list[list[str]]:
+    """Return what the steps run, a list of words each."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    scripts = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    return [shlex.split(part) for script in scripts for part in re.split(r"&&|\n", script) if part.strip()]
+
+
+def test_there_are_some() -> None:
+    assert WORKFLOWS
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_it_follows_githubs_schema_and_holds_no_known_weakness(workflow: Path) -> None:
+    for check in (["check-jsonschema", "--builtin-schema", "vendor.github-workflows"], ["zizmor", "--offline"]):
+        done = subprocess.run([BIN / check[0], *check[1:], workflow], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_every_action_is_pinned(workflow: Path) -> None:
+    used = re.findall(r"uses: (\S+)(.*)", workflow.read_text())
+    assert used
+    for action, comment in used:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+        assert re.match(r" # v\d", comment), action
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_the_commands_and_their_options_exist(workflow: Path, tmp_path: Path) -> None:
+    checked = 0
+    for words in commands(workflow):
+        if words[:3] == ["uv", "run", "droneseg"]:
+            names = [word for word in words[3:] if re.fullmatch(r"[a-z]+", word)][
+                : 2 if words[3] in ("models", "data") else 1
+            ]
+            shown = Workspace(tmp_path).run(*names, "--help").stdout
+            options = {word for word in words if word.startswith("--")}
+            assert {option for option in options if option not in shown} == set(), words
+            checked += 1
+        elif words[:3] == ["uv", "run", "invoke"]:
+            tasks = FilesystemLoader(start=str(ROOT)).load("tasks")[0]
+            assert hasattr(tasks, words[3].replace("-", "_")), words
+            checked += 1
+    assert checked
