@@ -138,4 +138,8 @@ def test_from_kaggle_to_a_service_that_takes_up_a_better_model_and_gives_it_back
         reload(server)
         assert served_id(server, photograph) == weak_id
     assert [entry.action for entry in read_registry(second.root)] == ["promote", "promote", "rollback"]
-    assert git(second.root, "status", "--porcelain") == ""
+    assert git(second.root, "status", "--porcelain", "--untracked-files=no") == ""
+    listed = json.loads(second.run("models", "list", "--remote", "gcs", "--json").stdout)
+    assert [(each["model_id"], each["state"], each["in_remote"]) for each in listed] == [
+        (weak_id, "champion", True), (better_id, "rolled back", False),
+    ]  # fmt: skip

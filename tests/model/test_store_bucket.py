@@ -190,6 +190,26 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
     assert f"model {read_bundle(champion).model_id}, from remote gcs" in done.stdout
 
 
+def test_what_is_no_longer_the_tracked_model_is_not_pushed(project: Path, champion: Path) -> None:
+    make_model(champion, GOOD)
+    with pytest.raises(StoreError, match=r"is not the model that .* names.*droneseg models promote"):
+        push_model(champion, "gcs")
+
+
+def test_a_push_goes_on_where_the_bucket_was_away(store: Bucket, project: Path, champion: Path) -> None:
+    pull_model(champion, "gcs", keep=False)
+    dvc(project, "remote", "add", "other", "gs://team/other")
+    dvc(project, "remote", "modify", "other", "allow_anonymous_login", "true")
+    dvc(project, "remote", "modify", "other", "endpointurl", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="cannot be reached"):
+        push_model(champion, "other")
+    dvc(project, "remote", "modify", "other", "endpointurl", store.server)
+    assert push_model(champion, "other") == "remote other (gs://team/other/files/md5)"
+    shutil.rmtree(project / ".dvc/cache")
+    shutil.rmtree(champion)
+    assert pull_model(champion, "other").fetched
+
+
 def test_a_bucket_that_is_away_is_told(project: Path, champion: Path) -> None:
     dvc(project, "remote", "modify", "gcs", "endpointurl", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"remote gcs \(gs://team/models.*\) cannot be reached: .*Nothing was changed"):

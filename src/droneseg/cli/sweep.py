@@ -61,7 +61,6 @@ def sweep(
     if json:
         output.show_json(result)
         return
-    keys = list(search.space)
     rows = [
         [
             f"{trial.number}{' (preset)' if trial.preset else ''}",
@@ -69,11 +68,13 @@ def sweep(
             output.figure(trial.dice),
             str(len(trial.dices)),
             f"{trial.seconds:.0f}",
-            *(_short(trial.values.get(key)) for key in keys),
+            ", ".join(f"{key}={_short(trial.values.get(key))}" for key in search.space),
         ]
         for trial in result.trials
     ]
-    output.out().print(output.table(f"{name}, the best first", ["trial", "", "Dice", "epochs", "s", *keys], rows))
+    shown = output.table(f"{name}, the best first", ["trial", "", "Dice", "epochs", "s", "values"], rows)
+    shown.columns[5].justify = "left"
+    output.out().print(shown)
     output.out().print(f"plots: {out / 'sweep.png'}", markup=False)
     if result.command:
         output.out().print(f"best: droneseg train {shlex.join(result.command)}", markup=False)

@@ -180,6 +180,28 @@ class _Growth:
         self._seen = value
 
 
+def version_of(folder: Path) -> str | None:
+    """Return the md5 by which DVC would name the version of a folder's parent that holds this folder alone.
+
+    Returns:
+        As it stands in a `.dvc` file, ending with `.dir`; None if the folder is not there.
+
+    Raises:
+        MissingDependencyError: If DVC is not installed.
+    """
+    require_dvc()
+    from dvc_data.hashfile.tree import Tree
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        return None
+    tree = Tree.from_list(
+        [{"md5": md5_of(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
+    )
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
 def require_dvc() -> None:
     """Raise `MissingDependencyError` unless DVC is installed; does not import it."""
     if find_spec("dvc") is None:

@@ -17,7 +17,7 @@ from droneseg.core.settings import Pull
 from droneseg.model.bundle import Bundle, model_id_of, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import read_pointer
-from droneseg.model.remote import Remote, md5_of, require_dvc
+from droneseg.model.remote import Remote, require_dvc, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def pull_model(
     source = Remote(pointer.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder.parent), TemporaryDirectory() as temporary:
-        listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
-        if holds(folder, listing):
+        if version_of(folder) == version.md5:
             return Pulled(read_bundle(folder), str(source), fetched=False)
+        listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
         require_free(folder, marker=MANIFEST_NAME, replace=replace)
         count = _Sum(version.size_bytes, progress)
         with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
@@ -104,6 +104,7 @@ def push_model(folder: Path, remote: str | None = None) -> str:
     pointer = pointer_to(folder)
     version = read_pointer(pointer)
     target = Remote(pointer.parent, remote)
+    target.has(version.md5)  # or DVC would try for minutes to reach a remote that is away
     require_tracked(folder)
     run_dvc(pointer.parent, "commit", "--force", "--quiet", pointer.name)  # its cache may be gone
     run_dvc(pointer.parent, "push", "--quiet", pointer.name, *(("--remote", remote) if remote else ()))
@@ -149,7 +150,7 @@ def require_tracked(folder: Path) -> None:
         StoreError: If it does.
     """
     pointer = pointer_to(folder)
-    if '"modified"' in run_dvc(pointer.parent, "status", "--json", pointer.name):
+    if version_of(folder) != read_pointer(pointer).md5:
         raise StoreError(
             f"{folder} is not the model that {pointer} names. If it is yours, move it elsewhere and make it the "
             "champion with `droneseg models promote`; `droneseg models pull --force` fetches the champion again."
@@ -171,13 +172,6 @@ def run_dvc(root: Path, *arguments: str) -> str:
         words = " ".join(done.stderr.split()).removeprefix("ERROR: ") or f"exit code {done.returncode}"
         raise StoreError(f"`dvc {' '.join(arguments)}` failed: {words}")
     return done.stdout
-
-
-def holds(folder: Path, listing: Mapping[str, str]) -> bool:
-    """Say whether a folder holds exactly these files: md5 by name."""
-    if not folder.is_dir() or {file.name for file in folder.iterdir()} != set(listing):
-        return False
-    return all(md5_of(folder / name) == md5 for name, md5 in listing.items())
 
 
 def id_on_paper(folder: Path) -> str | None:

@@ -102,7 +102,7 @@ def run_sweep(
     Raises:
         MissingDependencyError: If Optuna is not installed.
         ConfigurationError: If the study is one on another space.
-        TrainingError: If trials fail one after the other.
+        TrainingError: If trials fail one after the other, or at Ctrl-C.
     """
     out.mkdir(parents=True, exist_ok=True)
     study = open_study(config, storage or f"sqlite:///{(out / 'study.db').resolve()}", name, seed)
@@ -136,7 +136,13 @@ class _Runner:
 
     def run(self, study: "optuna.Study") -> Trial:
         """Run one trial: a new one, or one that was killed."""
-        study.optimize(self._objective, n_trials=1, catch=(_TrialFailedError,))
+        try:
+            study.optimize(self._objective, n_trials=1, catch=(_TrialFailedError,))
+        except KeyboardInterrupt as error:
+            # Optuna takes it for failed; it is tried again, and goes on with its training
+            trial = study.trials[self._number]
+            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            raise TrainingError("Interrupted. The same command goes on with the trial it was at.") from error
         return _trial_of(study.trials[self._number])
 
     def _objective(self, trial: "optuna.Trial") -> float:
