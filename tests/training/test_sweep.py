@@ -68,26 +68,26 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -
     assert (out / "sweep.png").stat().st_size > 10_000
     best = max((trial for trial in found["trials"] if trial["state"] == "complete"), key=lambda trial: trial["dice"])
     assert found["trials"][0] == best
-    kept = {path.parent.parent.name[-1] for path in out.rglob("checkpoint_final.pth")}
-    assert kept == {str(trial["number"]) for trial in [best]}
+    (kept,) = out.rglob("checkpoint_final.pth")
+    assert len(json.loads((kept.parent / "epochs.json").read_text())) == len(best["dices"])
     assert load_config(found["command"]).trainer.learning_rate == best["values"]["learning_rate"]
 
 
 @pytest.mark.slow
 def test_weak_trials_are_ended_early_and_all_are_runs_of_one_group(workspace: Workspace) -> None:
-    # a learning rate of nearly nothing against one that learns
+    # a learning rate that learns, the preset's, and one of nearly nothing, which seed 3 draws next
     space = {"learning_rate": {"choices": [0.003, 1e-9]}}
-    config = write(workspace.root, space=space, pruning={"startup_trials": 1, "warmup_epochs": 0},
-                   train=[*CONFIG["train"], "epochs=8", "iterations=8", "tracking=wandb"])  # fmt: skip
-    done = workspace.run("sweep", "--config", str(config), "--trials", "3", "--name", "weak", "--seed", "1",
+    config = write(workspace.root, space=space, pruning={"startup_trials": 1, "warmup_epochs": 0}, random_trials=9,
+                   train=[*CONFIG["train"], "epochs=5", "iterations=40", "tracking=wandb"])  # fmt: skip
+    done = workspace.run("sweep", "--config", str(config), "--trials", "2", "--name", "weak", "--seed", "3",
                          WANDB_API_KEY="", HOME=str(workspace.root))  # fmt: skip
     found = json.loads((workspace.root / "runs/sweeps/weak/sweep.json").read_text())
     pruned = [trial for trial in found["trials"] if trial["state"] == "pruned"]
     assert pruned
-    assert all(len(trial["dices"]) < 8 for trial in pruned)
+    assert all(len(trial["dices"]) < 5 for trial in pruned)
     assert "best: droneseg train" in done.stdout
     runs = [run for fold in (workspace.root / "runs/sweeps/weak").rglob("fold_0") for run in offline_runs(fold)]
-    assert len({run.id for run in runs}) == 3
+    assert len({run.id for run in runs}) == 2
     assert {run.group for run in runs} == {"weak"}
 
 

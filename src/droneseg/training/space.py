@@ -67,6 +67,7 @@ class SweepConfig(BaseModel):
     model_config = _STRICT
     train: list[str] = []
     space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
+    random_trials: int = Field(4, ge=1, description="Trials drawn evenly, before those drawn near the good ones.")
     pruning: Pruning = Pruning()
 
 

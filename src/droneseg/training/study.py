@@ -51,9 +51,10 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int) -> "optu
         storage=database,
         load_if_exists=True,
         direction="maximize",
-        sampler=module.samplers.TPESampler(seed=seed, n_startup_trials=config.pruning.startup_trials),
         pruner=module.pruners.MedianPruner(config.pruning.startup_trials, config.pruning.warmup_epochs),
     )
+    # gone on with, it must not draw once more what it drew at the beginning
+    study.sampler = module.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=config.random_trials)
     about = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     if study.user_attrs.setdefault("config", about) != about:
         raise ConfigurationError(

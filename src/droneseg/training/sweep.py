@@ -173,13 +173,16 @@ class _Runner:
         return float(seen[-1]["smoothed_dice"])
 
     def forget_weak(self, study: "optuna.Study") -> None:
-        """Delete the checkpoints of all trials but the best: a sweep would fill the disk."""
+        """Delete the checkpoints of all trials but the best and those that go on: a sweep would fill the disk."""
         complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
-        kept = best.number if best else None
+        # one that was killed and the one that goes on with it have the same training
+        going_on = [trial for trial in study.trials if not trial.state.is_finished()]
+        kept = {trial.user_attrs.get("configuration") for trial in (best, *going_on) if trial}
         for trial in study.trials:
-            if trial.state.is_finished() and trial.number != kept and "configuration" in trial.user_attrs:
-                for file in self._layout.fold_folder(trial.user_attrs["configuration"], 0).glob(_CHECKPOINTS):
+            configuration = trial.user_attrs.get("configuration")
+            if configuration and configuration not in kept:
+                for file in self._layout.fold_folder(configuration, 0).glob(_CHECKPOINTS):
                     file.unlink()
 
 
