@@ -1,8 +1,6 @@
 """Fetching the model with the real DVC, from a remote that is a folder."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,25 +10,14 @@ from droneseg.core.settings import Pull
 from droneseg.model.bundle import read_bundle
 from droneseg.model.store import fetch_model
 from support.bundles import make_bundle
-
-
-def dvc(folder: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True)
+from support.projects import make_project
 
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project whose model is in its remote, and only there."""
     folder = tmp_path_factory.mktemp("project")
-    (folder / "nnUNet_results").mkdir()
-    make_bundle(folder / "nnUNet_results" / "champion")
-    (folder / "nnUNet_results" / "network.onnx").unlink()
-    dvc(folder, "init", "--no-scm", "--quiet")
-    dvc(folder, "config", "core.analytics", "false")
-    dvc(folder, "remote", "add", "--default", "models", "remote")
-    dvc(folder, "remote", "modify", "models", "verify", "true")
-    dvc(folder, "add", "--quiet", "nnUNet_results")
-    dvc(folder, "push", "--quiet", "nnUNet_results.dvc")
+    make_project(folder, scm=False, remote="remote")
     for away in ("nnUNet_results", ".dvc/cache"):
         shutil.rmtree(folder / away)
     return folder

@@ -44,8 +44,8 @@ def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] =
     return bundle
 
 
-def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padding: int = 0) -> Path:
-    """Make a project whose champion is added, committed and pushed to a remote beside it."""
+def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padding: int = 0, remote: str = "") -> Path:
+    """Make a project whose champion is added, committed and pushed to a remote: a folder in it, or beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     champion = folder / "nnUNet_results" / "champion"
     if scm:
@@ -54,7 +54,7 @@ def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padd
         git(folder, "config", "user.email", "pilot@example.org")
     dvc(folder, "init", "--quiet", *(() if scm else ("--no-scm",)))
     dvc(folder, "config", "core.analytics", "false")
-    dvc(folder, "remote", "add", "--default", "models", str(folder.parent / f"{folder.name}-remote"))
+    dvc(folder, "remote", "add", "--default", "models", remote or str(folder.parent / f"{folder.name}-remote"))
     dvc(folder, "remote", "modify", "models", "verify", "true")
     (folder / ".dvcignore").write_text("nnUNet_results/*\n!nnUNet_results/champion\n")
     make_model(champion, network, padding=padding)
