@@ -194,6 +194,24 @@ def test_a_commit_that_fails_takes_everything_back(
     promote(tmp_path / "better", exam, settings)
 
 
+def test_other_work_in_progress_stays_as_it_is(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+    (project / "staged.txt").write_text("staged")
+    git(project, "add", "staged.txt")
+    with (project / ".gitignore").open("a") as ignored:
+        ignored.write("/mine\n")
+    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    assert git(project, "status", "--porcelain").split("\n") == ["M .gitignore", "A  staged.txt"]
+
+
+def test_a_rollback_needs_no_network(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+    first = state(project)[0]
+    shutil.rmtree(project / ".dvc/cache")
+    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    shutil.rmtree(project.parent / "project-remote", ignore_errors=True)
+    dvc(project, "remote", "modify", "--local", "models", "url", str(tmp_path / "nowhere"))
+    assert roll_back(settings, "").model.model_id == first
+
+
 def test_work_that_is_not_committed_is_not_mixed_in(
     project: Path, exam: Exam, settings: Settings, tmp_path: Path
 ) -> None:

@@ -1,19 +1,16 @@
 """A candidate becomes the champion, or the one before it comes back: everything that changes, or nothing."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from droneseg.core.errors import PromotionRefusedError, StoreError
-from droneseg.core.files import new_folder, write_bytes
+from droneseg.core.files import new_folder
 from droneseg.core.settings import Settings
 from droneseg.evaluation.promote import reasons_against
-from droneseg.evaluation.wording import number
+from droneseg.flows.champion import all_or_nothing, author, commit, now, require_unchanged
 from droneseg.flows.compare import compare_models
 from droneseg.model.bundle import Bundle, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
@@ -22,10 +19,8 @@ from droneseg.model.registry import (
     REGISTRY_NAME,
     Entry,
     Model,
-    append_entry,
     line_of_champions,
     read_registry,
-    run_git,
 )
 from droneseg.model.store import pull_model, require_tracked, run_dvc
 
@@ -77,23 +72,25 @@ def promote_model(
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = pointer_to(champion).parent
-    who = _author(root)
-    _require_unchanged(root, champion)
-    previous, found = None, {}
+    who = author(root)
+    require_unchanged(root, champion)
+    previous, found, reasons = None, {}, ["there is no champion to compare it with"]
     if pointer_to(champion).is_file():
         older = _champion(champion, settings)
         previous = Model(model_id=older.model_id, version=read_pointer(pointer_to(champion)))
         if older.model_id == bundle.model_id:
             raise PromotionRefusedError(f"{candidate} is the champion already: model {bundle.model_id}.")
         found = _compare(champion, candidate, exam, settings, progress)
-        _require_allowed(candidate, reasons_against(found), exam, force)
+        reasons = reasons_against(found)
     elif champion.exists():
         raise StoreError(
             f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
         )
-    else:
-        _require_allowed(candidate, ["there is no champion to compare it with"], exam, force)
-    with _all_or_nothing(root, champion):
+    _require_allowed(candidate, reasons, exam, force)
+    with all_or_nothing(root, champion) as before:
+        if previous:
+            # into DVC's cache, if it came without: a rollback needs no network then
+            run_dvc(root, "commit", "--force", "--quiet", pointer_to(champion).name)
         with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
             for name in (MANIFEST_NAME, *bundle.manifest.files):
                 shutil.copyfile(candidate / name, aside / name)
@@ -102,10 +99,10 @@ def promote_model(
         model = Model(model_id=bundle.model_id, version=read_pointer(pointer_to(champion)))
         reason = force or "better with 95 % confidence, and not less safe"
         entry = Entry(
-            when=_now(), who=who, action="promote", model=model, previous=previous, reason=reason,
-            forced=force is not None, figures={key: found[key] for key in _KEPT if key in found},
+            when=now(), who=who, action="promote", model=model, previous=previous, reason=reason,
+            forced=bool(reasons), figures={key: found[key] for key in _KEPT if key in found},
         )  # fmt: skip
-        _commit(root, champion, entry)
+        commit(root, entry, before)
     return entry
 
 
@@ -122,8 +119,8 @@ def roll_back(settings: Settings, reason: str) -> Entry:
     champion = settings.model
     pointer = pointer_to(champion)
     root = pointer.parent
-    who = _author(root)
-    _require_unchanged(root, champion)
+    who = author(root)
+    require_unchanged(root, champion)
     line = line_of_champions(read_registry(root))
     if len(line) < 2:
         raise StoreError(
@@ -135,11 +132,11 @@ def roll_back(settings: Settings, reason: str) -> Entry:
             f"{pointer} does not name the last model of {REGISTRY_NAME}, {current.model_id}: somebody changed it by "
             "hand. Take the version you want from git's log."
         )
-    with _all_or_nothing(root, champion):
+    with all_or_nothing(root, champion) as before:
         write_pointer(pointer, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)
-        entry = Entry(when=_now(), who=who, action="rollback", model=target, previous=current, reason=reason)
-        _commit(root, champion, entry)
+        entry = Entry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
+        commit(root, entry, before)
     return entry
 
 
@@ -175,69 +172,3 @@ def _require_allowed(candidate: Path, reasons: list[str], exam: Exam, force: str
     raise PromotionRefusedError(
         f"{candidate} does not become the champion:{lines}\n--force REASON does it nevertheless.{where}"
     )
-
-
-def _author(root: Path) -> str:
-    """Return who git would say made a commit."""
-    identity = run_git(root, "var", "GIT_AUTHOR_IDENT")
-    return identity[: identity.index(">") + 1]
-
-
-def _require_unchanged(root: Path, champion: Path) -> None:
-    names = (pointer_to(champion).name, REGISTRY_NAME)
-    if changed := run_git(root, "status", "--porcelain", "--", *names).split("\n")[0]:
-        raise StoreError(f"{changed[3:]} has changes that are not committed. Commit them, or take them back with git.")
-
-
-def _commit(root: Path, champion: Path, entry: Entry) -> None:
-    append_entry(root, entry)
-    changed = [pointer_to(champion).name, REGISTRY_NAME]
-    changed += [".gitignore"] if run_git(root, "status", "--porcelain", "--", ".gitignore") else []
-    run_git(root, "add", "--", *changed)
-    run_git(root, "commit", "--quiet", "--message", _message(entry), "--", *changed)
-
-
-def _message(entry: Entry) -> str:
-    action = {"promote": "Promote", "rollback": "Roll back to"}[entry.action]
-    miou = [number(figures["miou"]["value"]) for figures in entry.figures.get("figures", [])]
-    figures = f"\n\nmIoU {' -> '.join(miou)}" if miou else ""
-    return f"{action} model {entry.model.model_id}: {entry.reason}{figures}"
-
-
-@contextmanager
-def _all_or_nothing(root: Path, champion: Path) -> Iterator[None]:
-    """Put champion, pointer, registry and index back if the block fails."""
-    files = (pointer_to(champion), root / REGISTRY_NAME, root / ".gitignore")
-    before = {path: path.read_bytes() if path.is_file() else None for path in files}
-    with TemporaryDirectory(prefix=f".{champion.name}.", dir=_existing(champion.parent)) as temporary:
-        kept = Path(temporary, champion.name)
-        if champion.exists():
-            shutil.copytree(champion, kept)
-        try:
-            yield
-        except BaseException:
-            for path, data in before.items():
-                if data is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    write_bytes(path, data)
-            run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
-            _put_back(kept, champion)
-            raise
-
-
-def _put_back(kept: Path, champion: Path) -> None:
-    if not kept.exists():
-        shutil.rmtree(champion, ignore_errors=True)
-        return
-    with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
-        shutil.copytree(kept, aside, dirs_exist_ok=True)
-
-
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

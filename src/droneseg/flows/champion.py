@@ -1,0 +1,91 @@
+"""Changes of the champion in git: everything that belongs to one, or nothing."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from droneseg.core.errors import StoreError
+from droneseg.core.files import new_folder, write_bytes
+from droneseg.evaluation.wording import number
+from droneseg.model.bundle import pointer_to
+from droneseg.model.manifest import MANIFEST_NAME
+from droneseg.model.registry import REGISTRY_NAME, Entry, append_entry, run_git
+
+
+def author(root: Path) -> str:
+    """Return who git would say made a commit."""
+    identity = run_git(root, "var", "GIT_AUTHOR_IDENT")
+    return identity[: identity.index(">") + 1]
+
+
+def require_unchanged(root: Path, champion: Path) -> None:
+    """Refuse to change what somebody else is changing.
+
+    Raises:
+        StoreError: If the pointer or the registry has changes that are not committed.
+    """
+    names = (pointer_to(champion).name, REGISTRY_NAME)
+    if changed := run_git(root, "status", "--porcelain", "--", *names).split("\n")[0]:
+        raise StoreError(f"{changed[3:]} has changes that are not committed. Commit them, or take them back with git.")
+
+
+def commit(root: Path, entry: Entry, before: Mapping[Path, bytes | None]) -> None:
+    """Write the entry and commit it with what else was changed, of these files, and nothing else."""
+    append_entry(root, entry)
+    changed = [path.name for path, data in before.items() if _content(path) != data]
+    run_git(root, "add", "--", *changed)
+    run_git(root, "commit", "--quiet", "--message", _message(entry), "--", *changed)
+
+
+def _message(entry: Entry) -> str:
+    action = {"promote": "Promote", "rollback": "Roll back to"}[entry.action]
+    miou = [number(figures["miou"]["value"]) for figures in entry.figures.get("figures", [])]
+    figures = f"\n\nmIoU {' -> '.join(miou)}" if miou else ""
+    return f"{action} model {entry.model.model_id}: {entry.reason}{figures}"
+
+
+@contextmanager
+def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
+    """Put champion, pointer, registry and index back if the block fails; yields what the files held before."""
+    files = (pointer_to(champion), root / REGISTRY_NAME, root / ".gitignore")
+    before = {path: _content(path) for path in files}
+    with TemporaryDirectory(prefix=f".{champion.name}.", dir=_existing(champion.parent)) as temporary:
+        kept = Path(temporary, champion.name)
+        if champion.exists():
+            shutil.copytree(champion, kept)
+        try:
+            yield before
+        except BaseException:
+            for path, data in before.items():
+                if data is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_bytes(path, data)
+            run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
+            _put_back(kept, champion)
+            raise
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _put_back(kept: Path, champion: Path) -> None:
+    if not kept.exists():
+        shutil.rmtree(champion, ignore_errors=True)
+        return
+    with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
+        shutil.copytree(kept, aside, dirs_exist_ok=True)
+
+
+def _existing(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def now() -> str:
+    """Return the time as the registry has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
