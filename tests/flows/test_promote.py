@@ -257,6 +257,19 @@ def test_the_first_champion_needs_a_reason(tmp_path: Path, exam: Exam) -> None:
     assert pull_model(settings.model).bundle.model_id == entry.model.model_id
 
 
+def test_who_is_nobody_is_told_how_to_be_somebody(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(project, "config", "--unset", "user.email")
+    git(project, "config", "user.useConfigOnly", "true")
+    for name in ("GIT_AUTHOR_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    with pytest.raises(StoreError, match=r"git config user\.name NAME"):
+        promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+
+
 def test_without_git_it_says_so(tmp_path: Path, exam: Exam) -> None:
     champion = make_project(tmp_path / "plain", scm=False)
     with pytest.raises(StoreError, match="not a git repository"):

@@ -106,7 +106,7 @@ def test_what_the_bucket_damaged_is_refused_and_the_model_stays(store: Bucket, p
 
 
 def test_a_remote_nobody_knows_is_named_with_what_to_do(champion: Path) -> None:
-    with pytest.raises(StoreError, match=r"no remote 'mars' in .*only .*gcs.*dvc remote add mars gs://"):
+    with pytest.raises(StoreError, match=r"has no remote 'mars', only .*gcs.*dvc remote add mars gs://"):
         pull_model(champion, "mars")
 
 

@@ -74,6 +74,32 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_the_trial_goes_on(workspace: Workspace) -> None:
+    config = write(workspace.root, train=[*CONFIG["train"], "epochs=12", "iterations=8"])
+    arguments = ("sweep", "--config", str(config), "--trials", "1", "--name", "interrupted")
+    running = subprocess.Popen(
+        [*workspace.command, *arguments],
+        cwd=workspace.root, env=workspace.environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    trainings = workspace.root / "runs/sweeps/interrupted/trainings"
+    end = time.monotonic() + 120
+    while not list(trainings.rglob("epochs.json")):
+        assert running.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert said.strip() == "error: Interrupted. The same command goes on with the trial it was at."
+    (only,) = json.loads(workspace.run(*arguments, "--json").stdout)["trials"]
+    assert only["preset"]
+    assert len(only["dices"]) == 12
+    (log,) = trainings.rglob("droneseg.log")
+    assert log.read_text().count("epoch 1/12") == 1, "it began anew"
+
+
+@pytest.mark.slow
 def test_weak_trials_are_ended_early_and_all_are_runs_of_one_group(workspace: Workspace) -> None:
     # a learning rate that learns, the preset's, and one of nearly nothing, which seed 3 draws next
     space = {"learning_rate": {"choices": [0.003, 1e-9]}}

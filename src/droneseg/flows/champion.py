@@ -17,7 +17,15 @@ from droneseg.model.registry import REGISTRY_NAME, Entry, append_entry, run_git
 
 def author(root: Path) -> str:
     """Return who git would say made a commit."""
-    identity = run_git(root, "var", "GIT_AUTHOR_IDENT")
+    try:
+        identity = run_git(root, "var", "GIT_AUTHOR_IDENT")
+    except StoreError as error:
+        if "identity" not in str(error):
+            raise
+        raise StoreError(
+            "git does not know who you are, which the registry keeps: "
+            "git config user.name NAME && git config user.email ADDRESS"
+        ) from error
     return identity[: identity.index(">") + 1]
 
 

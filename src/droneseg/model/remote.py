@@ -52,8 +52,9 @@ class Remote:
             repo = Repo(str(root), config={"core": {"no_scm": True}})
             self.name = name or str(repo.config["core"].get("remote", ""))
             if name and name not in repo.config["remote"]:
+                known = ", ".join(repo.config["remote"]) or "none"
                 raise StoreError(
-                    f"There is no remote {name!r} in {root}, only {', '.join(repo.config['remote']) or 'none'}. "
+                    f"{root / '.dvc/config'} has no remote {name!r}, only {known}. "
                     f"Add it: dvc remote add {name} gs://BUCKET/FOLDER"
                 )
             self._odb = repo.cloud.get_remote_odb(name)

@@ -32,7 +32,7 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int) -> "optu
         ConfigurationError: If the database cannot be opened, or has a study of this name that tries something else.
     """
     module = import_optuna()
-    module.logging.set_verbosity(module.logging.WARNING)
+    module.logging.set_verbosity(module.logging.ERROR)  # of a trial that fails it would show a traceback
     try:
         with warnings.catch_warnings(action="ignore", category=module.exceptions.ExperimentalWarning):
             database = module.storages.RDBStorage(
