@@ -103,7 +103,8 @@ class Run:
             )
         except wandb.Error as error:
             raise TrainingError(
-                f"W&B does not take the run: {str(error).rstrip('.')}. Check WANDB_API_KEY, or use tracking.mode=offline."
+                f"W&B does not take the run: {str(error).rstrip('.')}. "
+                "Check WANDB_API_KEY, or use tracking.mode=offline."
             ) from error
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
