@@ -188,6 +188,7 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
     )
     assert done.returncode == 0, done.stderr
     assert f"model {read_bundle(champion).model_id}, from remote gcs" in done.stdout
+    assert leftovers(project) == []
 
 
 def test_what_is_no_longer_the_tracked_model_is_not_pushed(project: Path, champion: Path) -> None:

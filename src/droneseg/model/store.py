@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -78,10 +79,13 @@ def pull_model(
         listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
         require_free(folder, marker=MANIFEST_NAME, replace=replace)
         count = _Sum(version.size_bytes, progress)
-        with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
+        with _waiting(folder) as waiting:
             for name, md5 in listing.items():
-                source.fetch(md5, aside / name, count, keep=keep)
-            _require_bundle(aside, source)
+                source.fetch(md5, waiting / name, count, keep=keep)
+            with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
+                for name in listing:
+                    os.replace(waiting / name, aside / name)
+                _require_bundle(aside, source)
         return Pulled(read_bundle(folder), str(source), fetched=True)
 
 
@@ -208,6 +212,18 @@ def _require_bundle(folder: Path, source: Remote) -> None:
         read_bundle(folder)
     except BundleError as error:
         raise StoreError(f"{source} holds a version that is no whole model: {error}") from error
+
+
+@contextmanager
+def _waiting(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside, always of the same name: what a killed pull left there is taken away."""
+    waiting = folder.with_name(f".{folder.name}.pull")
+    shutil.rmtree(waiting, ignore_errors=True)
+    waiting.mkdir()
+    try:
+        yield waiting
+    finally:
+        shutil.rmtree(waiting, ignore_errors=True)
 
 
 @contextmanager
