@@ -23,8 +23,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     git(made.root, "init", "--quiet")
     git(made.root, "config", "user.name", "A Pilot")
     git(made.root, "config", "user.email", "pilot@example.org")
-    (made.root / "configs").mkdir()
-    for name in ("dvc.yaml", "configs/pipeline.yaml", ".gitignore", ".dvcignore"):
+    shutil.copytree(ROOT / "configs", made.root / "configs")
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, made.root / name)
     (made.root / "bin").mkdir()
     command = made.root / "bin/droneseg"
@@ -87,8 +87,17 @@ def test_nothing_but_the_model_can_reach_the_remote_in_the_repository() -> None:
         ((path, options),) = out.items()
         assert path.startswith("runs/")
         assert options["remote"] == "gcs"
-    pointers = {path.name for path in ROOT.glob("**/*.dvc") if path.is_file() and ".venv" not in path.parts}
-    assert pointers == {"nnUNet_results.dvc"}
+
+
+def test_data_can_be_versioned(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    shutil.copy(ROOT / ".gitignore", tmp_path / ".gitignore")
+    workspace = Workspace(tmp_path)
+    dvc(workspace, "init", "--quiet")
+    (tmp_path / "data/drone").mkdir(parents=True)
+    (tmp_path / "data/drone/a.png").write_bytes(b"x")
+    dvc(workspace, "add", "--quiet", "data/drone")
+    git(tmp_path, "add", "data/drone.dvc")
 
 
 def test_a_bare_push_sends_none_of_it_to_the_default_remote(tmp_path: Path) -> None:

@@ -222,6 +222,27 @@ def test_work_that_is_not_committed_is_not_mixed_in(
         promote(candidate, exam, settings)
 
 
+def test_a_rollback_does_not_replace_somebodys_own_model(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    shutil.rmtree(settings.model)
+    mine = make_model(settings.model, WORSE).model_id
+    with pytest.raises(StoreError, match=r"is not the model that .* names"):
+        roll_back(settings, "")
+    assert read_bundle(settings.model).model_id == mine
+
+
+def test_a_lock_of_another_git_costs_nothing(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+    candidate = make_model(tmp_path / "better", GOOD).folder
+    before = state(project)
+    (project / ".git/index.lock").touch()
+    with pytest.raises(StoreError, match=r"index\.lock"):
+        promote(candidate, exam, settings)
+    (project / ".git/index.lock").unlink()
+    assert state(project) == before
+
+
 def test_a_champion_changed_by_hand_is_not_compared_with(
     project: Path, exam: Exam, settings: Settings, tmp_path: Path
 ) -> None:

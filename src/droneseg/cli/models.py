@@ -1,5 +1,7 @@
 """`droneseg models ...`: fetch and send models, hold them against each other, promote one, blend two."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ app = typer.Typer(help="Fetch, send, compare, promote and blend models.", no_arg
 @app.callback()
 def models() -> None:
     """Fetch, send, compare, promote and blend models."""
+    # like Ctrl-C: what is half done is taken back before the end
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 app.command("list")(store.list_models)

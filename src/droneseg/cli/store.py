@@ -75,6 +75,8 @@ def push(remote: Remote = None) -> None:
     settings = environment.settings()
     place = push_model(settings.model, remote or settings.dvc_remote)
     output.out().print(f"{settings.model} is in {place}", markup=False)
+    if str(Path.cwd()) in place:
+        output.out().print("it lies in this repository: git add dvc-remote && git commit && git push", markup=False)
 
 
 def promote(

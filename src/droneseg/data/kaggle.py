@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import os
+import re
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -95,8 +97,7 @@ def download_dataset(
     with new_folder(folder, marker=MARKER, replace=replace) as aside:
         left_out = unpack_pairs(archive, aside, lambda done, total: progress("files", done, total))
         write_text(aside / MARKER, f"{dataset}\nversion {version or 'newest'}\nmd5 {_md5(archive).hex()}\n")
-    archive.unlink()
-    beside.rmdir()
+    shutil.rmtree(beside)
     listing = list_pairs(folder)
     return Downloaded(folder, len(listing.pairs), listing.problems, left_out)
 
@@ -170,7 +171,12 @@ def _why_refused(which: str, error: Any) -> str:
         return f"Kaggle does not give {which}: open its page once with your account and accept its terms."
     if status == 401:
         return f"Kaggle refuses the credentials. Make a new token at {_TOKEN_PAGE} and set KAGGLE_API_TOKEN."
-    return f"Kaggle does not give {which}: {error}. Nothing was changed; try again."
+    return f"Kaggle does not give {which}: {_unsigned(error)}. Nothing was changed; try again."
+
+
+def _unsigned(error: Exception) -> str:
+    """Return what an error says without the signatures of addresses in it: they let anybody download."""
+    return re.sub(r"\?\S*", "", str(error))
 
 
 def _fetch(api: Any, response: Any, archive: Path, on_bytes: Callable[[int, int], None]) -> None:
@@ -184,7 +190,8 @@ def _fetch(api: Any, response: Any, archive: Path, on_bytes: Callable[[int, int]
                 api.download_file(response, str(archive), None, quiet=True, resume=True, max_retries=_RETRIES)
         except (RequestException, ValueError) as error:
             raise DownloadError(
-                f"The download broke off: {error}. {archive} keeps what has come; the same command goes on with it."
+                f"The download broke off: {_unsigned(error)}. "
+                f"{archive} keeps what has come; the same command goes on with it."
             ) from error
 
 

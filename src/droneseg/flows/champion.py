@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,8 +72,9 @@ def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes |
                     path.unlink(missing_ok=True)
                 else:
                     write_bytes(path, data)
-            run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
             _put_back(kept, champion)
+            with suppress(StoreError):  # what went wrong before is what matters
+                run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
             raise
 
 

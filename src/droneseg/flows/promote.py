@@ -87,6 +87,9 @@ def promote_model(
             f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
         )
     _require_allowed(candidate, reasons, exam, force)
+    require_unchanged(root, champion)
+    if previous and read_pointer(pointer_to(champion)) != previous.version:
+        raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
     with all_or_nothing(root, champion) as before:
         if previous:
             # into DVC's cache, if it came without: a rollback needs no network then
@@ -94,7 +97,8 @@ def promote_model(
         with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
             for name in (MANIFEST_NAME, *bundle.manifest.files):
                 shutil.copyfile(candidate / name, aside / name)
-        read_bundle(champion)
+        if read_bundle(champion).model_id != bundle.model_id:
+            raise StoreError(f"{candidate} was changed while it was compared. Promote it again.")
         run_dvc(root, "add", "--quiet", champion.parent.name)
         model = Model(model_id=bundle.model_id, version=read_pointer(pointer_to(champion)))
         reason = force or "better with 95 % confidence, and not less safe"
@@ -132,6 +136,8 @@ def roll_back(settings: Settings, reason: str) -> Entry:
             f"{pointer} does not name the last model of {REGISTRY_NAME}, {current.model_id}: somebody changed it by "
             "hand. Take the version you want from git's log."
         )
+    if champion.exists():
+        require_tracked(champion)  # somebody's own model is not replaced
     with all_or_nothing(root, champion) as before:
         write_pointer(pointer, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)

@@ -132,16 +132,18 @@ class _Runner:
         self._config = config
         self._layout = layout
         self._group = [f"tracking.group={name}"] if "tracking=wandb" in config.train else []
-        self._number = 0
+        self._number = -1
 
     def run(self, study: "optuna.Study") -> Trial:
         """Run one trial: a new one, or one that was killed."""
+        before = self._number
         try:
             study.optimize(self._objective, n_trials=1, catch=(_TrialFailedError,))
         except KeyboardInterrupt as error:
             # Optuna takes it for failed; it is tried again, and goes on with its training
-            trial = study.trials[self._number]
-            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            if self._number != before:
+                trial = study.trials[self._number]
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             raise TrainingError("Interrupted. The same command goes on with the trial it was at.") from error
         return _trial_of(study.trials[self._number])
 

@@ -53,8 +53,10 @@ def run_trial(
         How it ended.
     """
     fold.mkdir(parents=True, exist_ok=True)
+    if not any(fold.glob("checkpoint_*.pth")):
+        (fold / EPOCHS_NAME).unlink(missing_ok=True)  # of a training that cannot be gone on with
     folders = [str(layout.raw), str(layout.preprocessed), str(layout.results)]
-    command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", *folders, *overrides]
+    command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", str(os.getpid()), *folders, *overrides]
     with (fold / "trial.log").open("wb") as log:
         # a group of its own: the processes that load for it end with it
         running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -95,9 +97,8 @@ def _end(running: "subprocess.Popen[bytes]") -> None:
     running.wait()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """End this process and what it started when the one that watches it is gone, even by kill -9."""
-    parent = os.getppid()
 
     def look() -> None:
         while os.getppid() == parent:
@@ -108,17 +109,17 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Train: `python -m droneseg.training.trial RAW PREPROCESSED RESULTS KEY=VALUE...`; an error is one line."""
+    """Train: `python -m droneseg.training.trial PARENT RAW PREPROCESSED RESULTS KEY=VALUE...`; an error is one line."""
     from droneseg.core.logs import configure_logging
     from droneseg.core.settings import load_settings
     from droneseg.training.presets import load_config
     from droneseg.training.run import train
 
-    _end_with_parent()
+    parent, raw, preprocessed, results, *overrides = sys.argv[1:]
+    _end_with_parent(int(parent))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C ends a training
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
-    raw, preprocessed, results, *overrides = sys.argv[1:]
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
     try:
         train(load_config(overrides), Layout(Path(raw), Path(preprocessed), Path(results)), wandb_key=key)
