@@ -1,6 +1,8 @@
 """A candidate becomes the champion only with better figures, and everything changes or nothing."""
 
+import itertools
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,11 +13,12 @@ from droneseg.core.errors import BundleError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import Exam, promote_model, roll_back
 from droneseg.model.bundle import read_bundle
-from droneseg.model.pointer import Version
+from droneseg.model.pointer import Version, read_pointer
 from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, read_registry
 from droneseg.model.shelf import list_models
 from droneseg.model.store import pull_model
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
+from support.workspace import COMMAND
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +234,42 @@ def test_a_rollback_does_not_replace_somebodys_own_model(
     with pytest.raises(StoreError, match=r"is not the model that .* names"):
         roll_back(settings, "")
     assert read_bundle(settings.model).model_id == mine
+
+
+def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    hook = project / ".git/hooks/pre-commit"
+    hook.write_text(f"#!/bin/sh\nkill -INT {os.getpid()}\n")
+    hook.chmod(0o755)
+    entry = promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    assert read_registry(project) == [entry]
+    assert read_bundle(settings.model).model_id == entry.model.model_id
+    assert git(project, "status", "--porcelain") == ""
+
+
+def test_two_promotions_at_once_are_one_after_the_other(project: Path, exam: Exam, tmp_path: Path) -> None:
+    running = [
+        subprocess.Popen(
+            [*COMMAND, "models", "promote", str(make_model(tmp_path / name, network).folder), "--data", str(exam.data),
+             "--force", name, "--report", str(tmp_path / f"report-{name}")],
+            cwd=project, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name, network in (("better", GOOD), ("worse", WORSE))
+    ]  # fmt: skip
+    said = [each.communicate(timeout=120)[1] for each in running]
+    codes = [each.returncode for each in running]
+    entries = read_registry(project)
+    assert len(entries) == codes.count(0) >= 1
+    assert all(
+        "Another model became the champion meanwhile" in text for text, code in zip(said, codes, strict=True) if code
+    )
+    for before, after in itertools.pairwise(entries):
+        assert after.previous == before.model
+    ids = {entry.model.model_id: entry.model.version for entry in entries}
+    assert len(set(ids.values())) == len(ids)
+    assert read_pointer(project / "nnUNet_results.dvc") == entries[-1].model.version
+    assert read_bundle(project / "nnUNet_results/champion").model_id == entries[-1].model.model_id
 
 
 def test_a_lock_of_another_git_costs_nothing(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Write aside, then rename: a reader never sees half a file or half a folder."""
 
+import fcntl
 import os
 import shutil
 import uuid
@@ -61,6 +62,17 @@ def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Pa
             # only those that nothing was put in
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change what is in a folder; others wait, and the lock goes with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require_free(path: Path, *, marker: str, replace: bool) -> None:

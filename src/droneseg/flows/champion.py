@@ -1,6 +1,8 @@
 """Changes of the champion in git: everything that belongs to one, or nothing."""
 
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -8,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import StoreError
-from droneseg.core.files import new_folder, write_bytes
+from droneseg.core.files import alone, new_folder, write_bytes
 from droneseg.evaluation.wording import number
 from droneseg.model.bundle import pointer_to
 from droneseg.model.manifest import MANIFEST_NAME
@@ -56,11 +58,31 @@ def _message(entry: Entry) -> str:
 
 
 @contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM while the block runs.
+
+    For moments only. After a network has run, OpenVINO's threads and a signal end the process without any `finally`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
-    """Put champion, pointer, registry and index back if the block fails; yields what the files held before."""
+    """Put champion, pointer, registry and index back if the block fails; yields what the files held before.
+
+    One process at a time: whoever waited must look again whether what it decided on is still there.
+    """
     files = (pointer_to(champion), root / REGISTRY_NAME, root / ".gitignore")
-    before = {path: _content(path) for path in files}
-    with TemporaryDirectory(prefix=f".{champion.name}.", dir=_existing(champion.parent)) as temporary:
+    with alone(root), TemporaryDirectory(prefix=f".{champion.name}.", dir=_existing(champion.parent)) as temporary:
+        before = {path: _content(path) for path in files}
         kept = Path(temporary, champion.name)
         if champion.exists():
             shutil.copytree(champion, kept)

@@ -10,7 +10,7 @@ from droneseg.core.errors import PromotionRefusedError, StoreError
 from droneseg.core.files import new_folder
 from droneseg.core.settings import Settings
 from droneseg.evaluation.promote import reasons_against
-from droneseg.flows.champion import all_or_nothing, author, commit, now, require_unchanged
+from droneseg.flows.champion import all_or_nothing, author, commit, now, require_unchanged, uninterrupted
 from droneseg.flows.compare import compare_models
 from droneseg.model.bundle import Bundle, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
@@ -87,10 +87,10 @@ def promote_model(
             f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
         )
     _require_allowed(candidate, reasons, exam, force)
-    require_unchanged(root, champion)
-    if previous and read_pointer(pointer_to(champion)) != previous.version:
-        raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
-    with all_or_nothing(root, champion) as before:
+    with uninterrupted(), all_or_nothing(root, champion) as before:
+        require_unchanged(root, champion)
+        if previous and read_pointer(pointer_to(champion)) != previous.version:
+            raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
         if previous:
             # into DVC's cache, if it came without: a rollback needs no network then
             run_dvc(root, "commit", "--force", "--quiet", pointer_to(champion).name)
@@ -139,6 +139,8 @@ def roll_back(settings: Settings, reason: str) -> Entry:
     if champion.exists():
         require_tracked(champion)  # somebody's own model is not replaced
     with all_or_nothing(root, champion) as before:
+        if read_pointer(pointer) != current.version:
+            raise StoreError("Another model became the champion meanwhile; look at `droneseg models list`.")
         write_pointer(pointer, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)
         entry = Entry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)

@@ -1,6 +1,5 @@
 """Where models come from and go to: DVC's remotes. What is pulled is verified aside before it takes its place."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import BundleError, DronesegError, StoreError
-from droneseg.core.files import new_folder, require_free
+from droneseg.core.files import alone, new_folder, require_free
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import Bundle, model_id_of, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
@@ -73,7 +72,7 @@ def pull_model(
     version = read_pointer(pointer)
     source = Remote(pointer.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent), TemporaryDirectory() as temporary:
+    with alone(folder.parent), TemporaryDirectory() as temporary:
         if version_of(folder) == version.md5:
             return Pulled(read_bundle(folder), str(source), fetched=False)
         listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
@@ -224,17 +223,6 @@ def _waiting(folder: Path) -> Iterator[Path]:
         yield waiting
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time change what is in a folder; the lock goes with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def main() -> None:
