@@ -197,6 +197,20 @@ def test_what_is_no_longer_the_tracked_model_is_not_pushed(project: Path, champi
         push_model(champion, "gcs")
 
 
+@pytest.mark.parametrize("how", ["gone", "cut off"])
+def test_a_push_sends_again_what_the_bucket_lost(store: Bucket, project: Path, champion: Path, how: str) -> None:
+    pull_model(champion, "gcs")
+    largest = max((file for file in store.root.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    if how == "gone":
+        largest.unlink()
+    else:
+        largest.write_bytes(largest.read_bytes()[:-7])
+    push_model(champion, "gcs")
+    shutil.rmtree(champion)
+    shutil.rmtree(project / ".dvc/cache")
+    assert pull_model(champion, "gcs").fetched
+
+
 def test_a_push_goes_on_where_the_bucket_was_away(store: Bucket, project: Path, champion: Path) -> None:
     pull_model(champion, "gcs", keep=False)
     dvc(project, "remote", "add", "other", "gs://team/other")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Profiler:
 
         self._folder = folder / PROFILE_FOLDER
         self._seen = 0
-        self._waited_s = 0.0
+        self._waits_s: list[float] = []
         self._ended_s: float | None = None
         self._inside = False
         self._record = record_function
@@ -52,7 +53,7 @@ class Profiler:
         if self._seen == _SKIPPED:
             self._profile.start()
         elif self._seen > _SKIPPED and self._ended_s is not None:
-            self._waited_s += time.perf_counter() - self._ended_s
+            self._waits_s.append(time.perf_counter() - self._ended_s)
         self._inside = True
         with self._record(_STEP):
             yield
@@ -97,7 +98,8 @@ class Profiler:
         self._profile.export_chrome_trace(str(self._folder / TRACE_NAME))
         averages = self._profile.key_averages()
         count = self._seen - _SKIPPED
-        parts = _parts(averages, self._waited_s)
+        # one wait fewer than iterations, and none between two epochs
+        parts = _parts(averages, count * statistics.fmean(self._waits_s) if self._waits_s else 0.0)
         whole = sum(parts.values())
         lines = [f"{count} iterations, {whole / count:.3f} s each", ""]
         lines += [f"{name:<24}{value / count:9.3f} s  {value / whole:6.1%}" for name, value in parts.items()]

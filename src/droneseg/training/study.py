@@ -1,6 +1,7 @@
 """The study of a sweep, as Optuna keeps it: opened or begun, and what it draws from a search space."""
 
 import json
+import logging
 import re
 import warnings
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +11,8 @@ from droneseg.training.space import Choices, Range, SweepConfig, Value, own_valu
 
 if TYPE_CHECKING:
     import optuna
+
+logger = logging.getLogger(__name__)
 
 PRESET = "preset"
 """Marks the trial that is the preset itself."""
@@ -61,7 +64,10 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int) -> "optu
             f"The study {name!r} has trials of another sweep; take another --name, or its configuration."
         )
     study.set_user_attr("config", about)
-    if not study.trials and (own := own_values(config)):
+    own = own_values(config)
+    if own is None:
+        logger.warning("what the preset itself has lies outside the space searched, so it is not among the trials")
+    elif not any(PRESET in trial.user_attrs and trial.state.name != "FAIL" for trial in study.trials):
         study.enqueue_trial(own, user_attrs={PRESET: True})
     return study
 
