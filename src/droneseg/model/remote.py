@@ -1,6 +1,5 @@
 """A DVC remote: asks for objects by their md5, and believes none that does not match it."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.errors import MissingDependencyError, StoreError
+from droneseg.model.faults import CREDENTIALS, hopeless, refused, short
 from droneseg.model.stall import Pulse, call
 
 logger = logging.getLogger(__name__)
@@ -20,10 +20,6 @@ logger = logging.getLogger(__name__)
 _TRIES = 2
 _PAUSE_S = 1.0
 _CHUNK_BYTES = 1 << 20
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_CREDENTIALS = (
-    "Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or run `gcloud auth application-default login`."
-)
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have arrived."""
@@ -66,7 +62,7 @@ class Remote:
         try:
             self._fs = self._odb.fs.fs  # made, and given its credentials, only now
         except Exception as error:  # whatever a cloud's client raises
-            raise StoreError(f"{self} refuses the credentials: {_short(error)}. {_CREDENTIALS}") from error
+            raise StoreError(f"{self} refuses the credentials: {short(error)}. {CREDENTIALS}") from error
 
     def __str__(self) -> str:
         return f"remote {self.name} ({self.url})"
@@ -151,11 +147,11 @@ class Remote:
                 return
             except BaseException as error:
                 target.unlink(missing_ok=True)
-                if _hopeless(error):
+                if hopeless(error):
                     raise
                 if not left or isinstance(error, FileNotFoundError):
                     raise self._explained(error) from error
-                logger.warning("%s: %s; trying again", self, _short(error))
+                logger.warning("%s: %s; trying again", self, short(error))
                 time.sleep(_PAUSE_S)
 
     def _fetch_once(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
@@ -181,9 +177,9 @@ class Remote:
             )
         if isinstance(error, StoreError):
             return StoreError(f"{error}: it is not what was pushed. Push it again from where it was made.")
-        if _refused(error):
-            return StoreError(f"{self} refused: {_short(error)}. {_CREDENTIALS}")
-        return StoreError(f"{self} cannot be reached: {_short(error)}. Nothing was changed; try again.")
+        if refused(error):
+            return StoreError(f"{self} refused: {short(error)}. {CREDENTIALS}")
+        return StoreError(f"{self} cannot be reached: {short(error)}. Nothing was changed; try again.")
 
 
 class _Growth:
@@ -224,23 +220,6 @@ def require_dvc() -> None:
     """Raise `MissingDependencyError` unless DVC is installed; does not import it."""
     if find_spec("dvc") is None:
         raise MissingDependencyError("dvc", "store")
-
-
-def _hopeless(error: BaseException) -> bool:
-    """Say whether trying again is no help: the disk is full, or somebody pressed Ctrl-C."""
-    if not isinstance(error, Exception):
-        return True
-    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
-
-
-def _refused(error: BaseException) -> bool:
-    status = getattr(error, "code", None) or getattr(error, "status", None)
-    return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def md5_of(path: Path) -> str:
