@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,4 +61,17 @@ def test_the_commands_and_their_options_exist(workflow: Path, tmp_path: Path) ->
             tasks = FilesystemLoader(start=str(ROOT)).load("tasks")[0]
             assert hasattr(tasks, words[3].replace("-", "_")), words
             checked += 1
+        elif words[:4] == ["uv", "run", "python", "-m"]:
+            assert find_spec(words[4]), words
+            checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_only_jobs_that_somebody_guards_have_an_identity_that_may_change_things(workflow: Path) -> None:
+    for name, job in yaml.safe_load(workflow.read_text())["jobs"].items():
+        accounts = [
+            step["with"]["service_account"] for step in job["steps"] if "service_account" in step.get("with", {})
+        ]
+        changing = [account for account in accounts if "READING" not in account]
+        assert not changing or "environment" in job, name

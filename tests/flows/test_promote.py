@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from droneseg.core.errors import BundleError, PromotionRefusedError, StoreError
+from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import Exam, promote_model, roll_back
 from droneseg.model.bundle import read_bundle
@@ -19,6 +19,8 @@ from droneseg.model.shelf import list_models
 from droneseg.model.store import pull_model
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
 from support.workspace import COMMAND
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +248,75 @@ def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
     assert read_registry(project) == [entry]
     assert read_bundle(settings.model).model_id == entry.model.model_id
     assert git(project, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("hook", ["pre-commit", "post-commit"])
+@pytest.mark.parametrize("cleaned", [False, True], ids=["as-it-is", "git-checkout"])
+def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path, hook: str, *, cleaned: bool
+) -> None:
+    before = state(project)
+    better = make_model(tmp_path / "better", GOOD)
+    file = project / f".git/hooks/{hook}"
+    file.write_text("#!/bin/sh\nkill -9 $(ps -o ppid= -p $PPID)\nexit 1\n")
+    file.chmod(0o755)
+    command = [
+        *COMMAND,
+        "models",
+        "promote",
+        str(better.folder),
+        "--data",
+        str(exam.data),
+        "--report",
+        str(exam.report),
+    ]
+    assert subprocess.run(command, cwd=project, capture_output=True).returncode == -9
+    file.unlink()
+    (project / ".git/index.lock").unlink(missing_ok=True)
+    assert read_bundle(settings.model).model_id == better.model_id
+    if cleaned:
+        git(project, "checkout", "--quiet", ".")
+    subprocess.run([*COMMAND, "models", "pull"], cwd=project, check=True, capture_output=True)
+    if hook == "pre-commit":
+        assert state(project) == before
+        promote(better.folder, exam, settings)
+    assert read_bundle(settings.model).model_id == better.model_id == read_registry(project)[-1].model.model_id
+    assert git(project, "status", "--porcelain") == ""
+    assert [path.name for path in settings.model.parent.iterdir()] == ["champion"]
+
+
+def test_what_is_pushed_into_the_repository_reaches_a_clone(exam: Exam, tmp_path: Path) -> None:
+    project, shared, clone = tmp_path / "project", tmp_path / "shared.git", tmp_path / "clone"
+    champion = make_project(project, remote=str(project / "dvc-remote"))
+    shutil.copy(ROOT / ".dvc/config", project / ".dvc/config")  # the one that comes with droneseg
+    (project / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "as it comes")
+    git(tmp_path, "init", "--quiet", "--bare", str(shared))
+    settings = Settings(model=champion, cache_dir=tmp_path / "compiled")
+    promoted = promote(make_model(tmp_path / "better", GOOD).folder, exam, settings).model.model_id
+    said = subprocess.run([*COMMAND, "models", "push"], cwd=project, check=True, capture_output=True, text=True).stdout
+    assert "git add dvc-remote && git commit && git push" in said
+    git(project, "add", "dvc-remote")
+    git(project, "commit", "--quiet", "--message", "keep it")
+    git(project, "push", "--quiet", str(shared), "main")
+    git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), str(clone))
+    subprocess.run([*COMMAND, "models", "pull"], cwd=clone, check=True, capture_output=True)
+    assert read_bundle(clone / "nnUNet_results/champion").model_id == promoted
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_report_that_would_overwrite_something_else_is_refused_before_anything_is_predicted(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+) -> None:
+    exam.report.mkdir()
+    (exam.report / "mine.txt").touch()
+    asked: list[str] = []
+    with pytest.raises(OutputExistsError, match="holds something else"):
+        promote_model(
+            make_model(tmp_path / "better", GOOD).folder, exam, settings=settings, progress=lambda *_: asked.append("")
+        )
+    assert asked == []
 
 
 def test_two_promotions_at_once_are_one_after_the_other(project: Path, exam: Exam, tmp_path: Path) -> None:

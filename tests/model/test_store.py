@@ -1,14 +1,20 @@
 """Fetching the model with the real DVC, from a remote that is a folder."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from droneseg.core.errors import MissingDependencyError, StoreError
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import read_bundle
-from droneseg.model.store import fetch_model
+from droneseg.model.pointer import read_pointer
+from droneseg.model.registry import read_registry
+from droneseg.model.shelf import list_models
+from droneseg.model.store import fetch_model, pull_model, push_model
 from support.bundles import make_bundle
 from support.projects import make_project
 
@@ -52,6 +58,66 @@ def test_a_model_that_is_there_is_left_alone(champion: Path) -> None:
     shutil.rmtree(champion.parents[1] / "remote")  # nobody asks for it
     fetch_model(champion, "auto")
     assert (champion / "manifest.json").read_bytes() == mine
+
+
+def test_always_does_not_replace_a_model_that_nobody_ever_promoted(
+    champion: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    champion.parent.mkdir()
+    make_bundle(champion, patch=(8, 8))
+    mine = (champion / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match="DVC could not fetch"):
+        fetch_model(champion, "always")
+    assert "is already there and was left untouched" in caplog.text
+    assert (champion / "manifest.json").read_bytes() == mine
+
+
+def test_somebodys_own_model_in_the_folder_is_not_called_the_champion(project: Path, champion: Path) -> None:
+    assert [each.here for each in list_models(champion, None)] == [False]
+    pull_model(champion)
+    assert [each.here for each in list_models(champion, None)] == [True]
+    shutil.rmtree(champion)
+    make_bundle(champion, patch=(8, 8))
+    (only,) = list_models(champion, None)
+    assert (only.model_id, only.here) == (None, False)
+
+
+def test_what_a_remote_lost_or_holds_damaged_is_told_and_sent_again(project: Path, champion: Path) -> None:
+    pull_model(champion)
+    (network,) = [file for file in (project / "remote").rglob("*") if file.is_file() and file.stat().st_size > 5000][:1]
+    whole = network.read_bytes()
+    network.chmod(0o644)
+    for damage in (b"\0" * len(whole), None):
+        if damage is None:
+            network.unlink()
+            assert [each.in_remote for each in list_models(champion, "models")] == [False]
+        else:
+            network.write_bytes(damage)
+        push_model(champion)
+        assert network.read_bytes() == whole
+        network.chmod(0o644)
+    assert [each.in_remote for each in list_models(champion, "models")] == [True]
+
+
+def test_a_registry_that_is_no_text_is_told_in_a_line(project: Path) -> None:
+    (project / "model-registry.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match="is damaged: it is no UTF-8 text"):
+        read_registry(project)
+
+
+def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path, tmp_path: Path) -> None:
+    sent = tmp_path / "candidate.dvc"
+    version = read_pointer(project / "nnUNet_results.dvc")
+    out = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5", "remote": "theirs"}
+    command = [sys.executable, "-m", "droneseg.model.pointer", str(sent)]
+    sent.write_text(yaml.safe_dump({"wdir": "..", "cmd": "rm x", "outs": [out | {"path": ".github", "cache": False}]}))
+    subprocess.run(command, check=True)
+    wanted = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5"}
+    assert yaml.safe_load(sent.read_text()) == {"outs": [wanted | {"path": "candidate"}]}
+    sent.write_text(yaml.safe_dump({"outs": [out | {"path": "a"}, out | {"path": "b"}]}))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "does not name a folder's version" in done.stderr
 
 
 @pytest.mark.parametrize("folder", ["/model-of-a-test", "champion"])

@@ -4,16 +4,19 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 
-from droneseg.core.errors import ConfigurationError
+from droneseg.core.errors import ConfigurationError, TrainingError
 from droneseg.training.presets import load_config
 from droneseg.training.space import load_sweep, own_values, wandb_sweep
+from droneseg.training.study import open_study, told_of_database
 from support.wandb_files import offline_runs
 from support.workspace import TINY, Workspace
 
@@ -42,9 +45,8 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -
     out = workspace.root / "runs/sweeps/killed"
     running = subprocess.Popen([*workspace.command, *arguments], cwd=workspace.root, env=workspace.environment,
                                stderr=subprocess.DEVNULL)  # fmt: skip
-    epochs = out / "trainings/Dataset101_DroneSeg/DroneSegTrainer__nnUNetPlans__2d_trial0/fold_0/epochs.json"
     end = time.monotonic() + 120
-    while not epochs.is_file():
+    while not (found := list(out.glob("trainings/*/DroneSegTrainer__nnUNetPlans__2d_trial0_*/fold_0/epochs.json"))):
         assert running.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -55,6 +57,7 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -
         while alive(pid):
             assert time.monotonic() < end, "the trial goes on without its sweep"
             time.sleep(0.1)
+    (epochs,) = found
     known = len(json.loads(epochs.read_text()))
     done = workspace.run(*arguments, "--json")
     found = json.loads(done.stdout)
@@ -137,6 +140,70 @@ def test_trials_that_all_fail_end_the_sweep_with_the_reason(tmp_path: Path) -> N
     assert done.returncode == 1
     assert "error: 3 trials failed one after the other; the last one: " in done.stderr
     assert "droneseg preprocess" in done.stderr
+
+
+def test_a_preset_outside_the_space_is_told_and_not_among_the_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_sweep(write(tmp_path, space={"learning_rate": {"low": 0.5, "high": 0.9}}), [])
+    study = open_study(config, f"sqlite:///{tmp_path}/study.db", "other", 0)
+    assert "lies outside the space searched" in caplog.text
+    assert study.trials == []
+
+
+def test_a_preset_that_failed_is_tried_again(tmp_path: Path) -> None:
+    config, database = load_sweep(write(tmp_path), []), f"sqlite:///{tmp_path}/study.db"
+    study = open_study(config, database, "again", 0)
+    study.tell(study.ask(), state=TrialState.FAIL)
+    states = [trial.state for trial in open_study(config, database, "again", 0).trials]
+    assert states == [TrialState.FAIL, TrialState.WAITING]
+    assert len(open_study(config, database, "again", 0).trials) == 2, "it waits already"
+
+
+def test_machines_that_share_a_study_draw_different_trials(tmp_path: Path) -> None:
+    # the same processor, seed and study: what differs is the process
+    code = (
+        "import sys; from pathlib import Path; from droneseg.training.space import load_sweep;"
+        "from droneseg.training.study import open_study, suggest;"
+        "config = load_sweep(Path(sys.argv[1]), []);"
+        "study = open_study(config, sys.argv[2], sys.argv[3], 0, shared=True); study.ask(); trial = study.ask();"
+        "print(suggest(trial, 'learning_rate', config.space['learning_rate']))"
+    )
+    config = write(tmp_path, space={"learning_rate": {"low": 0.001, "high": 0.9}})
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, str(config), f"sqlite:///{tmp_path}/study.db", name],
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for name in ("one", "two")
+    }  # fmt: skip
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://me:p%40ss@somewhere/db", "driver is not installed: pip install psycopg2"),
+        ("sqlite:////nowhere/study.db?secret=s3cret", "cannot be opened: OperationalError"),
+        ("mysql+nothing://me:s3cret@somewhere", "database mysql"),
+        ("s3cret", "The study's database of --storage cannot be opened"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_told_without_its_password(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as told:
+        open_study(load_sweep(write(tmp_path), []), url, "any", 0)
+    assert said in str(told.value)
+    assert "me:s3cret" not in str(told.value)
+    assert "p%40ss" not in str(told.value)
+
+
+def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(tmp_path: Path) -> None:
+    database = tmp_path / "study.db"
+    study = open_study(load_sweep(write(tmp_path), []), f"sqlite:///{database}", "any", 0)
+    database.write_bytes(b"damaged" * 99)
+    answers = told_of_database(f"sqlite:///{database}")
+    with pytest.raises(TrainingError, match=r"study\.db does not answer: .* The same command goes on"), answers:
+        study.ask()
 
 
 def test_the_sweep_that_comes_with_it_begins_with_its_preset() -> None:

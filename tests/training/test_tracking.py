@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import tracking
+from droneseg.nnunet.profiling import Profiler
 from droneseg.nnunet.reporting import Reporter, figures_of
 from support.wandb_files import OfflineRun, offline_runs
 from support.workspace import TINY, Workspace
@@ -30,8 +32,11 @@ def tracked(workspace: Workspace) -> list[OfflineRun]:
     home = environment(workspace.root)
     workspace.run("train", *ARGUMENTS, "tracking.images=true", "profile=true", "iterations=4", **home)
     workspace.run("train", *ARGUMENTS, "epochs=3", "iterations=4", "resume=true", **home)
-    workspace.run("export", "--from", str(fold(workspace).parent), "--out", "tracked_model", "--images", "4", **home)
-    return offline_runs(fold(workspace))
+    model = fold(workspace).parent
+    before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
+    workspace.run("export", "--from", str(model), "--out", "bundles/tracked_model", "--images", "4", **home)
+    assert {file: file.stat().st_mtime_ns for file in model.rglob("*")} == before, "dvc repro would train again"
+    return [*offline_runs(fold(workspace)), *offline_runs(workspace.root / "bundles")]
 
 
 def fold(workspace: Workspace) -> Path:
@@ -79,7 +84,7 @@ def test_photographs_are_sent_only_if_asked_for(tracked: list[OfflineRun]) -> No
 def test_the_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], workspace: Workspace) -> None:
     ((name, metadata, paths),) = tracked[2].artifacts
     assert name == "bundle-2d_tracked"
-    assert metadata == json.loads((workspace.root / "tracked_model/manifest.json").read_text())
+    assert metadata == json.loads((workspace.root / "bundles/tracked_model/manifest.json").read_text())
     assert sorted(paths) == ["manifest.json", "model.onnx"]
 
 
@@ -95,6 +100,42 @@ def test_the_profile_says_where_the_time_goes(tracked: list[OfflineRun], workspa
     assert any(
         event.get("name") == "forward" for event in json.loads((profile / "trace.json").read_text())["traceEvents"]
     )
+
+
+def test_the_profile_is_of_the_training_and_not_of_its_validation(tmp_path: Path) -> None:
+    network = torch.nn.Linear(4, 4)
+    profiler = Profiler(tmp_path, network)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for epoch in range(2):
+        for _ in range(4):
+            with profiler.iteration():
+                network(torch.ones(2, 4)).sum().backward()
+                optimiser.step()
+        with torch.no_grad():
+            torch.sin(network(torch.ones(2, 4)))
+        assert (tmp_path / "profile/table.txt").exists(), epoch
+    profiler.close()
+    table = (tmp_path / "profile/table.txt").read_text()
+    assert table.startswith("2 iterations")
+    assert "aten::sin" not in table
+    assert "Optimizer.step" in table
+
+
+def test_on_a_gpu_each_part_waits_for_what_it_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    network = torch.nn.Linear(4, 4)
+    profiler = Profiler(tmp_path, network)  # with CUDA not yet there: it cannot be profiled here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(""))
+    with profiler.iteration():
+        network(torch.ones(2, 4))
+        assert len(waited) == 2, "before and after the forward pass"
+        torch.optim.SGD(network.parameters(), lr=0.1).step()
+        assert len(waited) == 3
+    assert len(waited) == 4
+    profiler.close()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    assert len(waited) == 4, "nobody waits once it is closed"
 
 
 def test_epochs_are_kept_for_programs_even_if_nobody_tracks(trained: Workspace) -> None:

@@ -1,5 +1,6 @@
 """The `droneseg` command."""
 
+import errno
 import logging
 import sys
 import warnings
@@ -79,7 +80,9 @@ def main() -> None:
         _fail(str(error), None)
     except OSError as error:
         # the disk is full, a folder is read-only, a name is taken: a traceback is for those who ask for it
-        _fail(f"{error.filename or ''}: {error.strerror or error}", error)
+        where = f"{error.filename}: " if error.filename else ""
+        advice = ". Make room, and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        _fail(f"{where}{error.strerror or error}{advice}", error)
 
 
 def _fail(message: str, error: OSError | None) -> NoReturn:

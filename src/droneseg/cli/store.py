@@ -9,6 +9,7 @@ from droneseg.cli import environment, output
 from droneseg.cli.parts import Part
 
 if TYPE_CHECKING:
+    from droneseg.core.settings import Settings
     from droneseg.model.registry import Entry
 
 Remote = Annotated[
@@ -51,17 +52,14 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Replace a model that the registry does not know.")] = False,
 ) -> None:
     """Fetch the champion, and nothing else, as its `.dvc` file names it; works without git."""
-    from droneseg.model.bundle import pointer_to
-    from droneseg.model.registry import known_ids, read_registry
-    from droneseg.model.store import id_on_paper, pull_model
+    from droneseg.model.store import is_known, pull_model
 
-    settings = environment.settings()
-    known = known_ids(read_registry(pointer_to(settings.model).parent))
+    settings = _settled()
     with output.progress("MB") as progress:
         done = pull_model(
             settings.model,
             remote or settings.dvc_remote,
-            replace=force or id_on_paper(settings.model) in known,
+            replace=force or is_known(settings.model),
             progress=lambda now, total: progress(round(now / 1e6), round(total / 1e6)),
         )
     came = f"from {done.remote}" if done.fetched else "was there already"
@@ -72,7 +70,7 @@ def push(remote: Remote = None) -> None:
     """Send the champion to a remote; what it holds already is not sent again."""
     from droneseg.model.store import push_model
 
-    settings = environment.settings()
+    settings = _settled()
     place = push_model(settings.model, remote or settings.dvc_remote)
     output.out().print(f"{settings.model} is in {place}", markup=False)
     if str(Path.cwd()) in place:
@@ -119,6 +117,15 @@ def rollback(
     from droneseg.flows.promote import roll_back
 
     _show(roll_back(environment.settings(), reason), json=json)
+
+
+def _settled() -> "Settings":
+    """Return the settings, once a promotion that was killed is undone."""
+    from droneseg.flows.champion import undo_unfinished
+
+    settings = environment.settings()
+    undo_unfinished(settings.model)
+    return settings
 
 
 def _show(entry: "Entry", *, json: bool) -> None:

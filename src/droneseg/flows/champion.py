@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import StoreError
 from droneseg.core.files import alone, new_folder, write_bytes
@@ -78,26 +77,91 @@ def uninterrupted() -> Iterator[None]:
 def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
     """Put champion, pointer, registry and index back if the block fails; yields what the files held before.
 
-    One process at a time: whoever waited must look again whether what it decided on is still there.
+    One process at a time: whoever waited must look again whether what it decided on is still there. What was there is
+    kept beside the champion, so that `undo_unfinished` can put it back after a kill.
     """
-    files = (pointer_to(champion), root / REGISTRY_NAME, root / ".gitignore")
-    with alone(root), TemporaryDirectory(prefix=f".{champion.name}.", dir=_existing(champion.parent)) as temporary:
-        before = {path: _content(path) for path in files}
-        kept = Path(temporary, champion.name)
-        if champion.exists():
-            shutil.copytree(champion, kept)
+    with alone(root):
+        _undo(root, champion)
+        before = {path: _content(path) for path in (*_tracked(root, champion), root / ".gitignore")}
+        _keep(before, champion)
         try:
             yield before
         except BaseException:
-            for path, data in before.items():
-                if data is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    write_bytes(path, data)
-            _put_back(kept, champion)
-            with suppress(StoreError):  # what went wrong before is what matters
-                run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
+            _undo(root, champion, *before)
             raise
+        _forget(champion)
+
+
+def undo_unfinished(champion: Path) -> None:
+    """Take back a change that a killed process began and did not commit; does nothing if there is none.
+
+    Raises:
+        StoreError: If git cannot say whether it was committed.
+    """
+    if _kept(champion).exists():
+        root = pointer_to(champion).parent
+        with alone(root):
+            _undo(root, champion)
+
+
+def _tracked(root: Path, champion: Path) -> tuple[Path, ...]:
+    return (pointer_to(champion), root / REGISTRY_NAME)
+
+
+def _kept(champion: Path) -> Path:
+    return champion.with_name(f".{champion.name}.before")
+
+
+def _keep(before: Mapping[Path, bytes | None], champion: Path) -> None:
+    """Copy what may change, aside first: a copy under its own name is whole."""
+    kept = _kept(champion)
+    aside = kept.with_name(f"{kept.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "files").mkdir(parents=True)
+    for path, data in before.items():
+        if data is not None:
+            write_bytes(aside / "files" / path.name, data)
+    if champion.exists():
+        shutil.copytree(champion, aside / "model")
+    aside.rename(kept)
+
+
+def _forget(champion: Path) -> None:
+    kept = _kept(champion)
+    if kept.exists():
+        # half of it must not be taken for the whole
+        shutil.rmtree(kept.with_name(f"{kept.name}.part"), ignore_errors=True)
+        kept.rename(kept.with_name(f"{kept.name}.part"))
+    shutil.rmtree(kept.with_name(f"{kept.name}.part"), ignore_errors=True)
+
+
+def _undo(root: Path, champion: Path, *files: Path) -> None:
+    """Put back what was kept, unless the change was committed: that was its last step.
+
+    After a kill these are pointer and registry alone: anything else somebody may have edited since.
+    """
+    files = files or _tracked(root, champion)
+    kept = _kept(champion)
+    if kept.exists() and _committed(root, REGISTRY_NAME) == _content(kept / "files" / REGISTRY_NAME):
+        for path in files:
+            data = _content(kept / "files" / path.name)
+            if data is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_bytes(path, data)
+        _put_back(kept / "model", champion)
+        with suppress(StoreError):  # what went wrong before is what matters
+            run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
+    _forget(champion)
+    for half in (*champion.parent.glob(f".{champion.name}.*.part"), *champion.parent.glob(f".{champion.name}.*.old")):
+        shutil.rmtree(half, ignore_errors=True)  # of a process that was killed: only one at a time changes it
+
+
+def _committed(root: Path, name: str) -> bytes | None:
+    """Return a file as git's last commit has it."""
+    if not run_git(root, "ls-tree", "HEAD", "--", name).strip():
+        return None
+    return run_git(root, "show", f"HEAD:{name}").encode()
 
 
 def _content(path: Path) -> bytes | None:
@@ -110,11 +174,6 @@ def _put_back(kept: Path, champion: Path) -> None:
         return
     with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
         shutil.copytree(kept, aside, dirs_exist_ok=True)
-
-
-def _existing(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def now() -> str:

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.errors import PromotionRefusedError, StoreError
-from droneseg.core.files import new_folder
+from droneseg.core.files import new_folder, require_free
 from droneseg.core.settings import Settings
 from droneseg.evaluation.promote import reasons_against
-from droneseg.flows.champion import all_or_nothing, author, commit, now, require_unchanged, uninterrupted
+from droneseg.evaluation.wording import REPORT_MARKER
+from droneseg.flows.champion import (
+    all_or_nothing,
+    author,
+    commit,
+    now,
+    require_unchanged,
+    undo_unfinished,
+    uninterrupted,
+)
 from droneseg.flows.compare import compare_models
 from droneseg.model.bundle import Bundle, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
@@ -72,6 +81,8 @@ def promote_model(
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = pointer_to(champion).parent
+    undo_unfinished(champion)
+    require_free(exam.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
     require_unchanged(root, champion)
     previous, found, reasons = None, {}, ["there is no champion to compare it with"]
@@ -123,6 +134,7 @@ def roll_back(settings: Settings, reason: str) -> Entry:
     champion = settings.model
     pointer = pointer_to(champion)
     root = pointer.parent
+    undo_unfinished(champion)
     who = author(root)
     require_unchanged(root, champion)
     line = line_of_champions(read_registry(root))

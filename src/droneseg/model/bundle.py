@@ -21,7 +21,7 @@ from droneseg.model.manifest import (
 )
 
 _CHUNK_BYTES = 1 << 20
-_AGAIN = "Export it again, or fetch it again with `droneseg models pull --force`."
+_AGAIN = "Export or copy it again; the champion is fetched again with `droneseg models pull --force`."
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The `.dvc` file beside a model's folder: it names the version that belongs to this checkout."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +53,19 @@ def write_pointer(path: Path, version: Version) -> None:
         "path": path.name.removesuffix(".dvc"),
     }
     write_text(path, yaml.safe_dump({"outs": [out]}, sort_keys=False))
+
+
+def main() -> None:
+    """Keep of a `.dvc` file its version alone: `python -m droneseg.model.pointer FILE`.
+
+    One that somebody sent may name places, remotes or commands, too: DVC would follow them.
+    """
+    path = Path(sys.argv[1])
+    try:
+        write_pointer(path, read_pointer(path))
+    except StoreError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,11 @@ def read_registry(root: Path) -> list[Entry]:
     """
     path = root / REGISTRY_NAME
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is damaged: it is no UTF-8 text. Take it from git again.") from error
+    for number, line in enumerate(lines, start=1):
         try:
             entries.append(Entry.model_validate_json(line))
         except ValidationError as error:

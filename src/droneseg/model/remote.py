@@ -1,17 +1,17 @@
 """A DVC remote: asks for objects by their md5, and believes none that does not match it."""
 
-import hashlib
 import json
 import logging
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from droneseg.core.errors import MissingDependencyError, StoreError
+from droneseg.core.errors import StoreError
+from droneseg.model.digests import md5_of, require_dvc, stated_md5
 from droneseg.model.faults import CREDENTIALS, hopeless, refused, short
 from droneseg.model.stall import Pulse, call
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 2
 _PAUSE_S = 1.0
-_CHUNK_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]
 """Told how many more bytes have arrived."""
@@ -110,8 +109,12 @@ class Remote:
             cached.unlink(missing_ok=True)  # it may be there and damaged
             self._cache.add(str(target), localfs, md5)
 
-    def has(self, md5: str, size_bytes: int | None = None) -> bool:
-        """Say whether the remote holds an object, and in this size if one is given.
+    def has(self, md5: str, whole: int | None = None) -> bool:
+        """Say whether the remote holds an object.
+
+        Args:
+            md5: Of the object.
+            whole: Its size in bytes, to ask whether it is whole, too: by size, and by content where that costs little.
 
         Raises:
             StoreError: If it cannot be reached.
@@ -123,7 +126,18 @@ class Remote:
             return False
         except Exception as error:  # whatever a cloud's client raises
             raise self._explained(error) from error
-        return size_bytes is None or about["size"] == size_bytes
+        return whole is None or (about["size"] == whole and stated_md5(about, md5) == md5.removesuffix(".dir"))
+
+    def holds(self, md5: str) -> bool:
+        """Say whether the remote holds a version whole: its listing, and all that stands in it.
+
+        Raises:
+            StoreError: If it cannot be reached, or what it holds is damaged.
+        """
+        if not self.has(md5):
+            return False
+        with TemporaryDirectory() as temporary:
+            return all(self.has(each) for each in self.listing(md5, Path(temporary), keep=False).values())
 
     def send(self, source: Path, md5: str) -> None:
         """Write an object to the remote, over what is there.
@@ -148,6 +162,8 @@ class Remote:
             except BaseException as error:
                 target.unlink(missing_ok=True)
                 if hopeless(error):
+                    if isinstance(error, OSError) and not error.filename:
+                        error.filename = str(target)
                     raise
                 if not left or isinstance(error, FileNotFoundError):
                     raise self._explained(error) from error
@@ -192,40 +208,3 @@ class _Growth:
     def __call__(self, value: int) -> None:
         self._on_bytes(value - self._seen)
         self._seen = value
-
-
-def version_of(folder: Path) -> str | None:
-    """Return the md5 by which DVC would name the version of a folder's parent that holds this folder alone.
-
-    Returns:
-        As it stands in a `.dvc` file, ending with `.dir`; None if the folder is not there.
-
-    Raises:
-        MissingDependencyError: If DVC is not installed.
-    """
-    require_dvc()
-    from dvc_data.hashfile.tree import Tree
-
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    if not files:
-        return None
-    tree = Tree.from_list(
-        [{"md5": md5_of(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
-    )
-    tree.digest()
-    return str(tree.hash_info.value)
-
-
-def require_dvc() -> None:
-    """Raise `MissingDependencyError` unless DVC is installed; does not import it."""
-    if find_spec("dvc") is None:
-        raise MissingDependencyError("dvc", "store")
-
-
-def md5_of(path: Path) -> str:
-    """Return the md5 of a file, by which DVC knows it."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

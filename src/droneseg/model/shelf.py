@@ -6,6 +6,7 @@ from typing import Any
 
 from droneseg.core.errors import BundleError
 from droneseg.model.bundle import pointer_to, read_bundle
+from droneseg.model.digests import version_of
 from droneseg.model.pointer import read_pointer
 from droneseg.model.registry import Entry, line_of_champions, read_registry
 from droneseg.model.remote import Remote
@@ -23,7 +24,7 @@ class Shelved:
         why: Their reason.
         figures: mIoU and unsafe landing rate at that time, if it was compared.
         here: Whether it lies in the champion's folder and verifies.
-        in_remote: Whether the remote holds it; None if none was asked.
+        in_remote: Whether the remote holds all of it; None if none was asked.
     """
 
     model_id: str | None
@@ -51,13 +52,15 @@ def list_models(folder: Path, remote: str | None) -> list[Shelved]:
     entries = read_registry(pointer.parent)
     place = Remote(pointer.parent, remote) if remote else None
     here = _id_of(folder)
+    # somebody's own model is in the folder, too, but is no champion
+    tracked = here is not None and version_of(folder) == version.md5
     line = line_of_champions(entries)
     models = {model.version: model for entry in entries for model in (entry.previous, entry.model) if model}
     shelved = []
     for each in {version: None, **dict.fromkeys(reversed(models))}:
         model = models.get(each)
         made = _promotion(entries, model.model_id) if model else None
-        known = model.model_id if model else here
+        known = model.model_id if model else here if tracked else None
         state = "champion" if each == version else "before it" if model in line else "rolled back"
         shelved.append(
             Shelved(
@@ -68,7 +71,7 @@ def list_models(folder: Path, remote: str | None) -> list[Shelved]:
                 made.reason if made else None,
                 _figures(made),
                 here=known is not None and known == here,
-                in_remote=place.has(each.md5) if place else None,
+                in_remote=place.holds(each.md5) if place else None,
             )
         )
     return shelved

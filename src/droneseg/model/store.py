@@ -15,9 +15,11 @@ from droneseg.core.errors import BundleError, DronesegError, StoreError
 from droneseg.core.files import alone, new_folder, require_free
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import Bundle, model_id_of, pointer_to, read_bundle
+from droneseg.model.digests import md5_of, require_dvc, version_of
 from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import read_pointer
-from droneseg.model.remote import Remote, md5_of, require_dvc, version_of
+from droneseg.model.registry import known_ids, read_registry
+from droneseg.model.remote import Remote
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def push_model(folder: Path, remote: str | None = None) -> str:
     for file in folder.iterdir():
         # DVC believes a remote that has a version's listing to have its files, whole
         md5 = md5_of(file)
-        if not target.has(md5, file.stat().st_size):
+        if not target.has(md5, whole=file.stat().st_size):
             target.send(file, md5)
     return str(target)
 
@@ -175,15 +177,21 @@ def run_dvc(root: Path, *arguments: str) -> str:
         [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        words = " ".join(done.stderr.split()).removeprefix("ERROR: ") or f"exit code {done.returncode}"
+        said = done.stderr.strip() or done.stdout.strip()
+        words = " ".join(said.split()).removeprefix("ERROR: ") or f"exit code {done.returncode}"
         raise StoreError(f"`dvc {' '.join(arguments)}` failed: {words}")
     return done.stdout
 
 
-def id_on_paper(folder: Path) -> str | None:
-    """Return the id a folder's manifest gives, whether or not its files verify; None without one."""
+def is_known(folder: Path) -> bool:
+    """Say whether a folder's manifest is that of a model the registry knows, so that it can be fetched again.
+
+    Raises:
+        StoreError: If the registry cannot be read.
+    """
     manifest = folder / MANIFEST_NAME
-    return model_id_of(manifest.read_bytes()) if manifest.is_file() else None
+    known = known_ids(read_registry(pointer_to(folder).parent))
+    return manifest.is_file() and model_id_of(manifest.read_bytes()) in known
 
 
 class _Sum:
@@ -232,7 +240,7 @@ def main() -> None:
     """Fetch a model: `python -m droneseg.model.store FOLDER [REMOTE]`; the error is one line."""
     folder, remote, *_ = (*sys.argv[1:], None)
     try:
-        pull_model(Path(str(folder)), remote, replace=True, keep=False)
+        pull_model(Path(str(folder)), remote, replace=is_known(Path(str(folder))), keep=False)
     except (DronesegError, OSError) as error:
         sys.exit(f"{error}")
 

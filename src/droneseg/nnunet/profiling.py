@@ -24,7 +24,9 @@ _FORWARD, _STEP, _OPTIMISER = "forward", "iteration", "Optimizer.step"
 
 
 class Profiler:
-    """Watches a few iterations of a training, once.
+    """Watches up to five iterations of one epoch of a training, once; its validation is left out.
+
+    On a GPU each part waits for what it launched, or the parts would say how long launching takes.
 
     Args:
         folder: Of the fold; trace and table go into `profile/` in it.
@@ -52,20 +54,17 @@ class Profiler:
             return
         if self._seen == _SKIPPED:
             self._profile.start()
-        elif self._seen > _SKIPPED and self._ended_s is not None:
+        elif self._ended_s is not None:
             self._waits_s.append(time.perf_counter() - self._ended_s)
         self._inside = True
         with self._record(_STEP):
             yield
+            settle()
         self._inside = False
-        self._ended_s = time.perf_counter()
         self._seen += 1
+        self._ended_s = time.perf_counter() if self._seen > _SKIPPED else None
         if self._seen == _SKIPPED + _PROFILED:
             self.close()
-
-    def epoch_ended(self) -> None:
-        """Leave out what happens between two epochs: it is no waiting for data."""
-        self._ended_s = None
 
     def close(self) -> None:
         """Write what was measured, if anything was, and measure no more."""
@@ -80,25 +79,35 @@ class Profiler:
 
     def _label_forward(self, network: Any) -> list[Any]:
         """Make the forward pass of an iteration a labelled part of the trace."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
         labels: list[Any] = []
 
         def begin(*_: Any) -> None:
             if self._inside:
+                settle()
                 labels.append(self._record(_FORWARD))
                 labels[-1].__enter__()
+            elif self._seen > _SKIPPED:
+                self.close()  # the validation begins
 
         def end(*_: Any) -> None:
             if labels:
+                settle()
                 labels.pop().__exit__(None, None, None)
 
-        return [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
+        return [
+            network.register_forward_pre_hook(begin),
+            network.register_forward_hook(end),
+            register_optimizer_step_post_hook(lambda *_: settle()),
+        ]
 
     def _write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self._folder / TRACE_NAME))
         averages = self._profile.key_averages()
         count = self._seen - _SKIPPED
-        # one wait fewer than iterations, and none between two epochs
+        # one wait fewer than iterations
         parts = _parts(averages, count * statistics.fmean(self._waits_s) if self._waits_s else 0.0)
         whole = sum(parts.values())
         lines = [f"{count} iterations, {whole / count:.3f} s each", ""]
@@ -108,6 +117,14 @@ class Profiler:
         logger.info("profile: %s, and %s for chrome://tracing", self._folder / TABLE_NAME, TRACE_NAME)
         for line in filter(None, lines[: 2 + len(parts)]):
             logger.info("%s", line)
+
+
+def settle() -> None:
+    """Wait for what a GPU still computes; does nothing without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _parts(averages: Any, waited_s: float) -> dict[str, float]:

@@ -119,8 +119,6 @@ class Reporter:
             sum(each.seconds for each in figures) / 60,
             extra={"share_done": share_done},
         )
-        if self._profiler:
-            self._profiler.epoch_ended()
         if self._run:
             self._run.log(last.epoch, _flat(last))
 

@@ -73,16 +73,17 @@ class Run:
     """A run that is being written.
 
     Args:
-        folder: Of the training; W&B's own files go there.
+        folder: Of the training.
         name: As people read it; None leaves it.
         config: Of the training.
+        aside: Where W&B's own files go; default: to the training.
 
     Raises:
         MissingDependencyError: If W&B is not installed.
         TrainingError: If W&B refuses the key or cannot be reached.
     """
 
-    def __init__(self, folder: Path, *, name: str | None, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, name: str | None, config: Mapping[str, Any], aside: Path | None = None) -> None:
         kept = read_run(folder)
         if kept is None:
             raise TrainingError(f"{folder} has no {RUN_NAME}: start the training with tracking=wandb.")
@@ -97,7 +98,7 @@ class Run:
                 name=None if in_sweep else name,
                 resume="allow" if kept.mode == "online" and not in_sweep else None,
                 mode=kept.mode,
-                dir=str(folder),
+                dir=str(aside or folder),
                 config=dict(config),
                 settings=wandb.Settings(silent=True, console="off"),
             )
@@ -151,7 +152,8 @@ def send_bundle(
     kept = read_run(fold)
     if kept is None:
         return None
-    run = Run(fold, name=None, config={})
+    # the training is done: `dvc repro` would run it again if anything in its folder changed
+    run = Run(fold, name=None, config={}, aside=folder.parent)
     run.log_bundle(folder, files, manifest, name=name)
     run.finish()
     return kept.id

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.training.presets import config_folder, load_config
@@ -53,6 +53,13 @@ class Choices(BaseModel):
     choices: Annotated[list[Value], Field(min_length=2)]
 
 
+def _kind(part: Any) -> str:
+    return "choices" if isinstance(part, Choices) or (isinstance(part, dict) and "choices" in part) else "range"
+
+
+Part = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind)]
+
+
 class Pruning(BaseModel):
     """When a trial is ended early: if its running Dice is below the median of the others at the same epoch."""
 
@@ -66,7 +73,7 @@ class SweepConfig(BaseModel):
 
     model_config = _STRICT
     train: list[str] = []
-    space: Annotated[dict[str, Range | Choices], Field(min_length=1)]
+    space: Annotated[dict[str, Part], Field(min_length=1)]
     random_trials: int = Field(4, ge=1, description="Trials drawn evenly, before those drawn near the good ones.")
     pruning: Pruning = Pruning()
 

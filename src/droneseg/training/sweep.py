@@ -1,6 +1,8 @@
 """A sweep: Optuna proposes, short trainings answer, weak ones are ended early; killed, it goes on where it was."""
 
 import json
+import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +13,17 @@ from droneseg.core.files import write_text
 from droneseg.nnunet.layout import Layout
 from droneseg.training.presets import load_config
 from droneseg.training.space import SweepConfig, Value, as_overrides
-from droneseg.training.study import PRESET, import_optuna, open_study, suggest
+from droneseg.training.study import PRESET, import_optuna, open_study, suggest, told_of_database
 from droneseg.training.trial import run_trial
 
 if TYPE_CHECKING:
     import optuna
 
+logger = logging.getLogger(__name__)
+
 RESULT_NAME = "sweep.json"
 _FAILURES = 3  # in a row: then something is wrong with all of them
-_CHECKPOINTS = "checkpoint_*.pth"
+_CHECKPOINTS = "checkpoint_*.pth*"  # those half written, too
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,23 @@ def run_sweep(
     Raises:
         MissingDependencyError: If Optuna is not installed.
         ConfigurationError: If the study is one on another space.
-        TrainingError: If trials fail one after the other, or at Ctrl-C.
+        TrainingError: If trials fail one after the other, the database goes away, or at Ctrl-C.
     """
     out.mkdir(parents=True, exist_ok=True)
-    study = open_study(config, storage or f"sqlite:///{(out / 'study.db').resolve()}", name, seed)
+    database = storage or f"sqlite:///{(out / 'study.db').resolve()}"
+    study = open_study(config, database, name, seed, shared=storage is not None)
     runner = _Runner(config, Layout(layout.raw, layout.preprocessed, out.resolve() / "trainings"), name)
     failures = 0
-    while (done := len(_ended(study))) < trials:
-        found = runner.run(study)
-        failures = failures + 1 if found.state == "failed" else 0
-        if failures == _FAILURES:
-            raise TrainingError(f"{_FAILURES} trials failed one after the other; the last one: {found.error}")
-        runner.forget_weak(study)
-        on_trial(found, done + (failures == 0))
-        _write(out, _result(study, config))
-    result = _result(study, config)
+    with told_of_database(database):
+        while (done := len(_ended(study))) < trials:
+            found = runner.run(study)
+            failures = failures + 1 if found.state == "failed" else 0
+            if failures == _FAILURES:
+                raise TrainingError(f"{_FAILURES} trials failed one after the other; the last one: {found.error}")
+            runner.forget_weak(study)
+            on_trial(found, done + (failures == 0))
+            _write(out, _result(study, config))
+        result = _result(study, config)
     _write(out, result)
     return result
 
@@ -145,13 +151,18 @@ class _Runner:
                 trial = study.trials[self._number]
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
             raise TrainingError("Interrupted. The same command goes on with the trial it was at.") from error
+        except import_optuna().exceptions.UpdateFinishedTrialError:
+            # this machine was not heard of for so long that another one took the trial over
+            logger.warning("trial %d was taken over by another machine meanwhile", self._number)
         return _trial_of(study.trials[self._number])
 
     def _objective(self, trial: "optuna.Trial") -> float:
         self._number = trial.number
         values = {key: suggest(trial, key, part) for key, part in self._config.space.items()}
         # one that was killed goes on with the training it had, and the study knows some of its epochs
-        configuration = trial.user_attrs.get("configuration") or f"2d_trial{trial.number}"
+        configuration = trial.user_attrs.get("configuration")
+        # another study may have had the same folder, and left checkpoints there
+        configuration = configuration or f"2d_trial{trial.number}_{uuid.uuid4().hex[:8]}"
         trial.set_user_attr("configuration", configuration)
         known = set(trial.study.trials[trial.number].intermediate_values)
         seen: list[dict[str, Any]] = []
