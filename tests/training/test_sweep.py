@@ -154,7 +154,7 @@ def test_a_preset_outside_the_space_is_told_and_not_among_the_trials(
 def test_a_preset_that_failed_is_tried_again(tmp_path: Path) -> None:
     config, database = load_sweep(write(tmp_path), []), f"sqlite:///{tmp_path}/study.db"
     study = open_study(config, database, "again", 0)
-    study.tell(study.ask(), state=TrialState.FAIL)
+    study.optimize(lambda _trial: float("nan"), n_trials=1)
     states = [trial.state for trial in open_study(config, database, "again", 0).trials]
     assert states == [TrialState.FAIL, TrialState.WAITING]
     assert len(open_study(config, database, "again", 0).trials) == 2, "it waits already"
@@ -183,8 +183,8 @@ def test_machines_that_share_a_study_draw_different_trials(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("postgresql://me:p%40ss@somewhere/db", "driver is not installed: pip install psycopg2"),
-        ("sqlite:////nowhere/study.db?secret=s3cret", "cannot be opened: OperationalError"),
+        ("postgresql://me:p%40ss@somewhere/db", "driver is not installed: pip install psycopg"),
+        ("sqlite:////nowhere/study.db", "cannot be opened: OperationalError"),
         ("mysql+nothing://me:s3cret@somewhere", "database mysql"),
         ("s3cret", "The study's database of --storage cannot be opened"),
     ],
@@ -203,7 +203,7 @@ def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(tmp_path: Pat
     database.write_bytes(b"damaged" * 99)
     answers = told_of_database(f"sqlite:///{database}")
     with pytest.raises(TrainingError, match=r"study\.db does not answer: .* The same command goes on"), answers:
-        study.ask()
+        study.optimize(lambda _trial: 0.0, n_trials=1)
 
 
 def test_the_sweep_that_comes_with_it_begins_with_its_preset() -> None:

@@ -58,26 +58,23 @@ def evaluate(
         from droneseg.evaluation.report import write_report
 
         write_report(
-            found,
-            report,
-            title=f"Quality of {predictions.name}",
-            truth_kind=truth_kind.value,
-            max_pixels=max_pixels,
-            find_image=_photograph_finder(truth, max_pixels),
-            replace=force,
-        )
+            found, report, title=f"Quality of {predictions.name}", truth_kind=truth_kind.value, max_pixels=max_pixels,
+            find_image=_photograph_finder(truth, max_pixels), replace=force,
+        )  # fmt: skip
     if json:
-        output.show_json(
-            {
-                "scores": vars(found.scores),
-                "image_miou": {image.stem: image.miou for image in found.images},
-                "without_prediction": found.without_prediction,
-            }
-        )
+        output.show_json(_as_json(found))
         return
     _show(found)
     if report:
         output.out().print(f"report: {report / 'report.md'}", markup=False)
+
+
+def _as_json(found: "Evaluation") -> dict[str, object]:
+    return {
+        "scores": vars(found.scores),
+        "image_miou": {image.stem: image.miou for image in found.images},
+        "without_prediction": found.without_prediction,
+    }
 
 
 def _show(found: "Evaluation") -> None:

@@ -62,10 +62,14 @@ def export(
         report=lambda step: output.err().print(f"{step} ...", markup=False),
     )
     _send(bundle, model_folder)
-    manifest = bundle.manifest
     if json:
-        output.show_json(manifest.model_dump(mode="json"))
+        output.show_json(bundle.manifest.model_dump(mode="json"))
         return
+    _show(bundle)
+
+
+def _show(bundle: "Bundle") -> None:
+    manifest = bundle.manifest
     rows = [
         [
             f"{name}{' (default)' if name == manifest.default_profile else ''}",

@@ -1,12 +1,17 @@
 """`droneseg sweep`: which configuration learns best in a short time?"""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from droneseg.cli import environment, output
+
+if TYPE_CHECKING:
+    from droneseg.training.space import SweepConfig
+    from droneseg.training.sweep import SweepResult
 
 
 def sweep(
@@ -37,13 +42,7 @@ def sweep(
 
     search = load_sweep(config, overrides or [])
     if wandb_file:
-        import yaml
-
-        from droneseg.core.files import write_text
-        from droneseg.training.space import wandb_sweep
-
-        write_text(wandb_file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
-        output.out().print(f"{wandb_file}: `wandb sweep {wandb_file}`, then `wandb agent ID` on each machine")
+        _write_for_wandb(search, wandb_file)
         return
     environment.require_nnunet()
     from droneseg.nnunet.layout import Layout
@@ -61,6 +60,20 @@ def sweep(
     if json:
         output.show_json(result)
         return
+    _show(result, search.space, out)
+
+
+def _write_for_wandb(search: "SweepConfig", file: Path) -> None:
+    import yaml
+
+    from droneseg.core.files import write_text
+    from droneseg.training.space import wandb_sweep
+
+    write_text(file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
+    output.out().print(f"{file}: `wandb sweep {file}`, then `wandb agent ID` on each machine")
+
+
+def _show(result: "SweepResult", keys: Iterable[str], out: Path) -> None:
     rows = [
         [
             f"{trial.number}{' (preset)' if trial.preset else ''}",
@@ -68,11 +81,11 @@ def sweep(
             output.figure(trial.dice),
             str(len(trial.dices)),
             f"{trial.seconds:.0f}",
-            ", ".join(f"{key}={_short(trial.values.get(key))}" for key in search.space),
+            ", ".join(f"{key}={_short(trial.values.get(key))}" for key in keys),
         ]
         for trial in result.trials
     ]
-    shown = output.table(f"{name}, the best first", ["trial", "", "Dice", "epochs", "s", "values"], rows)
+    shown = output.table(f"{result.name}, the best first", ["trial", "", "Dice", "epochs", "s", "values"], rows)
     shown.columns[5].justify = "left"
     output.out().print(shown)
     output.out().print(f"plots: {out / 'sweep.png'}", markup=False)

@@ -61,8 +61,9 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, share
             direction="maximize",
             pruner=module.pruners.MedianPruner(config.pruning.startup_trials, config.pruning.warmup_epochs),
         )
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"The database's driver is not installed: pip install {error.name}") from error
+    except ImportError as error:
+        driver = getattr(error.__cause__ or error.__context__, "name", None) or "the one it names"
+        raise ConfigurationError(f"The database's driver is not installed: pip install {driver}") from error
     except Exception as error:  # whatever the database's driver raises
         raise ConfigurationError(f"The study's database {_shown(storage)} cannot be opened: {short(error)}") from error
     # gone on with, it must not draw once more what it drew at the beginning
