@@ -82,7 +82,7 @@ def train(project: Workspace, name: str, *overrides: str) -> Path:
     project.run("train", *TRAIN, f"configuration=2d_{name}", *overrides, **environment)
     fold = project.fold(f"2d_{name}")
     project.run("export", "--from", str(fold.parent), "--out", name, "--images", "4", **environment)
-    training, artifact = offline_runs(fold)
+    (training,), artifact = offline_runs(fold), offline_runs(project.root)[-1]
     assert training.id == artifact.id
     assert artifact.artifacts[0][1] == json.loads((project.root / name / "manifest.json").read_text())
     return project.root / name

@@ -13,6 +13,7 @@ from droneseg.cli import (
     data,
     demo,
     doctor,
+    drift,
     environment,
     evaluate,
     export,
@@ -43,6 +44,7 @@ app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(benchmark.benchmark)
 app.command()(serve.serve)
+app.command()(drift.drift)
 app.command()(doctor.doctor)
 
 

@@ -68,6 +68,34 @@ app.command()(store.rollback)
 
 
 @app.command()
+def reference(
+    model: Annotated[Path, typer.Argument(metavar="A", help="Bundle.")],
+    data: Annotated[Path, typer.Option(help="Dataset in the Kaggle layout.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
+    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
+    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """Write a copy of a model with a reference for drift, from photographs it was not trained on.
+
+    `droneseg export` does it by itself; this is for other photographs, when the world has changed for good.
+    """
+    from droneseg.flows.reference import add_reference
+
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+    settings = environment.settings()
+    with output.progress("photographs") as progress:
+        bundle = add_reference(
+            model, data, out, split_file=split, part=(part or Part.VAL).value, max_pixels=settings.max_pixels,
+            replace=force, progress=progress,
+        )  # fmt: skip
+    stated = bundle.manifest.drift_reference
+    on = f", {stated.images} photographs ({stated.data})" if stated else ""
+    output.out().print(f"{bundle.folder}: model {bundle.model_id}{on}", markup=False)
+
+
+@app.command()
 def blend(
     first: Annotated[Path, typer.Argument(metavar="A", help="Model folder of nnU-Net.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="The same, trained further on other data.")],

@@ -73,6 +73,16 @@ def require_plot_suffix(path: Path | None) -> None:
 
 
 @contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal that something of unknown length is going on."""
+    if not err().is_terminal:
+        yield
+        return
+    with err().status(what):
+        yield
+
+
+@contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal, a line per quarter elsewhere; yields a function that takes (done, total)."""
     with progress_of(what) as update:

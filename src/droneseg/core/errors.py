@@ -23,6 +23,8 @@ DronesegError
 │   ├── StoreError               the place where models are kept does not give it
 │   ├── PromotionRefusedError    a candidate may not become the champion
 │   └── UntrustedCheckpointError a checkpoint would run code when loaded
+├── DriftError               there is nothing to tell drift by
+├── RecordsError             the records of a service cannot be read
 ├── RequestError             what a service was sent cannot be used
 │   ├── UnauthorizedError        no API key, or a wrong one
 │   ├── MalformedRequestError    not what its headers say, or cut off
@@ -141,6 +143,14 @@ class MissingDependencyError(DronesegError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. Install it with: pip install 'droneseg[{extra}]'")
+
+
+class DriftError(DronesegError):
+    """There is too little to tell drift by: records, or what to hold them against."""
+
+
+class RecordsError(DronesegError):
+    """The place where a service keeps its records cannot be read."""
 
 
 class RequestError(DronesegError):

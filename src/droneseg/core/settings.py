@@ -86,6 +86,23 @@ class Settings(BaseSettings):
         default="records",
         description="Where a line per prediction is kept: a folder, gs://BUCKET/FOLDER, or none.",
     )
+    record_names: bool = Field(
+        default=False, description="Whether records hold the names of files, rather than their SHA-256."
+    )
+    sample_share: float = Field(
+        default=0, ge=0, le=1, description="Share of the photographs kept, with their masks, beside the records."
+    )
+    retention_days: int = Field(
+        default=30, ge=0, description="How long records and samples are kept, in days; 0 keeps them for ever."
+    )
+    retention_mb: int = Field(
+        default=1000,
+        ge=0,
+        description="What they may take in all, in 10^6 bytes; the oldest go first; 0 sets no limit.",
+    )
+    reports_url: str = Field(
+        default="reports", description="Where reports on drift go: a folder, gs://BUCKET/FOLDER, or none."
+    )
     log_level: LogLevel = Field(default=LogLevel.INFO, description="DEBUG, INFO, WARNING or ERROR.")
     log_format: LogFormat = Field(default=LogFormat.TEXT, description="text for people, json for machines.")
     wandb_api_key: SecretStr | None = Field(

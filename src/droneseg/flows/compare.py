@@ -6,12 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from droneseg.core.errors import DatasetError, DronesegError
+from droneseg.core.errors import DronesegError
 from droneseg.core.settings import Settings
-from droneseg.data.pairs import list_pairs
-from droneseg.data.splits import read_split
 from droneseg.evaluation.compare import write_comparison
 from droneseg.evaluation.folder import Evaluation, evaluate_folder
+from droneseg.flows.samples import choose_pairs
 from droneseg.inference.folder import predict_files
 from droneseg.inference.load import load_segmenter
 
@@ -62,15 +61,7 @@ def compare_models(
     segmenters = [load_segmenter(settings, model=folder) for folder in (first, second)]
     if segmenters[0].model_id == segmenters[1].model_id:
         raise DronesegError(f"{first} and {second} are the same model, {segmenters[0].model_id}: nothing to compare.")
-    listing = list_pairs(data)
-    if listing.problems:
-        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
-    pairs = list(listing.pairs)
-    if split_file:
-        chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
-        pairs = [pair for pair in pairs if pair.stem in chosen]
-    if not pairs:
-        raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
+    pairs = choose_pairs(data, split_file, part)
     names = _names(first, second)
     evaluations: list[Evaluation] = []
     with TemporaryDirectory() as temporary:
@@ -86,7 +77,7 @@ def compare_models(
         f"{letter}: {name}, model {each.model_id}, {each.profile}"
         for letter, name, each in zip("AB", names, segmenters, strict=True)
     ]
-    on = f"{listing.root}" + (f", part {part} of {split_file.name}" if split_file else "")
+    on = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
     report = write_comparison(evaluations[0], evaluations[1], names, out, about=[*made, f"on: {on}"], replace=replace)
     return Comparison(report, out)
 

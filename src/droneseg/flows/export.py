@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.core.images import Image
+from droneseg.core.images import Image, read_image
 from droneseg.core.metrics import Confusion, confusion, score
 from droneseg.evaluation.bootstrap import bootstrap_intervals
-from droneseg.flows.samples import Samples, take_samples
+from droneseg.flows.reference import MOST_OF_REFERENCE, take_reference
+from droneseg.flows.samples import Samples, take_samples, validation_images
 from droneseg.inference.preprocessing import normalisation_table
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.tiling import central_tile
@@ -24,6 +25,8 @@ from droneseg.model.bundle import Bundle, write_bundle
 from droneseg.model.manifest import (
     INT8_NETWORK_NAME,
     NETWORK_NAME,
+    REFERENCE_NAME,
+    DriftReference,
     FileRecord,
     Manifest,
     Profile,
@@ -99,9 +102,15 @@ def export_model(
         describe = _Description(model, profiles, default_profile, licence, agreement)
         draft = write_bundle(Path(temporary, "draft"), describe.manifest, files)
         measured, quality = _measure(draft, samples, report)
+        photographs = validation_images(layout, model.folds[0].number, MOST_OF_REFERENCE)
+        stated = None
+        if photographs:
+            report(f"taking the reference for drift from {len(photographs)} photographs")
+            files[REFERENCE_NAME] = Path(temporary, REFERENCE_NAME)
+            stated = take_reference(draft, map(read_image, photographs), samples.source, files[REFERENCE_NAME])
         return write_bundle(
             out,
-            lambda records: describe.manifest(records, profiles=measured, quality=quality),
+            lambda records: describe.manifest(records, profiles=measured, quality=quality, drift_reference=stated),
             files,
         )
 
@@ -132,6 +141,7 @@ class _Description:
         *,
         profiles: dict[str, Profile] | None = None,
         quality: dict[str, Any] | None = None,
+        drift_reference: DriftReference | None = None,
     ) -> Manifest:
         """Return the manifest of a bundle with these files."""
         model = self.model
@@ -164,6 +174,7 @@ class _Description:
                 agreement_with_torch=self.agreement,
             ),
             quality=quality,
+            drift_reference=drift_reference,
             files=files,
         )
 

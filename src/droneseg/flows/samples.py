@@ -1,11 +1,15 @@
-"""Photographs a model is measured on: the validation part of its own data, or generated scenes."""
+"""Photographs a model is measured on: of a dataset, the validation part of its own data, or generated scenes."""
 
 import json
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
+from droneseg.core.errors import DatasetError
 from droneseg.core.images import Image, read_image
 from droneseg.core.masks import Mask, read_mask
+from droneseg.data.pairs import Pair, list_pairs
+from droneseg.data.splits import read_split
 from droneseg.data.synthetic.scene import generate_scene
 from droneseg.nnunet.layout import Layout
 
@@ -50,6 +54,39 @@ def take_samples(layout: Layout, fold: int, count: int) -> Samples:
         tuple(read_mask(raw / "labelsTr" / f"{case}.png", "ids") for case in validation),
         tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in training),
     )
+
+
+def validation_images(layout: Layout, fold: int, most: int) -> list[Path]:
+    """Return the photographs of the validation part of a fold, at most so many; none without the raw dataset."""
+    folds = _read_folds(layout)
+    if not folds:
+        return []
+    cases = _spread(folds[fold if fold < len(folds) else 0]["val"], most)
+    return [layout.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
+
+
+def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
+    """Return the pairs of a dataset, or those of one part of a split.
+
+    Args:
+        data: Dataset in the Kaggle layout.
+        split_file: Take only one part of this split.
+        part: Which one.
+
+    Raises:
+        DatasetError: If the data has problems, or no such pair.
+        SplitError: If the split does not fit it.
+    """
+    listing = list_pairs(data)
+    if listing.problems:
+        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
+    pairs = list(listing.pairs)
+    if split_file:
+        chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
+        pairs = [pair for pair in pairs if pair.stem in chosen]
+    if not pairs:
+        raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
+    return pairs
 
 
 def _read_folds(layout: Layout) -> list[dict[str, list[str]]]:

@@ -10,6 +10,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
+REFERENCE_NAME = "reference.csv"
 
 _MAX_SIDE = 8192  # pixels of a patch
 _FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -48,6 +49,14 @@ class FileRecord(_Part):
     size_bytes: int = Field(ge=0)
 
 
+class DriftReference(_Part):
+    """What drift is told against."""
+
+    file: str = Field(pattern=_FILE_NAME, description="CSV: a line per photograph, a column per figure.")
+    data: str = Field(description="What photographs.")
+    images: int = Field(ge=1)
+
+
 class Provenance(_Part):
     """Where the weights come from."""
 
@@ -82,6 +91,7 @@ class Manifest(_Part):
     default_profile: str
     provenance: Provenance
     quality: dict[str, Any] | None = Field(None, description="Figures on held-out data, with what data.")
+    drift_reference: DriftReference | None = None
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
     @model_validator(mode="after")
@@ -91,9 +101,10 @@ class Manifest(_Part):
                 raise ValueError(f"a patch of {self.patch_size} and a divisor of {self.divisor} do not fit each other")
         if self.default_profile not in self.profiles:
             raise ValueError(f"the default profile {self.default_profile!r} is not among {sorted(self.profiles)}")
-        missing = sorted({profile.network for profile in self.profiles.values()} - set(self.files))
-        if missing:
-            raise ValueError(f"a profile names {', '.join(missing)}, which is not among the files")
+        named = {profile.network for profile in self.profiles.values()}
+        named |= {self.drift_reference.file} if self.drift_reference else set()
+        if missing := sorted(named - set(self.files)):
+            raise ValueError(f"{', '.join(missing)} is named, and not among the files")
         return self
 
 

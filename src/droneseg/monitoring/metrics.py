@@ -1,9 +1,11 @@
 """What Prometheus reads of a service: the same names for every backend."""
 
+import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, write_to_textfile
 from prometheus_client.exposition import choose_encoder
 
 from droneseg.core.prediction import Prediction
@@ -13,6 +15,33 @@ _SECONDS = (0.05, 0.075, 0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.5, 4, 6, 10, 15, 2
 _STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, *_SECONDS)
 _SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 _CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+
+
+class DriftMetrics:
+    """What the last report on drift found; NaN before the first: that nobody looked is not that there is none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge = partial(Gauge, registry=registry)
+        self._drift = gauge(
+            "droneseg_drift", "1 if the last report of this instance found drift; NaN before the first."
+        )
+        self._share = gauge("droneseg_drift_share", "Share of the figures that differ, by the same report.")
+        self._time = gauge("droneseg_drift_report_timestamp_seconds", "When that report was made; 0 before it.")
+        self._drift.set(math.nan)
+        self._share.set(math.nan)
+
+    def show(self, *, drifted: bool, share: float) -> None:
+        """Show what a report found."""
+        self._drift.set(drifted)
+        self._share.set(share)
+        self._time.set_to_current_time()
+
+
+def write_drift(file: Path, *, drifted: bool, share: float) -> None:
+    """Write what a report found for Prometheus' textfile collector, in one step."""
+    registry = CollectorRegistry()
+    DriftMetrics(registry).show(drifted=drifted, share=share)
+    write_to_textfile(str(file), registry)
 
 
 class ServiceMetrics:
@@ -48,6 +77,9 @@ class ServiceMetrics:
         self._reloads = counter("droneseg_reloads", "New models, taken up or refused.", ("result",))
         self._faults = counter("droneseg_faults", "Faults of the service itself.", ("code",))
         self._records = counter("droneseg_records", "Records of predictions.", ("result",))
+        self._samples = counter("droneseg_samples", "Photographs kept beside the records.", ("result",))
+        self._drift = DriftMetrics(registry)
+        self._drift_reports = counter("droneseg_drift_reports", "Reports on drift.", ("result",))
         self._queue_images = gauge("droneseg_queue_images", "Photographs that wait.")
         self._queue_seconds = gauge("droneseg_queue_seconds", "Seconds of work that was admitted.")
         # what never happened yet is shown as 0: alarms need it
@@ -55,6 +87,9 @@ class ServiceMetrics:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):
             self._records.labels(result)
+            self._samples.labels(result)
+        for result in ("done", "failed"):
+            self._drift_reports.labels(result)
         for result in ("taken", "refused"):
             self._reloads.labels(result)
         for code in ("internal_error", "model_failed"):
@@ -97,6 +132,19 @@ class ServiceMetrics:
     def count_records(self, result: str, number: int) -> None:
         """Count records that were written or dropped."""
         self._records.labels(result).inc(number)
+
+    def count_samples(self, result: str, number: int) -> None:
+        """Count samples that were written or dropped."""
+        self._samples.labels(result).inc(number)
+
+    def count_drift_report(self, result: str) -> None:
+        """Count a report on drift that was done or failed."""
+        self._drift_reports.labels(result).inc()
+
+    def show_drift(self, *, drifted: bool, share: float) -> None:
+        """Show what a report on drift found."""
+        self._drift.show(drifted=drifted, share=share)
+        self.count_drift_report("done")
 
     def count_reload(self, result: str) -> None:
         """Count a new model that was taken up or refused."""

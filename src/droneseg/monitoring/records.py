@@ -6,13 +6,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
-import fsspec
-import fsspec.utils
 from pydantic import BaseModel, ConfigDict
 
-from droneseg.core.errors import ConfigurationError
+from droneseg.monitoring.places import write_place
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +23,7 @@ Outcome = Literal["written", "dropped"]
 
 
 class Record(BaseModel):
-    """What is kept of a prediction; neither the photograph nor its name is."""
+    """What is kept of a prediction; by default neither the photograph nor its name is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -37,19 +35,9 @@ class Record(BaseModel):
     confidence: float
     statistics: dict[str, float]
     source: str | None = None
-    """SHA-256 of the file's name."""
-
-
-def require_place(url: str) -> None:
-    """Refuse a kind of place that nothing here can write to.
-
-    Raises:
-        ConfigurationError: If it is one.
-    """
-    try:
-        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
-    except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"DRONESEG_RECORDS_URL={url} cannot be used: {error}") from error
+    """SHA-256 of the file's name; the name itself if the service is asked to keep names."""
+    sample: str | None = None
+    """Where the photograph is kept, below the records, if it is."""
 
 
 class RecordWriter:
@@ -80,15 +68,20 @@ class RecordWriter:
             dropped = len(self._waiting) - self._capacity
             if dropped > 0:
                 self._waiting.popleft()
-            self._changed.notify()
+            self._changed.notify_all()
         if dropped > 0:
             self._count("dropped", 1)
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all that was added is written, if it can be in that time."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._writing, timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left; what cannot be written in time is dropped, and counted."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join(timeout_s)
         with self._changed:
             left = len(self._waiting) + self._writing
@@ -113,6 +106,7 @@ class RecordWriter:
                 pause_s = FLUSH_S
                 with self._changed:
                     written, self._writing = self._writing, 0  # none, if they were given up meanwhile
+                    self._changed.notify_all()
                 self._count("written", written)
 
     def _next(self, pause_s: float) -> list[Record]:
@@ -139,8 +133,4 @@ class RecordWriter:
         first = batch[0].time.astimezone(UTC)
         name = f"{first:%Y/%m/%d/%H%M%S}.{first.microsecond // 1000:03d}-{uuid.uuid4().hex[:8]}.jsonl"
         lines = "".join(record.model_dump_json() + "\n" for record in batch)
-        options: dict[str, Any] = {} if "://" in self._url else {"auto_mkdir": True}
-        filesystem, root = fsspec.core.url_to_fs(self._url, **options)
-        # a transaction: in a folder it is written aside and renamed, as a bucket does it by itself
-        with filesystem.transaction, filesystem.open(f"{root}/{name}", "wb") as file:
-            file.write(lines.encode())
+        write_place(self._url, name, lines.encode())

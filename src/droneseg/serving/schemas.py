@@ -102,6 +102,14 @@ class HealthAnswer(_Answer):
     status: str
 
 
+class DriftAnswer(_Answer):
+    """Whether photographs are still like those the model was validated on."""
+
+    url: str = Field(description="Of the report, a page; its figures lie beside it, `drift.json`.")
+    message: str = Field(description="The verdict and what changed, in words.")
+    drifted: bool
+
+
 class ReloadAnswer(_Answer):
     """What became of a reload."""
 

@@ -16,10 +16,10 @@ from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.metrics import ServiceMetrics
-from droneseg.monitoring.recorder import Recorder
-from droneseg.monitoring.records import require_place
 from droneseg.serving.answers import Answer, Upload, describe
+from droneseg.serving.drift import DriftReports
 from droneseg.serving.errors import failure_of, message_of
+from droneseg.serving.keeping import Keeping
 from droneseg.serving.queue import WorkQueue
 from droneseg.serving.schemas import ErrorDetail, FailedItem, ModelAnswer, StatusAnswer
 from droneseg.serving.times import DRAIN_S, STOP_S
@@ -28,7 +28,6 @@ from droneseg.serving.work import measure_unit_s, work_of
 logger = logging.getLogger(__name__)
 
 _BAD_INPUT = frozenset({400, 408, 413, 415, 422})
-_NO_RECORDS = "none"
 
 
 class PredictionService:
@@ -41,7 +40,7 @@ class PredictionService:
         fetch: Brings the model to where the settings say, once, as the service starts.
 
     Raises:
-        ConfigurationError: If nothing here can write records where the settings say.
+        ConfigurationError: If nothing here can write records or reports where the settings say.
     """
 
     def __init__(
@@ -52,14 +51,13 @@ class PredictionService:
         *,
         fetch: Callable[[], None] = lambda: None,
     ) -> None:
-        if settings.records_url != _NO_RECORDS:
-            require_place(settings.records_url)
         self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
         self._queue: WorkQueue[Upload, Answer] | None = None
         self._why_not = "it is being loaded"
         self._loading = threading.Lock()
-        self._recorder: Recorder | None = None
+        self._keeping = Keeping(settings, metrics)
+        self.drift = DriftReports(settings, metrics, self._keeping.flush)
         self._loader = ThreadPoolExecutor(1, "loader")
         self._turn = threading.Lock()
         self._stop_by: float | None = None
@@ -67,8 +65,7 @@ class PredictionService:
 
     def start(self) -> None:
         """Load the model and predict once; without a model the service stays up and says why it cannot answer."""
-        if self.settings.records_url != _NO_RECORDS:
-            self._recorder = Recorder(self.settings.records_url, count=self.metrics.count_records)
+        self._keeping.start()
         try:
             self._fetch()
             self.reload()
@@ -93,8 +90,8 @@ class PredictionService:
         self.begin_stop()
         if self._draining:
             self._draining.join()
-        if self._recorder:
-            self._recorder.close(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
+        self.drift.stop()
+        self._keeping.stop(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def reload_aside(self) -> "Future[bool]":
@@ -240,8 +237,7 @@ class PredictionService:
         timings_s = {"queue": round(waited_s, 5), "decode": round(decode_s, 5), **prediction.timings_s}
         prediction = replace(prediction, timings_s=timings_s | {"encode": round(encode_s, 5)})
         self.metrics.count_prediction(prediction)
-        if self._recorder:
-            self._recorder.keep(upload.filename, image, prediction)
+        self._keeping.keep(upload, image, prediction, mask_png)
         return Answer.of(upload.filename, prediction, mask_png)
 
     def _in_use(self) -> Segmenter:

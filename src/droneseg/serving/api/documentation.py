@@ -96,6 +96,20 @@ MODEL = _answer(
     errors.UnauthorizedError,
     errors.NotReadyError,
 )
+DRIFT = _answer(
+    {
+        "url": "gs://bucket/reports/2026/11/23/drift-120000-3f2a1c/drift.html",
+        "message": "Drift: the last 200 photographs are not like those the model was validated on (1 of 14 figures "
+        "differ). They are darker: brightness 0.21 instead of 0.45, since 2026-11-21.",
+        "drifted": True,
+    },
+    errors.UnauthorizedError,
+    errors.DriftError,
+    errors.MissingInputError,
+    errors.MissingDependencyError,
+    errors.RecordsError,
+    errors.ModelError,
+)
 RELOAD = _answer(
     {"model_id": "0123456789ab", "changed": True},
     errors.UnauthorizedError,

@@ -10,11 +10,14 @@ from pydantic import RootModel
 from starlette.requests import ClientDisconnect
 
 from droneseg.core.errors import MissingInputError
+from droneseg.monitoring.drift import FEWEST
+from droneseg.monitoring.drift_report import MOST
 from droneseg.serving.answers import Answer, Upload
 from droneseg.serving.api import documentation
 from droneseg.serving.api.uploads import read_files
 from droneseg.serving.bodies import BodyMemory
 from droneseg.serving.schemas import (
+    DriftAnswer,
     FailedItem,
     HealthAnswer,
     ModelAnswer,
@@ -98,6 +101,17 @@ def _add_facts(router: APIRouter, service: PredictionService) -> None:
     async def model_info() -> ModelAnswer:
         """Describe the model that answers: its terms, its classes, and how good it is."""
         return service.model_answer()
+
+    @router.get("/drift", response_model=DriftAnswer, responses=documentation.DRIFT, tags=["about"])
+    async def drift(
+        n: Annotated[int, Query(ge=FEWEST, le=MOST, description="How many of the last records, at most.")] = 200,
+    ) -> DriftAnswer:
+        """Hold the last records against the photographs the model was validated on, and write a report.
+
+        While one is being made, that one is the answer. It takes some seconds; predictions go on.
+        """
+        found = await asyncio.shield(asyncio.wrap_future(service.drift.ask(n)))
+        return DriftAnswer(url=found.url, message=found.message, drifted=found.drifted)
 
     @router.get("/livez", response_model=HealthAnswer, responses=documentation.LIVE, tags=["health"])
     async def livez() -> HealthAnswer:

@@ -1,0 +1,112 @@
+"""The newest records of a place: their files are named by time, so that only these are read."""
+
+import logging
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from pydantic import ValidationError
+
+from droneseg.core.errors import RecordsError
+from droneseg.monitoring.places import open_place
+from droneseg.monitoring.records import Record
+
+logger = logging.getLogger(__name__)
+
+_FIRST_FILES = 16
+_MOST_FILES = 1024
+_WASTED = 20
+"""How many records are read, at most, for each that is wanted: those of other models are passed over."""
+
+
+@dataclass
+class Latest:
+    """The newest records of one model.
+
+    Attributes:
+        records: The oldest first.
+        other_models: How many newer ones are of each other model.
+        unreadable: Lines that are no record, as FILE:LINE, and files that could not be read.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    other_models: dict[str, int] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
+    """Read the newest records.
+
+    Args:
+        url: Where they are.
+        number: How many, at most.
+        model_id: Only those of this model; None for any.
+
+    Raises:
+        RecordsError: If the place cannot be read.
+    """
+    latest, looked_at = Latest(), 0
+    try:
+        filesystem, root = open_place(url)
+        names = _newest_first(filesystem, root)
+        files_read, size = 0, _FIRST_FILES
+        while files := list(islice(names, size)):
+            for name, content in _read(filesystem, files, latest):
+                for record in _parse(name, content, latest):
+                    looked_at += 1
+                    if model_id in (None, record.model_id):
+                        latest.records.append(record)
+                    else:
+                        latest.other_models[record.model_id] = latest.other_models.get(record.model_id, 0) + 1
+            files_read += len(files)
+            missing = number - len(latest.records)
+            if missing <= 0 or looked_at >= _WASTED * max(number, _FIRST_FILES):
+                break
+            # a file may hold one record or a thousand
+            size = min(_MOST_FILES, math.ceil(missing * files_read / max(1, looked_at)))
+    except Exception as error:  # a store can fail in any way
+        raise RecordsError(f"The records at {url} cannot be read: {type(error).__name__}: {error}") from error
+    # several instances write at the same time
+    latest.records.sort(key=lambda record: record.time)
+    latest.records = latest.records[-number:]
+    return latest
+
+
+def _newest_first(filesystem: Any, root: str) -> Iterator[str]:
+    for year in _numbered(filesystem, root, 4):
+        for month in _numbered(filesystem, year, 2):
+            for day in _numbered(filesystem, month, 2):
+                names = [str(name) for name in filesystem.ls(day, detail=False)]
+                yield from sorted((name for name in names if name.endswith(".jsonl")), reverse=True)
+
+
+def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
+    """Return the folders whose names are numbers of so many digits, the largest first; none without the folder."""
+    filesystem.invalidate_cache()  # what was there a moment ago says nothing
+    try:
+        names = [str(name).rstrip("/") for name in filesystem.ls(folder, detail=False)]
+    except FileNotFoundError:
+        return []
+    return sorted((name for name in names if re.fullmatch(rf"\d{{{digits}}}", name.rpartition("/")[2])), reverse=True)
+
+
+def _read(filesystem: Any, files: list[str], latest: Latest) -> Iterator[tuple[str, bytes]]:
+    found: dict[str, Any] = filesystem.cat(files, on_error="return")
+    for name in files:
+        # a path may come back with its protocol, or without
+        content = found.get(name, found.get(name.lstrip("/")))
+        if isinstance(content, bytes):
+            yield name, content
+        elif not isinstance(content, FileNotFoundError):  # taken away meanwhile: it was too old
+            latest.unreadable.append(f"{name}: {content}")
+
+
+def _parse(name: str, content: bytes, latest: Latest) -> Iterator[Record]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            yield Record.model_validate_json(line)
+        except ValidationError:
+            latest.unreadable.append(f"{name}:{number}")

@@ -1,0 +1,48 @@
+"""Places for what a service leaves behind: a folder, or any URL that fsspec knows."""
+
+from typing import Any
+
+import fsspec
+import fsspec.utils
+
+from droneseg.core.errors import ConfigurationError
+
+NOWHERE = "none"
+
+
+def require_place(variable: str, url: str) -> None:
+    """Refuse a kind of place that nothing here can write to.
+
+    Args:
+        variable: The setting it is from.
+        url: The place.
+
+    Raises:
+        ConfigurationError: If it is one.
+    """
+    try:
+        fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"{variable}={url} cannot be used: {error}") from error
+
+
+def open_place(url: str) -> tuple[Any, str]:
+    """Return the file system of a place, and the path in it."""
+    options: dict[str, Any] = {} if "://" in url else {"auto_mkdir": True}
+    filesystem, root = fsspec.core.url_to_fs(url, **options)
+    return filesystem, str(root).rstrip("/")
+
+
+def write_place(url: str, name: str, data: bytes) -> str:
+    """Write a file in one step, and return its URL.
+
+    Args:
+        url: The place.
+        name: Path below it.
+        data: What to write.
+    """
+    filesystem, root = open_place(url)
+    # a transaction: in a folder it is written aside and renamed, as a bucket does it by itself
+    with filesystem.transaction, filesystem.open(f"{root}/{name}", "wb") as file:
+        file.write(data)
+    return str(filesystem.unstrip_protocol(f"{root}/{name}"))
