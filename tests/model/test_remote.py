@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from droneseg.model.manifest import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, Manifest
+from droneseg.model.manifest import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, REFERENCE_NAME, Manifest
 
 ROOT = Path(__file__).parents[2]
 REMOTE = ROOT / "dvc-remote" / "files" / "md5"
 MOST_BYTES = 30 * 1024 * 1024
-ALLOWED = {f"champion/{name}" for name in (MANIFEST_NAME, NETWORK_NAME, INT8_NETWORK_NAME)}
+ALLOWED = {f"champion/{name}" for name in (MANIFEST_NAME, NETWORK_NAME, INT8_NETWORK_NAME, REFERENCE_NAME)}
 
 
 def blob(md5: str) -> Path:
@@ -65,6 +65,8 @@ def test_the_tracked_model_is_a_whole_bundle_under_its_own_terms(tracked: dict[s
     assert "dronedataset.icg.tugraz.at" in manifest.license
     assert manifest.quality is not None
     assert manifest.quality["images"] == 45
+    assert manifest.drift_reference is not None
+    assert manifest.drift_reference.images == 45
 
 
 def test_trainings_beside_the_model_are_not_tracked(tracked: dict[str, str]) -> None:

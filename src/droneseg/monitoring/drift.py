@@ -34,7 +34,7 @@ class FeatureDrift:
         feature: Which.
         p: Probability of a difference like this if nothing changed.
         reference: Median at validation.
-        now: Median of the records.
+        now: Median of the records; of those since `since`, if there is such a day.
         since: The first of the days since when each day by itself differs; None if none does.
     """
 
@@ -143,4 +143,5 @@ def _compare(feature: Feature, reference: list[float], days: dict[date, list[dic
             if p_value(reference, values) >= THRESHOLD:
                 break
             since = day
-    return FeatureDrift(feature, p_value(reference, now), median(reference), median(now), since)
+    lately = [value for day, values in by_day.items() if since and day >= since for value in values]
+    return FeatureDrift(feature, p_value(reference, now), median(reference), median(lately or now), since)

@@ -18,7 +18,8 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #dde3e8}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}tr.drifted{background:#fbeceb}
-img{max-width:100%}.note{color:#5b6875;font-size:.9rem}iframe{width:100%;height:70rem;border:1px solid #dde3e8}
+td{white-space:nowrap}img{max-width:100%}.note{color:#5b6875;font-size:.9rem}
+iframe{width:min(1300px,96vw);margin-left:calc(50% - min(650px,48vw));height:70rem;border:1px solid #dde3e8}
 """
 
 
