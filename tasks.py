@@ -60,6 +60,12 @@ def load_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
 
 
 @task
+def alarm_policies(c: Context) -> None:
+    """Make the alert policies for Google Cloud Monitoring of configs/alarms/rules.yaml."""
+    c.run("python -m droneseg.monitoring.alarms configs/alarms/rules.yaml configs/alarms/google")
+
+
+@task
 def check(c: Context) -> None:
     """Lint, types, import contracts and documentation."""
     c.run(f"{LINT} && mkdocs build --strict --quiet --site-dir site", pty=True)

@@ -1,0 +1,176 @@
+"""How often drift is called: on photographs of the same places as the reference, unchanged and changed, and on new places.
+
+    python benchmarks/drift_power.py DATA SPLIT [--model BUNDLE] [--out FILE]
+
+DATA is in the Kaggle layout. Reference and draws are disjoint photographs of the same places: random halves of the training
+part for the figures of the photographs, of the validation part, which nothing was fitted on, for the model's answers. Each
+draw takes 20 without replacement. The rule is the product's: any figure below its threshold.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as pillow
+from PIL import ImageFilter
+from rich.console import Console
+from rich.table import Table
+
+from droneseg.core.images import Image, read_image
+from droneseg.core.statistics import image_statistics
+from droneseg.data.pairs import list_pairs
+from droneseg.data.splits import read_split
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.model.bundle import read_bundle
+from droneseg.monitoring.drift import FEWEST, THRESHOLD, p_value
+from droneseg.monitoring.features import FEATURES
+from droneseg.monitoring.reference import measure_reference
+
+DRAWS = 200
+OF_PHOTOGRAPH = tuple(feature.name for feature in FEATURES if not feature.of_model)
+OF_MODEL = tuple(feature.name for feature in FEATURES if feature.of_model)
+
+Change = Callable[[Image], Image]
+Figures = dict[str, NDArray[np.float64]]
+
+
+def blurred(sigma: float) -> Change:
+    return lambda image: np.asarray(pillow.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def darkened(factor: float) -> Change:
+    return lambda image: (image * factor).astype(np.uint8)
+
+
+def noisy(levels: float) -> Change:
+    def change(image: Image) -> Image:
+        noise = np.random.default_rng(int(image[0, 0].sum())).normal(0, levels, image.shape)
+        return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+    return change
+
+
+def compressed(quality: int) -> Change:
+    def change(image: Image) -> Image:
+        data = io.BytesIO()
+        pillow.fromarray(image).save(data, "JPEG", quality=quality)
+        return np.asarray(pillow.open(data).convert("RGB"))
+
+    return change
+
+
+def scaled(factor: float) -> Change:
+    def change(image: Image) -> Image:
+        height, width = image.shape[:2]
+        size = (round(width * factor), round(height * factor))
+        return np.asarray(pillow.fromarray(image).resize(size, pillow.Resampling.LANCZOS))
+
+    return change
+
+
+def hue_shifted(degrees: float) -> Change:
+    def change(image: Image) -> Image:
+        hsv = np.asarray(pillow.fromarray(image).convert("HSV")).copy()
+        hsv[..., 0] = (hsv[..., 0].astype(int) + round(degrees * 256 / 360)) % 256
+        return np.asarray(pillow.fromarray(hsv, "HSV").convert("RGB"))
+
+    return change
+
+
+# what must be seen stands first in each row; the others look for the smallest that still is
+CHANGES: dict[str, dict[str, Change]] = {
+    "none": {"": lambda image: image},
+    "blur, sigma in pixels": {f"{value:g}": blurred(value) for value in (2, 1, 0.5, 0.35, 0.25)},
+    "darkened to": {f"{value:.0%}": darkened(value) for value in (0.5, 0.7, 0.8, 0.9)},
+    "noise, levels": {f"{value:g}": noisy(value) for value in (10, 5, 2, 1)},
+    "JPEG quality": {f"{value}": compressed(value) for value in (10, 30, 50, 70, 90)},
+    "scaled to": {f"{value:.0%}": scaled(value) for value in (0.5, 0.8, 0.95)},
+    "hue shifted by degrees": {f"{value:g}": hue_shifted(value) for value in (60, 30, 20, 15, 10)},
+}
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("split", type=Path)
+    parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
+    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    options = parser.parse_args()
+    pairs = {pair.stem: pair.image for pair in list_pairs(options.data).pairs}
+    split = read_split(options.split, list(pairs))
+    segmenter = BundleSegmenter(read_bundle(options.model))
+
+    def of_training(change: Change) -> Figures:
+        rows = []
+        for stem in split.train:
+            image = change(read_image(pairs[stem]))
+            rows.append(image_statistics(image) | {"megapixels": image.shape[0] * image.shape[1] / 1e6})
+        return {name: np.array([row[name] for row in rows]) for name in OF_PHOTOGRAPH}
+
+    def of_validation(change: Change) -> Figures:
+        table = measure_reference(segmenter, (change(read_image(pairs[stem])) for stem in split.val), "").table
+        return {name: np.array(values) for name, values in table.items()}
+
+    console = Console(width=120)
+    training, validation = of_training(CHANGES["none"][""]), of_validation(CHANGES["none"][""])
+    rows = []
+    for kind, levels in CHANGES.items():
+        for level, change in levels.items():
+            changed_training, changed_validation = of_training(change), of_validation(change)
+            rows.append(
+                {
+                    "change": f"{kind} {level}".strip(),
+                    "photograph": called(training, changed_training, OF_PHOTOGRAPH),
+                    "model": called(validation, changed_validation, OF_MODEL),
+                    "both": called(validation, changed_validation, (*OF_PHOTOGRAPH, *OF_MODEL)),
+                }
+            )
+            console.print(rows[-1])
+    places = called_on_others(training, validation)
+    shown = Table(
+        "change", "8 figures of the photograph", "6 of the model", "all 14, as the service", title="called drift"
+    )
+    for row in rows:
+        shown.add_row(str(row["change"]), *(f"{row[column]:.1%}" for column in ("photograph", "model", "both")))
+    console.print(shown)
+    console.print(f"new places of the same kind, 8 figures of the photograph: {places:.1%}")
+    if options.out:
+        options.out.write_text(json.dumps({"draws": DRAWS, "n": FEWEST, "rows": rows, "new_places": places}, indent=1))
+
+
+def called(before: Figures, after: Figures, names: Sequence[str]) -> float:
+    """Return how often drift is called: references of random halves, draws from the other half, changed."""
+    rng = np.random.default_rng(1)
+    number = len(before[names[0]])
+    drifted = 0
+    for _ in range(DRAWS):
+        order = rng.permutation(number)
+        reference, drawn = order[: number // 2], order[number // 2 :][:FEWEST]
+        drifted += _drifted(before, reference, after, drawn, names)
+    return drifted / DRAWS
+
+
+def called_on_others(here: Figures, elsewhere: Figures) -> float:
+    """Return how often drift is called on unchanged photographs of other places."""
+    rng = np.random.default_rng(1)
+    drifted = 0
+    for _ in range(DRAWS):
+        reference = rng.permutation(len(here[OF_PHOTOGRAPH[0]]))[: len(here[OF_PHOTOGRAPH[0]]) // 2]
+        drawn = rng.permutation(len(elsewhere[OF_PHOTOGRAPH[0]]))[:FEWEST]
+        drifted += _drifted(here, reference, elsewhere, drawn, OF_PHOTOGRAPH)
+    return drifted / DRAWS
+
+
+def _drifted(
+    before: Figures, reference: NDArray[np.int64], after: Figures, drawn: NDArray[np.int64], names: Sequence[str]
+) -> bool:
+    return any(p_value(before[name][reference], after[name][drawn]) < THRESHOLD for name in names)
+
+
+if __name__ == "__main__":
+    main()
