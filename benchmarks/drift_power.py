@@ -1,10 +1,10 @@
-"""How often drift is called: on photographs of the same places as the reference, unchanged and changed, and on new places.
+"""How often drift is called: on photographs of the reference's own places, unchanged and changed, and of new places.
 
     python benchmarks/drift_power.py DATA SPLIT [--model BUNDLE] [--out FILE]
 
-DATA is in the Kaggle layout. Reference and draws are disjoint photographs of the same places: random halves of the training
-part for the figures of the photographs, of the validation part, which nothing was fitted on, for the model's answers. Each
-draw takes 20 without replacement. The rule is the product's: any figure below its threshold.
+DATA is in the Kaggle layout. Reference and draws are disjoint photographs of the same places: random halves of the
+training part for the figures of the photographs, of the validation part, which nothing was fitted on, for the model's
+answers. Each draw takes 20 without replacement. The rule is the product's: any figure below its threshold.
 """
 
 import argparse
@@ -39,14 +39,18 @@ Figures = dict[str, NDArray[np.float64]]
 
 
 def blurred(sigma: float) -> Change:
+    """Blur by a Gaussian of so many pixels."""
     return lambda image: np.asarray(pillow.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 def darkened(factor: float) -> Change:
+    """Multiply all values."""
     return lambda image: (image * factor).astype(np.uint8)
 
 
 def noisy(levels: float) -> Change:
+    """Add normal noise of so many levels, the same for the same photograph."""
+
     def change(image: Image) -> Image:
         noise = np.random.default_rng(int(image[0, 0].sum())).normal(0, levels, image.shape)
         return np.clip(image + noise, 0, 255).astype(np.uint8)
@@ -55,6 +59,8 @@ def noisy(levels: float) -> Change:
 
 
 def compressed(quality: int) -> Change:
+    """Compress as JPEG once more."""
+
     def change(image: Image) -> Image:
         data = io.BytesIO()
         pillow.fromarray(image).save(data, "JPEG", quality=quality)
@@ -64,6 +70,8 @@ def compressed(quality: int) -> Change:
 
 
 def scaled(factor: float) -> Change:
+    """Change the size."""
+
     def change(image: Image) -> Image:
         height, width = image.shape[:2]
         size = (round(width * factor), round(height * factor))
@@ -73,6 +81,8 @@ def scaled(factor: float) -> Change:
 
 
 def hue_shifted(degrees: float) -> Change:
+    """Turn all hues."""
+
     def change(image: Image) -> Image:
         hsv = np.asarray(pillow.fromarray(image).convert("HSV")).copy()
         hsv[..., 0] = (hsv[..., 0].astype(int) + round(degrees * 256 / 360)) % 256

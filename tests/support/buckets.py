@@ -34,6 +34,9 @@ def bucket(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     with FakeGCSServer() as server:
         process = server._process
         httpx.post(f"{server.url}/storage/v1/b", params={"project": "test"}, json={"name": name}).raise_for_status()
+        from gcsfs import GCSFileSystem  # it reads the environment as it is imported
+
+        GCSFileSystem.clear_instance_cache()  # one that is kept asks the server of an earlier test
         yield Bucket(f"gs://{name}", server.url, Path(server._tmpdir.name))
     process.stderr.close()
 

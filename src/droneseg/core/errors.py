@@ -24,7 +24,7 @@ DronesegError
 │   ├── PromotionRefusedError    a candidate may not become the champion
 │   └── UntrustedCheckpointError a checkpoint would run code when loaded
 ├── DriftError               there is nothing to tell drift by
-├── RecordsError             the records of a service cannot be read
+├── RecordsError             the records of a service cannot be read, or its reports written
 ├── RequestError             what a service was sent cannot be used
 │   ├── UnauthorizedError        no API key, or a wrong one
 │   ├── MalformedRequestError    not what its headers say, or cut off
@@ -150,7 +150,7 @@ class DriftError(DronesegError):
 
 
 class RecordsError(DronesegError):
-    """The place where a service keeps its records cannot be read."""
+    """The place where a service keeps its records cannot be read, or that of its reports not written."""
 
 
 class RequestError(DronesegError):

@@ -11,13 +11,6 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def yield_to_others() -> None:
-    """Give this process the lowest priority: it computes while nobody else wants to."""
-    os.nice(19)
-    if hasattr(os, "sched_setscheduler") and hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def describe_machine() -> dict[str, str | int]:
     """Return the platform, the usable cores and Python's version."""
     return {"platform": platform.platform(), "cores": usable_cores(), "python": platform.python_version()}

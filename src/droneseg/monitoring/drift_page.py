@@ -119,13 +119,19 @@ def _table(drift: Drift) -> str:
         f'<tr class="{"drifted" if each.drifted else ""}"><td>{escape(each.feature.name)}</td>'
         f'<td>{escape(each.feature.meaning)}</td><td class="number">{_number(each.reference)}</td>'
         f'<td class="number">{_number(each.now)}</td><td class="number">{each.p:.2g}</td>'
-        f"<td>{'differs' if each.drifted else ''}</td><td>{each.since if each.drifted and each.since else ''}</td></tr>"
+        f"<td>{'differs' if each.drifted else ''}</td><td>{_day(each, drift)}</td></tr>"
         for each in drift.features
     )
     return (
         '<table><tr><th>figure</th><th>what it is</th><th class="number">median at validation</th>'
         f'<th class="number">median now</th><th class="number">p</th><th></th><th>since</th></tr>{rows}</table>'
     )
+
+
+def _day(each: FeatureDrift, drift: Drift) -> str:
+    if not each.drifted or each.since is None:
+        return ""
+    return f"{each.since} or before" if each.since == next(iter(drift.days)) else str(each.since)
 
 
 def _method(drift: Drift) -> str:

@@ -72,7 +72,7 @@ def plot_over_time(drift: Drift, reference: Reference, records: Sequence[Record]
     for index, each in enumerate(shown):
         axes = figure.add_subplot(rows, _COLUMNS, index + 1)
         _draw(axes, each, reference, records)
-        locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+        locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     return _png(figure)

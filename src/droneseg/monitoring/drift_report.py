@@ -11,8 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from droneseg.core.errors import DriftError, DronesegError, MissingDependencyError
-from droneseg.core.machine import yield_to_others
+from droneseg.core.errors import DriftError, DronesegError, MissingDependencyError, RecordsError
 from droneseg.model.bundle import read_bundle
 from droneseg.monitoring.drift import FEWEST, METHOD, THRESHOLD, Drift, figures_of, find_drift
 from droneseg.monitoring.latest import Latest, read_latest
@@ -55,14 +54,12 @@ def make_report(model: Path, records_url: str, reports_url: str, number: int) ->
     Raises:
         BundleError: If the model does not verify.
         DriftError: If it has no reference, there are no or too few records, or a report has nowhere to go.
-        RecordsError: If the records cannot be read.
+        RecordsError: If the records cannot be read, or the report cannot be written.
         MissingDependencyError: If Evidently is not installed.
     """
     if find_spec("evidently") is None:
         raise MissingDependencyError("evidently", "drift")
-    for variable, url in (("RECORDS_URL", records_url), ("REPORTS_URL", reports_url)):
-        if url == NOWHERE:
-            raise DriftError(f"DRONESEG_{variable} is none: name a folder or a bucket for a report.")
+    require_somewhere(records_url, reports_url)
     bundle = read_bundle(model)
     reference = read_reference(bundle)
     latest = read_latest(records_url, number, bundle.model_id)
@@ -77,9 +74,19 @@ def make_report(model: Path, records_url: str, reports_url: str, number: int) ->
     # the page is last: who sees it sees all
     about = {"time": now.isoformat(timespec="seconds"), "model_id": bundle.model_id, "message": message}
     text = json.dumps(about | _as_json(drift, reference, latest), indent=1) + "\n"
-    write_place(reports_url, f"{folder}/{FIGURES_NAME}", text.encode())
-    url = write_place(reports_url, f"{folder}/{PAGE_NAME}", page.encode())
+    try:
+        write_place(reports_url, f"{folder}/{FIGURES_NAME}", text.encode())
+        url = write_place(reports_url, f"{folder}/{PAGE_NAME}", page.encode())
+    except Exception as error:  # a store can fail in any way
+        raise RecordsError(f"The report cannot be written to {reports_url}: {type(error).__name__}: {error}") from error
     return DriftResult(url=url, message=message, drifted=drift.drifted, share=drift.share, records=drift.records)
+
+
+def require_somewhere(records_url: str, reports_url: str) -> None:
+    """Raise `DriftError` if no records are kept, or a report has nowhere to go."""
+    for variable, url in (("RECORDS_URL", records_url), ("REPORTS_URL", reports_url)):
+        if url == NOWHERE:
+            raise DriftError(f"DRONESEG_{variable} is none: name a folder or a bucket for a report.")
 
 
 def _require_enough(latest: Latest, url: str, model_id: str) -> None:
@@ -91,6 +98,7 @@ def _require_enough(latest: Latest, url: str, model_id: str) -> None:
     notes += (
         [f"{len(latest.unreadable)} could not be read, such as {latest.unreadable[0]}"] if latest.unreadable else []
     )
+    notes += ["is that where the service writes them?"] if not (found or notes) else []
     said = f" ({'; '.join(notes)})" if notes else ""
     raise DriftError(f"{url} holds {found} records of model {model_id}{said}; a report needs {FEWEST}.")
 
@@ -147,15 +155,12 @@ def main() -> None:
 
     The result is a line of JSON: a `DriftResult`, or `error` with the kind and the words of what is expected to fail.
     """
-    yield_to_others()
     model, records_url, reports_url, number = sys.argv[1:]
     try:
         found: dict[str, Any] = make_report(Path(model), records_url, reports_url, int(number)).model_dump()
     except DronesegError as error:
         found = {"error": type(error).__name__, "message": str(error)}
-    except OSError as error:
-        found = {"error": DriftError.__name__, "message": f"The report cannot be written to {reports_url}: {error}"}
-    print(json.dumps(found))  # noqa: T201
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

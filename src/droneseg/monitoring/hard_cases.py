@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from droneseg.core.errors import RecordsError
 from droneseg.core.files import new_folder
@@ -105,6 +106,10 @@ def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: boo
     return done
 
 
+def row_of(case: HardCase) -> dict[str, Any]:
+    """Return a case as JSON has it."""
+    return asdict(case) | {"time": case.time.isoformat()}
+
+
 def _as_json(cases: list[HardCase]) -> str:
-    rows = [asdict(case) | {"time": case.time.isoformat()} for case in cases]
-    return json.dumps(rows, indent=1) + "\n"
+    return json.dumps([row_of(case) for case in cases], indent=1) + "\n"

@@ -7,7 +7,6 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from droneseg.core.machine import yield_to_others
 from droneseg.monitoring.places import open_place
 from droneseg.monitoring.samples import FOLDER
 
@@ -96,13 +95,12 @@ def _forget_empty_folders(folders: set[Path], root: Path) -> None:
 
 def main() -> None:
     """Prune: `python -m droneseg.monitoring.retention URL DAYS MEGABYTES`; an error is one line."""
-    yield_to_others()
     url, days, megabytes = sys.argv[1:]
     try:
         pruned = prune(url, days=int(days), megabytes=int(megabytes))
     except Exception as error:  # noqa: BLE001  # a store can fail in any way
         sys.exit(f"{type(error).__name__}: {error}")
-    print(pruned.files)  # noqa: T201
+    sys.stdout.write(f"{pruned.files}\n")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 import json
 import logging
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 
 from droneseg.core import errors
+from droneseg.core.background import background_command, background_environment
 from droneseg.core.settings import Settings
-from droneseg.monitoring.drift_report import DriftResult
+from droneseg.monitoring.drift_report import DriftResult, require_somewhere
 from droneseg.monitoring.metrics import ServiceMetrics
 
 logger = logging.getLogger(__name__)
@@ -48,9 +47,11 @@ class DriftReports:
 
         Raises:
             MissingDependencyError: If Evidently is not installed.
+            DriftError: If no records are kept, or a report has nowhere to go.
         """
         if find_spec("evidently") is None:
             raise errors.MissingDependencyError("evidently", "drift")
+        require_somewhere(self._settings.records_url, self._settings.reports_url)
         with self._lock:
             if self._report is None or self._report.done():
                 self._report = self._worker.submit(self._make, number)
@@ -77,12 +78,11 @@ class DriftReports:
         settings = self._settings
         arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number)]
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "droneseg.monitoring.drift_report", *arguments],
+            background_command("droneseg.monitoring.drift_report", arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # one thread: more would take turns with those that predict
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=background_environment(),
         )
         try:
             said, log = self._process.communicate(timeout=_TIMEOUT_S)

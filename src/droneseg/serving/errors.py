@@ -37,7 +37,7 @@ FAILURES: dict[type[Exception], Failure] = {
     errors.MissingInputError: Failure(422, "invalid_request", "A field is missing, or a value is not allowed."),
     errors.QueueFullError: Failure(429, "queue_full", "More work waits than can be done in time; see Retry-After."),
     errors.MissingDependencyError: Failure(501, "not_installed", "An optional part of droneseg is not installed."),
-    errors.RecordsError: Failure(503, "records_unavailable", "The records cannot be read."),
+    errors.RecordsError: Failure(503, "records_unavailable", "Records cannot be read, or a report not be written."),
     errors.NotReadyError: Failure(503, "not_ready", "There is no verified model."),
     errors.TooLateError: Failure(504, "too_late", "The answer would not have been there in time."),
     errors.ModelError: Failure(500, "model_failed", "The model gave no usable answer."),

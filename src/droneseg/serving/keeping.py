@@ -2,9 +2,9 @@
 
 import logging
 import subprocess
-import sys
 import threading
 
+from droneseg.core.background import background_command, background_environment
 from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
@@ -83,7 +83,7 @@ class Keeping:
         arguments = [settings.records_url, str(settings.retention_days), str(settings.retention_mb)]
         try:
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "droneseg.monitoring.retention", *arguments],
+                background_command("droneseg.monitoring.retention", arguments), env=background_environment(),
                 capture_output=True, text=True, timeout=_PRUNING_TAKES_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

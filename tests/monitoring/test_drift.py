@@ -1,0 +1,248 @@
+"""Drift is called when photographs differ, and not when they do not; the words say what changed and since when."""
+
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from droneseg.core.errors import DriftError
+from droneseg.model.bundle import Bundle, file_record, read_bundle
+from droneseg.monitoring.drift import FEWEST, THRESHOLD, figures_of, find_drift, p_value
+from droneseg.monitoring.drift_page import sentences, verdict
+from droneseg.monitoring.drift_report import make_report
+from droneseg.monitoring.features import FEATURES
+from droneseg.monitoring.latest import read_latest
+from droneseg.monitoring.records import Record
+from droneseg.monitoring.reference import NAMES, Reference, read_reference
+from support.bundles import make_bundle
+from support.drift import NOON, darker, keep, make_bundle_with_reference, photographs, records_like, with_statistics
+from support.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle_with_reference(tmp_path_factory.mktemp("model") / "champion")
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Bundle) -> Reference:
+    return read_reference(bundle)
+
+
+def test_the_reference_is_of_photographs_and_the_models_own_answers(bundle: Bundle, reference: Reference) -> None:
+    assert (reference.images, reference.source) == (40, "40 photographs of noise")
+    assert tuple(reference.table) == NAMES
+    assert np.mean(reference.table["brightness"]) == pytest.approx(np.mean(photographs()) / 255, abs=0.02)
+    shares = np.sum([reference.table[name] for name in NAMES if name.startswith("share_")], axis=0)
+    assert shares == pytest.approx(np.ones(40), abs=1e-5)
+    assert set(reference.table["megapixels"]) == {24 * 32 / 1e6}
+
+
+def test_unchanged_photographs_are_no_drift(bundle: Bundle, reference: Reference) -> None:
+    drift = find_drift(reference, records_like(bundle, 60))
+    assert not drift.drifted
+    assert (drift.share, drift.changed, drift.since) == (0, (), None)
+    assert verdict(drift) == "No drift: the last 60 photographs are like those the model was validated on."
+    assert sentences(drift) == []
+
+
+def test_unchanged_photographs_are_rarely_called_drift(reference: Reference) -> None:
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(200):
+        order = rng.permutation(40)
+        called += any(
+            p_value([values[place] for place in order[:20]], [values[place] for place in order[20:]]) < THRESHOLD
+            for values in reference.table.values()
+        )
+    assert called <= 10  # 5 %
+
+
+CHANGES: dict[str, tuple[Callable[[Record], Record], str]] = {
+    "brightness": (darker, "They are darker: brightness "),
+    "warmth": (lambda record: with_statistics(record, warmth=record.statistics["warmth"] + 0.2), "They are redder: "),
+    "noise": (lambda record: with_statistics(record, noise=0.0), "They are less noisy: noise 0 instead of "),
+    "megapixels": (lambda record: record.model_copy(update={"width": 64}), "They are larger: megapixels "),
+    "confidence": (lambda record: record.model_copy(update={"confidence": 0.1}), "They are less clear to the model: "),
+    "share_water": (
+        lambda record: record.model_copy(update={"class_fractions": {**record.class_fractions, "water": 0.99}}),
+        "They are with more water: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_and_said(bundle: Bundle, reference: Reference, name: str) -> None:
+    changed, words = CHANGES[name]
+    drift = find_drift(reference, records_like(bundle, FEWEST, changed=changed))
+    assert drift.drifted
+    assert [each.feature.name for each in drift.changed] == [name]
+    assert drift.share == pytest.approx(1 / len(FEATURES))
+    assert sentences(drift)[0].startswith(words)
+
+
+def test_a_change_of_width_alone_is_seen(bundle: Bundle, reference: Reference) -> None:
+    middle = float(np.median(reference.table["warmth"]))
+    drift = find_drift(
+        reference, records_like(bundle, 60, changed=lambda record: with_statistics(record, warmth=middle))
+    )
+    assert "spread differently in warmth" in sentences(drift)[0]
+
+
+def test_since_when_is_told_by_day(bundle: Bundle, reference: Reference) -> None:
+    begin = NOON - timedelta(days=1, hours=12)
+
+    def since(record: Record) -> Record:
+        return darker(record) if record.time >= begin else record
+
+    records = records_like(bundle, 100, changed=since, over=timedelta(days=4))
+    drift = find_drift(reference, records)
+    assert drift.since == date(2026, 3, 19)
+    assert sentences(drift)[0].endswith("since 2026-03-19.")
+    # of the photographs since then, and not of all
+    now = next(each.now for each in drift.features if each.feature.name == "brightness")
+    assert now == pytest.approx(
+        np.median([each.statistics["brightness"] for each in records if each.time >= begin]), rel=0.01
+    )
+    over = find_drift(reference, records_like(bundle, 100, changed=darker, over=timedelta(days=3)))
+    assert sentences(over)[0].endswith("on all days looked at, since 2026-03-17 or before.")
+
+
+def test_too_few_records_are_no_verdict(bundle: Bundle, reference: Reference) -> None:
+    with pytest.raises(DriftError, match="There are 19 records; a verdict needs 20"):
+        find_drift(reference, records_like(bundle, FEWEST - 1))
+
+
+def test_the_newest_records_are_read_and_no_others(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = records_like(bundle, 300, over=timedelta(days=200))
+    keep(tmp_path, records)
+    read: list[str] = []
+    real = LocalFileSystem.cat
+
+    def cat(self: LocalFileSystem, names: list[str], **options: object) -> object:
+        read.extend(names)
+        return real(self, names, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat", cat)
+    latest = read_latest(str(tmp_path), 50, bundle.model_id)
+    assert latest.records == records[-50:]
+    assert len(read) == 50
+
+
+def test_files_of_many_records_and_of_several_instances_are_put_in_order(bundle: Bundle, tmp_path: Path) -> None:
+    records = records_like(bundle, 300)
+    keep(tmp_path, records[::2], in_a_file=40)
+    keep(tmp_path, records[1::2], in_a_file=7)
+    assert read_latest(str(tmp_path), 300).records == records
+    assert read_latest(str(tmp_path), 10_000).records == records
+
+
+def test_records_of_other_models_and_unreadable_ones_are_passed_over_and_told(bundle: Bundle, tmp_path: Path) -> None:
+    records = records_like(bundle, 60)
+    mixed = [
+        record.model_copy(update={"model_id": "another"}) if place % 3 == 0 else record
+        for place, record in enumerate(records)
+    ]
+    files = keep(tmp_path, mixed)
+    files[1].write_text("no record\n")
+    (files[2].parent / "README.md").write_text("of somebody")
+    latest = read_latest(str(tmp_path), 100, bundle.model_id)
+    assert len(latest.records) == 39
+    assert latest.other_models == {"another": 20}
+    assert [Path(each).name for each in latest.unreadable] == [f"{files[1].name}:1"]
+
+
+def test_a_store_full_of_another_models_records_is_not_read_to_its_end(bundle: Bundle, tmp_path: Path) -> None:
+    others = [record.model_copy(update={"model_id": "old"}) for record in records_like(bundle, 3000)]
+    keep(tmp_path, others, in_a_file=20)
+    latest = read_latest(str(tmp_path), 20, bundle.model_id)
+    assert latest.records == []
+    assert 320 <= latest.other_models["old"] < 3000
+
+
+def test_the_report_says_what_changed_in_words_pictures_and_figures(bundle: Bundle, tmp_path: Path) -> None:
+    records = records_like(bundle, 80, changed=lambda each: darker(each) if each.time.hour >= 10 else each)
+    keep(tmp_path / "records", records)
+    found = make_report(bundle.folder, str(tmp_path / "records"), str(tmp_path / "reports"), 200)
+    assert found.drifted
+    assert (found.records, found.share) == (80, pytest.approx(1 / 14))
+    page = Path(found.url.removeprefix("file://"))
+    assert (page.name, page.parent.parent.parent.parent.parent) == ("drift.html", tmp_path / "reports")
+    text = page.read_text()
+    for words in ("They are darker: brightness", "40 photographs of noise", bundle.model_id, "Kolmogorov-Smirnov"):
+        assert words in text
+    assert text.count("data:image/png;base64,") == 2
+    assert "Dataset Drift is detected" in text, "Evidently's own verdict"
+    figures = json.loads((page.parent / "drift.json").read_text())
+    assert figures["drifted"]
+    assert set(figures["features"]) == set(NAMES)
+    assert figures["features"]["brightness"]["drifted"]
+    assert figures["days"] == {"2026-03-20": 80}
+
+
+def test_evidently_says_the_same(bundle: Bundle, reference: Reference) -> None:
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    records = records_like(bundle, 50, changed=darker)
+    frames = pd.DataFrame([figures_of(record) for record in records]), pd.DataFrame(reference.table)
+    definition = DataDefinition(numerical_columns=list(NAMES))
+    now, before = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
+    measured = Report([ValueDrift(column=name, method="ks") for name in NAMES]).run(now, before).dict()["metrics"]
+    theirs = {metric["config"]["column"]: metric["value"] for metric in measured}
+    ours = {each.feature.name: each.p for each in find_drift(reference, records).features}
+    assert ours == pytest.approx(theirs)
+
+
+def test_what_is_missing_for_a_report_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    plain = make_bundle(tmp_path / "plain")
+    records, reports = str(tmp_path / "records"), str(tmp_path / "reports")
+    with pytest.raises(DriftError, match=r"has no reference for drift. Add one with `droneseg models reference`"):
+        make_report(plain.folder, records, reports, 200)
+    with pytest.raises(DriftError, match=r"holds 0 records of model .*; a report needs 20"):
+        make_report(bundle.folder, records, reports, 200)
+    others = [each.model_copy(update={"model_id": "old"}) for each in records_like(bundle, 30)]
+    files = keep(tmp_path / "records", [*others, *records_like(bundle, 5)])
+    files[0].write_text("{")
+    with pytest.raises(DriftError, match=r"holds 5 records .* \(passed over: 29 of model old; 1 could not be read, "):
+        make_report(bundle.folder, records, reports, 200)
+    with pytest.raises(DriftError, match="DRONESEG_RECORDS_URL is none"):
+        make_report(bundle.folder, "none", reports, 200)
+    with pytest.raises(DriftError, match="DRONESEG_REPORTS_URL is none"):
+        make_report(bundle.folder, records, "none", 200)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_reference_of_another_version_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in bundle.folder.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    table = (other / "reference.csv").read_text().replace("warmth", "temperature")
+    (other / "reference.csv").write_text(table)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"]["reference.csv"] = file_record(other / "reference.csv").model_dump()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DriftError, match="is of another version of droneseg"):
+        read_reference(read_bundle(other))
+
+
+def test_the_command_writes_the_report_and_the_verdict_for_prometheus(bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40, changed=darker))
+    workspace = Workspace(tmp_path)
+    arguments = ("drift", "--model", str(bundle.folder), "--records", str(tmp_path / "records"))
+    done = workspace.run(*arguments, "--metrics", "drift.prom", "--json")
+    found = json.loads(done.stdout)
+    assert found["drifted"]
+    assert found["url"].startswith(f"file://{tmp_path / 'reports'}")
+    assert "droneseg_drift 1.0" in (tmp_path / "drift.prom").read_text()
+    failed = workspace.run("drift", "--model", str(bundle.folder), "--records", str(tmp_path / "none"), check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {tmp_path / 'none'} holds 0 records")

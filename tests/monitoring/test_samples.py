@@ -1,0 +1,172 @@
+"""A share of the photographs is kept, the hardest are found again, and nothing is kept longer or larger than wanted."""
+
+import io
+import json
+from collections import Counter
+from datetime import date, timedelta
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from droneseg.core.errors import OutputExistsError, RecordsError
+from droneseg.core.masks import encode_mask
+from droneseg.core.prediction import Prediction, class_fractions
+from droneseg.monitoring.hard_cases import fetch_hard_cases, find_hard_cases
+from droneseg.monitoring.latest import read_latest
+from droneseg.monitoring.recorder import Recorder
+from droneseg.monitoring.retention import prune
+from droneseg.monitoring.samples import Sample
+from support.buckets import bucket
+from support.drift import NOON, keep, make_bundle_with_reference, records_like
+from support.workspace import Workspace
+
+IMAGE = np.full((8, 10, 3), 51, np.uint8)
+MASK = np.full((8, 10), 5, np.uint8)
+
+
+def as_jpeg(image: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    pillow.fromarray(image).save(data, "JPEG")
+    return data.getvalue()
+
+
+def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, names: bool = False) -> Counter[str]:
+    """Record predictions of photographs a.jpg, b.jpg, ... and return what became of the samples."""
+    counts: Counter[str] = Counter()
+    recorder = Recorder(
+        str(folder),
+        count=lambda *_: None,
+        count_samples=lambda result, number: counts.update({result: number}),
+        sample_share=share,
+        names=names,
+    )
+    for place, confidence in enumerate(confidences):
+        prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
+        recorder.keep(f"{chr(97 + place)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + place), encode_mask(MASK)))
+        recorder.flush(10)
+    recorder._samples._writing.shutdown()
+    recorder.close(10)
+    return counts
+
+
+def test_by_default_no_photograph_is_kept(tmp_path: Path) -> None:
+    assert record(tmp_path, [0.5, 0.6], share=0.0) == {}
+    assert not (tmp_path / "samples").exists()
+    assert [each.sample for each in read_latest(str(tmp_path), 9).records] == [None, None]
+
+
+def test_kept_photographs_lie_with_their_masks_where_their_records_say(tmp_path: Path) -> None:
+    assert record(tmp_path, [0.5, 0.6], names=True) == {"written": 2}
+    first, second = read_latest(str(tmp_path), 9).records
+    assert (first.source, second.source) == ("a.jpg", "b.jpg")
+    assert first.sample is not None
+    kept = tmp_path / first.sample
+    assert kept.read_bytes() == as_jpeg(IMAGE)
+    assert np.array_equal(np.asarray(pillow.open(kept.with_suffix(".mask.png"))), MASK)
+
+
+def test_a_share_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([0.1, 0.3, 0.24, 0.9])
+    monkeypatch.setattr("droneseg.monitoring.recorder.random.random", lambda: next(drawn))
+    assert record(tmp_path, [0.5] * 4, share=0.25) == {"written": 2}
+    assert [each.sample is None for each in read_latest(str(tmp_path), 9).records] == [False, True, False, True]
+
+
+def test_a_sample_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
+    (tmp_path / "samples").write_text("in the way")
+    assert record(tmp_path, [0.5]) == {"dropped": 1}
+    assert len(read_latest(str(tmp_path), 9).records) == 1
+
+
+def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path) -> None:
+    record(tmp_path, [0.9, 0.4, 0.7], names=True)
+    record(tmp_path, [0.3], names=True)  # a.jpg once more: its newest counts
+    found = find_hard_cases(str(tmp_path), 2, last=100)
+    assert [(case.source, case.confidence) for case in found] == [("a.jpg", 0.3), ("b.jpg", 0.4)]
+    assert [case.source for case in find_hard_cases(str(tmp_path), 9, last=2)] == ["a.jpg", "c.jpg"]
+
+
+def test_they_are_copied_with_their_masks_for_labelling(tmp_path: Path) -> None:
+    record(tmp_path / "records", [0.9, 0.4, 0.7], names=True)
+    cases = find_hard_cases(str(tmp_path / "records"), 3, last=100, sampled=True)
+    (tmp_path / "records" / str(cases[2].sample)).unlink()  # too old meanwhile
+    out = tmp_path / "hard"
+    assert fetch_hard_cases(str(tmp_path / "records"), cases, out) == 2
+    assert sorted(file.name for file in out.iterdir()) == [
+        "001.jpg", "001.mask.png", "002.jpg", "002.mask.png", "hard-cases.json",
+    ]  # fmt: skip
+    assert (out / "001.jpg").read_bytes() == as_jpeg(IMAGE + 1)
+    assert json.loads((out / "hard-cases.json").read_text())[0]["source"] == "b.jpg"
+    with pytest.raises(OutputExistsError):
+        fetch_hard_cases(str(tmp_path / "records"), cases, out)
+
+
+def test_without_records_or_photographs_it_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecordsError, match="There are no records at"):
+        find_hard_cases(str(tmp_path), 5, last=100)
+    record(tmp_path, [0.5], share=0.0)
+    with pytest.raises(RecordsError, match="Set DRONESEG_SAMPLE_SHARE"):
+        fetch_hard_cases(str(tmp_path), find_hard_cases(str(tmp_path), 5, last=100), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_lists_and_copies(tmp_path: Path) -> None:
+    record(tmp_path / "records", [0.9, 0.4], names=True)
+    workspace = Workspace(tmp_path)
+    (first, second) = json.loads(workspace.run("data", "hard-cases", "--json").stdout)
+    assert (first["source"], second["source"]) == ("b.jpg", "a.jpg")
+    done = workspace.run("data", "hard-cases", "--n", "1", "--out", "hard")
+    assert "hard: 1 photographs and their masks" in done.stderr
+    assert "b.jpg" in done.stdout
+    assert (tmp_path / "hard/001.jpg").is_file()
+
+
+def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
+    bundle = make_bundle_with_reference(tmp_path / "champion")
+    place = tmp_path / "records"
+    keep(place, records_like(bundle, 40, over=timedelta(days=20)))
+    record(place, [0.5])
+    foreign = [place / "README.md", place / "2026/03/01/notes.txt", place / "samples/mine.jpg"]
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    before = len(list(place.rglob("*.jsonl")))
+    pruned = prune(str(place), days=10, megabytes=0, today=NOON.date())
+    days = {each.time.date() for each in read_latest(str(place), 1000, bundle.model_id).records}
+    assert min(days) == date(2026, 3, 10)
+    assert pruned.files == before - len(list(place.rglob("*.jsonl"))) > 0
+    assert not (place / "2026/03/02").exists(), "an empty folder is left"
+    assert all(file.is_file() for file in foreign)
+    assert len(list(place.rglob("samples/*/*/*/*"))) == 2, "today's sample"
+
+
+def test_what_is_too_much_goes_the_oldest_first(tmp_path: Path) -> None:
+    bundle = make_bundle_with_reference(tmp_path / "champion")
+    place = tmp_path / "records"
+    files = keep(place, records_like(bundle, 10))
+    for file in files:
+        file.write_bytes(b"x" * 300_000)
+    assert prune(str(place), days=0, megabytes=1).files == 7
+    assert [file.exists() for file in files] == [False] * 7 + [True] * 3
+    assert prune(str(place), days=0, megabytes=0).files == 0
+    assert prune(str(tmp_path / "nothing"), days=1, megabytes=1).files == 0
+
+
+def test_records_in_a_bucket_are_read_pruned_and_copied_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle_with_reference(tmp_path / "champion")
+    with bucket("flights", monkeypatch) as flights:
+        url = f"{flights.url}/champion"
+        record(url, [0.5, 0.4])
+        keep(tmp_path / "records", records_like(bundle, 30, over=timedelta(days=9)))
+        store = fsspec.filesystem("gs", skip_instance_cache=True)
+        store.put(f"{tmp_path / 'records'}/", f"{url}/", recursive=True)
+        assert len(read_latest(url, 100).records) == 32
+        assert len(read_latest(url, 5, bundle.model_id).records) == 5
+        pruned = prune(url, days=5, megabytes=0, today=NOON.date())
+        assert 10 < pruned.files < 30
+        assert len(read_latest(url, 100).records) == 32 - pruned.files
+        cases = find_hard_cases(url, 1, last=100, sampled=True)
+        assert fetch_hard_cases(url, cases, tmp_path / "hard") == 1

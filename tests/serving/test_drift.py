@@ -1,0 +1,131 @@
+"""GET /drift of the real service: its report, its errors, its gauge, and one report at a time."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from droneseg.core.images import encode_png
+from droneseg.model.bundle import Bundle
+from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
+from support.server import Server, serving
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle_with_reference(tmp_path_factory.mktemp("model") / "champion")
+
+
+@pytest.fixture
+def server(bundle: Bundle, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, model=bundle.folder) as running:
+        yield running
+
+
+def drift(server: Server, **query: object) -> httpx.Response:
+    return httpx.get(f"{server.url}/drift", params={key: str(value) for key, value in query.items()}, timeout=120)
+
+
+def gauge(server: Server, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Server, tmp_path: Path) -> None:
+    assert str(gauge(server, "droneseg_drift")) == "nan", "nobody looked yet"
+    for image in photographs(22, seed=5):
+        server.predict(encode_png(image)).raise_for_status()
+    answer = drift(server).raise_for_status().json()
+    assert set(answer) == {"url", "message", "drifted"}
+    assert answer["drifted"] is False
+    assert "the last 22 photographs are like those" in answer["message"]
+    assert gauge(server, "droneseg_drift") == 0
+    for image in photographs(22, seed=6):
+        server.predict(encode_png(image // 4)).raise_for_status()
+    answer = drift(server, n=22).raise_for_status().json()
+    assert answer["drifted"] is True
+    assert "They are darker" in answer["message"]
+    assert Path(answer["url"].removeprefix("file://")).is_relative_to(tmp_path / "reports")
+    assert gauge(server, "droneseg_drift") == 1
+    assert gauge(server, "droneseg_drift_share") > 0
+    assert gauge(server, 'droneseg_drift_reports_total{result="done"}') == 2
+
+
+def test_who_asks_while_a_report_is_made_gets_that_one(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40))
+    together = threading.Barrier(4)
+
+    def ask(number: int) -> str:
+        together.wait()
+        return str(drift(server, n=number).raise_for_status().json()["url"])
+
+    with ThreadPoolExecutor(4) as pool:
+        urls = set(pool.map(ask, (40, 30, 20, 25)))
+    assert len(urls) == 1
+    assert len(list((tmp_path / "reports").rglob("drift.html"))) == 1
+    assert drift(server).raise_for_status().json()["url"] not in urls, "a later one is a new one"
+
+
+def test_predictions_go_on_while_a_report_is_made(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40))
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(drift, server)
+        predicted = 0
+        while not report.done():
+            server.predict(encode_png(photographs(1)[0])).raise_for_status()
+            predicted += 1
+    report.result().raise_for_status()
+    assert predicted > 5
+
+
+def test_what_is_missing_is_told_with_its_status(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    few = drift(server)
+    assert few.status_code == 409
+    assert few.json()["error"]["code"] == "no_verdict"
+    assert f"holds 0 records of model {bundle.model_id}" in few.json()["error"]["message"]
+    for wrong in ("19", "x", "-1", "99999999"):
+        assert drift(server, n=wrong).status_code == 422
+    (tmp_path / "reports").write_text("in the way")
+    keep(tmp_path / "records", records_like(bundle, 40))
+    unwritable = drift(server)
+    assert unwritable.status_code == 503
+    assert "cannot be written to reports" in unwritable.json()["error"]["message"]
+    assert gauge(server, 'droneseg_drift_reports_total{result="failed"}') == 2
+    assert str(gauge(server, "droneseg_drift")) == "nan"
+
+
+def test_a_store_that_is_away_is_told(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(tmp_path, model=bundle.folder, records_url="http://127.0.0.1:9/records") as server:
+        away = drift(server)
+    assert away.status_code == 503
+    assert away.json()["error"]["code"] == "records_unavailable"
+
+
+def test_the_key_guards_it(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(tmp_path, model=bundle.folder, api_key="a-long-enough-key") as server:
+        assert drift(server).status_code == 401
+
+
+def test_a_service_that_ends_takes_its_report_with_it(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40, changed=darker))
+    children = Path(f"/proc/{server.process.pid}/task")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(drift, server)
+        while not (started := " ".join(file.read_text() for file in children.glob("*/children")).split()):
+            assert not asked.done()
+        server.terminate()
+        assert server.process.wait(20) == 0
+        assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+
+
+def test_samples_are_kept_if_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(tmp_path, model=bundle.folder, sample_share=1, record_names=True) as server:
+        server.predict(encode_png(photographs(1)[0])).raise_for_status()
+    (line,) = [json.loads(file.read_text()) for file in tmp_path.glob("records/2*/*/*/*.jsonl")]
+    assert line["source"] == "a.png"
+    assert (tmp_path / "records" / line["sample"]).is_file()

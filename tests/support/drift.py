@@ -1,0 +1,96 @@
+"""Models with a reference for drift, and records like it or not."""
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from droneseg.core.images import Image
+from droneseg.flows.reference import take_reference
+from droneseg.model.bundle import Bundle, write_bundle
+from droneseg.model.manifest import REFERENCE_NAME
+from droneseg.monitoring.records import Record
+from droneseg.monitoring.reference import read_reference
+from support.bundles import make_bundle
+
+NOON = datetime(2026, 3, 20, 12, tzinfo=UTC)
+
+
+def photographs(count: int = 40, seed: int = 0) -> list[Image]:
+    """Make photographs of noise on grounds of several colours and brightnesses."""
+    rng = np.random.default_rng(seed)
+    grounds = rng.uniform(60, 200, (count, 1, 1, 3)) + rng.normal(0, 12, (count, 24, 32, 3))
+    return list(np.clip(grounds, 0, 255).astype(np.uint8))
+
+
+def make_bundle_with_reference(folder: Path, images: list[Image] | None = None) -> Bundle:
+    """Make a bundle whose reference is of these photographs."""
+    plain = make_bundle(folder.parent / f"{folder.name}-plain")
+    table = folder.parent / REFERENCE_NAME
+    stated = take_reference(plain, images or photographs(), "40 photographs of noise", table)
+    files = {name: plain.folder / name for name in plain.manifest.files} | {REFERENCE_NAME: table}
+    return write_bundle(
+        folder, lambda made: plain.manifest.model_copy(update={"files": made, "drift_reference": stated}), files
+    )
+
+
+def records_like(
+    bundle: Bundle,
+    count: int,
+    *,
+    changed: Callable[[Record], Record] = lambda record: record,
+    last: datetime = NOON,
+    over: timedelta = timedelta(hours=3),
+    seed: int = 0,
+) -> list[Record]:
+    """Make records like those of a bundle's reference, changed in some way, the oldest first."""
+    table = read_reference(bundle).table
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(np.resize(np.arange(len(table["confidence"])), count))
+    made = []
+    for place, row in enumerate(rows):
+        values = {name: column[row] for name, column in table.items()}
+        made.append(
+            changed(
+                Record(
+                    time=last - over * (1 - (place + 1) / count),
+                    model_id=bundle.model_id,
+                    width=32,
+                    height=24,
+                    class_fractions={"background": 0.0}
+                    | {name.removeprefix("share_"): value for name, value in values.items() if "share_" in name[:6]},
+                    confidence=values["confidence"],
+                    statistics={
+                        name: value
+                        for name, value in values.items()
+                        if not name.startswith(("share_", "confidence", "megapixels"))
+                    },
+                )
+            )
+        )
+    return made
+
+
+def darker(record: Record) -> Record:
+    """Return a record of a photograph of a third of the brightness."""
+    return with_statistics(record, brightness=record.statistics["brightness"] / 3)
+
+
+def with_statistics(record: Record, **values: float) -> Record:
+    """Return a record with other statistics."""
+    return record.model_copy(update={"statistics": record.statistics | values})
+
+
+def keep(folder: Path, records: list[Record], *, in_a_file: int = 1) -> list[Path]:
+    """Write records as a service names its files."""
+    files = []
+    for begin in range(0, len(records), in_a_file):
+        batch = records[begin : begin + in_a_file]
+        first = batch[0].time
+        name = f"{first:%Y/%m/%d/%H%M%S}.{first.microsecond // 1000:03d}-{uuid.uuid4().hex[:8]}.jsonl"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(record.model_dump_json() + "\n" for record in batch))
+        files.append(folder / name)
+    return files

@@ -1,0 +1,137 @@
+"""The chain from a photograph to a page: service, bucket, report, gauge, Prometheus, rule, Alertmanager, webhook."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import httpx
+import pytest
+import yaml
+from playwright.sync_api import sync_playwright
+
+from droneseg.core.images import encode_png
+from support.buckets import bucket
+from support.drift import make_bundle_with_reference, photographs
+from support.programs import require_program
+from support.server import free_port, serving
+
+CONFIGS = Path(__file__).parents[1] / "configs/alarms"
+
+
+class _Hook(BaseHTTPRequestHandler):
+    """Keeps what Alertmanager tells."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.told.append((self.path, json.loads(body)))  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[int, list[tuple[str, dict[str, Any]]]]]:
+    """Run a webhook; yields its port and what it was told."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hook)
+    server.told = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port, server.told  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def running(folder: Path, command: list[str]) -> Iterator[None]:
+    """Run a program until the block ends."""
+    with (folder / f"{Path(command[0]).name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def configure(folder: Path, *, service: str, alertmanager: int, hook: int) -> None:
+    """Write the configurations that come with droneseg, with this test's addresses and without their pauses."""
+    prometheus, alerts = (
+        yaml.safe_load((CONFIGS / name).read_text()) for name in ("prometheus.yaml", "alertmanager.yaml")
+    )
+    prometheus["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alertmanager}"]
+    prometheus["scrape_configs"] = prometheus["scrape_configs"][:1]
+    prometheus["scrape_configs"][0]["static_configs"][0]["targets"] = [service]
+    alerts["route"] |= {"group_wait": "0s", "group_interval": "1s"}
+    for receiver in alerts["receivers"]:
+        (entry,) = receiver["webhook_configs"]
+        entry["url"] = entry["url"].replace("9099", str(hook))
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(prometheus))
+    (folder / "alertmanager.yaml").write_text(yaml.safe_dump(alerts))
+    (folder / "rules.yaml").write_text((CONFIGS / "rules.yaml").read_text())
+
+
+def test_photographs_that_drift_end_in_a_call_of_the_webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prometheus = require_program("prometheus")
+    alertmanager = require_program("prometheus-alertmanager", "alertmanager")
+    chromium = require_program("chromium", "google-chrome")
+    bundle = make_bundle_with_reference(tmp_path / "champion")
+    with bucket("flights", monkeypatch) as flights, webhook() as (hook, told):
+        places = {"records_url": f"{flights.url}/records", "reports_url": f"{flights.url}/reports"}
+        with serving(tmp_path, model=bundle.folder, **places) as server:
+            manager, port = free_port(), free_port()
+            configure(tmp_path, service=server.url.removeprefix("http://"), alertmanager=manager, hook=hook)
+            listen = [f"--web.listen-address=127.0.0.1:{manager}", "--cluster.listen-address="]
+            with (
+                running(tmp_path, [alertmanager, "--config.file=alertmanager.yaml", "--storage.path=alerts", *listen]),
+                running(tmp_path, [prometheus, "--config.file=prometheus.yaml", "--storage.tsdb.path=tsdb",
+                                   f"--web.listen-address=127.0.0.1:{port}"]),
+            ):  # fmt: skip
+                for image in photographs(25, seed=5):
+                    server.predict(encode_png(image // 4)).raise_for_status()
+                found = httpx.get(f"{server.url}/drift", timeout=120).raise_for_status().json()
+                assert found["drifted"]
+                assert found["url"].startswith(f"{flights.url}/reports/")
+                end = time.monotonic() + 60
+                while not told:
+                    assert time.monotonic() < end, (tmp_path / "prometheus.log").read_text()
+                    time.sleep(0.2)
+        path, call = told[0]
+        assert path == "/tell"
+        (alert,) = call["alerts"]
+        assert alert["labels"]["alertname"] == "DronesegDrift"
+        assert alert["status"] == "firing"
+        page = fsspec.filesystem("gs", skip_instance_cache=True).cat(found["url"])
+    look(chromium, page, Path(os.environ.get("DRONESEG_SCREENSHOTS", tmp_path)))
+
+
+def look(chromium: str, page: bytes, folder: Path) -> None:
+    """Open a report in a browser, without a network: it needs nothing but itself."""
+    file = folder / "drift.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(page)
+    failures: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        shown = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+        shown.on("pageerror", lambda error: failures.append(str(error)))
+        shown.on("requestfailed", lambda request: failures.append(request.url))
+        shown.goto(file.as_uri())
+        assert shown.get_by_role("heading", level=1).inner_text().startswith("Drift of model")
+        assert "They are darker" in shown.locator(".verdict").inner_text()
+        shown.frame_locator("iframe").get_by_text("Dataset Drift is detected").first.wait_for(timeout=30_000)
+        assert all(shown.evaluate("[...document.images].map(image => image.naturalWidth > 100)"))
+        shown.screenshot(path=folder / "drift.png", full_page=True)
+        browser.close()
+    assert failures == []
