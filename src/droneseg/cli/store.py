@@ -35,7 +35,7 @@ def list_models(
         [
             each.model_id or "not fetched",
             each.state + (", here" if each.here else ""),
-            each.since or "-",
+            (each.since or "-")[:10],
             output.figure(each.figures.get("miou")),
             output.percent(each.figures.get("unsafe_landing_rate")),
             *([] if each.in_remote is None else ["yes" if each.in_remote else "no"]),
