@@ -54,5 +54,5 @@ def test_no_real_data_is_in_the_repository() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     pictures = [f for f in listed.stdout.split() if f.lower().endswith((".jpg", ".jpeg", ".png", ".tif", ".bmp"))]
-    allowed = [f"docs/{name}.png" for name in ("benchmark", "overlay", "page", "sweep", "training")]
+    allowed = [f"docs/{name}.png" for name in ("benchmark", "drift", "overlay", "page", "sweep", "training")]
     assert pictures == allowed, "plots, and generated scenes"

@@ -18,7 +18,7 @@ KAGGLE = "data/classes_dataset/classes_dataset"
 def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Workspace) -> None:
     manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
     assert set(manifest["profiles"]) == {"exact", "fast", "int8"}
-    assert set(manifest["files"]) == {"model.onnx", "model.int8.onnx"}
+    assert set(manifest["files"]) == {"model.onnx", "model.int8.onnx", "reference.csv"}
     assert manifest["normalisation"] == "rgb_to_0_1"
     assert manifest["patch_size"] == [64, 64]
     assert manifest["mirror_axes"] == [0, 1]

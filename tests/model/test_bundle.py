@@ -64,7 +64,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, lambda m: m["files"].update({"../x": m["files"]["model.onnx"]})), "malformed:\n  - files",
     ),
     "unlisted network": (
-        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")), "names other.onnx",
+        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")), "other.onnx is named, and",
     ),
     "file outside": (
         lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="../model.onnx")), "should match pattern",

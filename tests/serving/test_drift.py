@@ -12,7 +12,8 @@ import pytest
 from droneseg.core.images import encode_png
 from droneseg.model.bundle import Bundle
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
-from support.server import Server, serving
+from support.programs import alive
+from support.server import Server, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +116,13 @@ def test_a_service_that_ends_takes_its_report_with_it(server: Server, bundle: Bu
     children = Path(f"/proc/{server.process.pid}/task")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
+        assert alive(server.process.pid)
         while not (started := " ".join(file.read_text() for file in children.glob("*/children")).split()):
             assert not asked.done()
         server.terminate()
         assert server.process.wait(20) == 0
         assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
+    until(lambda: not any(alive(int(pid)) for pid in started))
 
 
 def test_samples_are_kept_if_asked_for(bundle: Bundle, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,11 @@ def require_program(*names: str) -> str:
     if os.environ.get("DRONESEG_REQUIRE_ALL"):
         pytest.fail(f"{names[0]} is not installed")
     pytest.skip(f"install {names[0]}")
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process runs; one that ended and that nobody has asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,7 +1,6 @@
 """A sweep of real, tiny trainings: the preset first, weak ones ended early, killed and continued, shared."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from droneseg.core.errors import ConfigurationError, TrainingError
 from droneseg.training.presets import load_config
 from droneseg.training.space import load_sweep, own_values, wandb_sweep
 from droneseg.training.study import open_study, told_of_database
+from support.programs import alive
 from support.wandb_files import offline_runs
 from support.workspace import TINY, Workspace
 
@@ -249,14 +249,3 @@ def test_the_same_space_is_a_sweep_of_wandb(tmp_path: Path) -> None:
     assert command[:2] == ["droneseg", "train"]
     assert command[-1] == "${args_no_hyphens}"
     load_config([*command[2:-1], "learning_rate=0.01"])  # what an agent would run
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_of_this_process_alive_says_yes() -> None:
-    assert alive(os.getpid())

@@ -85,7 +85,7 @@ def test_the_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], 
     ((name, metadata, paths),) = tracked[2].artifacts
     assert name == "bundle-2d_tracked"
     assert metadata == json.loads((workspace.root / "bundles/tracked_model/manifest.json").read_text())
-    assert sorted(paths) == ["manifest.json", "model.onnx"]
+    assert sorted(paths) == ["manifest.json", "model.onnx", "reference.csv"]
 
 
 def test_the_profile_says_where_the_time_goes(tracked: list[OfflineRun], workspace: Workspace) -> None:
