@@ -118,6 +118,12 @@ def test_too_few_records_are_no_verdict(bundle: Bundle, reference: Reference) ->
         find_drift(reference, records_like(bundle, FEWEST - 1))
 
 
+def test_a_small_reference_is_no_measure(bundle: Bundle, reference: Reference) -> None:
+    few = Reference("few", {name: values[:19] for name, values in reference.table.items()})
+    with pytest.raises(DriftError, match="The reference is of 19 photographs; 20 are needed"):
+        find_drift(few, records_like(bundle, 40))
+
+
 def test_the_newest_records_are_read_and_no_others(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,8 +97,13 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
         records: At least `FEWEST`.
 
     Raises:
-        DriftError: If there are fewer.
+        DriftError: If there are fewer, or the reference has fewer.
     """
+    if reference.images < FEWEST:
+        raise DriftError(
+            f"The reference is of {reference.images} photographs; {FEWEST} are needed to tell a change from chance. Make "
+            "another one with `droneseg models reference`."
+        )
     if len(records) < FEWEST:
         raise DriftError(f"There are {len(records)} records; a verdict needs {FEWEST}.")
     rows = [(record.time.astimezone(UTC).date(), figures_of(record)) for record in records]
