@@ -101,8 +101,8 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
     """
     if reference.images < FEWEST:
         raise DriftError(
-            f"The reference is of {reference.images} photographs; {FEWEST} are needed to tell a change from chance. Make "
-            "another one with `droneseg models reference`."
+            f"The reference is of {reference.images} photographs; {FEWEST} are needed to tell a change from chance. "
+            "Make another one with `droneseg models reference`."
         )
     if len(records) < FEWEST:
         raise DriftError(f"There are {len(records)} records; a verdict needs {FEWEST}.")
