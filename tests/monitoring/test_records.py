@@ -55,6 +55,22 @@ def test_records_are_written_soon_together_and_named_by_time(tmp_path: Path) -> 
     writer.close(5)
 
 
+def test_flushing_waits_until_all_is_written_and_no_longer_than_it_may(tmp_path: Path) -> None:
+    writer = RecordWriter(str(tmp_path), count=Counts())
+    for number in range(3):
+        writer.add(record(number))
+    writer.flush(10)
+    assert len(lines(tmp_path)) == 3
+    writer.flush(10)  # with nothing to write
+    (tmp_path / "2026/03/04").rename(tmp_path / "away")
+    (tmp_path / "2026/03/04").write_text("in the way")
+    writer.add(record(4))
+    begin = time.monotonic()
+    writer.flush(1)
+    assert 0.9 < time.monotonic() - begin < 5
+    writer.close(0)
+
+
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     counts = Counts()
     writer = RecordWriter(str(tmp_path), count=counts)

@@ -10,7 +10,11 @@ import httpx
 import pytest
 
 from droneseg.core.images import encode_png
+from droneseg.core.settings import Settings
 from droneseg.model.bundle import Bundle
+from droneseg.monitoring.drift_report import DriftResult
+from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.serving.drift import DriftReports
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
 from support.programs import alive
 from support.server import Server, serving, until
@@ -54,6 +58,17 @@ def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Serve
     assert gauge(server, "droneseg_drift") == 1
     assert gauge(server, "droneseg_drift_share") > 0
     assert gauge(server, 'droneseg_drift_reports_total{result="done"}') == 2
+
+
+def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    found = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
+    monkeypatch.setattr(DriftReports, "_run", lambda _self, number: steps.append(f"report on {number}") or found)
+    reports = DriftReports(
+        Settings(), ServiceMetrics(), lambda timeout_s: steps.append(f"flush within {timeout_s:.0f} s")
+    )
+    assert reports.ask(30).result(10) == found
+    assert steps == ["flush within 3 s", "report on 30"]
 
 
 def test_who_asks_while_a_report_is_made_gets_that_one(server: Server, bundle: Bundle, tmp_path: Path) -> None:
