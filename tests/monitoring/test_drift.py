@@ -12,10 +12,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from droneseg.core.errors import DriftError
 from droneseg.model.bundle import Bundle, file_record, read_bundle
-from droneseg.monitoring.drift import FEWEST, THRESHOLD, figures_of, find_drift, p_value
+from droneseg.monitoring.drift import FEWEST, THRESHOLD, find_drift, p_value
 from droneseg.monitoring.drift_page import sentences, verdict
 from droneseg.monitoring.drift_report import make_report
-from droneseg.monitoring.features import FEATURES
+from droneseg.monitoring.features import FEATURES, figures_of
 from droneseg.monitoring.latest import read_latest
 from droneseg.monitoring.records import Record
 from droneseg.monitoring.reference import NAMES, Reference, read_reference
@@ -71,7 +71,7 @@ CHANGES: dict[str, tuple[Callable[[Record], Record], str]] = {
     "confidence": (lambda record: record.model_copy(update={"confidence": 0.1}), "They are less clear to the model: "),
     "share_water": (
         lambda record: record.model_copy(update={"class_fractions": {**record.class_fractions, "water": 0.99}}),
-        "They are with more water: ",
+        "They show more water: ",
     ),
 }  # fmt: skip
 
@@ -130,13 +130,13 @@ def test_the_newest_records_are_read_and_no_others(
     records = records_like(bundle, 300, over=timedelta(days=200))
     keep(tmp_path, records)
     read: list[str] = []
-    real = LocalFileSystem.cat
+    real = LocalFileSystem.cat_file
 
-    def cat(self: LocalFileSystem, names: list[str], **options: object) -> object:
-        read.extend(names)
-        return real(self, names, **options)
+    def cat_file(self: LocalFileSystem, name: str) -> object:
+        read.append(name)
+        return real(self, name)
 
-    monkeypatch.setattr(LocalFileSystem, "cat", cat)
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
     latest = read_latest(str(tmp_path), 50, bundle.model_id)
     assert latest.records == records[-50:]
     assert len(read) == 50
@@ -163,6 +163,61 @@ def test_records_of_other_models_and_unreadable_ones_are_passed_over_and_told(bu
     assert len(latest.records) == 39
     assert latest.other_models == {"another": 20}
     assert [Path(each).name for each in latest.unreadable] == [f"{files[1].name}:1"]
+
+
+BAD: dict[str, dict[str, object]] = {
+    "a class is missing": {"class_fractions": {}},
+    "a figure is missing": {"statistics": {"brightness": 0.5}},
+    "a time without zone": {"time": "2026-03-20T06:00:00"},
+    "a size that is none": {"width": 10**400},
+    "no number": {"confidence": "NaN"},
+    "endless": {"statistics": {"brightness": 1e999}},
+    "another field": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_record_that_cannot_be_used_costs_no_other(
+    bundle: Bundle, reference: Reference, tmp_path: Path, what: str
+) -> None:
+    records = records_like(bundle, 30, changed=darker)
+    (file,) = keep(tmp_path, records, in_a_file=30)
+    good = json.loads(records[0].model_dump_json())
+    with file.open("a") as lines:
+        lines.write(json.dumps(good | BAD[what]) + "\n")
+        lines.write(json.dumps(good | {"statistics": good["statistics"] | {"brightness": float("nan")}}) + "\n")
+    latest = read_latest(str(tmp_path), 100, bundle.model_id)
+    assert latest.records == records
+    assert [each.rpartition(":")[2] for each in latest.unreadable] == ["31", "32"]
+    assert [each.feature.name for each in find_drift(reference, latest.records).changed] == ["brightness"]
+
+
+def test_records_of_days_to_come_do_not_hide_those_of_today(bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path, records_like(bundle, 30))
+    keep(tmp_path, records_like(bundle, 30, last=NOON.replace(year=2099)))
+    latest = read_latest(str(tmp_path), 30, bundle.model_id)
+    assert {record.time.year for record in latest.records} == {2026}
+    assert [Path(day).relative_to(tmp_path).as_posix() for day in latest.ahead] == ["2099/03/20"]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "t_[1]", records_like(bundle, 25))
+    keep(tmp_path / "t_1", records_like(bundle, 5))
+    assert len(read_latest(str(tmp_path / "t_[1]"), 100).records) == 25
+
+
+def test_damaged_files_without_end_are_not_all_read(bundle: Bundle, tmp_path: Path) -> None:
+    for file in keep(tmp_path, records_like(bundle, 900)):
+        file.write_text("damaged\n")
+    assert len(read_latest(str(tmp_path), 20).unreadable) < 900
+
+
+def test_a_row_of_pixels_more_is_no_drift(bundle: Bundle, reference: Reference) -> None:
+    records = records_like(bundle, 30, changed=lambda record: record.model_copy(update={"width": 32, "height": 24}))
+    slightly = [record.model_copy(update={"width": 1000, "height": 707}) for record in records]
+    usual = Reference("", reference.table | {"megapixels": [0.70656] * 40})
+    assert not find_drift(usual, slightly).drifted
+    assert find_drift(usual, [each.model_copy(update={"height": 640}) for each in slightly]).drifted
 
 
 def test_a_store_full_of_another_models_records_is_not_read_to_its_end(bundle: Bundle, tmp_path: Path) -> None:
@@ -223,6 +278,8 @@ def test_what_is_missing_for_a_report_is_told(bundle: Bundle, tmp_path: Path) ->
         make_report(bundle.folder, "none", reports, 200)
     with pytest.raises(DriftError, match="DRONESEG_REPORTS_URL is none"):
         make_report(bundle.folder, records, "none", 200)
+    with pytest.raises(DriftError, match=r"answers with model older, .* POST /admin/reload"):
+        make_report(bundle.folder, records, reports, 200, answering="older")
     assert not (tmp_path / "reports").exists()
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -47,7 +48,6 @@ def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, 
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
         recorder.keep(f"{chr(97 + place)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + place), encode_mask(MASK)))
         recorder.flush(10)
-    recorder._samples._writing.shutdown()
     recorder.close(10)
     return counts
 
@@ -87,6 +87,31 @@ def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path)
     found = find_hard_cases(str(tmp_path), 2, last=100)
     assert [(case.source, case.confidence) for case in found] == [("a.jpg", 0.3), ("b.jpg", 0.4)]
     assert [case.source for case in find_hard_cases(str(tmp_path), 9, last=2)] == ["a.jpg", "c.jpg"]
+
+
+def test_equal_names_are_no_equal_photographs(tmp_path: Path) -> None:
+    recorder = Recorder(str(tmp_path), count=lambda *_: None, names=True)
+    for brightness, confidence in ((10, 0.5), (60, 0.3), (60, 0.2), (110, 0.4)):
+        prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
+        recorder.keep("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
+    recorder.close(10)
+    found = find_hard_cases(str(tmp_path), 9, last=100)
+    assert [case.confidence for case in found] == [0.2, 0.4, 0.5]
+
+
+def test_one_that_was_kept_counts_though_a_later_one_was_not(tmp_path: Path) -> None:
+    record(tmp_path, [0.3])
+    record(tmp_path, [0.3], share=0.0)
+    assert [case.sample is not None for case in find_hard_cases(str(tmp_path), 9, last=9, sampled=True)] == [True]
+
+
+def test_nothing_but_samples_is_copied(tmp_path: Path) -> None:
+    record(tmp_path / "records", [0.5])
+    (tmp_path / "secret.txt").write_text("secret")
+    (case,) = find_hard_cases(str(tmp_path / "records"), 1, last=9)
+    for path in ("../secret.txt", "samples/2026/03/04/../../../../../secret.txt", "."):
+        with pytest.raises(RecordsError, match="None of these photographs was kept"):
+            fetch_hard_cases(str(tmp_path / "records"), [replace(case, sample=path)], tmp_path / "out")
 
 
 def test_they_are_copied_with_their_masks_for_labelling(tmp_path: Path) -> None:
@@ -129,7 +154,15 @@ def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
     place = tmp_path / "records"
     keep(place, records_like(bundle, 40, over=timedelta(days=20)))
     record(place, [0.5])
-    foreign = [place / "README.md", place / "2026/03/01/notes.txt", place / "samples/mine.jpg"]
+    foreign = [
+        place / name
+        for name in (
+            "README.md", "2020/01/01/notes.txt", "samples/mine.jpg", "2020/01/01/000000.000-abcdef12.mine/notes.txt",
+            "2020/01/01/000000.000-abcdef12.jsonl.bak", "2026/99/99/000000.000-abcdef12.jsonl",
+            "x/2020/01/01/000000.000-abcdef12.jsonl",
+        )
+    ]  # fmt: skip
+    keep(tmp_path / "record[s]", records_like(bundle, 1))
     for file in foreign:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
@@ -140,7 +173,18 @@ def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
     assert pruned.files == before - len(list(place.rglob("*.jsonl"))) > 0
     assert not (place / "2026/03/02").exists(), "an empty folder is left"
     assert all(file.is_file() for file in foreign)
+    assert prune(str(tmp_path / "record[s]"), days=10, megabytes=0, today=date(2027, 1, 1)).files == 1
     assert len(list(place.rglob("samples/*/*/*/*"))) == 2, "today's sample"
+
+
+def test_reports_are_not_kept_for_ever_either(tmp_path: Path) -> None:
+    for day in ("2026/03/01", "2026/03/19"):
+        for name in ("drift.html", "drift.json", "mine.html"):
+            file = tmp_path / day / "drift-060000-abcdef" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("a report")
+    assert prune(str(tmp_path), days=10, megabytes=0, today=NOON.date()).files == 2
+    assert len(list(tmp_path.rglob("*.html"))) == 3
 
 
 def test_what_is_too_much_goes_the_oldest_first(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """GET /drift of the real service: its report, its errors, its gauge, and one report at a time."""
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +38,11 @@ def drift(server: Server, **query: object) -> httpx.Response:
     return httpx.get(f"{server.url}/drift", params={key: str(value) for key, value in query.items()}, timeout=120)
 
 
+def children(server: Server) -> list[int]:
+    files = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    return [int(pid) for file in files for pid in file.read_text().split()]
+
+
 def gauge(server: Server, name: str) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
@@ -63,10 +71,12 @@ def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Serve
 def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     found = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
-    monkeypatch.setattr(DriftReports, "_run", lambda _self, number: steps.append(f"report on {number}") or found)
-    reports = DriftReports(
-        Settings(), ServiceMetrics(), lambda timeout_s: steps.append(f"flush within {timeout_s:.0f} s")
-    )
+    monkeypatch.setattr(DriftReports, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or found)
+
+    def flush(timeout_s: float) -> None:
+        steps.append(f"flush within {timeout_s:.0f} s")
+
+    reports = DriftReports(Settings(), ServiceMetrics(), flush=flush, answering=lambda: "abc")
     assert reports.ask(30).result(10) == found
     assert steps == ["flush within 3 s", "report on 30"]
 
@@ -121,6 +131,33 @@ def test_a_store_that_is_away_is_told(bundle: Bundle, tmp_path: Path) -> None:
     assert away.json()["error"]["code"] == "records_unavailable"
 
 
+def test_a_report_that_was_killed_is_no_fault_of_the_service(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(drift, server)
+        until(lambda: children(server))
+        for pid in children(server):
+            os.kill(pid, signal.SIGKILL)
+        killed = asked.result()
+    assert killed.status_code == 503
+    assert "ended by signal 9, perhaps for want of memory" in killed.json()["error"]["message"]
+    assert drift(server).status_code == 200
+    assert gauge(server, 'droneseg_faults_total{code="internal_error"}') == 0
+
+
+def test_a_model_that_was_exchanged_on_the_disk_is_told(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+    keep(tmp_path / "records", records_like(bundle, 40))
+    manifest = bundle.folder / "manifest.json"
+    before = manifest.read_bytes()
+    try:
+        manifest.write_bytes(before + b"\n")
+        told = drift(server)
+    finally:
+        manifest.write_bytes(before)
+    assert told.status_code == 409
+    assert f"The service answers with model {bundle.model_id}" in told.json()["error"]["message"]
+
+
 def test_the_key_guards_it(bundle: Bundle, tmp_path: Path) -> None:
     with serving(tmp_path, model=bundle.folder, api_key="a-long-enough-key") as server:
         assert drift(server).status_code == 401
@@ -128,16 +165,17 @@ def test_the_key_guards_it(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_service_that_ends_takes_its_report_with_it(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40, changed=darker))
-    children = Path(f"/proc/{server.process.pid}/task")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
         assert alive(server.process.pid)
-        while not (started := " ".join(file.read_text() for file in children.glob("*/children")).split()):
-            assert not asked.done()
+        until(lambda: children(server))
+        started = children(server)
+        begin = time.monotonic()
         server.terminate()
         assert server.process.wait(20) == 0
+        assert time.monotonic() - begin < 6, "it waited for the report"
         assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
-    until(lambda: not any(alive(int(pid)) for pid in started))
+    until(lambda: not any(alive(pid) for pid in started))
 
 
 def test_samples_are_kept_if_asked_for(bundle: Bundle, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from statistics import median
 
 from droneseg.core.errors import DriftError
-from droneseg.monitoring.features import FEATURES, Feature, features_of
+from droneseg.monitoring.features import FEATURES, Feature, figures_of
 from droneseg.monitoring.records import Record
 from droneseg.monitoring.reference import Reference
 
@@ -121,17 +121,6 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
     )
 
 
-def figures_of(record: Record) -> dict[str, float]:
-    """Return the figures of a record by name."""
-    return features_of(
-        record.statistics,
-        width=record.width,
-        height=record.height,
-        class_fractions=record.class_fractions,
-        confidence=record.confidence,
-    )
-
-
 def p_value(reference: Sequence[float], now: Sequence[float]) -> float:
     """Return the p value of the two-sample Kolmogorov-Smirnov test, two-sided."""
     from scipy.stats import ks_2samp
@@ -140,7 +129,8 @@ def p_value(reference: Sequence[float], now: Sequence[float]) -> float:
 
 
 def _compare(feature: Feature, reference: list[float], days: dict[date, list[dict[str, float]]]) -> FeatureDrift:
-    by_day = {day: [row[feature.name] for row in of_day] for day, of_day in days.items()}
+    reference = [feature.rounded(value) for value in reference]
+    by_day = {day: [feature.rounded(row[feature.name]) for row in of_day] for day, of_day in days.items()}
     now = [value for values in by_day.values() for value in values]
     since = None
     for day, values in reversed(by_day.items()):

@@ -83,7 +83,7 @@ def _sentence(each: FeatureDrift) -> str:
     figures = f"{feature.name} {_number(each.now)} instead of {_number(each.reference)}"
     # a median may stay while the width or the shape changes
     change = feature.higher if each.now > each.reference else feature.lower if each.now < each.reference else ""
-    return f"They are {change}: {figures}" if change else f"They are spread differently in {feature.name} ({figures})"
+    return f"They {change}: {figures}" if change else f"They are spread differently in {feature.name} ({figures})"
 
 
 def _since(each: FeatureDrift, drift: Drift) -> str:
@@ -106,6 +106,8 @@ def _facts(drift: Drift, reference: Reference, latest: Latest, model_id: str) ->
     if latest.unreadable:
         shown = ", ".join(latest.unreadable[:5]) + (" ..." if len(latest.unreadable) > 5 else "")
         lines.append(f"{len(latest.unreadable)} records could not be read: {shown}.")
+    if latest.ahead:
+        lines.append(f"Passed over, since a clock was wrong: records of days to come, {', '.join(latest.ahead[:5])}.")
     if drift.drifted:
         lines.append(
             "Photographs of new places differ, too: look at some before you act. A camera that is out of focus, dirty "

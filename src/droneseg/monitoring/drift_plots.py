@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from droneseg.monitoring.drift import Drift, FeatureDrift, figures_of
+from droneseg.monitoring.drift import Drift, FeatureDrift
+from droneseg.monitoring.features import figures_of
 from droneseg.monitoring.records import Record
 from droneseg.monitoring.reference import Reference
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.errors import DriftError, DronesegError, MissingDependencyError, RecordsError
 from droneseg.model.bundle import read_bundle
-from droneseg.monitoring.drift import FEWEST, METHOD, THRESHOLD, Drift, figures_of, find_drift
+from droneseg.monitoring.drift import FEWEST, METHOD, THRESHOLD, Drift, find_drift
+from droneseg.monitoring.features import figures_of
 from droneseg.monitoring.latest import Latest, read_latest
 from droneseg.monitoring.places import NOWHERE, write_place
 from droneseg.monitoring.reference import NAMES, Reference, read_reference
@@ -42,7 +43,9 @@ class DriftResult(BaseModel):
     records: int
 
 
-def make_report(model: Path, records_url: str, reports_url: str, number: int) -> DriftResult:
+def make_report(
+    model: Path, records_url: str, reports_url: str, number: int, *, answering: str | None = None
+) -> DriftResult:
     """Write a report on the last records of a model.
 
     Args:
@@ -50,6 +53,7 @@ def make_report(model: Path, records_url: str, reports_url: str, number: int) ->
         records_url: Where the records are.
         reports_url: Where the report goes.
         number: How many records, at most.
+        answering: The model that a service answers with, if it must be this one.
 
     Raises:
         BundleError: If the model does not verify.
@@ -61,6 +65,11 @@ def make_report(model: Path, records_url: str, reports_url: str, number: int) ->
         raise MissingDependencyError("evidently", "drift")
     require_somewhere(records_url, reports_url)
     bundle = read_bundle(model)
+    if answering not in (None, bundle.model_id):
+        raise DriftError(
+            f"The service answers with model {answering}, and {model} is {bundle.model_id} by now. POST /admin/reload, "
+            "or start it anew."
+        )
     reference = read_reference(bundle)
     latest = read_latest(records_url, number, bundle.model_id)
     _require_enough(latest, records_url, bundle.model_id)
@@ -98,6 +107,7 @@ def _require_enough(latest: Latest, url: str, model_id: str) -> None:
     notes += (
         [f"{len(latest.unreadable)} could not be read, such as {latest.unreadable[0]}"] if latest.unreadable else []
     )
+    notes += [f"passed over: days to come, such as {latest.ahead[0]}"] if latest.ahead else []
     notes += ["is that where the service writes them?"] if not (found or notes) else []
     said = f" ({'; '.join(notes)})" if notes else ""
     raise DriftError(f"{url} holds {found} records of model {model_id}{said}; a report needs {FEWEST}.")
@@ -147,17 +157,20 @@ def _as_json(drift: Drift, reference: Reference, latest: Latest) -> dict[str, An
         },
         "other_models": latest.other_models,
         "unreadable": latest.unreadable,
+        "ahead": latest.ahead,
     }
 
 
 def main() -> None:
-    """Write a report: `python -m droneseg.monitoring.drift_report MODEL RECORDS REPORTS NUMBER`.
+    """Write a report: `python -m droneseg.monitoring.drift_report MODEL RECORDS REPORTS NUMBER MODEL_ID`.
 
     The result is a line of JSON: a `DriftResult`, or `error` with the kind and the words of what is expected to fail.
     """
-    model, records_url, reports_url, number = sys.argv[1:]
+    model, records_url, reports_url, number, answering = sys.argv[1:]
     try:
-        found: dict[str, Any] = make_report(Path(model), records_url, reports_url, int(number)).model_dump()
+        found: dict[str, Any] = make_report(
+            Path(model), records_url, reports_url, int(number), answering=answering
+        ).model_dump()
     except DronesegError as error:
         found = {"error": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(found) + "\n")

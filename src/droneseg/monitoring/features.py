@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from droneseg.core.classes import CLASSES
+from droneseg.monitoring.records import Record
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,10 @@ class Feature:
     Attributes:
         name: As in tables and reports.
         meaning: For people.
-        lower: How photographs with less of it are called.
-        higher: How those with more of it are.
+        lower: What is said of photographs with less of it.
+        higher: And of those with more.
         of_model: Whether it is the model's answer, and not the photograph's own.
+        digits: Significant ones that count; None for all.
     """
 
     name: str
@@ -23,26 +25,32 @@ class Feature:
     lower: str
     higher: str
     of_model: bool = False
+    digits: int | None = None
+
+    def rounded(self, value: float) -> float:
+        """Return a value with the digits that count."""
+        return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("brightness", "mean luma", "darker", "brighter"),
-    Feature("contrast", "standard deviation of the luma", "lower in contrast", "higher in contrast"),
-    Feature("saturation", "mean saturation", "paler in colour", "stronger in colour"),
-    Feature("sharpness", "second difference of the luma", "less sharp", "sharper"),
-    Feature("noise", "standard deviation of the noise", "less noisy", "noisier"),
-    Feature("warmth", "red against blue", "bluer", "redder"),
-    Feature("green_share", "share of green pixels", "less green", "greener"),
-    Feature("megapixels", "size", "smaller", "larger"),
+    Feature("brightness", "mean luma", "are darker", "are brighter"),
+    Feature("contrast", "standard deviation of the luma", "are lower in contrast", "are higher in contrast"),
+    Feature("saturation", "mean saturation", "are paler in colour", "are stronger in colour"),
+    Feature("sharpness", "second difference of the luma", "are less sharp", "are sharper"),
+    Feature("noise", "standard deviation of the noise", "are less noisy", "are noisier"),
+    Feature("warmth", "red against blue", "are bluer", "are redder"),
+    Feature("green_share", "share of green pixels", "are less green", "are greener"),
+    # all of a set may have one size: a row of pixels more is no change
+    Feature("megapixels", "size", "are smaller", "are larger", digits=2),
     *(
-        Feature(f"share_{name}", f"share of {name}", f"with less {name}", f"with more {name}", of_model=True)
+        Feature(f"share_{name}", f"share of {name}", f"show less {name}", f"show more {name}", of_model=True)
         for name in (entry.name for entry in CLASSES[1:])
     ),
     Feature(
         "confidence",
         "mean probability of the winning class",
-        "less clear to the model",
-        "clearer to the model",
+        "are less clear to the model",
+        "are clearer to the model",
         of_model=True,
     ),
 )
@@ -70,3 +78,18 @@ def features_of(
         "confidence": confidence,
     }
     return {feature.name: round(float(found[feature.name]), 6) for feature in FEATURES}
+
+
+def figures_of(record: Record) -> dict[str, float]:
+    """Return the figures of a record by name.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    return features_of(
+        record.statistics,
+        width=record.width,
+        height=record.height,
+        class_fractions=record.class_fractions,
+        confidence=record.confidence,
+    )

@@ -1,6 +1,7 @@
 """The photographs a model is least sure of: what to label next."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,10 +12,10 @@ from droneseg.core.errors import RecordsError
 from droneseg.core.files import new_folder
 from droneseg.monitoring.latest import read_latest
 from droneseg.monitoring.places import open_place
-from droneseg.monitoring.records import Record
-from droneseg.monitoring.samples import MASK_SUFFIX
+from droneseg.monitoring.samples import FOLDER, MASK_SUFFIX
 
 LIST_NAME = "hard-cases.json"
+_KEPT = re.compile(rf"{FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else of the store is copied
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) 
     records = read_latest(url, last).records
     if not records:
         raise RecordsError(f"There are no records at {url}. Services write them there: DRONESEG_RECORDS_URL.")
-    by_source: dict[str | int, Record] = {record.source or place: record for place, record in enumerate(records)}
-    chosen = [record for record in by_source.values() if record.sample or not sampled]
+    # one that was sent twice looks the same; a name alone is none: every card of a drone begins with the same
+    looks = {
+        (record.source, record.width, record.height, *sorted(record.statistics.items())): record
+        for record in records
+        if record.sample or not sampled
+    }
+    chosen = list(looks.values())
     chosen.sort(key=lambda record: record.confidence)
     return [
         HardCase(record.confidence, record.time, record.model_id, record.source, record.sample)
@@ -80,7 +86,7 @@ def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: boo
     done = 0
     with new_folder(out, marker=LIST_NAME, replace=replace) as aside:
         for place, case in enumerate(cases, start=1):
-            if case.sample is None:
+            if case.sample is None or not _KEPT.fullmatch(case.sample):
                 continue
             photograph = Path(case.sample)
             try:

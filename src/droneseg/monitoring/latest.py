@@ -4,13 +4,16 @@ import logging
 import math
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 
 from droneseg.core.errors import RecordsError
+from droneseg.monitoring.features import figures_of
 from droneseg.monitoring.places import open_place
 from droneseg.monitoring.records import Record
 
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_FILES = 16
 _MOST_FILES = 1024
+_READERS = 16
 _WASTED = 20
 """How many records are read, at most, for each that is wanted: those of other models are passed over."""
 
@@ -30,11 +34,13 @@ class Latest:
         records: The oldest first.
         other_models: How many newer ones are of each other model.
         unreadable: Lines that are no record, as FILE:LINE, and files that could not be read.
+        ahead: Days that are yet to come, of which none was read: a clock was wrong.
     """
 
     records: list[Record] = field(default_factory=list)
     other_models: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
+    ahead: list[str] = field(default_factory=list)
 
 
 def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
@@ -51,8 +57,8 @@ def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
     latest, looked_at = Latest(), 0
     try:
         filesystem, root = open_place(url)
-        names = _newest_first(filesystem, root)
-        files_read, size = 0, _FIRST_FILES
+        names = _newest_first(filesystem, root, latest)
+        files_read, unreadable, size = 0, 0, _FIRST_FILES
         while files := list(islice(names, size)):
             for name, content in _read(filesystem, files, latest):
                 for record in _parse(name, content, latest):
@@ -63,6 +69,8 @@ def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
                         latest.other_models[record.model_id] = latest.other_models.get(record.model_id, 0) + 1
             files_read += len(files)
             missing = number - len(latest.records)
+            looked_at += len(latest.unreadable) - unreadable
+            unreadable = len(latest.unreadable)
             if missing <= 0 or looked_at >= _WASTED * max(number, _FIRST_FILES):
                 break
             # a file may hold one record or a thousand
@@ -75,10 +83,15 @@ def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
     return latest
 
 
-def _newest_first(filesystem: Any, root: str) -> Iterator[str]:
+def _newest_first(filesystem: Any, root: str, latest: Latest) -> Iterator[str]:
+    # an instance on the other side of the date line has no other UTC, but clocks differ
+    last = f"{datetime.now(UTC) + timedelta(days=1):%Y/%m/%d}"
     for year in _numbered(filesystem, root, 4):
         for month in _numbered(filesystem, year, 2):
             for day in _numbered(filesystem, month, 2):
+                if day[len(root) :].lstrip("/") > last:
+                    latest.ahead.append(day)
+                    continue
                 names = [str(name) for name in filesystem.ls(day, detail=False)]
                 yield from sorted((name for name in names if name.endswith(".jsonl")), reverse=True)
 
@@ -94,19 +107,27 @@ def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
 
 
 def _read(filesystem: Any, files: list[str], latest: Latest) -> Iterator[tuple[str, bytes]]:
-    found: dict[str, Any] = filesystem.cat(files, on_error="return")
-    for name in files:
-        # a path may come back with its protocol, or without
-        content = found.get(name, found.get(name.lstrip("/")))
-        if isinstance(content, bytes):
-            yield name, content
-        elif not isinstance(content, FileNotFoundError):  # taken away meanwhile: it was too old
-            latest.unreadable.append(f"{name}: {content}")
+    def read(name: str) -> bytes | Exception:
+        try:
+            return bytes(filesystem.cat_file(name))
+        except Exception as error:  # noqa: BLE001  # a store can fail in any way
+            return error
+
+    # one by one: asked for several, fsspec takes [1] in a folder's name for a pattern
+    with ThreadPoolExecutor(_READERS) as pool:
+        for name, content in zip(files, pool.map(read, files), strict=True):
+            if isinstance(content, bytes):
+                yield name, content
+            elif not isinstance(content, FileNotFoundError):  # taken away meanwhile: it was too old
+                latest.unreadable.append(f"{name}: {content}")
 
 
 def _parse(name: str, content: bytes, latest: Latest) -> Iterator[Record]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            yield Record.model_validate_json(line)
-        except ValidationError:
+            record = Record.model_validate_json(line)
+            figures_of(record)  # it may be of a version that had others
+        except (ValidationError, KeyError):
             latest.unreadable.append(f"{name}:{number}")
+        else:
+            yield record

@@ -1,11 +1,13 @@
 """Places for what a service leaves behind: a folder, or any URL that fsspec knows."""
 
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import fsspec.utils
 
 from droneseg.core.errors import ConfigurationError
+from droneseg.core.files import write_bytes
 
 NOWHERE = "none"
 
@@ -33,6 +35,12 @@ def open_place(url: str) -> tuple[Any, str]:
     return filesystem, str(root).rstrip("/")
 
 
+def is_folder(filesystem: Any) -> bool:
+    """Say whether a file system is this machine's own."""
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
 def write_place(url: str, name: str, data: bytes) -> str:
     """Write a file in one step, and return its URL.
 
@@ -42,7 +50,8 @@ def write_place(url: str, name: str, data: bytes) -> str:
         data: What to write.
     """
     filesystem, root = open_place(url)
-    # a transaction: in a folder it is written aside and renamed, as a bucket does it by itself
-    with filesystem.transaction, filesystem.open(f"{root}/{name}", "wb") as file:
-        file.write(data)
+    if is_folder(filesystem):
+        write_bytes(Path(root) / name, data)  # fsspec's own transaction is none from one disk to another
+    else:
+        filesystem.pipe_file(f"{root}/{name}", data)  # a bucket shows an object when it is whole
     return str(filesystem.unstrip_protocol(f"{root}/{name}"))

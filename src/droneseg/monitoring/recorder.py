@@ -102,7 +102,7 @@ class Recorder:
             self._ahead.clear()
         if left:
             self._count("dropped", left)
-        self._samples.close()
+        self._samples.close(max(0.0, end - time.monotonic()) / 2)
         self._writer.close(max(0.0, end - time.monotonic()))
 
     def _record(self, number: int, done: _Done) -> None:

@@ -5,10 +5,10 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from droneseg.monitoring.places import write_place
 
@@ -18,6 +18,7 @@ FLUSH_S = 0.5
 _CAPACITY = 10_000
 _LARGEST_FILE = 1_000
 _LONGEST_PAUSE_S = 30.0
+_LARGEST_SIDE = 1_000_000  # pixels
 
 Outcome = Literal["written", "dropped"]
 
@@ -25,12 +26,12 @@ Outcome = Literal["written", "dropped"]
 class Record(BaseModel):
     """What is kept of a prediction; by default neither the photograph nor its name is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    time: datetime
+    time: AwareDatetime
     model_id: str
-    width: int
-    height: int
+    width: int = Field(ge=0, le=_LARGEST_SIDE)
+    height: int = Field(ge=0, le=_LARGEST_SIDE)
     class_fractions: dict[str, float]
     confidence: float
     statistics: dict[str, float]

@@ -1,17 +1,25 @@
-"""How long records and samples are kept: by age, and by what they take in all."""
+"""How long records, samples and reports are kept: by age, and by what they take in all."""
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from droneseg.monitoring.places import open_place
+from droneseg.monitoring.places import is_folder, open_place
 from droneseg.monitoring.samples import FOLDER
 
-_OWN = re.compile(rf"(?:{FOLDER}/)?(\d{{4}})/(\d\d)/(\d\d)/(\d{{6}}\.\d{{3}}-[0-9a-f]{{8}}\.\S+)")
-_AT_ONCE = 1000
+_DATE, _MOMENT = r"\d{4}/\d\d/\d\d", r"\d{6}\.\d{3}-[0-9a-f]{8}"
+_OWN = re.compile(
+    rf"(?P<day>{_DATE})/{_MOMENT}\.jsonl"
+    rf"|{FOLDER}/(?P<in_samples>{_DATE})/{_MOMENT}\.(?:mask\.png|[a-z0-9]{{2,4}})"
+    rf"|(?P<of_report>{_DATE})/drift-\d{{6}}-[0-9a-f]{{6}}/drift\.(?:html|json)"
+)
+_DELETERS = 16
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Pruned:
 
     Attributes:
         files: How many were.
-        bytes_left: Of all records and samples.
+        bytes_left: Of all that is left.
     """
 
     files: int
@@ -28,7 +36,9 @@ class Pruned:
 
 
 def prune(url: str, *, days: int, megabytes: int, today: date | None = None) -> Pruned:
-    """Delete records and samples that are too old, then the oldest while all take too much; anything else stays.
+    """Delete records, samples and reports that are too old, then the oldest while all take too much.
+
+    Whatever else lies there stays.
 
     Args:
         url: Where they are.
@@ -48,11 +58,10 @@ def prune(url: str, *, days: int, megabytes: int, today: date | None = None) -> 
             break
         gone.append(file)
         left -= file.size_bytes
-    for begin in range(0, len(gone), _AT_ONCE):
-        _delete(filesystem, [file.path for file in gone[begin : begin + _AT_ONCE]])
-    _forget_empty_folders(
-        {Path(file.path).parent for file in gone}, Path(root)
-    ) if "file" in filesystem.protocol else None
+    with ThreadPoolExecutor(_DELETERS) as pool:
+        list(pool.map(partial(_delete, filesystem), (file.path for file in gone)))
+    if is_folder(filesystem):
+        _forget_empty_folders({Path(file.path).parent for file in gone}, Path(root))
     return Pruned(len(gone), left)
 
 
@@ -65,30 +74,30 @@ class _File:
 
 
 def _own_files(filesystem: Any, root: str) -> list[_File]:
-    """Return records and samples, the oldest first."""
+    """Return what services wrote, the oldest first."""
     found = []
     for path, about in filesystem.find(root, detail=True).items():
-        match = _OWN.fullmatch(str(path)[len(root) :].lstrip("/"))
+        below = str(path)[len(root) :].lstrip("/")
+        match = _OWN.fullmatch(below)
         if match:
-            year, month, day = (int(part) for part in match.groups()[:3])
-            found.append(_File(date(year, month, day), match[4], str(path), int(about["size"])))
+            try:
+                day = datetime.strptime(match["day"] or match["in_samples"] or match["of_report"], "%Y/%m/%d").date()
+            except ValueError:
+                continue  # no date, so not ours
+            found.append(_File(day, Path(below).name, str(path), int(about["size"])))
     return sorted(found, key=lambda file: (file.day, file.name))
 
 
-def _delete(filesystem: Any, paths: list[str]) -> None:
-    try:
-        filesystem.rm(paths)
-    except FileNotFoundError:
-        # another instance was quicker with one of them
-        for path in paths:
-            if filesystem.exists(path):
-                filesystem.rm_file(path)
+def _delete(filesystem: Any, path: str) -> None:
+    # one by one: asked for several, fsspec takes [1] in a folder's name for a pattern
+    with suppress(FileNotFoundError):  # another instance was quicker
+        filesystem.rm_file(path)
 
 
 def _forget_empty_folders(folders: set[Path], root: Path) -> None:
     for folder in folders:
         for each in (folder, *folder.parents):
-            if each == root or any(each.iterdir()):
+            if each == root or not each.exists() or any(each.iterdir()):
                 break
             each.rmdir()
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "samples"
 MASK_SUFFIX = ".mask.png"
-_WAITING = 16
+_AHEAD_BYTES = 128 * 2**20  # of files that wait to be written
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
@@ -34,7 +34,7 @@ class Sample:
 
 
 class SampleKeeper:
-    """Writes samples in the background; those that come while too many wait are left out.
+    """Writes samples in the background; those that come while too much waits are left out.
 
     Args:
         url: Where records are; samples go below it.
@@ -44,7 +44,8 @@ class SampleKeeper:
     def __init__(self, url: str, *, count: Callable[[str, int], None]) -> None:
         self._url, self._count = url, count
         self._writing = ThreadPoolExecutor(1, "samples")
-        self._room = threading.BoundedSemaphore(_WAITING)
+        self._lock = threading.Lock()
+        self._ahead: dict[str, int] = {}  # bytes of each sample that waits
 
     def keep(self, moment: datetime, token: str, sample: Sample) -> str | None:
         """Take a sample, to be written soon.
@@ -57,17 +58,28 @@ class SampleKeeper:
         Returns:
             The photograph's path below the records; None if there is no room.
         """
-        if not self._room.acquire(blocking=False):
-            self._count("dropped", 1)
-            return None
         name = f"{FOLDER}/{moment.astimezone(UTC):%Y/%m/%d/%H%M%S}.{moment.microsecond // 1000:03d}-{token}"
         photograph = f"{name}{_suffix(sample.data)}"
-        self._writing.submit(self._write, photograph, f"{name}{MASK_SUFFIX}", sample)
-        return photograph
+        size = len(sample.data) + len(sample.mask_png)
+        with self._lock:
+            fits = not self._ahead or sum(self._ahead.values()) + size <= _AHEAD_BYTES
+            if fits:
+                self._ahead[photograph] = size
+                self._writing.submit(self._write, photograph, f"{name}{MASK_SUFFIX}", sample)
+        if not fits:
+            self._count("dropped", 1)
+        return photograph if fits else None
 
-    def close(self) -> None:
-        """Begin nothing more."""
+    def close(self, timeout_s: float) -> None:
+        """Write what waits, within a time; what cannot be written in it is dropped, and counted."""
+        last = self._writing.submit(lambda: None)
+        wait([last], timeout_s)
         self._writing.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            left = len(self._ahead)
+            self._ahead.clear()
+        if left:
+            self._count("dropped", left)
 
     def _write(self, photograph: str, mask: str, sample: Sample) -> None:
         try:
@@ -75,11 +87,13 @@ class SampleKeeper:
             write_place(self._url, photograph, sample.data)
         except Exception as error:  # noqa: BLE001  # a store can fail in any way
             logger.warning("a sample cannot be written to %s: %s", self._url, error)
-            self._count("dropped", 1)
+            result = "dropped"
         else:
-            self._count("written", 1)
-        finally:
-            self._room.release()
+            result = "written"
+        with self._lock:
+            counted_already = self._ahead.pop(photograph, None) is None
+        if not counted_already:
+            self._count(result, 1)
 
 
 def _suffix(data: bytes) -> str:

@@ -30,10 +30,19 @@ class DriftReports:
         settings: Model and places.
         metrics: What is counted and shown.
         flush: Writes the records that wait, within a number of seconds.
+        answering: Returns the model that answers; raises `NotReadyError` without one.
     """
 
-    def __init__(self, settings: Settings, metrics: ServiceMetrics, flush: Callable[[float], None]) -> None:
-        self._settings, self._metrics, self._flush = settings, metrics, flush
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: ServiceMetrics,
+        *,
+        flush: Callable[[float], None],
+        answering: Callable[[], str],
+    ) -> None:
+        self._settings, self._metrics, self._flush, self._answering = settings, metrics, flush, answering
+        self._stopped = False
         self._worker = ThreadPoolExecutor(1, "drift")
         self._lock = threading.Lock()
         self._report: Future[DriftResult] | None = None
@@ -48,25 +57,31 @@ class DriftReports:
         Raises:
             MissingDependencyError: If Evidently is not installed.
             DriftError: If no records are kept, or a report has nowhere to go.
+            NotReadyError: If there is no verified model, or the service stops.
         """
         if find_spec("evidently") is None:
             raise errors.MissingDependencyError("evidently", "drift")
         require_somewhere(self._settings.records_url, self._settings.reports_url)
+        answering = self._answering()
         with self._lock:
+            if self._stopped:
+                raise errors.NotReadyError("The service is stopping.")
             if self._report is None or self._report.done():
-                self._report = self._worker.submit(self._make, number)
+                self._report = self._worker.submit(self._make, number, answering)
             return self._report
 
     def stop(self) -> None:
         """Give up the report that is being made."""
+        with self._lock:
+            self._stopped = True
+            if self._process:
+                self._process.kill()
         self._worker.shutdown(wait=False, cancel_futures=True)
-        if self._process:
-            self._process.kill()
 
-    def _make(self, number: int) -> DriftResult:
+    def _make(self, number: int, answering: str) -> DriftResult:
         try:
             self._flush(_FLUSH_S)
-            found = self._run(number)
+            found = self._run(number, answering)
         except BaseException:
             self._metrics.count_drift_report("failed")
             raise
@@ -74,22 +89,34 @@ class DriftReports:
         logger.info("drift report: %s %s", found.url, found.message)
         return found
 
-    def _run(self, number: int) -> DriftResult:
+    def _run(self, number: int, answering: str) -> DriftResult:
         settings = self._settings
-        arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number)]
-        self._process = subprocess.Popen(
-            background_command("droneseg.monitoring.drift_report", arguments),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=background_environment(),
-        )
+        arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number), answering]
+        with self._lock:
+            if self._stopped:
+                raise errors.NotReadyError("The service is stopping.")
+            self._process = subprocess.Popen(
+                background_command("droneseg.monitoring.drift_report", arguments),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=background_environment(),
+            )
         try:
             said, log = self._process.communicate(timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            raise errors.DriftError(f"The report was not done within {_TIMEOUT_S:.0f} s.") from None
+            raise errors.TooLateError(
+                f"The report was not done within {_TIMEOUT_S:.0f} s: the machine is busy."
+            ) from None
+        if self._stopped:
+            raise errors.NotReadyError("The service is stopping.")
+        if self._process.returncode < 0:
+            signal = -self._process.returncode
+            raise errors.RecordsError(
+                f"The report's process was ended by signal {signal}, perhaps for want of memory. Ask again."
+            )
         if self._process.returncode:
             raise RuntimeError(f"the report ended with {self._process.returncode}: {log[-2000:]}")
         found = json.loads(said)

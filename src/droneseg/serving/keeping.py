@@ -75,12 +75,13 @@ class Keeping:
         pause_s = _FIRST_PRUNING_S
         while not self._ended.wait(pause_s):
             pause_s = _PRUNING_S
-            self._prune()
+            for url in {self._settings.records_url, self._settings.reports_url} - {NOWHERE}:
+                self._prune(url)
 
-    def _prune(self) -> None:
+    def _prune(self, url: str) -> None:
         """Prune in a process of the lowest priority: a store may hold very many files."""
         settings = self._settings
-        arguments = [settings.records_url, str(settings.retention_days), str(settings.retention_mb)]
+        arguments = [url, str(settings.retention_days), str(settings.retention_mb)]
         try:
             done = subprocess.run(
                 background_command("droneseg.monitoring.retention", arguments), env=background_environment(),
@@ -92,4 +93,4 @@ class Keeping:
         if done.returncode:
             logger.warning("old records cannot be deleted: %s", done.stderr.strip()[-500:])
         elif done.stdout.strip() != "0":
-            logger.info("%s files of old records and samples were deleted", done.stdout.strip())
+            logger.info("%s old files of %s were deleted", done.stdout.strip(), url)

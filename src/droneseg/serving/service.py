@@ -57,7 +57,9 @@ class PredictionService:
         self._why_not = "it is being loaded"
         self._loading = threading.Lock()
         self._keeping = Keeping(settings, metrics)
-        self.drift = DriftReports(settings, metrics, self._keeping.flush)
+        self.drift = DriftReports(
+            settings, metrics, flush=self._keeping.flush, answering=lambda: self._in_use().model_id
+        )
         self._loader = ThreadPoolExecutor(1, "loader")
         self._turn = threading.Lock()
         self._stop_by: float | None = None
@@ -80,6 +82,7 @@ class PredictionService:
         """Take nothing more in, and be ready no more; what was admitted and is not done in time is answered so."""
         if self._stop_by is None:
             self._stop_by = time.monotonic() + STOP_S
+            self.drift.stop()
             if self._queue:
                 self._queue.refuse_more()
                 self._draining = threading.Thread(target=self._queue.close, args=(DRAIN_S,), name="drain")
@@ -90,7 +93,6 @@ class PredictionService:
         self.begin_stop()
         if self._draining:
             self._draining.join()
-        self.drift.stop()
         self._keeping.stop(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
         self._loader.shutdown(wait=False, cancel_futures=True)
 

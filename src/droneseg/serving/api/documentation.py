@@ -107,7 +107,9 @@ DRIFT = _answer(
     errors.DriftError,
     errors.MissingInputError,
     errors.MissingDependencyError,
+    errors.NotReadyError,
     errors.RecordsError,
+    errors.TooLateError,
     errors.ModelError,
 )
 RELOAD = _answer(
