@@ -1,6 +1,8 @@
 """Tasks for people: `invoke --list`. Each is one line around a command that works without invoke, too."""
 
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 from invoke.context import Context
@@ -108,3 +110,116 @@ def bento_serve(_c: Context) -> None:
     """Serve the model with BentoML on this machine, at port 3000 or PORT."""
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.execvp("bentoml", ["bentoml", "serve", "droneseg.serving.bento:DroneSegService"])  # noqa: S606  # as above
+
+
+IMAGES = ("api", "bento", "inference", "train")
+_MOUNTED = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "runs", "data")
+
+
+@task
+def docker_build(c: Context, image: str = "", model: str = "baked") -> None:
+    """Build one image, or all four; --model pulled leaves the model out of them."""
+    for name in [image] if image else IMAGES:
+        chosen = "" if name == "train" else f" --build-arg MODEL={model}"
+        revision = c.run("git rev-parse --short HEAD", hide=True, warn=True)
+        stated = f" --build-arg REVISION={revision.stdout.strip()}" if revision and revision.ok else ""
+        c.run(f"{_docker()} build --file {name}.dockerfile --tag droneseg-{name}{chosen}{stated} .", pty=True)
+
+
+@task
+def docker_train(c: Context, args: str = "", build: bool = False) -> None:
+    """Train in a container: --args "preset=gpu epochs=200". Preprocesses first if that was not done."""
+    _need_image(c, "train", build=build)
+    gpu = _has_gpu()
+    if not gpu:
+        print("No GPU was found (nvidia-smi): training on the CPU, which takes many times longer.")
+    run = _run_as_me(gpu=gpu)
+    for name in _MOUNTED:
+        Path(name).mkdir(exist_ok=True)  # or the engine would make it, as root
+        run += ["--volume", f"{Path(name).resolve()}:/work/{name}"]
+    if not (Path("nnUNet_preprocessed") / "Dataset101_DroneSeg").is_dir():
+        c.run(shlex.join([*run, "droneseg-train", "droneseg", "preprocess"]), pty=True)
+    overrides = shlex.split(args) or ["preset=gpu" if gpu else "preset=cpu"]
+    c.run(shlex.join([*run, "droneseg-train", "droneseg", "train", *overrides]), pty=True)
+
+
+@task
+def docker_inference(c: Context, source: str, out: str = "masks", build: bool = False) -> None:
+    """Predict a folder of photographs in a container: masks and overlays into another folder."""
+    _need_image(c, "inference", build=build)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    volumes = ["--volume", f"{Path(source).resolve()}:/input:ro", "--volume", f"{Path(out).resolve()}:/output"]
+    c.run(shlex.join([*_run_as_me(gpu=False), *volumes, "droneseg-inference"]), pty=True)
+
+
+@task
+def docker_run_api(c: Context, port: int = 8000, build: bool = False) -> None:
+    """Serve with FastAPI in a container, on this machine only."""
+    _serve(c, "api", port, 8000, build=build)
+
+
+@task
+def docker_run_bento(c: Context, port: int = 3000, build: bool = False) -> None:
+    """Serve with BentoML in a container, on this machine only."""
+    _serve(c, "bento", port, 3000, build=build)
+
+
+@task
+def smoke_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
+    """Ask a running service of either kind for a prediction and look at the answer."""
+    c.run(f'python tests/performance/smoke.py "{host}"', pty=True)
+
+
+@task
+def cloud_deploy(c: Context, service: str = "api", region: str = "europe-west1") -> None:
+    """Build in Google Cloud and deploy to Cloud Run: see docs/deploy.md."""
+    c.run(
+        f"gcloud builds submit --config cloudbuild.yaml "
+        f'--substitutions _SERVICE={service},_REGION={region},_REVISION="$(git rev-parse --short HEAD)"',
+        pty=True,
+    )
+
+
+@task
+def cloud_logs(c: Context, service: str = "api", region: str = "europe-west1", limit: int = 100) -> None:
+    """Show the last lines of a service's log in Cloud Run."""
+    c.run(f"gcloud run services logs read droneseg-{service} --region {region} --limit {limit}", pty=True)
+
+
+@task
+def cloud_train(c: Context, image: str, region: str = "europe-west1", project: str = "") -> None:
+    """Start a training on a GPU in Vertex AI with this train image: see docs/deploy.md."""
+    project = project or c.run("gcloud config get-value project", hide="out").stdout.strip()
+    environment = {"PROJECT": project, "REGION": region, "IMAGE": image}
+    c.run("bash deploy/render.sh deploy/train.yaml job.yaml", env=environment)
+    c.run(f"gcloud ai custom-jobs create --region={region} --display-name=droneseg --config=job.yaml", pty=True)
+
+
+def _docker() -> str:
+    return os.environ.get("DOCKER", "docker")  # podman takes the same
+
+
+def _need_image(c: Context, name: str, *, build: bool) -> None:
+    if build or not c.run(f"{_docker()} image inspect droneseg-{name}", hide=True, warn=True):
+        docker_build(c, name)
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def _run_as_me(*, gpu: bool) -> list[str]:
+    """Return the command that runs a container: what it writes belongs to who started it."""
+    run = [_docker(), "run", "--rm", "--init", "--ipc=host"]
+    if hasattr(os, "getuid"):
+        run += ["--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp"]
+    if gpu:
+        run += ["--gpus", "all"]
+    return run + (["--env-file", ".env"] if Path(".env").is_file() else [])
+
+
+def _serve(c: Context, name: str, port: int, inside: int, *, build: bool) -> None:
+    _need_image(c, name, build=build)
+    environment = ["--env-file", ".env"] if Path(".env").is_file() else []
+    run = [_docker(), "run", "--rm", "--init", "--publish", f"127.0.0.1:{port}:{inside}", *environment]
+    c.run(shlex.join([*run, f"droneseg-{name}"]), pty=True)

@@ -2,7 +2,8 @@
 
     locust -f tests/performance/locustfile.py --headless --host http://127.0.0.1:8000
 
-Ends by itself, with exit code 1 past the thresholds. 429 is an answer, and no failure. LOAD_CONFIG names another file.
+Ends by itself, with exit code 1 past the thresholds. 429 is an answer, and no failure. LOAD_CONFIG names another file,
+DRONESEG_API_KEY the key.
 """
 
 import logging
@@ -23,6 +24,7 @@ from droneseg.data.synthetic.scene import generate_scene
 CONFIG = os.environ.get("LOAD_CONFIG") or Path(__file__).parents[2] / "configs" / "load.yaml"
 LOAD = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))
 SHARES = LOAD["shares"]
+KEY = os.environ.get("DRONESEG_API_KEY", "")
 SINGLE, BATCH, HEALTH, BAD = "single", "batch", "health", "bad input"
 
 
@@ -75,7 +77,8 @@ class Pilot(FastHttpUser):
 
     def _post(self, path: str, numbers: tuple[int, ...], name: str) -> ResponseContextManager:
         data, content_type = body(numbers)
-        return self.client.post(path, data=data, headers={"Content-Type": content_type}, name=name, catch_response=True)
+        headers = {"Content-Type": content_type} | ({"X-API-Key": KEY} if KEY else {})
+        return self.client.post(path, data=data, headers=headers, name=name, catch_response=True)
 
 
 def _expect(response: ResponseContextManager, *statuses: int) -> None:

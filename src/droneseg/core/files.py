@@ -1,8 +1,8 @@
 """Write aside, then rename: a reader never sees half a file or half a folder."""
 
-import fcntl
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -67,6 +67,14 @@ def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Pa
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Let one process at a time change what is in a folder; others wait, and the lock goes with the process."""
+    if sys.platform == "win32":  # which cannot lock a folder
+        from filelock import FileLock
+
+        with FileLock(folder / ".droneseg.lock"):
+            yield
+        return
+    import fcntl
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

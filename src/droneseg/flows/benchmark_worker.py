@@ -4,7 +4,6 @@ Speaks JSON lines: `ready` after the first mask, `seconds` for each "go", `peak_
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -89,6 +88,10 @@ def _peak_mb() -> float:
         # ru_maxrss is inherited from the process that started this one; this is not
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
+    if sys.platform == "win32":
+        return float("nan")  # it does not say
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

@@ -92,8 +92,9 @@ def _end(running: "subprocess.Popen[bytes]") -> None:
             running.wait(_END_S)
         except subprocess.TimeoutExpired:
             logger.debug("the trial did not end by itself within %d s", _END_S)
-    with suppress(ProcessLookupError):
-        os.killpg(running.pid, signal.SIGKILL)  # what it started
+    if sys.platform != "win32":  # which has no groups
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # what it started
     running.wait()
 
 
@@ -103,7 +104,9 @@ def _end_with_parent(parent: int) -> None:
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK_S)
-        os.killpg(0, signal.SIGKILL)
+        if sys.platform != "win32":
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
 

@@ -1,0 +1,51 @@
+# syntax=docker/dockerfile:1
+# The BentoML service: photographs in base64 or as they are, masks out.
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG UV_VERSION=0.13.9
+RUN python -m pip install --no-cache-dir "uv==${UV_VERSION}"
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON_DOWNLOADS=never
+WORKDIR /build
+# what others wrote changes seldom: a layer of its own
+COPY pyproject.toml uv.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-default-groups --no-install-project --extra bento --extra store
+# of OpenVINO what a CPU with ONNX needs; of the others what runs
+RUN find /opt/venv -path "*/openvino/libs/*" \( -name "*gpu*" -o -name "*npu*" -o -name "*tensorflow*" -o -name "*paddle*" \
+        -o -name "*pytorch*" -o -name "*jax*" -o -name "*gguf*" \) -delete \
+    && find /opt/venv -type d \( -regex ".*/site-packages/\(matplotlib\|numpy\|pandas\|pyarrow\|scipy\|sklearn\|statsmodels\)/.*tests" \
+        -o -name jupyterlab_plotly -o -path "*/pyarrow/include" \) -prune -exec rm -r {} +
+COPY README.md LICENSE ./
+COPY configs configs
+COPY src src
+RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-default-groups --no-editable --extra bento --extra store
+
+FROM build AS model
+# baked: the champion lies in the image. pulled: DVC fetches it as the service starts, from DRONESEG_DVC_REMOTE.
+ARG MODEL=baked
+COPY .dvc/config .dvc/config
+COPY dvc-remote dvc-remote
+COPY nnUNet_results.dvc ./
+RUN mkdir /model \
+    && if [ "$MODEL" = baked ]; then /opt/venv/bin/droneseg models pull --remote models && mv nnUNet_results /model; fi \
+    && rm -rf .dvc/cache .dvc/tmp && mv nnUNet_results.dvc .dvc /model
+
+FROM ${BASE_IMAGE}
+RUN useradd --create-home --uid 1000 droneseg && mkdir /work && chown droneseg /work
+COPY --from=build /opt/venv /opt/venv
+COPY --from=model --chown=droneseg /model /work
+COPY LICENSE MODEL_LICENSE.md /licenses/
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 DRONESEG_HOST=0.0.0.0 DRONESEG_LOG_FORMAT=json BENTOML_DO_NOT_TRACK=True BENTOML_HOME=/tmp/bentoml
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="droneseg bento" \
+      org.opencontainers.image.description="photographs in base64 or as they are, masks out" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-droneseg-model-non-commercial"
+USER 1000
+WORKDIR /work
+EXPOSE 3000
+HEALTHCHECK --interval=15s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('PORT', '3000') + '/livez', timeout=2)"]
+CMD ["bentoml", "serve", "droneseg.serving.bento:DroneSegService"]

@@ -1,0 +1,206 @@
+"""Images, cloud and compose files follow their schemas, fit each other, and hold no secret; the tasks say what they mean."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from droneseg.core.settings import variable_names
+from support.programs import require_program
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+DOCKERFILES = sorted(ROOT.glob("*.dockerfile"))
+EXTRAS = {
+    "api": {"serve", "drift", "store"},
+    "bento": {"bento", "store"},
+    "inference": {"store"},
+    "train": {"train", "store"},
+}
+
+
+def test_there_are_four_images() -> None:
+    assert {file.stem for file in DOCKERFILES} == set(EXTRAS)
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_an_image_follows_the_linter_and_the_rules(file: Path) -> None:
+    done = subprocess.run([BIN / "hadolint", file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    text = file.read_text()
+    assert "ARG BASE_IMAGE=python:3.12-slim-bookworm" in text
+    asked = [set(re.findall(r"--extra (\w+)", line)) for line in text.splitlines() if "uv sync" in line]
+    assert asked == [EXTRAS[file.stem]] * 2
+    last = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 1000$", last, re.M)
+    assert re.search(r'^CMD \["(droneseg|bentoml)", ', last, re.M)
+    assert "ENTRYPOINT" not in text
+    assert "HEALTHCHECK" in last
+    assert "org.opencontainers.image.licenses" in last
+    assert "uv" not in re.findall(r"COPY --from=\S+ (\S+)", last)
+
+
+def test_images_use_the_lock_and_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for file in DOCKERFILES:
+        assert f"ARG VERSION={version}\n" in file.read_text()
+        assert file.read_text().count("uv sync --frozen") == 2
+
+
+def test_the_context_holds_what_the_images_copy_and_no_secret(tmp_path: Path) -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name.rstrip("/")
+        for file in DOCKERFILES
+        for line in file.read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    assert copied == allowed
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"), [("vendor.cloudbuild", "cloudbuild.yaml"), ("vendor.compose-spec", "compose.yaml"), ("vendor.dependabot", ".github/dependabot.yml")]
+)  # fmt: skip
+def test_it_follows_its_schema(schema: str, file: str) -> None:
+    command = [BIN / "check-jsonschema", "--builtin-schema", schema, ROOT / file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def render(template: str, folder: Path) -> str:
+    environment = os.environ | {"PROJECT": "a-project", "REGION": "europe-west1", "IMAGE": "registry/image:1"}
+    command = ["bash", ROOT / "deploy/render.sh", ROOT / "deploy" / template, folder / "out.yaml"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return (folder / "out.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["api", "bento"])
+def test_a_service_of_cloud_run_fits_the_service(name: str, tmp_path: Path) -> None:
+    service = yaml.safe_load(render(f"{name}.yaml", tmp_path))
+    spec = service["spec"]["template"]["spec"]
+    main, sidecar = spec["containers"]
+    assert main["image"] == "registry/image:1"
+    assert {entry["name"] for entry in main["env"]} <= set(variable_names())
+    assert main["ports"][0]["containerPort"] == 8080, "where the sidecar looks"
+    assert "prometheus" in sidecar["image"] or "gmp" in sidecar["image"]
+    start = main["startupProbe"]
+    assert start["periodSeconds"] * start["failureThreshold"] <= 240
+    assert (start["httpGet"]["path"], main["livenessProbe"]["httpGet"]["path"]) == ("/readyz", "/livez")
+    (limit,) = [int(entry["value"]) for entry in main["env"] if entry["name"] == "DRONESEG_MAX_UPLOAD_BYTES"]
+    assert limit < 32 * 2**20
+    secrets = [entry for entry in main["env"] if "KEY" in entry["name"]]
+    assert all("secretKeyRef" in entry["valueFrom"] for entry in secrets)
+
+
+def test_a_training_of_vertex_runs_commands_that_exist(tmp_path: Path) -> None:
+    job = yaml.safe_load(render("train.yaml", tmp_path))
+    (pool,) = job["workerPoolSpecs"]
+    commands = [part.split() for part in pool["containerSpec"]["args"][0].split(";")]
+    assert [words[1] for words in commands] == ["preprocess", "train", "export"]
+    assert {entry["name"] for entry in pool["containerSpec"]["env"]} <= set(variable_names())
+
+
+def test_a_template_that_is_not_filled_in_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("image: ${IMAGE}\nother: ${OTHER}\n")
+    done = subprocess.run(
+        ["bash", ROOT / "deploy/render.sh", tmp_path / "a.yaml", tmp_path / "b.yaml"],
+        env=os.environ | {"PROJECT": "p", "REGION": "r", "IMAGE": "i"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "${OTHER}" in done.stdout + done.stderr
+
+
+def test_the_scripts_are_scripts() -> None:
+    for script in (ROOT / "deploy").glob("*.sh"):
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        assert os.access(script, os.X_OK)
+        assert "set -euo pipefail" in script.read_text()
+
+
+def test_compose_mounts_files_that_are_there_and_prometheus_takes_them(tmp_path: Path) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    for service in compose["services"].values():
+        for volume in service.get("volumes", []):
+            assert (ROOT / volume.split(":")[0]).is_file(), volume
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    program = require_program("promtool")
+    text = (ROOT / "configs/compose/prometheus.yaml").read_text()
+    (tmp_path / "prometheus.yaml").write_text(
+        text.replace("/etc/prometheus/rules.yaml", str(ROOT / "configs/alarms/rules.yaml"))
+    )
+    done = subprocess.run([program, "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container engine that writes down what it is told, one JSON list per call; it has no image yet."""
+    log = tmp_path / "calls"
+    program = tmp_path / "bin" / "engine"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        "sys.exit(sys.argv[1] == 'image')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("DOCKER", str(program))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{BIN}:/usr/bin:/bin")
+    return log
+
+
+def invoke(folder: Path, *arguments: str) -> str:
+    command = [BIN / "invoke", "--search-root", ROOT, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def calls(log: Path) -> list[list[str]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine: Path, tmp_path: Path) -> None:
+    said = invoke(tmp_path, "docker-train", "--args", "preset=smoke epochs=2")
+    assert "No GPU was found" in said
+    looked, build, preprocess, train = calls(engine)
+    assert looked[:2] == ["image", "inspect"]
+    assert build[:3] == ["build", "--file", "train.dockerfile"]
+    assert preprocess[-2:] == ["droneseg", "preprocess"]
+    assert train[-4:] == ["droneseg", "train", "preset=smoke", "epochs=2"]
+    assert "--gpus" not in train
+    assert "--ipc=host" in train
+    assert f"{os.getuid()}:{os.getgid()}" in train
+    assert f"{tmp_path / 'nnUNet_raw'}:/work/nnUNet_raw" in train
+
+
+def test_with_a_gpu_it_is_handed_over_with_the_secrets(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/nvidia-smi").chmod(0o755)
+    (tmp_path / ".env").write_text("WANDB_API_KEY=secret\n")
+    (tmp_path / "nnUNet_preprocessed/Dataset101_DroneSeg").mkdir(parents=True)
+    assert "No GPU" not in invoke(tmp_path, "docker-train")
+    train = calls(engine)[-1]
+    assert train[train.index("--gpus") + 1] == "all"
+    assert train[train.index("--env-file") + 1] == ".env"
+    assert train[-1] == "preset=gpu"
+
+
+def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    invoke(tmp_path, "docker-inference", "--source", "photos", "--out", "masks")
+    run = calls(engine)[-1]
+    assert f"{tmp_path / 'photos'}:/input:ro" in run
+    assert f"{tmp_path / 'masks'}:/output" in run
+
+
+def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_path: Path) -> None:
+    invoke(tmp_path, "docker-run-api")
+    invoke(tmp_path, "docker-run-bento", "--port", "3100")
+    published = [call[call.index("--publish") + 1] for call in calls(engine) if call[0] == "run"]
+    assert published == ["127.0.0.1:8000:8000", "127.0.0.1:3100:3000"]
