@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from invoke.context import Context
@@ -132,7 +133,7 @@ def docker_train(c: Context, args: str = "", build: bool = False) -> None:
     _need_image(c, "train", build=build)
     gpu = _has_gpu()
     if not gpu:
-        print("No GPU was found (nvidia-smi): training on the CPU, which takes many times longer.")
+        sys.stderr.write("No GPU was found (nvidia-smi): training on the CPU, which takes many times longer.\n")
     run = _run_as_me(gpu=gpu)
     for name in _MOUNTED:
         Path(name).mkdir(exist_ok=True)  # or the engine would make it, as root

@@ -1,6 +1,6 @@
 """Asks a running service, of either kind, for a prediction and looks at the answer: python smoke.py URL.
 
-The key is DRONESEG_API_KEY. Ends with 0 if the mask is one of the photograph that was sent, by the model that is stated.
+The key is DRONESEG_API_KEY. Ends with 0 if the mask fits the photograph and the model that is stated made it.
 """
 
 import base64
@@ -64,7 +64,7 @@ def main() -> None:
     mask = decode_ids(base64.b64decode(str(answer["segmentation_mask"])))
     if mask.shape != image.shape[:2] or answer["model_id"] != about["model_id"]:
         sys.exit(f"the answer does not fit: mask {mask.shape}, model {answer['model_id']} of {about['model_id']}")
-    print(f"{host}: model {answer['model_id']}, classes {np.unique(mask).tolist()}, {seconds:.2f} s")
+    sys.stdout.write(f"{host}: model {answer['model_id']}, classes {np.unique(mask).tolist()}, {seconds:.2f} s\n")
 
 
 if __name__ == "__main__":
