@@ -42,14 +42,18 @@ on_bucket "$models" droneseg-serve roles/storage.objectViewer
 on_bucket "$records" droneseg-serve roles/storage.objectUser
 on_project droneseg-serve roles/monitoring.metricWriter
 on_project droneseg-serve roles/logging.logWriter
-gcloud secrets add-iam-policy-binding droneseg-api-key --member="serviceAccount:$(account droneseg-serve)" \
-    --role=roles/secretmanager.secretAccessor --quiet >/dev/null
+for name in serve deploy; do # who deploys asks the service something
+    gcloud secrets add-iam-policy-binding droneseg-api-key --member="serviceAccount:$(account "droneseg-$name")" \
+        --role=roles/secretmanager.secretAccessor --quiet >/dev/null
+done
 # a training: reads data, writes results
 on_bucket "$models" droneseg-train roles/storage.objectUser
 on_project droneseg-train roles/logging.logWriter
 # who deploys: builds, pushes, replaces services that run as droneseg-serve; promotes models
 on_project droneseg-deploy roles/run.developer
+on_project droneseg-deploy roles/run.invoker
 on_project droneseg-deploy roles/artifactregistry.writer
+on_project droneseg-deploy roles/cloudbuild.builds.builder
 on_project droneseg-deploy roles/logging.logWriter
 on_bucket "$models" droneseg-deploy roles/storage.objectUser
 on_account droneseg-serve droneseg-deploy
@@ -65,12 +69,13 @@ if [ -n "${REPOSITORY:-}" ]; then
     there gcloud iam workload-identity-pools providers describe github --location=global --workload-identity-pool=github ||
         gcloud iam workload-identity-pools providers create-oidc github --location=global \
             --workload-identity-pool=github --issuer-uri=https://token.actions.githubusercontent.com \
-            --attribute-mapping=google.subject=assertion.sub,attribute.repository=assertion.repository,attribute.environment=assertion.environment \
+            --attribute-mapping=google.subject=assertion.sub,attribute.repository=assertion.repository \
             --attribute-condition="assertion.repository == '$REPOSITORY'"
     trust() { gcloud iam service-accounts add-iam-policy-binding "$(account "$1")" --role=roles/iam.workloadIdentityUser --member="$2" --quiet >/dev/null; }
     trust droneseg-read "principalSet://iam.googleapis.com/$pool/attribute.repository/$REPOSITORY"
     for environment in production model-promotion; do
-        trust droneseg-deploy "principalSet://iam.googleapis.com/$pool/attribute.environment/$environment"
+        # the subject of a job in an environment: of no other job
+        trust droneseg-deploy "principal://iam.googleapis.com/$pool/subject/repo:$REPOSITORY:environment:$environment"
     done
     echo "in GitHub, variables of the repository: WORKLOAD_IDENTITY_PROVIDER=$pool/providers/github PROJECT=$PROJECT REGION=$REGION"
     echo "  READING_SERVICE_ACCOUNT=$(account droneseg-read)"

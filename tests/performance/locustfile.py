@@ -3,7 +3,7 @@
     locust -f tests/performance/locustfile.py --headless --host http://127.0.0.1:8000
 
 Ends by itself, with exit code 1 past the thresholds. 429 is an answer, and no failure. LOAD_CONFIG names another file,
-DRONESEG_API_KEY the key.
+DRONESEG_API_KEY the key, DRONESEG_BEARER an identity.
 """
 
 import logging
@@ -24,7 +24,8 @@ from droneseg.data.synthetic.scene import generate_scene
 CONFIG = os.environ.get("LOAD_CONFIG") or Path(__file__).parents[2] / "configs" / "load.yaml"
 LOAD = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))
 SHARES = LOAD["shares"]
-KEY = os.environ.get("DRONESEG_API_KEY", "")
+GIVEN = {"X-API-Key": os.environ.get("DRONESEG_API_KEY"), "Authorization": os.environ.get("DRONESEG_BEARER")}
+HEADERS = {name: f"Bearer {value}" if name == "Authorization" else value for name, value in GIVEN.items() if value}
 SINGLE, BATCH, HEALTH, BAD = "single", "batch", "health", "bad input"
 
 
@@ -59,7 +60,7 @@ class Pilot(FastHttpUser):
     @task(SHARES["health"])
     def health(self) -> None:
         """Ask whether it lives."""
-        self.client.get("/livez", name=HEALTH)
+        self.client.get("/livez", headers=HEADERS, name=HEALTH)
 
     @task(SHARES["bad"])
     def bad(self) -> None:
@@ -77,7 +78,7 @@ class Pilot(FastHttpUser):
 
     def _post(self, path: str, numbers: tuple[int, ...], name: str) -> ResponseContextManager:
         data, content_type = body(numbers)
-        headers = {"Content-Type": content_type} | ({"X-API-Key": KEY} if KEY else {})
+        headers = {"Content-Type": content_type} | HEADERS
         return self.client.post(path, data=data, headers=headers, name=name, catch_response=True)
 
 

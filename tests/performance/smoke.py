@@ -1,6 +1,7 @@
 """Asks a running service, of either kind, for a prediction and looks at the answer: python smoke.py URL.
 
-The key is DRONESEG_API_KEY. Ends with 0 if the mask fits the photograph and the model that is stated made it.
+The key is DRONESEG_API_KEY, an identity for a private service of Cloud Run DRONESEG_BEARER. Ends with 0 if the mask fits
+the photograph and the model that is stated made it.
 """
 
 import base64
@@ -25,6 +26,8 @@ def ask(url: str, body: bytes | None = None, content_type: str = "") -> dict[str
     headers = {"Content-Type": content_type} if body else {}
     if key := os.environ.get("DRONESEG_API_KEY"):
         headers["X-API-Key"] = key
+    if token := os.environ.get("DRONESEG_BEARER"):
+        headers["Authorization"] = f"Bearer {token}"
     with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=60) as answer:
         found: dict[str, object] = json.load(answer)
         return found
