@@ -1,7 +1,7 @@
 """Asks a running service, of either kind, for a prediction and looks at the answer: python smoke.py URL.
 
-The key is DRONESEG_API_KEY, an identity for a private service of Cloud Run DRONESEG_BEARER. Ends with 0 if the mask fits
-the photograph and the model that is stated made it.
+The key is DRONESEG_API_KEY, an identity for a private service of Cloud Run DRONESEG_BEARER. Ends with 0 if the mask
+fits the photograph and the model that is stated made it.
 """
 
 import base64
