@@ -217,12 +217,15 @@ def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=60) as server:
         with ThreadPoolExecutor(8) as pool:
             running = [pool.submit(server.predict, MEDIUM, **KEY) for _ in range(8)]
-            until(lambda: f'droneseg_requests_total{{endpoint="{server.backend.path}"' in metrics(server))
+            # of those that are neither done nor waiting two are being worked at, or have not come yet
+            until(lambda: images(server) + gauge(server, "droneseg_queue_images") >= 6)
             server.terminate()
-            assert [future.result().status_code for future in running] == [200] * 8
+            statuses = [future.result().status_code for future in running]
         assert server.process.wait(20) == 0
+    assert statuses.count(200) >= 6
+    assert set(statuses) <= {200, 503}, "who came too late is told so"
     lines = [line for file in (tmp_path / "records").rglob("*.jsonl") for line in file.read_text().splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == statuses.count(200)
 
 
 def metrics(server: Server) -> str:
@@ -230,7 +233,11 @@ def metrics(server: Server) -> str:
 
 
 def images(server: Server) -> float:
-    (line,) = [line for line in metrics(server).splitlines() if line.startswith("droneseg_images_total ")]
+    return gauge(server, "droneseg_images_total")
+
+
+def gauge(server: Server, name: str) -> float:
+    (line,) = [line for line in metrics(server).splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])
 
 
