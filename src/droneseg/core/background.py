@@ -21,7 +21,8 @@ def background_environment() -> Mapping[str, str]:
 
 def yield_to_others() -> None:
     """Give this process the lowest priority: it computes while nobody else wants to."""
-    os.nice(19)
+    if hasattr(os, "nice"):
+        os.nice(19)
     if hasattr(os, "sched_setscheduler") and hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
