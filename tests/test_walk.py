@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from droneseg.data.kaggle import DATASET
-from droneseg.data.pairs import IMAGES_FOLDER
+from droneseg.data.layouts import IMAGES_FOLDER
 from droneseg.model.registry import read_registry
 from support.buckets import Bucket, bucket
 from support.kaggle import TOKEN, Kaggle, kaggle_server

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from droneseg.data.pairs import KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.layouts import KAGGLE_FOLDER, MASKS_FOLDER
 from support.workspace import Workspace
 
 

@@ -12,7 +12,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import DATASET, Conversion, Normalisation, convert_dataset
-from droneseg.data.pairs import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.pictures import png
 
 
@@ -256,3 +256,13 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: 
     with pytest.raises(OutputExistsError, match="holds something else"):
         convert(dataset, tmp_path, force=True)
     assert (tmp_path / DATASET / "thesis.txt").read_text() == "precious"
+
+
+def test_folders_of_another_layout_that_is_known_are_found_as_well(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    images(dataset).rename(tmp_path / "flat" / "images")
+    masks(dataset).rename(tmp_path / "flat" / "masks")
+    assert convert(tmp_path / "flat", tmp_path, test_share=0).train == 4
+    assert convert(tmp_path / "flat" / "masks", tmp_path, test_share=0, force=True).train == 4
+    (tmp_path / "flat" / "masks" / "000.png").unlink()
+    assert "images/000.png: has no mask in masks" in refused(tmp_path / "flat", tmp_path)

@@ -13,7 +13,7 @@ import pytest
 
 from droneseg.core.errors import DownloadError, OutputExistsError
 from droneseg.data.kaggle import DATASET, MARKER, Credentials, Downloaded, download_dataset
-from droneseg.data.pairs import IMAGES_FOLDER, MASKS_FOLDER
+from droneseg.data.layouts import IMAGES_FOLDER, MASKS_FOLDER
 from support.kaggle import KEY, TOKEN, USERNAME, Kaggle, kaggle_server
 from support.workspace import Workspace
 

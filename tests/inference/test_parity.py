@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import generate_scene, write_samples
 from droneseg.inference.preprocessing import nonzero_box, normalisation_table
-from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.windows import gaussian, window_starts
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
@@ -91,11 +92,9 @@ def same(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
     return found.shape == wanted.shape and np.count_nonzero(found != wanted) <= max(1, share * wanted.size)
 
 
-@pytest.mark.parametrize("runtime", [RuntimeChoice.OPENVINO, RuntimeChoice.ONNXRUNTIME])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("case", SIZES)
-def test_exact_equals_stock_with_mirroring(
-    model: tuple[Path, Bundle, Layout], case: str, runtime: RuntimeChoice
-) -> None:
+def test_exact_equals_stock_with_mirroring(model: tuple[Path, Bundle, Layout], case: str, runtime: RuntimeName) -> None:
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     found = BundleSegmenter(bundle, profile="exact", runtime=runtime).segment(image).mask
@@ -107,7 +106,7 @@ def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, B
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     # ONNX Runtime computes the fast profile in float32
-    found = BundleSegmenter(bundle, profile="fast", runtime=RuntimeChoice.ONNXRUNTIME).segment(image).mask
+    found = BundleSegmenter(bundle, profile="fast", runtime=RuntimeName.ONNXRUNTIME).segment(image).mask
     wanted = stock_mask(trained, layout, image, mirrored=False)
     # stock sums in float16, which this profile does not copy: it flips near-ties
     assert np.mean(found == wanted) > 0.99

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic.scene import generate_scene
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
-from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
 
-RUNTIMES = [RuntimeChoice.OPENVINO, RuntimeChoice.ONNXRUNTIME]
 COLOURS = {1: (5, 5, 5), 2: (0, 0, 250), 3: (0, 250, 0), 4: (250, 0, 0), 5: (250, 250, 250)}
 
 
@@ -36,9 +36,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
 @pytest.mark.parametrize("size", [(16, 24), (7, 9), (1, 40), (50, 1), (61, 83), (16, 100)])
-def test_every_pixel_keeps_its_place(
-    bundle: Bundle, runtime: RuntimeChoice, profile: str, size: tuple[int, int]
-) -> None:
+def test_every_pixel_keeps_its_place(bundle: Bundle, runtime: RuntimeName, profile: str, size: tuple[int, int]) -> None:
     image, ids = picture(*size)
     found = BundleSegmenter(bundle, profile=profile, runtime=runtime).segment(image)
     assert np.array_equal(found.mask, ids)
@@ -114,7 +112,7 @@ def test_an_unknown_profile_is_an_error_that_names_the_known_ones(bundle: Bundle
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
 def test_scores_that_are_not_finite_are_an_error_not_an_answer(
-    tmp_path: Path, runtime: RuntimeChoice, profile: str
+    tmp_path: Path, runtime: RuntimeName, profile: str
 ) -> None:
     write_network(tmp_path / "nan.onnx", biases=(0, 0, float("nan"), 0, 0, 0))
     broken = make_bundle(tmp_path / "bundle", network=tmp_path / "nan.onnx")
@@ -123,7 +121,7 @@ def test_scores_that_are_not_finite_are_an_error_not_an_answer(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_file_that_is_no_network_is_an_error(tmp_path: Path, runtime: RuntimeChoice) -> None:
+def test_a_file_that_is_no_network_is_an_error(tmp_path: Path, runtime: RuntimeName) -> None:
     (tmp_path / "text.onnx").write_text("not a network")
     with pytest.raises(ModelError, match="cannot run"):
         BundleSegmenter(make_bundle(tmp_path / "bundle", network=tmp_path / "text.onnx"), runtime=runtime)

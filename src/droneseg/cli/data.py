@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from droneseg.cli import environment, hard_cases, output, split
+from droneseg.cli import adopt, environment, hard_cases, output, split
 
 if TYPE_CHECKING:
     from droneseg.data.inspect import Inspection
 
 app = typer.Typer(help="Download, make, check, split and convert datasets.", no_args_is_help=True)
 
+app.command()(adopt.adopt)
 app.command()(split.split)
 app.command("hard-cases")(hard_cases.hard_cases)
 
@@ -27,7 +28,7 @@ def data() -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
-Source = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout.", show_default=False)]
+Source = Annotated[Path, typer.Argument(help="Dataset folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
 

@@ -23,9 +23,7 @@ class TruthKind(StrEnum):
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
-    truth: Annotated[
-        Path, typer.Argument(help="Folder of true masks, or a dataset in the Kaggle layout.", show_default=False)
-    ],
+    truth: Annotated[Path, typer.Argument(help="Folder of true masks, or a dataset folder.", show_default=False)],
     truth_kind: Annotated[
         TruthKind, typer.Option("--truth", help="Whether true masks say their class by colour or by id.")
     ] = TruthKind.COLOURS,
@@ -95,13 +93,13 @@ def _show(found: "Evaluation") -> None:
 
 
 def _photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image | None]":
-    """Return what finds the photograph of a stem in a dataset in the Kaggle layout; None for each elsewhere."""
+    """Return what finds the photograph of a stem in a dataset folder; None for each elsewhere."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES, read_image
-    from droneseg.data.pairs import IMAGES_FOLDER, find_root
+    from droneseg.data.pairs import find_dataset
 
     try:
-        folder = find_root(truth)[0] / IMAGES_FOLDER
+        folder = find_dataset(truth).images
     except DatasetError:
         return lambda _stem: None
 
@@ -118,6 +116,6 @@ def _mask_folder(truth: Path) -> Path:
     """Return the folder of masks: `truth` itself if it holds PNGs, else the masks of the dataset there."""
     if not truth.is_dir() or any(truth.glob("*.png")):
         return truth
-    from droneseg.data.pairs import MASKS_FOLDER, find_root
+    from droneseg.data.pairs import find_dataset
 
-    return find_root(truth)[0] / MASKS_FOLDER
+    return find_dataset(truth).masks

@@ -29,7 +29,7 @@ app.command()(store.push)
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model that is there.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Bundle of the one that may replace it.")],
-    data: Annotated[Path, typer.Option(help="Dataset in the Kaggle layout.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Dataset folder.", show_default=False)],
     split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
     part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
@@ -70,7 +70,7 @@ app.command()(store.rollback)
 @app.command()
 def reference(
     model: Annotated[Path, typer.Argument(metavar="A", help="Bundle.")],
-    data: Annotated[Path, typer.Option(help="Dataset in the Kaggle layout.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Dataset folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
     split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
     part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,

@@ -1,7 +1,6 @@
 """`droneseg predict`: photographs to masks."""
 
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +8,7 @@ import typer
 
 from droneseg.cli import environment, output
 from droneseg.cli.parts import Part
-
-
-class RuntimeName(StrEnum):
-    """What runs the network."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
+from droneseg.core.runtimes import RuntimeName
 
 
 def predict(
@@ -58,7 +50,7 @@ def predict(
         chosen = set(getattr(read_split(split, [source.stem for source in sources]), (part or Part.TEST).value))
         sources = [source for source in sources if source.stem in chosen]
     require_output(sources, out, overlay=overlay, force=force)
-    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime.value if runtime else None)
+    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
     results = []
     with output.progress("photographs") as progress:
         for result in predict_files(

@@ -21,7 +21,7 @@ class SplitBy(StrEnum):
 
 
 def split(
-    source: Annotated[Path, typer.Argument(help="Folder in the Kaggle layout.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Dataset folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Split file to write.", show_default=False)],
     by: Annotated[
         SplitBy, typer.Option(help="scene: no place in two parts, found from the pictures; random: by chance.")

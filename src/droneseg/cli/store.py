@@ -79,7 +79,7 @@ def push(remote: Remote = None) -> None:
 
 def promote(
     candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
-    data: Annotated[Path, typer.Option(help="Held-out dataset in the Kaggle layout.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Dataset folder, held out.", show_default=False)],
     split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
     part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
     force: Annotated[

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
+from droneseg.core.runtimes import RuntimeName
 
 Pull: TypeAlias = Literal["auto", "never", "always"]
 """Whether DVC fetches a model."""
@@ -59,8 +60,8 @@ class Settings(BaseSettings):
     profile: str | None = Field(
         default=None, description="How to run it: exact, fast or int8; by default as the bundle says."
     )
-    runtime: Literal["auto", "openvino", "onnxruntime"] = Field(
-        default="auto", description="What runs the network: openvino, onnxruntime, or auto: ONNX Runtime with a GPU."
+    runtime: RuntimeName = Field(
+        default=RuntimeName.AUTO, description="What runs the network; auto: ONNX Runtime with a GPU, else OpenVINO."
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/droneseg"), description="Folder for compiled networks, which make later starts faster."

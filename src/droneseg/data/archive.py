@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from droneseg.core.errors import DownloadError
-from droneseg.data.pairs import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 
 
 def unpack_pairs(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> int:

@@ -84,12 +84,12 @@ def convert_dataset(
     max_pixels: int,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a folder in the Kaggle layout into nnU-Net's raw dataset 101.
+    """Convert a dataset folder into nnU-Net's raw dataset 101.
 
     Every image is decoded once. An 8-bit RGB PNG is copied, anything else becomes one.
 
     Args:
-        source: Folder in the Kaggle layout, or a little above or below it.
+        source: Dataset folder, or a little above or below it.
         raw: nnU-Net's folder of raw datasets; the dataset becomes a folder in it.
         split_file: Split to follow; without it, a random share of the pairs is set apart as the test part and nnU-Net
             makes its own folds of the rest.

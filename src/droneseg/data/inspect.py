@@ -130,7 +130,7 @@ class Inspection:
 
 
 def inspect_dataset(source: Path, *, max_pixels: int, progress: Progress | None = None) -> Inspection:
-    """Decode every pair of a folder in the Kaggle layout and list every problem.
+    """Decode every pair of a dataset folder and list every problem.
 
     Raises:
         DatasetError: If the folder of images and the folder of masks cannot be found at all.

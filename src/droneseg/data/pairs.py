@@ -1,4 +1,4 @@
-"""Finds the photographs and masks of a folder in the Kaggle layout and pairs them by stem."""
+"""Finds the photographs and masks of a folder and pairs them by stem."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,10 +7,7 @@ from pathlib import Path
 
 from droneseg.core.errors import DatasetError
 from droneseg.core.images import SUFFIXES
-
-KAGGLE_FOLDER = Path("classes_dataset/classes_dataset")
-IMAGES_FOLDER = "original_images"
-MASKS_FOLDER = "label_images_semantic"
+from droneseg.data.layouts import LAYOUTS, Layout
 
 _SEARCH_DEPTH = 4
 
@@ -47,55 +44,76 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def find_root(source: Path) -> tuple[Path, tuple[str, ...]]:
-    """Find the folder that holds `original_images` and `label_images_semantic`, in, above or below `source`.
+@dataclass(frozen=True)
+class Found:
+    """Where the photographs and masks of a dataset are.
 
-    Returns:
-        The folder, and notes on where it was found if not where expected.
+    Attributes:
+        root: The folder that holds both folders.
+        layout: How it is laid out.
+        notes: Where it was found, if not where expected.
+    """
+
+    root: Path
+    layout: Layout
+    notes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> Path:
+        """Folder of the photographs."""
+        return self.layout.images_in(self.root)
+
+    @property
+    def masks(self) -> Path:
+        """Folder of the masks."""
+        return self.layout.masks_in(self.root)
+
+
+def find_dataset(source: Path) -> Found:
+    """Find the folders of photographs and masks in, above or below `source`, in any layout that is known.
 
     Raises:
-        DatasetError: If there is no such folder, or more than one.
+        DatasetError: If there are none, or several.
     """
     if not source.is_dir():
         raise DatasetError(f"{source} is not a folder.")
-    for expected in (source / KAGGLE_FOLDER, source):
-        if _has_both(expected):
-            return expected, ()
-    if source.resolve().name in (IMAGES_FOLDER, MASKS_FOLDER) and _has_both(source.resolve().parent):
-        parent = source.resolve().parent
-        return parent, (f"{source} is one level too deep; using {parent}.",)
-    candidates = [folder for folder in _below(source) if _has_both(folder)]
+    for layout in LAYOUTS:
+        for expected in (source / layout.inside, source):
+            if layout.is_in(expected):
+                return Found(expected, layout)
+    parent = source.resolve().parent
+    for layout in LAYOUTS:
+        if source.resolve().name in (layout.images, layout.masks) and layout.is_in(parent):
+            return Found(parent, layout, (f"{source} is one level too deep; using {parent}.",))
+    candidates = [(folder, layout) for folder in _below(source) for layout in LAYOUTS if layout.is_in(folder)]
     if len(candidates) == 1:
-        return candidates[0], (f"{source} does not hold the data itself; found it in {candidates[0]}.",)
+        root, layout = candidates[0]
+        return Found(root, layout, (f"{source} does not hold the data itself; found it in {root}.",))
     if candidates:
-        raise DatasetError(f"{source} holds several datasets. Name one of them:", [str(c) for c in candidates])
+        raise DatasetError(f"{source} holds several datasets. Name one of them:", [str(root) for root, _ in candidates])
     raise DatasetError(_why_nothing(source))
 
 
 def list_pairs(source: Path) -> Listing:
-    """List the pairs of a folder in the Kaggle layout and everything that is wrong with its file names.
+    """List the pairs of a dataset folder and everything that is wrong with its file names.
 
     Raises:
         DatasetError: If the two folders cannot be found.
     """
-    root, notes = find_root(source)
-    images, image_notes = _by_stem(root / IMAGES_FOLDER)
-    masks, mask_notes = _by_stem(root / MASKS_FOLDER)
-    broken = [*_broken_links(root / IMAGES_FOLDER), *_broken_links(root / MASKS_FOLDER)]
+    found = find_dataset(source)
+    images, image_notes = _by_stem(found.images)
+    masks, mask_notes = _by_stem(found.masks)
+    broken = [*_broken_links(found.images), *_broken_links(found.masks)]
     problems = [*broken, *_duplicates("images", images), *_duplicates("masks", masks)]
     for stem in sorted(images.keys() - masks.keys()):
-        problems.append(f"{IMAGES_FOLDER}/{images[stem][0].name}: has no mask in {MASKS_FOLDER}")
+        problems.append(f"{found.layout.images}/{images[stem][0].name}: has no mask in {found.layout.masks}")
     for stem in sorted(masks.keys() - images.keys()):
-        problems.append(f"{MASKS_FOLDER}/{masks[stem][0].name}: has no image in {IMAGES_FOLDER}")
+        problems.append(f"{found.layout.masks}/{masks[stem][0].name}: has no image in {found.layout.images}")
     if not images and not masks:
-        problems.append(f"{root}: both folders are empty")
+        problems.append(f"{found.root}: both folders are empty")
     unique = [s for s in sorted(images.keys() & masks.keys()) if len(images[s]) == len(masks[s]) == 1]
     pairs = tuple(Pair(stem, images[stem][0], masks[stem][0]) for stem in unique)
-    return Listing(root, pairs, tuple(problems), (*notes, *image_notes, *mask_notes))
-
-
-def _has_both(folder: Path) -> bool:
-    return (folder / IMAGES_FOLDER).is_dir() and (folder / MASKS_FOLDER).is_dir()
+    return Listing(found.root, pairs, tuple(problems), (*found.notes, *image_notes, *mask_notes))
 
 
 def _below(source: Path) -> Iterable[Path]:
@@ -112,16 +130,15 @@ def _below(source: Path) -> Iterable[Path]:
 
 
 def _why_nothing(source: Path) -> str:
+    expected = " or ".join(str(layout) for layout in LAYOUTS)
     if not any(source.iterdir()):
-        return f"{source} is empty. Expected {KAGGLE_FOLDER}/{{{IMAGES_FOLDER},{MASKS_FOLDER}}} in it."
+        return f"{source} is empty. Expected {expected} in it."
     for folder in (source, *_below(source)):
-        for present, absent in ((IMAGES_FOLDER, MASKS_FOLDER), (MASKS_FOLDER, IMAGES_FOLDER)):
-            if (folder / present).is_dir():
-                return f"{folder} holds {present} but no {absent}."
-    return (
-        f"{source} does not hold a dataset. Expected {KAGGLE_FOLDER}/{{{IMAGES_FOLDER},{MASKS_FOLDER}}} in it; "
-        f"looked {_SEARCH_DEPTH} levels deep."
-    )
+        for layout in LAYOUTS:
+            for present, absent in ((layout.images, layout.masks), (layout.masks, layout.images)):
+                if (folder / present).is_dir():
+                    return f"{folder} holds {present} but no {absent}."
+    return f"{source} does not hold a dataset. Expected {expected} in it; looked {_SEARCH_DEPTH} levels deep."
 
 
 def _by_stem(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:

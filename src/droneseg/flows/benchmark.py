@@ -18,6 +18,7 @@ from droneseg.core.errors import DronesegError
 from droneseg.core.images import encode_png, read_image
 from droneseg.core.machine import describe_machine, usable_cores
 from droneseg.core.masks import Mask
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic.scene import generate_scene
 from droneseg.flows.stock import StockModel
 from droneseg.model.bundle import read_bundle
@@ -166,9 +167,9 @@ def _rows(stock: StockModel, model: Path | None, image: Path, cache: Path, folde
     bundles = [(stock.bundle, "")] + ([(model, "model-")] if model else [])
     for bundle, prefix in bundles:
         for profile in read_bundle(bundle).manifest.profiles:
-            for runtime in ("openvino", "onnxruntime"):
+            for runtime in RUNTIMES:
                 task = {"kind": "bundle", "model": str(bundle), "profile": profile, "runtime": runtime}
-                name = prefix + profile + ("" if runtime == "openvino" else "-onnxruntime")
+                name = prefix + profile + ("" if runtime is RuntimeName.OPENVINO else f"-{runtime}")
                 # a model of your own has other weights than the stock rows, so there is nothing to agree with
                 reference = None if prefix else ("stock-tta" if profile == "exact" else "stock")
                 rows.append(Row(name, task, reference))

@@ -36,13 +36,14 @@ class BundleRow:
     """A bundle with one profile and runtime."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+        from droneseg.core.runtimes import RuntimeName
+        from droneseg.inference.segmenter import BundleSegmenter
         from droneseg.model.bundle import read_bundle
 
         self._segmenter = BundleSegmenter(
             read_bundle(Path(task["model"])),
             profile=task["profile"],
-            runtime=RuntimeChoice(task["runtime"]),
+            runtime=RuntimeName(task["runtime"]),
             cache=Path(task["cache"]),
         )
         self.name = self._segmenter.runtime

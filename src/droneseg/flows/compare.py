@@ -45,7 +45,7 @@ def compare_models(
     Args:
         first: Bundle of the model that is there.
         second: Bundle of the one that may replace it.
-        data: Dataset in the Kaggle layout.
+        data: Dataset folder.
         out: Folder of the report.
         settings: Of the environment.
         split_file: Take only one part of this split.

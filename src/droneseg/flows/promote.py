@@ -42,7 +42,7 @@ class Exam:
     """On what a candidate and the champion are compared.
 
     Attributes:
-        data: Dataset in the Kaggle layout.
+        data: Dataset folder.
         split_file: Take only one part of this split.
         part: Which one.
         report: Folder of the report; an older report is replaced.

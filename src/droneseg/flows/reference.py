@@ -49,7 +49,7 @@ def add_reference(
 
     Args:
         model: The bundle.
-        data: Photographs it was not trained on, in the Kaggle layout.
+        data: Dataset of photographs it was not trained on.
         out: Folder of the copy.
         split_file: Take only a part of this split.
         part: Which one.

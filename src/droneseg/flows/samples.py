@@ -69,7 +69,7 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
     """Return the pairs of a dataset, or those of one part of a split.
 
     Args:
-        data: Dataset in the Kaggle layout.
+        data: Dataset folder.
         split_file: Take only one part of this split.
         part: Which one.
 

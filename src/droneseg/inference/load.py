@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
-from droneseg.inference.segmenter import BundleSegmenter, RuntimeChoice
+from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 
 
 def load_segmenter(
-    settings: Settings, *, model: Path | None = None, profile: str | None = None, runtime: str | None = None
+    settings: Settings, *, model: Path | None = None, profile: str | None = None, runtime: RuntimeName | None = None
 ) -> BundleSegmenter:
     """Load the model that the settings name.
 
@@ -26,6 +27,6 @@ def load_segmenter(
     return BundleSegmenter(
         read_bundle(model or settings.model),
         profile=profile or settings.profile,
-        runtime=RuntimeChoice(runtime or settings.runtime),
+        runtime=runtime or settings.runtime,
         cache=settings.cache_dir.expanduser() / "openvino",
     )

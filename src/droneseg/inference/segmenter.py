@@ -1,8 +1,6 @@
 """The `Segmenter` of a bundle: what nnU-Net does to a photograph, without nnU-Net and without torch."""
 
 import time
-from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +9,14 @@ from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
 from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
+from droneseg.core.runtimes import RuntimeName
 from droneseg.inference.preprocessing import nonzero_box, normalisation_table
 from droneseg.inference.runtimes.protocol import Runtime
+from droneseg.inference.runtimes.table import Network, start_runtime
 from droneseg.inference.tiling import Window, slide
 from droneseg.model.bundle import Bundle
 
-
-class RuntimeChoice(StrEnum):
-    """What runs the network; auto is ONNX Runtime with a GPU and OpenVINO without."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
+_BYTES = "rgb_to_0_1"
 
 
 class BundleSegmenter:
@@ -44,7 +38,7 @@ class BundleSegmenter:
         bundle: Bundle,
         *,
         profile: str | None = None,
-        runtime: RuntimeChoice = RuntimeChoice.AUTO,
+        runtime: RuntimeName = RuntimeName.AUTO,
         cache: Path | None = None,
     ) -> None:
         manifest = bundle.manifest
@@ -55,14 +49,14 @@ class BundleSegmenter:
             )
         chosen = manifest.profiles[self._profile]
         self._bundle = bundle
-        self._takes_bytes = manifest.normalisation == "rgb_to_0_1"
+        self._takes_bytes = manifest.normalisation == _BYTES
         self._window = Window(
             patch=manifest.patch_size,
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             half_sums=chosen.half_sums,
         )
-        self._runtime = _start_runtime(bundle, self._profile, runtime, cache, takes_bytes=self._takes_bytes)
+        self._runtime = _start(bundle, self._profile, runtime, cache)
 
     @property
     def model_id(self) -> str:
@@ -126,31 +120,16 @@ class BundleSegmenter:
         )
 
 
-def _start_runtime(
-    bundle: Bundle, profile: str, choice: RuntimeChoice, cache: Path | None, *, takes_bytes: bool
-) -> Runtime:
+def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | None) -> Runtime:
     manifest = bundle.manifest
-    network, patch, chosen = bundle.network(profile), manifest.patch_size, manifest.profiles[profile]
-    if choice is RuntimeChoice.ONNXRUNTIME or (choice is RuntimeChoice.AUTO and _may_have_cuda()):
-        from droneseg.inference.runtimes.onnxruntime import OnnxRuntime, has_cuda
-
-        if choice is RuntimeChoice.ONNXRUNTIME or has_cuda():
-            return OnnxRuntime(network, patch, takes_bytes=takes_bytes)
-    from droneseg.inference.runtimes.openvino import OpenVinoRuntime
-
-    return OpenVinoRuntime(
-        network,
-        patch,
+    chosen = manifest.profiles[profile]
+    network = Network(
+        file=bundle.network(profile),
+        sha256=manifest.files[chosen.network].sha256,
+        patch=manifest.patch_size,
         precision=chosen.precision,
-        takes_bytes=takes_bytes,
-        first="scores" if chosen.mirroring or chosen.half_sums else "winners",
+        takes_bytes=manifest.normalisation == _BYTES,
+        wants_scores=bool(chosen.mirroring or chosen.half_sums),
         cache=cache,
-        network_sha256=manifest.files[chosen.network].sha256,
     )
-
-
-def _may_have_cuda() -> bool:
-    """Say whether the GPU build of ONNX Runtime is installed, without importing it: that takes a while."""
-    found = find_spec("onnxruntime")
-    folders = found.submodule_search_locations if found else None
-    return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders or ())
+    return start_runtime(runtime, network)

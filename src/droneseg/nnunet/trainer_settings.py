@@ -38,8 +38,8 @@ class TrainerSettings(BaseModel):
     encoder_rate: float = Field(
         1.0, gt=0, le=1, description="Learning rate of a pretrained encoder, as a share of the decoder's."
     )
-    weight_decay: float = Field(3e-5, ge=0)
-    deep_supervision: bool = True
+    weight_decay: float = Field(3e-5, ge=0, description="Pull of the weights towards 0.")
+    deep_supervision: bool = Field(True, description="Train coarser outputs, too, as nnU-Net does.")
     augmentation: Literal["full", "flight", "light"] = Field(
         "full",
         description="full as in nnU-Net; flight: turned, scaled, mirrored, other light; light: no turns, no scales.",
@@ -72,7 +72,7 @@ class TrainerSettings(BaseModel):
     validation: Literal["full", "fast", "none"] = Field(
         "full", description="At the end: nnU-Net's own with mirroring, one pass without, or none."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of everything drawn by chance.")
     profile: bool = Field(False, description="Watch a few iterations: where does the time go?")
     tracked: bool = Field(False, description="Whether W&B is told; decided with `tracking`.")
 

@@ -32,8 +32,8 @@ class WandbTracking(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Literal["wandb"]
-    project: str = "droneseg"
-    mode: Literal["auto", "online", "offline"] = "auto"
+    project: str = Field("droneseg", description="Project at W&B.")
+    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online with a key, offline without.")
     group: str | None = Field(None, description="What the run belongs to, such as a sweep.")
     images: bool = Field(False, description="Send validation overlays, and so photographs.")
 
@@ -43,22 +43,42 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    configuration: str = Field(pattern=r"^2d[A-Za-z0-9_-]*$", description="Name in nnU-Net's plans; begins with 2d.")
-    patch_size: tuple[int, int] | None = None
-    batch_size: int | None = Field(None, ge=2)
-    base_features: int | None = Field(None, ge=4)
-    max_features: int | None = Field(None, ge=4)
-    network: NetworkName = "plain"
-    convs_per_stage: int = Field(CONVS_PER_STAGE, ge=1)
-    downscale: int = Field(DOWNSCALE, ge=1, le=4)
-    decoder_levels: int = Field(DECODER_LEVELS, ge=2, le=DECODER_LEVELS)
-    fold: int = Field(0, ge=0)
-    resume: bool = False
-    overwrite: bool = False
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    num_gpus: int = Field(1, ge=1)
-    workers: int | None = Field(None, ge=0)
-    bf16: bool | Literal["auto"] = "auto"
+    configuration: str = Field(pattern=r"^2d[A-Za-z0-9_-]*$", description="Name of the plan; begins with 2d.")
+    patch_size: tuple[int, int] | None = Field(None, description="Height and width of a patch; null: nnU-Net's own.")
+    batch_size: int | None = Field(None, ge=2, description="Patches of an iteration; null: nnU-Net's own.")
+    base_features: int | None = Field(None, ge=4, description="Channels at full resolution, doubled at each below.")
+    max_features: int | None = Field(None, ge=4, description="Most channels at any resolution.")
+    network: NetworkName = Field(
+        "plain",
+        description="plain: nnU-Net's U-Net; batchnorm: with batch normalisation; the others: a U-Net on an encoder "
+        "trained on ImageNet.",
+    )
+    convs_per_stage: int = Field(
+        CONVS_PER_STAGE, ge=1, description="Convolutions at each resolution, down and up; nnU-Net's own are 2."
+    )
+    downscale: int = Field(
+        DOWNSCALE,
+        ge=1,
+        le=4,
+        description="By how much a pretrained network sees the photograph smaller, inside itself.",
+    )
+    decoder_levels: int = Field(
+        DECODER_LEVELS,
+        ge=2,
+        le=DECODER_LEVELS,
+        description="How often its decoder doubles the resolution; fewer are faster and less sharp.",
+    )
+    fold: int = Field(0, ge=0, description="Fold of splits_final.json; 0 is that of a split file.")
+    resume: bool = Field(False, description="Go on from the newest checkpoint of the same configuration and fold.")
+    overwrite: bool = Field(False, description="Set an older training of the same name aside and start anew.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, mps, cpu: the first there.")
+    num_gpus: int = Field(1, ge=1, description="Above 1: nnU-Net's DDP.")
+    workers: int | None = Field(
+        None, ge=0, description="Processes that load and augment; null: by the machine, 0: in the training process."
+    )
+    bf16: bool | Literal["auto"] = Field(
+        "auto", description="Compute in bfloat16 on a CPU; auto: where the CPU does so in hardware."
+    )
     tracking: Annotated[NoTracking | WandbTracking, Field(discriminator="name")] = NoTracking()
     trainer: TrainerSettings
 
@@ -89,6 +109,22 @@ class TrainingConfig(BaseModel):
 def config_folder() -> Path:
     """Return the folder of the YAML files that come with droneseg."""
     return _IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT
+
+
+def preset_names() -> list[str]:
+    """Return the presets that come with droneseg."""
+    return sorted(file.stem for file in (config_folder() / "preset").glob("*.yaml"))
+
+
+def training_keys() -> dict[str, str]:
+    """Return the keys that may be overridden, with what each means; `preset` and `tracking` choose files."""
+    fields = {**TrainerSettings.model_fields, **TrainingConfig.model_fields}
+    keys = {name: field.description or "" for name, field in fields.items()}
+    for not_a_key in ("trainer", "tracked", "tracking"):
+        del keys[not_a_key]
+    tracked = {f"tracking.{name}": field.description or "" for name, field in WandbTracking.model_fields.items()}
+    del tracked["tracking.name"]
+    return keys | tracked
 
 
 def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> TrainingConfig:
@@ -135,8 +171,7 @@ def _why_wrong(override: str, folder: Path) -> str:
     }
     if key in groups:
         return "" if value in groups[key] else f"  - {override}: choose one of {', '.join(groups[key])}"
-    keys = {*TrainingConfig.model_fields, *TrainerSettings.model_fields} - {"trainer", "tracked", *groups}
-    keys |= {f"tracking.{name}" for name in WandbTracking.model_fields if name != "name"}
+    keys = training_keys()
     if key in keys:
         return ""
     near = get_close_matches(key, [*keys, *groups], n=1)

@@ -1,0 +1,99 @@
+"""Somebody's own folders and colours become a dataset, or every reason why not is told."""
+
+import csv
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from droneseg.core.masks import decode_colours
+from droneseg.data.inspect import inspect_dataset
+from droneseg.data.layouts import KAGGLE
+from support.pictures import png
+from support.workspace import COMMAND
+
+GRASS, ROAD, CAR = (0, 102, 0), (128, 64, 128), (9, 143, 150)
+TABLE = {GRASS: "soft-surfaces", ROAD: "landing-zones", CAR: "moving-objects"}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Two photographs in JPEG, and their masks with other colours and names."""
+    for name in ("photos", "drawn"):
+        (tmp_path / name).mkdir()
+    for index in range(2):
+        rng = np.random.default_rng(index)
+        photograph = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        photograph.save(tmp_path / "photos" / f"{index}.JPG", format="JPEG")
+        colours = np.zeros((30, 40, 3), np.uint8)
+        colours[:20], colours[20:], colours[index, :3] = GRASS, ROAD, CAR
+        (tmp_path / "drawn" / f"{index}_mask.png").write_bytes(png(colours))
+    return tmp_path
+
+
+def adopt(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [*COMMAND, "data", "adopt", "photos", "drawn", "--mask-suffix", "_mask", "--out", "mine", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def fill_in(file: Path, table: dict[tuple[int, int, int], str]) -> None:
+    lines = [",".join(map(str, (*colour, name))) for colour, name in table.items()]
+    file.write_text("\n".join(["r,g,b,class", *lines]))
+
+
+def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own: Path) -> None:
+    first = adopt(own)
+    assert first.returncode == 1
+    assert "with the 3 colours of the masks. Fill in its column class" in " ".join(first.stderr.split())
+    rows = list(csv.DictReader((own / "colours.csv").open()))
+    assert [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows] == [GRASS, ROAD, CAR]
+    assert [int(row["pixels"]) for row in rows] == [2 * 800 - 6, 2 * 400, 6]
+    assert "'' is no class" in adopt(own).stderr
+    fill_in(own / "colours.csv", TABLE)
+    assert adopt(own).returncode == 0
+    found = inspect_dataset(own / "mine", max_pixels=10**6)
+    assert (len(found.facts), found.problems) == (2, ())
+    root = own / "mine" / KAGGLE.inside
+    mask, _ = decode_colours((KAGGLE.masks_in(root) / "1.png").read_bytes())
+    expected = np.full((30, 40), 3, np.uint8)
+    expected[20:], expected[1, :3] = 5, 4
+    assert (mask == expected).all()
+    assert (KAGGLE.images_in(root) / "1.jpg").read_bytes() == (own / "photos" / "1.JPG").read_bytes()
+
+
+def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> None:
+    fill_in(own / "colours.csv", {GRASS: "soft-surfaces", ROAD: "landing-zones"})
+    (own / "photos" / "0.JPG").write_bytes(b"no image")
+    told = adopt(own).stderr
+    assert "1 colours that are not in the table: (9, 143, 150) on 3 pixels" in told
+    assert "0: " in told
+    assert not (own / "mine").exists()
+    fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
+    told = adopt(own).stderr
+    assert "'grass' is no class: background, obstacles" in told
+    assert "0, 0, 256 is no colour" in told
+    (own / "colours.csv").write_text("red,green,blue\n1,2,3\n")
+    assert "lacks the columns r, g, b, class" in adopt(own).stderr
+    (own / "drawn" / "7_mask.png").write_bytes(b"")
+    assert "7_mask.png: has no photograph" in adopt(own).stderr
+
+
+def test_masks_that_hold_no_classes_get_no_table(own: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    (own / "drawn" / "0_mask.png").write_bytes(png(noise))
+    assert "colours are no classes" in adopt(own).stderr
+    assert not (own / "colours.csv").exists()
+
+
+def test_another_dataset_in_the_way_is_not_touched(own: Path) -> None:
+    fill_in(own / "colours.csv", TABLE)
+    (own / "mine").mkdir()
+    (own / "mine" / "flight.txt").write_text("mine")
+    assert adopt(own, "--force").returncode == 1
+    assert [file.name for file in (own / "mine").iterdir()] == ["flight.txt"]
+    (own / "mine" / "flight.txt").unlink()
+    assert adopt(own).returncode == 0
+    assert adopt(own).returncode == 1
+    assert adopt(own, "--force").returncode == 0
