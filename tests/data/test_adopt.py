@@ -47,7 +47,7 @@ def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own:
     first = adopt(own)
     assert first.returncode == 1
     assert "with the 3 colours of the masks. Fill in its column class" in " ".join(first.stderr.split())
-    rows = list(csv.DictReader((own / "colours.csv").open()))
+    rows = list(csv.DictReader((own / "colours.csv").read_text().splitlines()))
     assert [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows] == [GRASS, ROAD, CAR]
     assert [int(row["pixels"]) for row in rows] == [2 * 800 - 6, 2 * 400, 6]
     assert "'' is no class" in adopt(own).stderr
