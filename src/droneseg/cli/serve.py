@@ -26,13 +26,14 @@ def serve(
             raise MissingDependencyError(package, "serve")
     from droneseg.core.logs import configure_logging
     from droneseg.serving.api import create_app
-    from droneseg.serving.api.server import run
+    from droneseg.serving.server import run
 
     # uvicorn sends itself the signal again once it has ended in good order
     signal.signal(signal.SIGTERM, _end)
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
-    run(create_app(settings), host=host or settings.host, port=settings.port if port is None else port)
+    app = create_app(settings)
+    run(app, app.state.service, host=host or settings.host, port=settings.port if port is None else port)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -1,9 +1,9 @@
-"""uvicorn, told of the end at once."""
+"""uvicorn for an application of ours: heads are bounded, and the service is told of the end at once."""
 
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from droneseg.serving.protocol import BoundedProtocol
 from droneseg.serving.service import PredictionService
@@ -23,7 +23,7 @@ class _Server(uvicorn.Server):
         self._service.begin_stop()
 
 
-def run(app: FastAPI, *, host: str, port: int) -> None:
+def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> None:
     """Serve until a signal says to end; what was admitted is finished first."""
     config = uvicorn.Config(
         app,
@@ -36,4 +36,4 @@ def run(app: FastAPI, *, host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACEFUL_S,
         server_header=False,
     )
-    _Server(config, app.state.service).run()
+    _Server(config, service).run()
