@@ -32,4 +32,4 @@ def test_generated_requests_find_no_fault(described: schemathesis.BaseSchema) ->
 
         ask()
         tried += 1
-    assert tried == 8
+    assert tried >= 8
