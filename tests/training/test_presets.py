@@ -88,6 +88,7 @@ def test_a_crop_that_does_not_fit_the_plan_is_refused(tmp_path: Path, crop: tupl
         (["class_weights=[0,-1,1,1,1,1]"], "class_weights.1=-1: Input should be greater than or equal to 0"),
         (["class_weights=[0,nan,0,0,0,1]"], "class_weights.1=nan: Input should be a finite number"),
         (["class_weights=[0,0,0,0,0,0]"], "at least one weight must be above 0"),
+        (["class_weights={wter: 3}"], "no class is called wter; there are background, obstacles"),
         (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
         (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
         (["resume=true", "overwrite=true"], "  - resume and overwrite contradict each other"),
@@ -100,3 +101,15 @@ def test_what_makes_no_sense_is_refused_in_a_line(overrides: list[str], words: s
     assert words in lines[0]
     assert len(lines) <= 2
     assert max(map(len, lines)) < 200
+
+
+def test_weights_of_classes_are_given_by_id_or_by_name() -> None:
+    def weights(*overrides: str) -> object:
+        return load_config(overrides).trainer.class_weights
+
+    assert weights("preset=smoke", "class_weights={water: 3}") == (1, 1, 3, 1, 1, 1)
+    own = weights("preset=pretrained")
+    assert own == (0, 2.5, 1.5, 0.8, 1.5, 0.7), "what the model that comes with the code was trained with"
+    assert weights("preset=pretrained", "class_weights={water: 3}") == (0, 2.5, 3, 0.8, 1.5, 0.7)
+    assert weights("preset=pretrained", "class_weights=[0,1,1,1,1,2]") == (0, 1, 1, 1, 1, 2)
+    assert weights("preset=pretrained", "class_weights=null") is None

@@ -1,12 +1,13 @@
 """What the trainer is told. nnU-Net builds trainers itself, by name, so the settings reach it through a file."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, NAMES
 from droneseg.core.errors import ConfigurationError
 
 # Set by us for the processes nnU-Net starts; not a user's setting, so it is not in core.settings.
@@ -19,9 +20,21 @@ def _some(weights: tuple[float, ...]) -> tuple[float, ...]:
     return weights
 
 
+def _by_id(weights: Any) -> Any:
+    """Return weights that were given by the names of classes as a list by id; what is not named weighs 1."""
+    if not isinstance(weights, Mapping):
+        return weights
+    if unknown := [str(name) for name in weights if name not in NAMES]:
+        raise ValueError(f"no class is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    return tuple(weights.get(name, 1) for name in NAMES)
+
+
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ClassWeights = Annotated[
-    tuple[Weight, ...], Field(min_length=len(CLASSES), max_length=len(CLASSES)), AfterValidator(_some)
+    tuple[Weight, ...],
+    Field(min_length=len(CLASSES), max_length=len(CLASSES)),
+    AfterValidator(_some),
+    BeforeValidator(_by_id),
 ]
 
 
@@ -56,7 +69,8 @@ class TrainerSettings(BaseModel):
     )
     class_weights: ClassWeights | None = Field(
         None,
-        description="Weight of each true class in the cross entropy, by id; null: all the same.",
+        description="Weight of each true class in the cross entropy: what it costs to miss one. A list by id, or "
+        "`{obstacles: 2.5, water: 1.5}`, where others weigh 1; null: all the same.",
     )
     oversample: float = Field(
         0.33, ge=0, le=1, description="Share of the patches that lie on a class chosen by chance, as in nnU-Net."

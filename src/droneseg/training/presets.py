@@ -151,7 +151,7 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
         raise ConfigurationError("\n".join(["The training configuration is wrong:", *problems]))
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
-            composed = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+            composed = OmegaConf.to_container(compose("train", overrides=_for_hydra(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(f"{error}\nThe keys are listed by `droneseg train --show`.") from error
     try:
@@ -159,6 +159,16 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
     except ValidationError as error:
         lines = [_line(item) for item in error.errors()]
         raise ConfigurationError("\n".join(["The training configuration is wrong:", *lines])) from error
+
+
+def _for_hydra(overrides: Sequence[str]) -> list[str]:
+    """Return overrides for Hydra, which does not put a list in the place of a mapping: first that goes."""
+    written: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        replaces = key == "class_weights" and value.startswith("[")
+        written += [f"{key}=null", override] if replaces else [override]
+    return written
 
 
 def _why_wrong(override: str, folder: Path) -> str:

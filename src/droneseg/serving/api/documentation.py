@@ -3,7 +3,7 @@
 from typing import Any
 
 from droneseg.core import errors
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, NAMES
 from droneseg.serving.api.uploads import FIELD
 from droneseg.serving.errors import FAILURES, INTERNAL, Failure
 from droneseg.serving.schemas import ErrorAnswer
@@ -20,7 +20,7 @@ _EXAMPLE = {
     "prediction_shape": [736, 960],
     "classes_found": [1, 3, 5],
     "segmentation_mask": "iVBORw0KGgoAAAANSUhEUg...",
-    "class_fractions": {entry.name: share for entry, share in zip(CLASSES, (0, 0.08, 0, 0.31, 0, 0.61), strict=True)},
+    "class_fractions": dict.fromkeys(NAMES, 0.0) | {"obstacles": 0.08, "soft-surfaces": 0.31, "landing-zones": 0.61},
     "confidence": 0.93,
     "model_id": "0123456789ab",
     "timings_s": {"queue": 0.0, "decode": 0.03, "preprocess": 0.0, "network": 0.05, "postprocess": 0.0, "encode": 0.01},
