@@ -47,6 +47,8 @@ class Answer:
     network_s: float = field(default=0.0)
 
 
+# a score that overflows is told as an error where rows are decided
+@np.errstate(over="ignore", invalid="ignore")
 def slide(runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: Window) -> Answer:
     """Predict the classes of a cropped photograph.
 
