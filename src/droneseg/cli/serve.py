@@ -1,11 +1,7 @@
 """`droneseg serve`: the FastAPI service."""
 
-import logging
-import os
-import signal
 from importlib.util import find_spec
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -28,15 +24,7 @@ def serve(
     from droneseg.serving.api import create_app
     from droneseg.serving.server import run
 
-    # uvicorn sends itself the signal again once it has ended in good order
-    signal.signal(signal.SIGTERM, _end)
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
     app = create_app(settings)
     run(app, app.state.service, host=host or settings.host, port=settings.port if port is None else port)
-
-
-def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End without a failure, and at once: a network that still computes would abort the interpreter's own end."""
-    logging.shutdown()
-    os._exit(0)

@@ -3,21 +3,22 @@
 BentoML reads a body of any size before it calls anything of ours, and puts every error into its own form.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from droneseg.core.errors import DronesegError, SlowRequestError
-from droneseg.serving.bodies import BodyMemory, Lease
+from droneseg.core.errors import DronesegError
+from droneseg.serving.bodies import BodyMemory
 from droneseg.serving.gate import HANGUP, METRICS
 from droneseg.serving.refusals import path_refusal, refusal
 from droneseg.serving.schemas import HealthAnswer
 from droneseg.serving.service import PredictionService
+from droneseg.serving.waiting import in_time, unless_gone
 
 # in the scope of a request
 TOLD = "droneseg.told"  # its error has our body already
@@ -26,10 +27,6 @@ _PAGES = "/static_content"  # of BentoML's page, which is not shown
 _OF_BODIES = (b"content-type", b"content-length", b"transfer-encoding")
 _STUB_TYPE = (b"content-type", b"application/json")
 _INSTEAD = b'{"req": {"image_b64": ""}}'  # of a body for BentoML, which would take it apart again
-
-
-class Hangup(Exception):  # noqa: N818  # nothing is wrong with it
-    """The client is gone."""
 
 
 class Door:
@@ -82,7 +79,7 @@ class Door:
                 await self._app(scope, _with_stub(receive), self._in_our_words(scope, receive, send))
         except DronesegError as error:
             await refusal(error, self._service.failed(error))(scope, receive, send)
-        except Hangup:
+        except ClientDisconnect:
             # or BentoML waits for an answer until its time is over, and holds the request
             await Response(status_code=HANGUP)(scope, receive, send)
         finally:
@@ -94,17 +91,10 @@ class Door:
         with self._memory.lease() as lease:
             lease.require(headers)
             content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-            scope[PHOTOGRAPH] = self._bodies[scope["path"]](content_type, await self._read(receive, lease))
+            body = await in_time(_whole(lease.read(_pieces(receive))), self._service.settings.timeout_seconds)
+            scope[PHOTOGRAPH] = self._bodies[scope["path"]](content_type, body)
             app = self._app(scope, _with_stub(receive), self._in_our_words(scope, receive, send))
-            await _unless_gone(asyncio.ensure_future(app), receive)
-
-    async def _read(self, receive: Receive, lease: Lease) -> bytes:
-        timeout_s = self._service.settings.timeout_seconds
-        try:
-            async with asyncio.timeout(timeout_s):
-                return b"".join([piece async for piece in lease.read(_pieces(receive))])
-        except TimeoutError as error:
-            raise SlowRequestError(f"The body did not arrive within {timeout_s:g} s.") from error
+            await unless_gone(app, receive)
 
     def _ready(self, _headers: Headers) -> Response:
         self._service.model_answer()
@@ -137,12 +127,16 @@ class Door:
         return path_refusal(HTTPStatus(status), scope["path"], {"Allow": allowed} if allowed else None)
 
 
+async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in pieces])
+
+
 async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Hangup
+            raise ClientDisconnect
         yield message.get("body", b"")
         more = message.get("more_body", False)
 
@@ -159,28 +153,6 @@ def _with_stub(receive: Receive) -> Receive:
         return {"type": "http.request", "body": _INSTEAD, "more_body": False}
 
     return receive_stub
-
-
-async def _unless_gone(answering: "asyncio.Future[None]", receive: Receive) -> None:
-    """Wait until a request is answered; end that when the client hangs up.
-
-    Raises:
-        Hangup: If it does.
-    """
-    gone = asyncio.create_task(_hangup(receive))
-    try:
-        await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise Hangup
-        answering.result()
-    finally:
-        gone.cancel()
-        answering.cancel()
-
-
-async def _hangup(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json(answer: BaseModel) -> Response:

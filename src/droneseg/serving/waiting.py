@@ -1,11 +1,53 @@
 """Waiting for answers without blocking the event loop, and no longer than allowed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
-from droneseg.core.errors import TooLateError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from droneseg.core.errors import SlowRequestError, TooLateError
 from droneseg.serving.answers import Answer, Upload
 from droneseg.serving.service import PredictionService
+
+_Result = TypeVar("_Result")
+
+
+async def in_time(reading: Awaitable[_Result], timeout_s: float) -> _Result:
+    """Return what reading a body gives.
+
+    Raises:
+        SlowRequestError: If it does not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reading
+    except TimeoutError as error:
+        raise SlowRequestError(f"The body did not arrive within {timeout_s:g} s.") from error
+
+
+async def unless_gone(answering: Awaitable[_Result], receive: Receive) -> _Result:
+    """Return an answer; if the client hangs up first, what is waited for is given up, and leaves the queue.
+
+    Raises:
+        ClientDisconnect: If it hung up.
+    """
+    waiting = asyncio.ensure_future(answering)
+    gone = asyncio.create_task(_hangup(receive))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientDisconnect
+        return waiting.result()
+    finally:
+        gone.cancel()
+        waiting.cancel()
+
+
+async def _hangup(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list[Answer | Exception]:

@@ -1,18 +1,16 @@
 """The endpoints. Each takes a request apart, asks the service, and puts the answer into HTTP."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import RootModel
-from starlette.requests import ClientDisconnect
 
 from droneseg.core.errors import MissingInputError
 from droneseg.monitoring.drift import FEWEST
 from droneseg.monitoring.drift_report import MOST
-from droneseg.serving.answers import Answer, Upload
+from droneseg.serving.answers import Answer
 from droneseg.serving.api import documentation
 from droneseg.serving.api.uploads import read_files
 from droneseg.serving.bodies import BodyMemory
@@ -26,7 +24,7 @@ from droneseg.serving.schemas import (
     StatusAnswer,
 )
 from droneseg.serving.service import PredictionService
-from droneseg.serving.waiting import answers
+from droneseg.serving.waiting import answers, unless_gone
 
 MaskWish = Annotated[Literal["png", "none"], Query(description="none leaves the mask out.")]
 PNG = "image/png"
@@ -66,7 +64,7 @@ def _add_predictions(router: APIRouter, service: PredictionService, memory: Body
             uploads = await read_files(request, settings, lease)
             if len(uploads) > 1:
                 raise MissingInputError(f"There are {len(uploads)} files; send one here, or all to /batch_predict.")
-            (answer,) = await _unless_gone(request, service, uploads)
+            (answer,) = await unless_gone(answers(service, uploads), request.receive)
         if isinstance(answer, Exception):
             raise answer
         if _wants_png(request.headers.get("accept", "")):
@@ -85,7 +83,7 @@ def _add_predictions(router: APIRouter, service: PredictionService, memory: Body
         service.require_room()
         with memory.lease() as lease:
             uploads = await read_files(request, settings, lease)
-            found = await _unless_gone(request, service, uploads)
+            found = await unless_gone(answers(service, uploads), request.receive)
         items = []
         for upload, answer in zip(uploads, found, strict=True):
             if isinstance(answer, Answer):
@@ -144,31 +142,6 @@ def _add_admin(router: APIRouter, service: PredictionService) -> None:
         """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
         changed = await asyncio.wrap_future(service.reload_aside())
         return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
-
-
-async def _unless_gone(
-    request: Request, service: PredictionService, uploads: Sequence[Upload]
-) -> list[Answer | Exception]:
-    """Wait for the answers; if the client hangs up first, take its photographs out of the queue.
-
-    Raises:
-        ClientDisconnect: If it hung up.
-    """
-    waiting = asyncio.create_task(answers(service, uploads))
-    gone = asyncio.create_task(_hangup(request))
-    try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise ClientDisconnect
-        return waiting.result()
-    finally:
-        gone.cancel()
-        waiting.cancel()
-
-
-async def _hangup(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _wants_png(accept: str) -> bool:

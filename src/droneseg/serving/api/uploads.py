@@ -1,6 +1,5 @@
 """Multipart bodies, read within bounds of bytes, files and time."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 from starlette.datastructures import FormData, UploadFile
@@ -10,13 +9,13 @@ from starlette.requests import Request
 from droneseg.core.errors import (
     MalformedRequestError,
     MissingInputError,
-    SlowRequestError,
     TooManyFilesError,
     WrongContentTypeError,
 )
 from droneseg.core.settings import Settings
 from droneseg.serving.answers import Upload
 from droneseg.serving.bodies import Lease
+from droneseg.serving.waiting import in_time
 
 FIELD = "data"
 _MAX_FIELDS = 32
@@ -85,10 +84,7 @@ async def read_files(request: Request, settings: Settings, lease: Lease) -> list
     )
     parser.spool_max_size = settings.max_upload_bytes  # never to the disk
     try:
-        async with asyncio.timeout(settings.timeout_seconds):
-            form = await parser.parse()
-    except TimeoutError as error:
-        raise SlowRequestError(f"The body did not arrive within {settings.timeout_seconds:g} s.") from error
+        form = await in_time(parser.parse(), settings.timeout_seconds)
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise TooManyFilesError(
