@@ -27,7 +27,7 @@ COPY .dvc/config .dvc/config
 COPY dvc-remote dvc-remote
 COPY nnUNet_results.dvc ./
 RUN mkdir /model \
-    && if [ "$MODEL" = baked ]; then /opt/venv/bin/droneseg models pull --remote models && mv nnUNet_results /model; fi \
+    && case "$MODEL" in baked) /opt/venv/bin/droneseg models pull --remote models && mv nnUNet_results /model ;; pulled) ;; *) echo "MODEL is baked or pulled, not $MODEL" >&2; exit 1 ;; esac \
     && rm -rf .dvc/cache .dvc/tmp && mv nnUNet_results.dvc .dvc /model
 
 FROM ${BASE_IMAGE}

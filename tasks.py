@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
+DOCS = "mkdocs build --strict --site-dir site"
+# warnings about what version 2 of MkDocs will not take
+_QUIET = {"DISABLE_MKDOCS_2_WARNING": "true", "NO_MKDOCS_2_WARNING": "1"}
 LINT = "ruff check . && ruff format --check . && mypy && lint-imports"
 
 
@@ -71,19 +75,19 @@ def alarm_policies(c: Context) -> None:
 @task
 def check(c: Context) -> None:
     """Lint, types, import contracts and documentation."""
-    c.run(f"{LINT} && mkdocs build --strict --quiet --site-dir site", pty=True)
+    c.run(f"{LINT} && {DOCS} --quiet", env=_QUIET, pty=True)
 
 
 @task
 def build_docs(c: Context) -> None:
-    """Build the documentation into site/."""
-    c.run("mkdocs build --strict", pty=True)
+    """Build the documentation into site/, and check its links."""
+    c.run(f"{DOCS} && linkchecker --no-status --no-warnings site/index.html", env=_QUIET, pty=True)
 
 
 @task
 def serve_docs(c: Context) -> None:
     """Serve the documentation on this machine."""
-    c.run("mkdocs serve --dev-addr 127.0.0.1:8001", pty=True)
+    c.run("mkdocs serve --dev-addr 127.0.0.1:8001", env=_QUIET, pty=True)
 
 
 @task
@@ -121,6 +125,8 @@ _MOUNTED = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "runs", "data
 def docker_build(c: Context, image: str = "", model: str = "baked") -> None:
     """Build one image, or all four; --model pulled leaves the model out of them."""
     for name in [image] if image else IMAGES:
+        if model not in ("baked", "pulled") or name not in IMAGES:
+            raise Exit(f"--image is one of {', '.join(IMAGES)}, --model baked or pulled; not {name}, {model}.")
         chosen = "" if name == "train" else f" --build-arg MODEL={model}"
         revision = c.run("git rev-parse --short HEAD", hide=True, warn=True)
         stated = f" --build-arg REVISION={revision.stdout.strip()}" if revision and revision.ok else ""
@@ -147,6 +153,8 @@ def docker_train(c: Context, args: str = "", build: bool = False) -> None:
 @task
 def docker_inference(c: Context, source: str, out: str = "masks", build: bool = False) -> None:
     """Predict a folder of photographs in a container: masks and overlays into another folder."""
+    if not Path(source).is_dir():
+        raise Exit(f"{source} is not a folder of photographs.")
     _need_image(c, "inference", build=build)
     Path(out).mkdir(parents=True, exist_ok=True)
     volumes = ["--volume", f"{Path(source).resolve()}:/input:ro", "--volume", f"{Path(out).resolve()}:/output"]
@@ -174,6 +182,8 @@ def smoke_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
 @task
 def cloud_deploy(c: Context, service: str = "api", region: str = "europe-west1") -> None:
     """Build in Google Cloud and deploy to Cloud Run: see docs/deploy.md."""
+    if service not in ("api", "bento"):
+        raise Exit(f"--service is api or bento, not {service}.")
     c.run(
         f"gcloud builds submit --config cloudbuild.yaml "
         f'--substitutions _SERVICE={service},_REGION={region},_REVISION="$(git rev-parse --short HEAD)"',
@@ -190,7 +200,9 @@ def cloud_logs(c: Context, service: str = "api", region: str = "europe-west1", l
 @task
 def cloud_train(c: Context, image: str, region: str = "europe-west1", project: str = "") -> None:
     """Start a training on a GPU in Vertex AI with this train image: see docs/deploy.md."""
-    project = project or c.run("gcloud config get-value project", hide="out").stdout.strip()
+    project = project or c.run("gcloud config get-value project", hide=True).stdout.strip()
+    if project in ("", "(unset)"):
+        raise Exit("Which project? --project NAME, or: gcloud config set project NAME")
     environment = {"PROJECT": project, "REGION": region, "IMAGE": image}
     c.run("bash deploy/render.sh deploy/train.yaml job.yaml", env=environment)
     c.run(f"gcloud ai custom-jobs create --region={region} --display-name=droneseg --config=job.yaml", pty=True)
@@ -222,5 +234,7 @@ def _run_as_me(*, gpu: bool) -> list[str]:
 def _serve(c: Context, name: str, port: int, inside: int, *, build: bool) -> None:
     _need_image(c, name, build=build)
     environment = ["--env-file", ".env"] if Path(".env").is_file() else []
+    # an address or port in .env is that of this machine
+    environment += ["--env", "DRONESEG_HOST=0.0.0.0", "--env", f"DRONESEG_PORT={inside}"]
     run = [_docker(), "run", "--rm", "--init", "--publish", f"127.0.0.1:{port}:{inside}", *environment]
     c.run(shlex.join([*run, f"droneseg-{name}"]), pty=True)

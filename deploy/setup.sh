@@ -4,7 +4,7 @@
 set -euo pipefail
 : "${PROJECT:?name the project}" "${REGION:?name the region, such as europe-west1}"
 cd "$(dirname "$0")"
-gcloud config set project "$PROJECT" --quiet
+export CLOUDSDK_CORE_PROJECT="$PROJECT" # of this script; your own configuration stays
 account() { echo "$1@$PROJECT.iam.gserviceaccount.com"; }
 there() { "$@" >/dev/null 2>&1; }
 

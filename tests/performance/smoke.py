@@ -36,6 +36,7 @@ def ask(url: str, body: bytes | None = None, content_type: str = "") -> dict[str
 def wait_for(host: str) -> None:
     """Wait until it is ready."""
     end = time.monotonic() + _WAIT_S
+    sys.stderr.write(f"waiting until {host} is ready, {_WAIT_S} s at most\n")
     while True:
         try:
             ask(f"{host}/readyz")

@@ -64,14 +64,13 @@ def start(
 ) -> None:
     """Configure logging before any command runs."""
     from droneseg.core.logs import configure_logging
-    from droneseg.core.settings import misspelt_variables
+    from droneseg.core.settings import warn_of_misspelt
 
     # torch warns of its own future while it is imported; nobody who runs a command can act on that
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     settings = environment.settings()
     configure_logging(settings.log_level, settings.log_format)
-    for wrong, meant in misspelt_variables().items():
-        logging.getLogger("droneseg").warning("%s is no setting; did you mean %s?", wrong, meant)
+    warn_of_misspelt()
 
 
 def main() -> None:

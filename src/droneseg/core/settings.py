@@ -1,5 +1,6 @@
 """The settings of the environment; the only module that reads it."""
 
+import logging
 import os
 from difflib import get_close_matches
 from enum import StrEnum
@@ -13,6 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.runtimes import RuntimeName
+
+logger = logging.getLogger(__name__)
 
 Pull: TypeAlias = Literal["auto", "never", "always"]
 """Whether DVC fetches a model."""
@@ -153,6 +156,12 @@ def misspelt_variables() -> dict[str, str]:
     near = {name: get_close_matches(name.upper(), known, n=1, cutoff=0.85) for name in unknown}
     # the environment is read without regard to case
     return {name: found[0] for name, found in near.items() if found and name.upper() not in known}
+
+
+def warn_of_misspelt() -> None:
+    """Log a warning for each variable that is nearly a setting."""
+    for wrong, meant in misspelt_variables().items():
+        logger.warning("%s is no setting; did you mean %s?", wrong, meant)
 
 
 def load_settings() -> Settings:

@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.logs import configure_logging
-from droneseg.core.settings import load_settings
+from droneseg.core.settings import load_settings, warn_of_misspelt
 from droneseg.inference.load import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.metrics import ServiceMetrics
@@ -80,6 +80,7 @@ class DroneSegService:
 
     def __init__(self) -> None:
         configure_logging(_SETTINGS.log_level, _SETTINGS.log_format)
+        warn_of_misspelt()
         bound_server(SERVICE)
         self._starting = asyncio.get_running_loop().run_in_executor(None, SERVICE.start)
 
