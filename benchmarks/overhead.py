@@ -39,7 +39,7 @@ def main() -> None:
     segmenter = BundleSegmenter(read_bundle(arguments.model), cache=Path("~/.cache/droneseg/openvino").expanduser())
     plain_s, http_s, added_s = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
-        service = start_service(arguments.model, Path(temporary))
+        service = start_service("fastapi", arguments.model, Path(temporary))
         try:
             with httpx.Client(base_url=URL, timeout=60, headers={"Accept": "application/json"}) as client:
                 for number in range(arguments.requests + 5):

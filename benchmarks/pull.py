@@ -1,11 +1,12 @@
 """Time `droneseg models pull` of a 100 MB bundle beside a plain download of the same file from the same server.
 
-    python benchmarks/pull.py [--mb 100] [--rounds 5]
+    python benchmarks/pull.py [--mb 100] [--rounds 5] [--json FILE]
 
 The server is fake-gcs-server on this machine. A round is both, one after the other: a slow hour is slow for both.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ["DVC_NO_ANALYTICS"] = "1"
     with (
@@ -70,6 +72,9 @@ def main() -> None:
             plain.append(plain_download(store.server, name, Path(temporary, "plain")))
             pulled.append(pull(project))
             print(f"round {number + 1}: plain {plain[-1]:.2f} s, models pull {pulled[-1]:.2f} s", flush=True)
+        if options.json:
+            found = {"mb": options.mb, "plain_s": statistics.median(plain), "pull_s": statistics.median(pulled)}
+            options.json.write_text(json.dumps(found) + "\n")
         allowed = 4 + 2 * statistics.median(plain)
         print(
             f"{options.mb} MB, medians of {options.rounds}: plain {statistics.median(plain):.2f} s, models pull "

@@ -1,0 +1,136 @@
+"""What the built documentation and the README say, and what the code has: the two sides that must agree."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import markdown
+import typer
+from bs4 import BeautifulSoup, Tag
+from invoke.collection import Collection
+
+from droneseg.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+_ASSIGNMENT = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*=")
+_SEPARATORS = {"&&", "||", "|", ";", "&"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page as its readers see it."""
+
+    name: str
+    content: Tag
+
+    @property
+    def blocks(self) -> list[str]:
+        return [each.get_text() for each in self.content.select("pre code")]
+
+    @property
+    def inline(self) -> list[str]:
+        return [each.get_text() for each in self.content.select("code") if not each.find_parent("pre")]
+
+    @property
+    def text(self) -> str:
+        return self.content.get_text(" ")
+
+    def tables(self) -> Iterator[list[list[Tag]]]:
+        for table in self.content.select("table"):
+            yield [list(row.select("td")) for row in table.select("tr") if row.select("td")]
+
+
+def read_site(site: Path) -> dict[str, Page]:
+    """Return the pages of a built site and the README; not those that tell of the past."""
+    pages = {}
+    for file in sorted(site.rglob("*.html")):
+        name = str(file.relative_to(site)).removesuffix(".html")
+        if name.startswith(("decisions/", "experiments", "404", "reference/api/")):
+            continue
+        article = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser").select_one("article")
+        assert article is not None, name
+        pages[name] = Page(name, article)
+    readme = markdown.markdown((ROOT / "README.md").read_text(encoding="utf-8"), extensions=["fenced_code", "tables"])
+    pages["README"] = Page("README", BeautifulSoup(readme, "html.parser"))
+    return pages
+
+
+@dataclass
+class Command:
+    """A command of ours: what it is called, and what it takes."""
+
+    path: tuple[str, ...]
+    options: set[str] = field(default_factory=set)
+
+
+def droneseg_commands() -> dict[tuple[str, ...], Command]:
+    """Return all commands of `droneseg`, groups included."""
+    found = {}
+
+    def visit(command: object, path: tuple[str, ...]) -> None:
+        options = {
+            name for each in command.params for name in (*each.opts, *each.secondary_opts) if name.startswith("-")
+        }  # type: ignore[attr-defined]  # Typer's own copy of click
+        found[path] = Command(path, options | {"--help", "-h"})
+        for name, inner in getattr(command, "commands", {}).items():
+            visit(inner, (*path, name))
+
+    visit(typer.main.get_command(app), ())
+    return found
+
+
+def invoke_tasks() -> dict[str, Command]:
+    """Return all tasks."""
+    spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tasks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tasks)
+    collection = Collection.from_module(tasks)
+    return {
+        name: Command((name,), {flag for each in collection[name].get_arguments() for flag in _flags(each.names)})
+        for name in collection.task_names
+    }
+
+
+def _flags(names: tuple[str, ...]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}" for name in names]
+
+
+def command_lines(page: Page) -> Iterator[list[str]]:
+    """Yield the commands of a page word by word, without the environment they are given and `uv run`."""
+    for text in [*page.blocks, *page.inline]:
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            try:
+                lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+                lexer.whitespace_split, lexer.commenters = True, "#"
+                words = list(lexer)
+            except ValueError:
+                continue  # no line of a shell
+            part: list[str] = []
+            for word in [*words, "&&"]:
+                if word not in _SEPARATORS:
+                    part.append(word)
+                    continue
+                while part and (_ASSIGNMENT.match(part[0]) or part[0] in ("uv", "run", "$")):
+                    part.pop(0)
+                if part and part[0] in ("droneseg", "invoke"):
+                    yield part
+                part = []
+
+
+def templates() -> list[str]:
+    """Return all texts of the source, with a NUL where something is filled in."""
+    found = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (str(each.value) if isinstance(each, ast.Constant) else "\0" for each in node.values)
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found

@@ -1,0 +1,354 @@
+"""What the documentation names exists, and what exists is in the documentation: both sides are read."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from droneseg.core.settings import Settings, variable_names
+from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.serving.api import create_app
+from droneseg.serving.errors import FAILURES, INTERNAL, code_of_status
+from droneseg.training.presets import preset_names, training_keys
+from support.documentation import (
+    ROOT,
+    Command,
+    Page,
+    command_lines,
+    droneseg_commands,
+    invoke_tasks,
+    read_site,
+    templates,
+)
+from support.workspace import Workspace
+
+GENERATED = ("reference/cli", "reference/settings", "reference/training", "benchmarks")
+WITH_KEYS = {("train",), ("sweep",), ("benchmark",)}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    quiet = {"DISABLE_MKDOCS_2_WARNING": "true", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[str, Page]:
+    return read_site(site)
+
+
+def wrong_words(words: list[str], command: Command, *, with_keys: bool) -> list[str]:
+    """Return the options and keys that a command does not have."""
+    keys = {*training_keys(), "preset", "tracking"}
+    wrong = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("["):
+            continue
+        if word.startswith("-") and name not in command.options and not re.fullmatch(r"-\d.*|-", word):
+            wrong.append(word)
+        elif with_keys and equals and not word.startswith("-"):
+            good = value in preset_names() or "|" in value or value == "..." if name == "preset" else name in keys
+            wrong += [] if good else [word]
+    return wrong
+
+
+def test_every_command_option_and_key_that_is_named_exists(pages: dict[str, Page]) -> None:
+    ours, tasks = droneseg_commands(), invoke_tasks()
+    wrong, seen = [], set()
+    for page in pages.values():
+        for program, *words in command_lines(page):
+            if program == "invoke":
+                names = words[0].split("|") if words else []
+                for name in names:
+                    if name.startswith("-") or name in ("...", "NAME"):
+                        continue
+                    found = tasks.get(name)
+                    missing = [name] if found is None else wrong_words(words[1:], found, with_keys=False)
+                    wrong += [f"{page.name}: invoke {name}: {each}" for each in missing]
+                continue
+            path: tuple[str, ...] = ()
+            while words and (*path, words[0]) in ours:
+                path = (*path, words.pop(0))
+            group = any(each[:-1] == path for each in ours if each)
+            if group and words and not words[0].startswith("-") and not set("|.[") & set(words[0]):
+                wrong.append(f"{page.name}: droneseg {' '.join((*path, words[0]))}")
+            if page.name not in GENERATED:
+                seen.add(path)
+            wrong += [
+                f"{page.name}: droneseg {' '.join(path)} {each}"
+                for each in wrong_words(words, ours[path], with_keys=path in WITH_KEYS)
+            ]
+    assert wrong == []
+    leaves = {path for path in ours if not any(other[: len(path)] == path and other != path for other in ours)}
+    assert leaves - seen == set(), "commands that no guide shows"
+
+
+def test_every_option_that_stands_alone_exists(pages: dict[str, Page]) -> None:
+    options = {name for each in (*droneseg_commands().values(), *invoke_tasks().values()) for name in each.options}
+    foreign = {"--gpus", "--build-arg", "--port"}
+    named = {
+        text.split()[0].partition("=")[0] for page in pages.values() for text in page.inline if text.startswith("--")
+    }
+    assert len(named) > 15
+    assert named - options - foreign == set()
+
+
+def test_every_setting_that_is_named_exists_and_every_setting_is_named(pages: dict[str, Page]) -> None:
+    known = set(variable_names())
+    of_tests = {"DRONESEG_TEST_DATA", "DRONESEG_REQUIRE_ALL", "DRONESEG_BEARER"}
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    assert all(name in sources for name in of_tests)
+    named = {name for page in pages.values() for name in re.findall(r"\bDRONESEG_[A-Z][A-Z_]*[A-Z]\b", page.text)}
+    assert named - known - of_tests == set()
+    listed = {row[0].get_text() for table in pages["reference/settings"].tables() for row in table}
+    assert listed == known
+
+
+def test_the_reference_of_a_training_lists_every_key(pages: dict[str, Page]) -> None:
+    listed = {row[0].get_text() for table in pages["reference/training"].tables() for row in table}
+    assert listed == set(training_keys())
+    assert all(training_keys().values()), "each says what it means"
+
+
+def test_every_command_and_option_is_in_the_reference(pages: dict[str, Page]) -> None:
+    text = pages["reference/cli"].text
+    for path, command in droneseg_commands().items():
+        assert " ".join(("droneseg", *path)) in text
+        for option in command.options - {"-h", "--show-completion"}:
+            assert option in text, (path, option)
+
+
+def bento_paths() -> set[str]:
+    """Return the paths of the BentoML service; in a process of its own, since BentoML warns of itself."""
+    script = (
+        "import json; from droneseg.serving import bento as b; "
+        "print(json.dumps([*b._OPEN, b._BASE64, b._BYTES, b._MODEL, b.METRICS]))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def paths_of(pages: dict[str, Page], port: int) -> set[str]:
+    """Return the paths that are asked for at a port anywhere, or named with a method."""
+    found = set()
+    for page in pages.values():
+        for text in (*page.blocks, *page.inline):
+            found |= set(re.findall(rf"127\.0\.0\.1:{port}(/[a-z0-9_/]+)", text))
+            found |= set(re.findall(r"\b(?:GET|POST)[`, A-Z]* (/[a-z0-9_/.]*)", text))
+    return found
+
+
+def test_every_endpoint_that_is_named_exists_and_every_endpoint_is_named(pages: dict[str, Page]) -> None:
+    app = create_app(Settings(api_key="a key for tests"))
+    fastapi = set(app.openapi()["paths"]) | {"/ui", "/docs", "/openapi.json"}
+    backend = bento_paths()
+    named = paths_of(pages, 8000)
+    assert len(named) > 8
+    assert named - fastapi - backend - {"/"} == set()
+    assert paths_of({"bento": pages["bento"]}, 3000) - backend - fastapi == set()
+    for page, paths in (("serving", fastapi), ("bento", backend)):
+        text = " ".join((*pages[page].inline, *pages[page].blocks))
+        assert [path for path in sorted(paths) if path not in text] == []
+
+
+def test_every_metric_that_is_named_exists_with_its_labels_and_every_metric_is_named(pages: dict[str, Page]) -> None:
+    collectors = ServiceMetrics()._registry._collector_to_names.items()
+    labels = {name: set(getattr(each, "_labelnames", ())) for each, names in collectors for name in names}
+    ours = {name for name in labels if name.startswith("droneseg_")}
+    for page in pages.values():
+        for name, _, inside in re.findall(
+            r"\b(droneseg_[a-z_]+)(\{([^}]*)\})?", " ".join((*page.inline, *page.blocks))
+        ):
+            if page.name.startswith("extend"):
+                continue  # of its examples
+            assert name in ours, (page.name, name)
+            stated = {each.partition("=")[0].strip() for each in inside.split(",") if each}
+            assert stated <= labels[name], (page.name, name)
+    documented = {
+        name: {each for each in inside.split(",") if each}
+        for text in pages["serving"].inline
+        for name, inside in re.findall(r"^(droneseg_[a-z_]+)(?:\{([^}]*)\})?$", text)
+    }
+    families = [names for _, names in collectors if any(name.startswith("droneseg_") for name in names)]
+    for names in families:
+        shown = [name for name in names if name in documented]
+        assert shown, names
+        assert documented[shown[0]] == labels[shown[0]], shown
+
+
+def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]) -> None:
+    ours = {(failure.status, failure.code) for failure in (*FAILURES.values(), INTERNAL)}
+    documented = set()
+    for table in pages["serving"].tables():
+        for status, *cells in table:
+            if re.fullmatch(r"\d{3}(, \d{3})*", status.get_text()):
+                statuses = [int(each) for each in status.get_text().split(", ")]
+                codes = [each.get_text() for each in cells[0].select("code")]
+                pairs = (
+                    zip(statuses, codes, strict=True) if len(statuses) > 1 else ((statuses[0], each) for each in codes)
+                )
+                documented |= set(pairs)
+    assert ours - documented == set()
+    for status, code in documented - ours:
+        assert code == code_of_status(status)
+
+
+def test_every_message_of_the_troubleshooting_is_one_of_ours(pages: dict[str, Page]) -> None:
+    texts = templates()
+    messages = [
+        row[0].get_text().strip()
+        for table in pages["troubleshooting"].tables()
+        for row in table
+        if row[0].select("code")
+    ]
+    assert len(messages) > 35
+    for message in messages:
+        parts = [re.escape(part) for part in message.split("...")]
+        assert sum(len(part) for part in message.split("...")) > 12, message
+        pattern = re.compile("[^\n]*?".join(parts), re.DOTALL)
+        assert any(pattern.search(text) for text in texts), message
+
+
+def test_every_file_that_is_named_exists(pages: dict[str, Page]) -> None:
+    """Of the folders of this repository; what commands write lies elsewhere."""
+    inside = re.compile(r"^(?:src|docs|tests|benchmarks|configs|deploy|\.github|\.ci)/[\w./-]*\w$")
+    short = re.compile(r"^(?:core|data|serving|monitoring|inference|model|nnunet|training)/[\w./]+\.py$")
+    for page in pages.values():
+        for text in page.inline:
+            if inside.match(text) and "NAME" not in text:
+                assert (ROOT / text).exists(), (page.name, text)
+            if short.match(text):
+                assert (ROOT / "src/droneseg" / text).exists(), (page.name, text)
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    loaded = 0
+    for file in site.rglob("*.html"):
+        soup = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+        for tag in soup.select("script[src], img[src], link[href], iframe[src]"):
+            if "canonical" not in tag.get("rel", []):
+                loaded += 1
+                assert not str(tag.get("src") or tag.get("href")).startswith(("http:", "https:", "//")), (file, tag)
+    assert loaded > 100
+    drawn = [file.name for file in site.rglob("*.html") if 'class="mermaid"' in file.read_text(encoding="utf-8")]
+    assert drawn == ["architecture.html"]
+    assert "mermaid.tiny.js" in (site / "architecture.html").read_text(encoding="utf-8"), (
+        "or the theme loads it from a CDN"
+    )
+
+
+class Silent(SimpleHTTPRequestHandler):
+    """Serves files and says nothing of it."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url(site: Path) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Silent, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html"
+        server.shutdown()
+
+
+def test_every_link_within_the_pages_leads_somewhere(url: str) -> None:
+    command = [
+        str(Path(sys.executable).with_name("linkchecker")),
+        "--no-status",
+        "--no-warnings",
+        url,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    checked = re.search(r"That's it\. (\d+) links", done.stdout)
+    assert checked, done.stdout
+    assert int(checked[1]) > 80
+
+
+EXAMPLES = {
+    "class": """
+import numpy
+from droneseg.core.masks import decode_colours, encode_mask
+from droneseg.serving.api import documentation
+assert decode_colours(encode_mask(numpy.full((2, 2), 6, numpy.uint8)))[0].max() == 6
+""",
+    "runtime": """
+import droneseg.inference.runtimes.opencv
+from droneseg.core.runtimes import RUNTIMES
+from droneseg.inference.runtimes import table
+assert set(table._STARTERS) == set(RUNTIMES)
+""",
+    "endpoint": """
+from fastapi.testclient import TestClient
+from droneseg.core.settings import Settings
+from droneseg.serving.api import create_app
+assert TestClient(create_app(Settings())).get("/colours").json()[5]["name"] == "landing-zones"
+""",
+    "metric": """
+from droneseg.monitoring.metrics import ServiceMetrics
+assert b"droneseg_without_landing_total 0" in ServiceMetrics().render("")[0]
+""",
+    "layout": """
+from pathlib import Path
+from droneseg.data.pairs import find_dataset
+for name in ("train", "train_labels"):
+    Path(name).mkdir()
+assert find_dataset(Path()).masks.name == "train_labels"
+""",
+    "backend": """
+import inspect
+import droneseg.serving.plain
+assert "settings" in inspect.signature(droneseg.serving.plain.run).parameters
+""",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_worked_examples_apply_and_do_what_they_say(tmp_path: Path, name: str) -> None:
+    patch = ROOT / "docs/examples" / f"{name}.patch"
+    for folder in ("src", "tests", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    applied = subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, capture_output=True, text=True)
+    assert applied.returncode == 0, applied.stderr
+    (tmp_path / "work").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-W", "ignore", "-c", EXAMPLES[name]]
+    before = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert before.returncode, "it asks for something that was there before"
+    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"docs/examples/{name}.patch" in (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_flow_of_the_readme_runs_as_written(tmp_path: Path) -> None:
+    """Only the training is shorter, and its network smaller."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(each for each in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "data check DIR" in each)
+    made = Workspace(tmp_path)
+    made.run("data", "sample", "DIR", "--count", "20", "--size", "192x160", "--seed", "3")
+    shutil.copytree(tmp_path / "DIR/classes_dataset/classes_dataset/original_images", tmp_path / "PHOTOS")
+    lines = [line.partition("#")[0].split() for line in block.splitlines() if line.strip()]
+    assert len(lines) == 8
+    for uv, run, program, *words in lines:
+        assert (uv, run, program) == ("uv", "run", "droneseg")
+        if words[0] == "train":
+            words = ["train", "preset=smoke", "max_minutes=0.1"]
+        made.run(*words)
+    assert len(list((tmp_path / "masks").glob("*_overlay.png"))) == 20
