@@ -79,8 +79,8 @@ def training() -> str:
             continue  # of tracking
         schema = next(each for each in schemas if name in each["properties"])
         values = [_value(config, name) for config in presets.values()]
-        rows.append([f"`{name}`", bounds(name, schema), *values, meaning])
-    return table(["key", "values", *presets, "meaning"], rows)
+        rows.append([f"`{name}`", meaning, *values, bounds(name, schema)])
+    return table(["key", "meaning", *presets, "values"], rows)
 
 
 def _value(config: TrainingConfig, name: str) -> str:

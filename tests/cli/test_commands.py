@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from droneseg.data.layouts import KAGGLE_FOLDER, MASKS_FOLDER
+from support.bundles import make_bundle
 from support.workspace import Workspace
 
 
@@ -126,3 +127,9 @@ def test_terminating_a_command_leaves_nothing_half_written(tmp_path: Path) -> No
     running.terminate()
     assert running.wait(timeout=60) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_stands_for_its_photographs(dataset: Path, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", patch=(64, 64))
+    done = droneseg("predict", str(dataset), "--out", "masks", "--model", "bundle", cwd=tmp_path)
+    assert "4 predicted" in done.stdout, done.stderr

@@ -12,7 +12,9 @@ from droneseg.core.runtimes import RuntimeName
 
 
 def predict(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Photographs, folders or glob patterns.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="Photographs, folders, datasets or glob patterns.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the masks, STEM.png each.", show_default=False)],
     model: Annotated[Path | None, typer.Option(help="Model bundle; default: $DRONESEG_MODEL.")] = None,
     profile: Annotated[
@@ -43,7 +45,7 @@ def predict(
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     settings = environment.settings()
-    sources = find_inputs(inputs)
+    sources = find_inputs([_photographs(given) for given in inputs])
     if split:
         from droneseg.data.splits import read_split
 
@@ -71,3 +73,18 @@ def predict(
         output.out().print(f"{out}: {summary} ({how})", markup=False)
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+def _photographs(given: str) -> str:
+    """Return the folder of photographs of a dataset; anything else as it was given."""
+    from droneseg.core.errors import DatasetError
+    from droneseg.core.images import SUFFIXES
+    from droneseg.data.pairs import find_dataset
+
+    folder = Path(given)
+    if not folder.is_dir() or any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
+        return given
+    try:
+        return str(find_dataset(folder).images)
+    except DatasetError:
+        return given
