@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from droneseg.core.errors import StoreError
+from droneseg.core.files import alone
 from droneseg.model.digests import md5_of, require_dvc, stated_md5
 from droneseg.model.faults import CREDENTIALS, hopeless, refused, short
 from droneseg.model.stall import Pulse, call
@@ -44,8 +45,9 @@ class Remote:
         # it writes tracebacks of what is told in a line here
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
-            # the checkout may be one without git, as in an image
-            repo = Repo(str(root), config={"core": {"no_scm": True}})
+            with alone(root):  # DVC's databases are locked for a moment while they are made
+                # the checkout may be one without git, as in an image
+                repo = Repo(str(root), config={"core": {"no_scm": True}})
             self.name = name or str(repo.config["core"].get("remote", ""))
             if name and name not in repo.config["remote"]:
                 known = ", ".join(repo.config["remote"]) or "none"
