@@ -32,6 +32,8 @@ def shown(value: Any) -> str:
     """Return a figure with three digits that count."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
+    if 0.99 < value < 1:
+        return f"{value:.5f}"  # nearly all is not all
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
