@@ -150,6 +150,12 @@ def test_a_remote_that_is_away_is_told_and_why_is_logged(
     assert not champion.exists()
 
 
+def test_a_pointer_outside_a_project_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "nnUNet_results.dvc").write_bytes((project / "nnUNet_results.dvc").read_bytes())
+    with pytest.raises(StoreError, match="not inside of a DVC repository"):
+        pull_model(tmp_path / "nnUNet_results/champion")
+
+
 def test_a_remote_whose_file_is_damaged_gives_no_model(project: Path, champion: Path) -> None:
     for file in (project / "remote").rglob("*"):
         if file.is_file() and file.suffix != ".dir":

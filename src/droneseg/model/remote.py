@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +46,8 @@ class Remote:
         # it writes tracebacks of what is told in a line here
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
-            with alone(root):  # DVC's databases are locked for a moment while they are made
+            # DVC's databases are locked for a moment while they are made; a rollback holds the lock of the project
+            with alone(folder) if (folder := root / ".dvc").is_dir() else nullcontext():
                 # the checkout may be one without git, as in an image
                 repo = Repo(str(root), config={"core": {"no_scm": True}})
             self.name = name or str(repo.config["core"].get("remote", ""))
