@@ -67,8 +67,8 @@ def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> 
     fill_in(own / "colours.csv", {GRASS: "soft-surfaces", ROAD: "landing-zones"})
     (own / "photos" / "0.JPG").write_bytes(b"no image")
     told = adopt(own).stderr
-    assert "1 colours that are not in the table: (9, 143, 150) on 3 pixels" in told
-    assert "0: " in told
+    assert "0_mask.png: Mask has 1 unknown colours: (9, 143, 150) on 3 pixels, first at x=0 y=0" in told
+    assert "0.JPG: Not an image" in told
     assert not (own / "mine").exists()
     fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
     told = adopt(own).stderr
@@ -77,7 +77,7 @@ def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> 
     (own / "colours.csv").write_text("red,green,blue\n1,2,3\n")
     assert "lacks the columns r, g, b, class" in adopt(own).stderr
     (own / "drawn" / "7_mask.png").write_bytes(b"")
-    assert "7_mask.png: has no photograph" in adopt(own).stderr
+    assert "7_mask.png: has no image in photos" in adopt(own).stderr
 
 
 def test_masks_that_hold_no_classes_get_no_table(own: Path) -> None:
@@ -97,3 +97,32 @@ def test_another_dataset_in_the_way_is_not_touched(own: Path) -> None:
     assert adopt(own).returncode == 0
     assert adopt(own).returncode == 1
     assert adopt(own, "--force").returncode == 0
+
+
+def test_grey_ids_and_palettes_are_colours_as_well_and_sizes_must_fit(own: Path) -> None:
+    grey = np.full((30, 40), 7, np.uint8)
+    grey[:5] = 9
+    (own / "drawn" / "0_mask.png").write_bytes(png(grey))
+    palette = Image.fromarray(np.full((30, 40), 1, np.uint8))
+    palette.putpalette([0, 0, 0, *CAR])
+    palette.save(own / "drawn" / "1_mask.png")
+    fill_in(own / "colours.csv", {(7, 7, 7): "water", (9, 9, 9): "background", CAR: "obstacles"})
+    assert adopt(own).returncode == 0
+    masks = KAGGLE.masks_in(own / "mine" / KAGGLE.inside)
+    first, second = (decode_colours((masks / f"{index}.png").read_bytes())[0] for index in range(2))
+    assert (first[:5] == 0).all()
+    assert (first[5:] == 2).all()
+    assert (second == 1).all()
+    (own / "drawn" / "1_mask.png").write_bytes(png(np.full((10, 10), 7, np.uint8)))
+    assert "1.JPG: image is 40x30, its mask 10x10" in adopt(own, "--force").stderr
+    assert len(list(masks.iterdir())) == 2, "the older one stays"
+
+
+def test_photographs_and_masks_may_lie_in_one_folder(own: Path) -> None:
+    fill_in(own / "colours.csv", TABLE)
+    for mask in (own / "drawn").iterdir():
+        mask.rename(own / "photos" / mask.name)
+    (own / "drawn").rmdir()
+    (own / "drawn").symlink_to("photos")
+    assert adopt(own).returncode == 0, "two pairs"
+    assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2

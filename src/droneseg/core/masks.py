@@ -1,6 +1,8 @@
 """Masks in and out: colours to class ids by look-up table, and the palette PNG that is both at once."""
 
 import zlib
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -23,6 +25,12 @@ from droneseg.core.images import DEFAULT_MAX_PIXELS, load, open_image
 Mask: TypeAlias = NDArray[np.uint8]
 """Class ids, shape (H, W), dtype uint8."""
 
+Colour: TypeAlias = tuple[int, int, int]
+"""RGB, each 0-255."""
+
+ColourTable: TypeAlias = NDArray[np.uint8]
+"""Class id by packed colour (r + 256 g + 65536 b), shape (2**24,), dtype uint8; 255 where no class has that colour."""
+
 MaskKind: TypeAlias = Literal["colours", "ids"]
 UnknownPolicy: TypeAlias = Literal["fail", "background"]
 
@@ -41,7 +49,7 @@ class UnknownColour:
         y: Row of the first one.
     """
 
-    colour: tuple[int, int, int]
+    colour: Colour
     pixels: int
     x: int
     y: int
@@ -52,7 +60,11 @@ class UnknownColour:
 
 
 def decode_colours(
-    data: bytes, *, unknown: UnknownPolicy = "fail", max_pixels: int = DEFAULT_MAX_PIXELS
+    data: bytes,
+    *,
+    unknown: UnknownPolicy = "fail",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    table: ColourTable | None = None,
 ) -> tuple[Mask, list[UnknownColour]]:
     """Decode a colour-coded mask; only its colours count, never the indices of its palette.
 
@@ -60,20 +72,21 @@ def decode_colours(
         data: The bytes of a palette or RGB image without loss (PNG, BMP, TIFF, lossless WebP).
         unknown: What to do with colours of no class: fail, or make them background.
         max_pixels: Largest width x height accepted.
+        table: Other colours than the classes' own; a grey image then has colours of three equal parts.
 
     Returns:
         Class ids, shape (H, W), dtype uint8, and the colours that were made background.
 
     Raises:
         UnknownColoursError: If there are colours of no class and `unknown` is "fail"; all are named and counted.
-        MaskError: If the image is grey, has see-through pixels, or is a JPEG.
+        MaskError: If the image is grey without a table, has see-through pixels, or is a JPEG.
         ImageError: If it cannot be decoded.
     """
     opened = open_image(data, max_pixels=max_pixels)
     if opened.format in ("JPEG", "MPO"):
         raise MaskError("Mask is a JPEG, whose compression changes colours. Use PNG.")
     load(opened)
-    mask = _lookup_palette(opened) if opened.mode == "P" else _lookup_rgb(opened)
+    mask = _lookup_palette(opened, table) if opened.mode == "P" else _lookup_rgb(opened, table)
     if mask.max(initial=0) != _UNKNOWN:
         return mask, []
     found = _unknown_colours(opened, mask)
@@ -154,41 +167,60 @@ def _png(picture: pillow.Image) -> bytes:
     return buffer.getvalue()
 
 
-@cache
-def _table() -> NDArray[np.uint8]:
-    """Class id by packed colour (r + 256 g + 65536 b), shape (2**24,); 255 where no class has that colour."""
+def colour_table(ids: Mapping[Colour, int]) -> ColourTable:
+    """Return the table that says which colour is which class."""
     table = np.full(1 << 24, _UNKNOWN, dtype=np.uint8)
-    for entry in CLASSES:
-        red, green, blue = entry.colour
-        table[red | green << 8 | blue << 16] = entry.id
+    for (red, green, blue), class_id in ids.items():
+        table[red | green << 8 | blue << 16] = class_id
     return table
 
 
+@cache
+def _own_table() -> ColourTable:
+    return colour_table({entry.colour: entry.id for entry in CLASSES})
+
+
+def count_colours(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Counter[Colour]:
+    """Count the pixels of each colour of an image; grey counts as a colour of three equal parts.
+
+    Raises:
+        ImageError: If it cannot be decoded.
+    """
+    opened = open_image(data, max_pixels=max_pixels)
+    load(opened)
+    packed, pixels = np.unique(_pack(opened), return_counts=True)
+    return Counter(dict(zip(map(_unpack, packed.tolist()), pixels.tolist(), strict=True)))
+
+
+def _unpack(packed: int) -> Colour:
+    return packed & 255, packed >> 8 & 255, packed >> 16
+
+
 def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
-    """Colour of each pixel as one number, shape (H, W)."""
+    """Colour of each pixel as one number, r + 256 g + 65536 b, shape (H, W)."""
     four = np.ascontiguousarray(opened.convert("RGB").convert("RGBX"))
     return four.view(np.dtype("<u4"))[..., 0] & np.uint32(0xFFFFFF)
 
 
-def _lookup_rgb(opened: pillow.Image) -> Mask:
+def _lookup_rgb(opened: pillow.Image, table: ColourTable | None) -> Mask:
     if opened.mode == "RGBA":
         if opened.getchannel("A").getextrema() != (255, 255):
             raise MaskError("Mask has see-through pixels. Save it without alpha.")
-    elif opened.mode != "RGB":
+    elif opened.mode != "RGB" and (table is None or opened.mode != "L"):
         raise MaskError(
             f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). "
             "If its values are ids, declare them so (--truth ids)."
         )
-    return _table()[_pack(opened)]
+    return (_own_table() if table is None else table)[_pack(opened)]
 
 
-def _lookup_palette(opened: pillow.Image) -> Mask:
+def _lookup_palette(opened: pillow.Image, table: ColourTable | None = None) -> Mask:
     """Translate palette indices through the palette's colours: 256 look-ups build the table for all pixels."""
     flat = opened.getpalette("RGB") or []
     palette = np.zeros((256, 3), dtype=np.uint32)
     entries = np.array(flat, dtype=np.uint32).reshape(-1, 3)
     palette[: len(entries)] = entries
-    by_index = _table()[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
+    by_index = (_own_table() if table is None else table)[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
     by_index[len(entries) :] = _UNKNOWN
     ids: Mask = by_index[np.asarray(opened)]
     return ids
@@ -200,7 +232,7 @@ def _unknown_colours(opened: pillow.Image, mask: Mask) -> list[UnknownColour]:
     packed, first, counts = np.unique(_pack(opened).ravel()[places], return_index=True, return_counts=True)
     width = mask.shape[1]
     found = [
-        UnknownColour((int(c) & 255, int(c) >> 8 & 255, int(c) >> 16), int(n), int(p) % width, int(p) // width)
+        UnknownColour(_unpack(int(c)), int(n), int(p) % width, int(p) // width)
         for c, n, p in zip(packed, counts, places[first], strict=True)
     ]
     return sorted(found, key=lambda item: (-item.pixels, item.colour))

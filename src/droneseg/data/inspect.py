@@ -14,7 +14,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DronesegError, ShapeMismatchError
 from droneseg.core.images import is_plain_rgb_png, open_image
 from droneseg.core.machine import usable_cores
-from droneseg.core.masks import Mask, UnknownColour, UnknownPolicy, decode_colours
+from droneseg.core.masks import ColourTable, Mask, UnknownColour, UnknownPolicy, decode_colours
 from droneseg.data.pairs import Pair, list_pairs
 
 Progress = Callable[[int, int], None]
@@ -45,8 +45,10 @@ class LoadedPair:
     replaced: list[UnknownColour]
 
 
-def load_pair(pair: Pair, *, unknown: UnknownPolicy, max_pixels: int) -> tuple[LoadedPair | None, list[str]]:
-    """Decode a pair fully.
+def load_pair(
+    pair: Pair, *, unknown: UnknownPolicy, max_pixels: int, table: ColourTable | None = None
+) -> tuple[LoadedPair | None, list[str]]:
+    """Decode a pair fully; `table` says which colours are which class, if not the classes' own.
 
     Returns:
         The pair, or None, and its problems, one line each: both files are looked at even if the first is broken.
@@ -62,7 +64,7 @@ def load_pair(pair: Pair, *, unknown: UnknownPolicy, max_pixels: int) -> tuple[L
     except (DronesegError, OSError) as error:
         problems.append(f"{_short(pair.image)}: {error}")
     try:
-        mask, replaced = decode_colours(pair.mask.read_bytes(), unknown=unknown, max_pixels=max_pixels)
+        mask, replaced = decode_colours(pair.mask.read_bytes(), unknown=unknown, max_pixels=max_pixels, table=table)
     except (DronesegError, OSError) as error:
         problems.append(f"{_short(pair.mask)}: {error}")
     if problems or opened is None or mask is None:

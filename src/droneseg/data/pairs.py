@@ -101,19 +101,43 @@ def list_pairs(source: Path) -> Listing:
         DatasetError: If the two folders cannot be found.
     """
     found = find_dataset(source)
-    images, image_notes = _by_stem(found.images)
-    masks, mask_notes = _by_stem(found.masks)
-    broken = [*_broken_links(found.images), *_broken_links(found.masks)]
-    problems = [*broken, *_duplicates("images", images), *_duplicates("masks", masks)]
-    for stem in sorted(images.keys() - masks.keys()):
-        problems.append(f"{found.layout.images}/{images[stem][0].name}: has no mask in {found.layout.masks}")
-    for stem in sorted(masks.keys() - images.keys()):
-        problems.append(f"{found.layout.masks}/{masks[stem][0].name}: has no image in {found.layout.images}")
-    if not images and not masks:
-        problems.append(f"{found.root}: both folders are empty")
-    unique = [s for s in sorted(images.keys() & masks.keys()) if len(images[s]) == len(masks[s]) == 1]
-    pairs = tuple(Pair(stem, images[stem][0], masks[stem][0]) for stem in unique)
-    return Listing(found.root, pairs, tuple(problems), (*found.notes, *image_notes, *mask_notes))
+    pairs, problems, notes = pair_folders(found.images, found.masks)
+    return Listing(found.root, pairs, problems, (*found.notes, *notes))
+
+
+def pair_folders(
+    images: Path, masks: Path, *, mask_suffix: str = ""
+) -> tuple[tuple[Pair, ...], tuple[str, ...], tuple[str, ...]]:
+    """Pair the files of a folder of photographs and one of masks by stem.
+
+    Args:
+        images: Folder of photographs.
+        masks: Folder of masks.
+        mask_suffix: What masks, and no photographs, have at the end of their stem.
+
+    Returns:
+        Complete pairs, sorted by stem; problems and notes, one line each.
+
+    Raises:
+        DatasetError: If one of the two is no folder.
+    """
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise DatasetError(f"{folder} is not a folder.")
+    # both may lie in one folder
+    photographs, image_notes = _by_stem(images, not_suffix=mask_suffix)
+    drawn, mask_notes = _by_stem(masks, suffix=mask_suffix)
+    problems = [*_broken_links(images), *_broken_links(masks)]
+    problems += [*_duplicates("images", photographs), *_duplicates("masks", drawn)]
+    for stem in sorted(photographs.keys() - drawn.keys()):
+        problems.append(f"{images.name}/{photographs[stem][0].name}: has no mask in {masks.name}")
+    for stem in sorted(drawn.keys() - photographs.keys()):
+        problems.append(f"{masks.name}/{drawn[stem][0].name}: has no image in {images.name}")
+    if not photographs and not drawn:
+        problems.append(f"{images.parent}: both folders are empty")
+    unique = [s for s in sorted(photographs.keys() & drawn.keys()) if len(photographs[s]) == len(drawn[s]) == 1]
+    pairs = tuple(Pair(stem, photographs[stem][0], drawn[stem][0]) for stem in unique)
+    return pairs, tuple(problems), (*image_notes, *mask_notes)
 
 
 def _below(source: Path) -> Iterable[Path]:
@@ -141,17 +165,23 @@ def _why_nothing(source: Path) -> str:
     return f"{source} does not hold a dataset. Expected {expected} in it; looked {_SEARCH_DEPTH} levels deep."
 
 
-def _by_stem(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Group the image files of a folder by stem; note the files that are no images."""
+def _by_stem(folder: Path, *, suffix: str = "", not_suffix: str = "") -> tuple[dict[str, list[Path]], list[str]]:
+    """Group the image files of a folder by stem; note the files that are no images.
+
+    Args:
+        folder: Where they are.
+        suffix: What their stems end with, which is taken off; others are left out.
+        not_suffix: What marks files to leave out, unless it is empty.
+    """
     found: dict[str, list[Path]] = defaultdict(list)
     notes = []
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or not file.exists():
             continue
-        if file.is_file() and file.suffix.lower() in SUFFIXES:
-            found[file.stem].append(file)
-        else:
+        if not file.is_file() or file.suffix.lower() not in SUFFIXES:
             notes.append(f"{folder.name}/{file.name}: not an image file, ignored")
+        elif file.stem.endswith(suffix) and not (not_suffix and file.stem.endswith(not_suffix)):
+            found[file.stem.removesuffix(suffix)].append(file)
     return found, notes
 
 
