@@ -288,12 +288,6 @@ from droneseg.core.masks import decode_colours, encode_mask
 from droneseg.serving.api import documentation
 assert decode_colours(encode_mask(numpy.full((2, 2), 6, numpy.uint8)))[0].max() == 6
 """,
-    "runtime": """
-import droneseg.inference.runtimes.opencv
-from droneseg.core.runtimes import RUNTIMES
-from droneseg.inference.runtimes import table
-assert set(table._STARTERS) == set(RUNTIMES)
-""",
     "endpoint": """
 from fastapi.testclient import TestClient
 from droneseg.core.settings import Settings
@@ -311,29 +305,52 @@ for name in ("train", "train_labels"):
     Path(name).mkdir()
 assert find_dataset(Path()).masks.name == "train_labels"
 """,
-    "backend": """
-import inspect
-import droneseg.serving.plain
-assert "settings" in inspect.signature(droneseg.serving.plain.run).parameters
-""",
 }
+
+
+# what all of their kind must do
+OWN_TESTS = {
+    "runtime": ("tests/inference/test_segmenter.py", "opencv"),
+    "backend": ("tests/serving/test_server.py", "plain"),
+}
+
+
+def apply(name: str, folder: Path) -> dict[str, str]:
+    """Make a copy of the project with a worked example in it; return an environment that takes its code."""
+    for part in ("src", "tests", "configs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    patch = ROOT / "docs/examples" / f"{name}.patch"
+    applied = subprocess.run(["git", "apply", str(patch)], cwd=folder, capture_output=True, text=True)
+    assert applied.returncode == 0, applied.stderr
+    return {**os.environ, "PYTHONPATH": str(folder / "src")}
+
+
+def test_the_worked_examples_are_all_shown_and_all_tried() -> None:
+    shown = set(re.findall(r"docs/examples/([a-z]+)\.patch", (ROOT / "docs/extend.md").read_text(encoding="utf-8")))
+    there = {file.stem for file in (ROOT / "docs/examples").iterdir()}
+    assert shown == there == {*EXAMPLES, *OWN_TESTS}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_worked_examples_apply_and_do_what_they_say(tmp_path: Path, name: str) -> None:
-    patch = ROOT / "docs/examples" / f"{name}.patch"
-    for folder in ("src", "tests", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    applied = subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, capture_output=True, text=True)
-    assert applied.returncode == 0, applied.stderr
+    environment = apply(name, tmp_path)
     (tmp_path / "work").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     command = [sys.executable, "-W", "ignore", "-c", EXAMPLES[name]]
     before = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert before.returncode, "it asks for something that was there before"
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"docs/examples/{name}.patch" in (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN_TESTS)
+def test_the_worked_examples_pass_the_tests_of_their_kind(tmp_path: Path, name: str) -> None:
+    module, chosen = OWN_TESTS[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", module, "-k", chosen]
+    done = subprocess.run(command, cwd=tmp_path, env=apply(name, tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]  # it says so
 
 
 @pytest.mark.slow

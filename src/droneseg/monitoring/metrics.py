@@ -82,7 +82,10 @@ class ServiceMetrics:
         self._drift_reports = counter("droneseg_drift_reports", "Reports on drift.", ("result",))
         self._queue_images = gauge("droneseg_queue_images", "Photographs that wait.")
         self._queue_seconds = gauge("droneseg_queue_seconds", "Seconds of work that was admitted.")
-        # what never happened yet is shown as 0: alarms need it
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Show what never happened yet as 0: alarms need it."""
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):
