@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,34 @@ def test_the_context_holds_what_the_images_copy_and_no_secret(tmp_path: Path) ->
     }
     assert copied == allowed
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+@pytest.mark.parametrize("variable", ["PORT", "DRONESEG_PORT"])
+@pytest.mark.parametrize("image", ["api", "bento"])
+def test_the_health_check_asks_where_the_service_listens(image: str, variable: str) -> None:
+    asked = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # so http.server calls it
+            asked.append(self.path)
+            self.send_response(200 if len(asked) == 1 else 503)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None: ...
+
+    text = (ROOT / f"{image}.dockerfile").read_text().replace("\\\n", "")
+    found = re.search(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.M)
+    assert found
+    program, *arguments = json.loads(found[1])
+    assert program == "python"
+    with HTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {"PATH": os.environ["PATH"], variable: str(server.server_port)}
+        command = [sys.executable, *arguments]
+        said = [subprocess.run(command, env=environment, capture_output=True).returncode for _ in range(2)]
+        server.shutdown()
+    assert asked == ["/livez"] * 2
+    assert said == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -161,9 +191,10 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def invoke(folder: Path, *arguments: str) -> str:
+def invoke(folder: Path, *arguments: str, code: int = 0) -> str:
     command = [BIN / "invoke", "--search-root", ROOT, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -208,5 +239,24 @@ def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> No
 def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_path: Path) -> None:
     invoke(tmp_path, "docker-run-api")
     invoke(tmp_path, "docker-run-bento", "--port", "3100")
-    published = [call[call.index("--publish") + 1] for call in calls(engine) if call[0] == "run"]
+    runs = [call for call in calls(engine) if call[0] == "run"]
+    published = [call[call.index("--publish") + 1] for call in runs]
     assert published == ["127.0.0.1:8000:8000", "127.0.0.1:3100:3000"]
+    for call, port in zip(runs, (8000, 3000), strict=True):
+        assert {"DRONESEG_HOST=0.0.0.0", f"DRONESEG_PORT={port}"} <= set(call)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["docker-build", "--image", "apii"], "--image is one of api, bento, inference, train"),
+        (["docker-build", "--model", "Pulled"], "--model baked or pulled"),
+        (["docker-inference", "--source", "missing"], "missing is not a folder of photographs"),
+        (["cloud-deploy", "--service", "train"], "--service is api or bento, not train"),
+    ],
+)
+def test_what_there_is_not_is_refused_before_anything_runs(
+    engine: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    assert said in invoke(tmp_path, *arguments, code=1)
+    assert not engine.exists()

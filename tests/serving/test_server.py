@@ -228,6 +228,14 @@ def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path
     assert len(lines) == statuses.count(200)
 
 
+def test_a_misspelt_setting_is_warned_of(tmp_path: Path, backend: Backend) -> None:
+    make_bundle(tmp_path / "champion", patch=(64, 64))
+    with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_second=60) as server:
+        told = server.log.read_text()
+    assert told.count("DRONESEG_QUEUE_SECOND is no setting") == 1
+    assert "DRONESEG_QUEUE_SECONDS" in told
+
+
 def metrics(server: Server) -> str:
     return httpx.get(f"{server.url}/metrics").text
 
