@@ -360,7 +360,6 @@ def test_the_flow_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     block = next(each for each in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "data check DIR" in each)
     made = Workspace(tmp_path)
     made.run("data", "sample", "DIR", "--count", "20", "--size", "192x160", "--seed", "3")
-    shutil.copytree(tmp_path / "DIR/classes_dataset/classes_dataset/original_images", tmp_path / "PHOTOS")
     lines = [line.partition("#")[0].split() for line in block.splitlines() if line.strip()]
     assert len(lines) == 8
     for uv, run, program, *words in lines:
@@ -368,4 +367,5 @@ def test_the_flow_of_the_readme_runs_as_written(tmp_path: Path) -> None:
         if words[0] == "train":
             words = ["train", "preset=smoke", "max_minutes=0.1"]
         made.run(*words)
-    assert len(list((tmp_path / "masks").glob("*_overlay.png"))) == 20
+    tested = json.loads((tmp_path / "split.json").read_text())["test"]
+    assert len(list((tmp_path / "masks").glob("*_overlay.png"))) == len(tested) > 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from droneseg.core.masks import decode_colours
+from droneseg.core.masks import decode_colours, encode_mask
 from droneseg.data.inspect import inspect_dataset
 from droneseg.data.layouts import KAGGLE
 from support.pictures import png
@@ -33,8 +33,8 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def adopt(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [*COMMAND, "data", "adopt", "photos", "drawn", "--mask-suffix", "_mask", "--out", "mine", *options]
+def adopt(folder: Path, *options: str, masks: str = "drawn") -> "subprocess.CompletedProcess[str]":
+    command = [*COMMAND, "data", "adopt", "photos", masks, "--mask-suffix", "_mask", "--out", "mine", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -122,7 +122,13 @@ def test_photographs_and_masks_may_lie_in_one_folder(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
     for mask in (own / "drawn").iterdir():
         mask.rename(own / "photos" / mask.name)
-    (own / "drawn").rmdir()
-    (own / "drawn").symlink_to("photos")
-    assert adopt(own).returncode == 0, "two pairs"
+    assert adopt(own, masks="photos").returncode == 0, "two pairs"
+    assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2
+
+
+def test_hard_cases_are_adopted_in_one_step(own: Path) -> None:
+    for index in range(2):
+        (own / "photos" / f"{index}.mask.png").write_bytes(encode_mask(np.full((30, 40), 2 + index, np.uint8)))
+    done = adopt(own, "--mask-suffix", ".mask", masks="photos")
+    assert done.returncode == 0, done.stderr
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2

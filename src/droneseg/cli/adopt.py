@@ -22,7 +22,8 @@ def adopt(
 ) -> None:
     """Make a dataset of your own folders and colours: photographs as they are, masks in the five classes' colours.
 
-    The first time it writes a table of the colours that occur, and exits with 1: say the class of each, and run again.
+    The first time it writes a table of the colours that occur and, unless all are the classes' own, exits with 1: say
+    the class of each, and run again.
     """
     from droneseg.core.errors import ConfigurationError
     from droneseg.data.adopt import adopt as make
@@ -32,11 +33,12 @@ def adopt(
     pairs = pair_up(images, masks, mask_suffix)
     if not colours.exists():
         with output.progress("masks") as progress:
-            number = write_colours(colours, pairs, max_pixels=max_pixels, progress=progress)
-        raise ConfigurationError(
-            f"{colours} was not there to say which colour is which class, and was written, with the {number} colours "
-            "of the masks. Fill in its column class, and run this again."
-        )
+            number, strange = write_colours(colours, pairs, max_pixels=max_pixels, progress=progress)
+        if strange:
+            raise ConfigurationError(
+                f"{colours} was not there to say which colour is which class, and was written, with the {number} "
+                "colours of the masks. Fill in its column class, and run this again."
+            )
     table = read_colours(colours)
     with output.progress("pairs") as progress:
         done = make(pairs, table, out, replace=force, max_pixels=max_pixels, progress=progress)

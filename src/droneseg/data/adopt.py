@@ -85,11 +85,13 @@ def _text(file: Path) -> str:
         raise ConfigurationError(f"{file} is no UTF-8 text. Save it as CSV in UTF-8.") from error
 
 
-def write_colours(file: Path, pairs: Sequence[Pair], *, max_pixels: int, progress: Progress | None = None) -> int:
+def write_colours(
+    file: Path, pairs: Sequence[Pair], *, max_pixels: int, progress: Progress | None = None
+) -> tuple[int, int]:
     """Write a table of all colours of the masks, the most frequent first; only of our own colours it says the class.
 
     Returns:
-        How many colours.
+        How many colours, and how many of them are no class's.
 
     Raises:
         DatasetError: If a mask cannot be read, or they hold too many colours to be classes.
@@ -116,7 +118,7 @@ def write_colours(file: Path, pairs: Sequence[Pair], *, max_pixels: int, progres
     ours = {entry.colour: entry.name for entry in CLASSES}
     lines = [",".join(map(str, (*colour, ours.get(colour, ""), pixels))) for colour, pixels in counts.most_common()]
     write_text(file, "\n".join([",".join((*_COLUMNS, "pixels")), *lines]) + "\n")
-    return len(counts)
+    return len(counts), len(counts.keys() - ours.keys())
 
 
 def adopt(
