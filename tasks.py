@@ -162,15 +162,15 @@ def docker_inference(c: Context, source: str, out: str = "masks", build: bool = 
 
 
 @task
-def docker_run_api(c: Context, port: int = 8000, build: bool = False) -> None:
-    """Serve with FastAPI in a container, on this machine only."""
-    _serve(c, "api", port, 8000, build=build)
+def docker_run_api(c: Context, port: int = 8000, model: str = "", build: bool = False) -> None:
+    """Serve with FastAPI in a container, on this machine only: the model in it, or a bundle of yours."""
+    _serve(c, "api", port, 8000, model, build=build)
 
 
 @task
-def docker_run_bento(c: Context, port: int = 3000, build: bool = False) -> None:
-    """Serve with BentoML in a container, on this machine only."""
-    _serve(c, "bento", port, 3000, build=build)
+def docker_run_bento(c: Context, port: int = 3000, model: str = "", build: bool = False) -> None:
+    """Serve with BentoML in a container, on this machine only: the model in it, or a bundle of yours."""
+    _serve(c, "bento", port, 3000, model, build=build)
 
 
 @task
@@ -231,10 +231,15 @@ def _run_as_me(*, gpu: bool) -> list[str]:
     return run + (["--env-file", ".env"] if Path(".env").is_file() else [])
 
 
-def _serve(c: Context, name: str, port: int, inside: int, *, build: bool) -> None:
+def _serve(c: Context, name: str, port: int, inside: int, model: str, *, build: bool) -> None:
+    if model and not (Path(model) / "manifest.json").is_file():
+        raise Exit(f"{model} is no bundle: it holds no manifest.json. Make one with droneseg export --out {model}")
     _need_image(c, name, build=build)
     environment = ["--env-file", ".env"] if Path(".env").is_file() else []
-    # an address or port in .env is that of this machine
+    # an address, a port or a folder in .env is that of this machine
     environment += ["--env", "DRONESEG_HOST=0.0.0.0", "--env", f"DRONESEG_PORT={inside}"]
+    environment += ["--env", f"DRONESEG_MODEL={'/model' if model else 'nnUNet_results/champion'}"]
+    if model:
+        environment += ["--volume", f"{Path(model).resolve()}:/model:ro"]
     run = [_docker(), "run", "--rm", "--init", "--publish", f"127.0.0.1:{port}:{inside}", *environment]
     c.run(shlex.join([*run, f"droneseg-{name}"]), pty=True)

@@ -237,13 +237,18 @@ def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> No
 
 
 def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DRONESEG_MODEL=elsewhere\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/manifest.json").write_text("{}")
     invoke(tmp_path, "docker-run-api")
-    invoke(tmp_path, "docker-run-bento", "--port", "3100")
+    invoke(tmp_path, "docker-run-bento", "--port", "3100", "--model", "mine")
     runs = [call for call in calls(engine) if call[0] == "run"]
     published = [call[call.index("--publish") + 1] for call in runs]
     assert published == ["127.0.0.1:8000:8000", "127.0.0.1:3100:3000"]
     for call, port in zip(runs, (8000, 3000), strict=True):
         assert {"DRONESEG_HOST=0.0.0.0", f"DRONESEG_PORT={port}"} <= set(call)
+    assert "DRONESEG_MODEL=nnUNet_results/champion" in runs[0]
+    assert {"DRONESEG_MODEL=/model", f"{tmp_path / 'mine'}:/model:ro"} <= set(runs[1])
 
 
 @pytest.mark.parametrize(
@@ -252,6 +257,7 @@ def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_pa
         (["docker-build", "--image", "apii"], "--image is one of api, bento, inference, train"),
         (["docker-build", "--model", "Pulled"], "--model baked or pulled"),
         (["docker-inference", "--source", "missing"], "missing is not a folder of photographs"),
+        (["docker-run-api", "--model", "missing"], "missing is no bundle"),
         (["cloud-deploy", "--service", "train"], "--service is api or bento, not train"),
     ],
 )

@@ -7,19 +7,24 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
+from droneseg.core.images import encode_png
+from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api import create_app
 from droneseg.serving.errors import FAILURES, INTERNAL, code_of_status
 from droneseg.training.presets import preset_names, training_keys
+from support.bundles import make_bundle
 from support.documentation import (
     ROOT,
     Command,
@@ -351,6 +356,24 @@ def test_the_worked_examples_pass_the_tests_of_their_kind(tmp_path: Path, name: 
     done = subprocess.run(command, cwd=tmp_path, env=apply(name, tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]  # it says so
+
+
+def test_the_example_in_python_predicts(tmp_path: Path) -> None:
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "nnUNet_results").mkdir()
+    make_bundle(tmp_path / "nnUNet_results/champion", patch=(64, 64))
+    (tmp_path / "PHOTO.png").write_bytes(encode_png(np.full((50, 70, 3), 90, np.uint8)))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(50, 70)" in done.stdout
+    assert read_mask(tmp_path / "mask.png", "ids").shape == (50, 70)
+
+
+def test_the_extras_are_all_named() -> None:
+    stated = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == stated
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from droneseg.evaluation.calibration import calibrate
 from droneseg.evaluation.folder import Evaluation, evaluate_folder
 from droneseg.evaluation.report import write_report
 from support.pictures import png
+from support.workspace import COMMAND
 
 LIMIT = 10_000
 TRUTH = {
@@ -152,6 +154,21 @@ def test_a_folder_with_a_report_json_of_somebody_else_is_not_replaced(evaluation
     assert (theirs / "thesis.txt").read_text() == "mine"
     write_report(evaluation, tmp_path / "ours", **options)
     write_report(evaluation, tmp_path / "ours", **options, replace=True)
+
+
+def test_much_background_is_told_in_the_report_and_by_the_command(evaluation: Evaluation, tmp_path: Path) -> None:
+    write(evaluation, tmp_path / "without")
+    truth = np.array([[0, 0, 5, 5], [5, 5, 1, 1]])
+    (tmp_path / "truth/a.png").write_bytes(png(colours()[truth]))
+    write(evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT), tmp_path / "with")
+    note = "6.2% of the true pixels are background"
+    assert "are background" not in (tmp_path / "without/report.md").read_text()
+    assert note in (tmp_path / "with/report.md").read_text()
+    done = subprocess.run(
+        [*COMMAND, "evaluate", tmp_path / "predictions", tmp_path / "truth"], capture_output=True, text=True
+    )
+    assert f"note: {note}" in done.stderr
+    assert json.loads((tmp_path / "with/report.json").read_text())["confusion"][0] == [0, 0, 0, 0, 0, 2]
 
 
 def test_without_a_log_the_report_says_that_confidence_is_not_known(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import Exam, promote_model, roll_back
-from droneseg.model.bundle import read_bundle
+from droneseg.model.bundle import model_id_of, read_bundle
 from droneseg.model.pointer import Version, read_pointer
 from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, read_registry
 from droneseg.model.shelf import list_models
@@ -128,6 +128,32 @@ def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
         promote(other, exam, settings)
     with pytest.raises(BundleError, match=r"model\.onnx has .* bytes instead of"):
         promote(damaged, exam, settings)
+    assert state(project) == before
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["here", "not-pulled"])
+def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
+    project: Path, exam: Exam, settings: Settings, tmp_path: Path, *, there: bool
+) -> None:
+    manifest = settings.model / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("landing-zones", "runways"))
+    dvc(project, "add", "--quiet", "nnUNet_results")
+    dvc(project, "push", "--quiet", "nnUNet_results.dvc")
+    git(project, "commit", "--quiet", "--all", "--message", "before the class was renamed")
+    older = model_id_of(manifest.read_bytes())
+    if not there:
+        shutil.rmtree(project / "nnUNet_results")
+        shutil.rmtree(project / ".dvc/cache")
+    candidate = make_model(tmp_path / "candidate", GOOD)
+    with pytest.raises(PromotionRefusedError, match="made for another class table, so the two cannot be compared"):
+        promote(candidate.folder, exam, settings)
+    entry = promote(candidate.folder, exam, settings, "a class has another name")
+    assert read_bundle(settings.model).model_id == entry.model.model_id == candidate.model_id
+    assert entry.previous is not None
+    assert entry.previous.model_id == older
+    before = state(project)
+    with pytest.raises(BundleError, match="another class table"):
+        roll_back(settings, "")
     assert state(project) == before
 
 

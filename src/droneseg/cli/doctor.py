@@ -52,7 +52,7 @@ def _packages() -> dict[str, str]:
             try:
                 found[package] = version(package)
             except PackageNotFoundError:
-                found[package] = f"not installed; pip install 'droneseg[{extra}]'" if extra else "not installed"
+                found[package] = f"not installed; uv sync --extra {extra}" if extra else "not installed"
     return found
 
 

@@ -76,6 +76,8 @@ def _as_json(found: "Evaluation") -> dict[str, object]:
 
 
 def _show(found: "Evaluation") -> None:
+    from droneseg.evaluation.wording import background_note
+
     scores = found.scores
     rows = [
         [name, output.figure(scores.per_class_iou[name]), output.figure(scores.per_class_dice[name])]
@@ -88,6 +90,8 @@ def _show(found: "Evaluation") -> None:
         f"landing recall {output.percent(scores.landing_recall)}   "
         f"pixel accuracy {output.percent(scores.pixel_accuracy)}"
     )
+    if note := background_note(scores.confusion):
+        output.err().print(f"note: {note}")
     if found.without_prediction:
         output.err().print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
 

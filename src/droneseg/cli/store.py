@@ -52,7 +52,8 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Replace a model that the registry does not know.")] = False,
 ) -> None:
     """Fetch the champion, and nothing else, as its `.dvc` file names it; works without git."""
-    from droneseg.model.store import is_known, pull_model
+    from droneseg.model.registry import is_known
+    from droneseg.model.store import pull_model
 
     settings = _settled()
     with output.progress("MB") as progress:

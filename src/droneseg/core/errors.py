@@ -121,6 +121,19 @@ class BundleError(ModelError):
     """A model bundle is incomplete, damaged, too new or made for other classes."""
 
 
+class OtherClassesError(BundleError):
+    """A model bundle was made for another class table.
+
+    Args:
+        message: Both tables.
+        model_id: Of the bundle.
+    """
+
+    def __init__(self, message: str, model_id: str) -> None:
+        super().__init__(message)
+        self.model_id = model_id
+
+
 class StoreError(ModelError):
     """The place where models are kept cannot be reached, or does not have the model."""
 
@@ -142,7 +155,9 @@ class MissingDependencyError(DronesegError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed. Install it with: pip install 'droneseg[{extra}]'")
+        super().__init__(
+            f"{package} is not installed. In the clone: uv sync --extra {extra}, or pip install '.[{extra}]'"
+        )
 
 
 class DriftError(DronesegError):

@@ -79,6 +79,14 @@ def landing_recall(counts: Counts) -> NDArray[np.float64]:
     return _ratio(counts[..., LANDING_ID, LANDING_ID], counts[..., LANDING_ID, :].sum(axis=-1))
 
 
+def background_share(counts: Counts) -> NDArray[np.float64]:
+    """Return the share of the pixels that are truly of no class; NaN if there is none.
+
+    Whatever is predicted there is wrong for IoU, and not unsafe for landing: much of it makes both say little.
+    """
+    return _ratio(counts[..., 0, :].sum(axis=-1), counts.sum(axis=(-2, -1)))
+
+
 def pixel_accuracy(counts: Counts) -> NDArray[np.float64]:
     """Return the share of the pixels whose class is right; NaN if there is none."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))

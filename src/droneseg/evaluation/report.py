@@ -19,7 +19,7 @@ from droneseg.evaluation.calibration import calibrate
 from droneseg.evaluation.folder import Compared, Evaluation
 from droneseg.evaluation.pictures import contact_sheet
 from droneseg.evaluation.plots import plot_calibration, plot_confusion, plot_intervals
-from droneseg.evaluation.wording import REPORT_MARKER, REPORT_NAME, TITLES, interval_text, number
+from droneseg.evaluation.wording import REPORT_MARKER, REPORT_NAME, TITLES, background_note, interval_text, number
 
 SHOWN_IMAGES = 4
 FindImage = Callable[[str], Image | None]
@@ -152,6 +152,8 @@ def _markdown(found: dict[str, Any], title: str, shown: dict[str, list[str]]) ->
     lines += [
         f"| {name} | {number(figures[key].value)} | {interval_text(figures[key])} |" for key, name in TITLES.items()
     ]
+    if note := background_note(found["confusion"]):
+        lines += ["", f"**{note}**"]
     lines += ["", "| class | IoU | 95 % interval | Dice | 95 % interval |", "|---|---|---|---|---|"]
     for entry in FOREGROUND:
         lines.append(

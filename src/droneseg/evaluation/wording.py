@@ -1,6 +1,11 @@
 """Figures and intervals in words, the same in every report."""
 
+import numpy as np
+
+from droneseg.core.metrics import background_share
 from droneseg.evaluation.bootstrap import Interval
+
+_MUCH_BACKGROUND = 0.01
 
 REPORT_NAME = "report.json"
 REPORT_MARKER = ".droneseg-report"
@@ -38,3 +43,14 @@ def verdict(difference: Interval) -> str:
     if difference.low is None or difference.high is None:
         return "unknown"
     return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "chance?"
+
+
+def background_note(confusion: list[list[int]]) -> str:
+    """Say what it means that much of the truth is of no class; empty if little is."""
+    share = float(background_share(np.array(confusion)))
+    if not share >= _MUCH_BACKGROUND:
+        return ""
+    return (
+        f"{share:.1%} of the true pixels are background: what is predicted there counts as wrong for IoU, and as not "
+        "unsafe for landing, so mIoU is too low and the unsafe landing rate flatters."
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from droneseg.core.errors import PromotionRefusedError, StoreError
+from droneseg.core.errors import OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import new_folder, require_free
 from droneseg.core.settings import Settings
 from droneseg.evaluation.promote import reasons_against
@@ -21,7 +21,7 @@ from droneseg.flows.champion import (
     uninterrupted,
 )
 from droneseg.flows.compare import compare_models
-from droneseg.model.bundle import Bundle, pointer_to, read_bundle
+from droneseg.model.bundle import pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import read_pointer, write_pointer
 from droneseg.model.registry import (
@@ -87,12 +87,15 @@ def promote_model(
     require_unchanged(root, champion)
     previous, found, reasons = None, {}, ["there is no champion to compare it with"]
     if pointer_to(champion).is_file():
-        older = _champion(champion, settings)
-        previous = Model(model_id=older.model_id, version=read_pointer(pointer_to(champion)))
-        if older.model_id == bundle.model_id:
+        older, comparable = _champion(champion, settings)
+        previous = Model(model_id=older, version=read_pointer(pointer_to(champion)))
+        if older == bundle.model_id:
             raise PromotionRefusedError(f"{candidate} is the champion already: model {bundle.model_id}.")
-        found = _compare(champion, candidate, exam, settings, progress)
-        reasons = reasons_against(found)
+        if comparable:
+            found = _compare(champion, candidate, exam, settings, progress)
+            reasons = reasons_against(found)
+        else:
+            reasons = ["the champion was made for another class table, so the two cannot be compared"]
     elif champion.exists():
         raise StoreError(
             f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
@@ -102,7 +105,7 @@ def promote_model(
         require_unchanged(root, champion)
         if previous and read_pointer(pointer_to(champion)) != previous.version:
             raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
-        if previous:
+        if previous and champion.exists():
             # into DVC's cache, if it came without: a rollback needs no network then
             run_dvc(root, "commit", "--force", "--quiet", pointer_to(champion).name)
         with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
@@ -160,12 +163,15 @@ def roll_back(settings: Settings, reason: str) -> Entry:
     return entry
 
 
-def _champion(champion: Path, settings: Settings) -> Bundle:
-    """Return the champion as its `.dvc` file names it, fetched if it is not there."""
-    if not champion.exists():
-        return pull_model(champion, settings.dvc_remote).bundle
-    require_tracked(champion)
-    return read_bundle(champion)
+def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
+    """Return the champion's id, fetched if it is not there, and whether it is for these classes."""
+    try:
+        if not champion.exists():
+            return pull_model(champion, settings.dvc_remote).bundle.model_id, True
+        require_tracked(champion)
+        return read_bundle(champion).model_id, True
+    except OtherClassesError as error:
+        return error.model_id, False
 
 
 def _compare(

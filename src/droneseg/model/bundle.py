@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from droneseg.core.errors import BundleError
+from droneseg.core.errors import BundleError, OtherClassesError
 from droneseg.core.files import new_folder, write_bytes
 from droneseg.model.manifest import (
     FORMAT_VERSION,
@@ -64,7 +64,7 @@ def read_bundle(folder: Path) -> Bundle:
     except ValidationError as error:
         lines = [f"  - {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
         raise BundleError("\n".join([f"{folder / MANIFEST_NAME} is malformed:", *lines])) from error
-    _require_own_classes(folder, manifest)
+    _require_own_classes(folder, manifest, model_id_of(data))
     for name, record in manifest.files.items():
         _verify_file(folder / name, record)
     return Bundle(folder, manifest, model_id_of(data))
@@ -137,12 +137,12 @@ def _parse(folder: Path, data: bytes) -> dict[str, Any]:
     return content
 
 
-def _require_own_classes(folder: Path, manifest: Manifest) -> None:
+def _require_own_classes(folder: Path, manifest: Manifest, model_id: str) -> None:
     if manifest.classes == own_classes():
         return
     theirs = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in manifest.classes)
     ours = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in own_classes())
-    raise BundleError(f"{folder} was made for another class table: {theirs}. This version has: {ours}.")
+    raise OtherClassesError(f"{folder} was made for another class table: {theirs}. This version has: {ours}.", model_id)
 
 
 def _verify_file(path: Path, record: FileRecord) -> None:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from droneseg.core.errors import StoreError
 from droneseg.core.files import write_text
+from droneseg.model.bundle import model_id_of, pointer_to
+from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import Version
 
 REGISTRY_NAME = "model-registry.jsonl"
@@ -98,6 +100,17 @@ def line_of_champions(entries: Sequence[Entry]) -> list[Model]:
 def known_ids(entries: Sequence[Entry]) -> set[str]:
     """Return the ids of all models the registry has ever seen."""
     return {model.model_id for entry in entries for model in (entry.model, entry.previous) if model}
+
+
+def is_known(folder: Path) -> bool:
+    """Say whether a folder's manifest is that of a model the registry knows, so that it can be fetched again.
+
+    Raises:
+        StoreError: If the registry cannot be read.
+    """
+    manifest = folder / MANIFEST_NAME
+    known = known_ids(read_registry(pointer_to(folder).parent))
+    return manifest.is_file() and model_id_of(manifest.read_bytes()) in known
 
 
 def run_git(root: Path, *arguments: str) -> str:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from droneseg.core.errors import BundleError, DronesegError, StoreError
+from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
 from droneseg.core.files import alone, new_folder, require_free
 from droneseg.core.settings import Pull
-from droneseg.model.bundle import Bundle, model_id_of, pointer_to, read_bundle
+from droneseg.model.bundle import Bundle, pointer_to, read_bundle
 from droneseg.model.digests import md5_of, require_dvc, version_of
 from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import read_pointer
-from droneseg.model.registry import known_ids, read_registry
+from droneseg.model.registry import is_known
 from droneseg.model.remote import Remote
 
 logger = logging.getLogger(__name__)
@@ -183,17 +183,6 @@ def run_dvc(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def is_known(folder: Path) -> bool:
-    """Say whether a folder's manifest is that of a model the registry knows, so that it can be fetched again.
-
-    Raises:
-        StoreError: If the registry cannot be read.
-    """
-    manifest = folder / MANIFEST_NAME
-    known = known_ids(read_registry(pointer_to(folder).parent))
-    return manifest.is_file() and model_id_of(manifest.read_bytes()) in known
-
-
 class _Sum:
     """Adds up what arrives; a second try begins again, so it stops at the whole."""
 
@@ -220,6 +209,8 @@ def _of_model(files: Mapping[str, str], folder: Path, pointer: Path) -> dict[str
 def _require_bundle(folder: Path, source: Remote) -> None:
     try:
         read_bundle(folder)
+    except OtherClassesError:
+        raise
     except BundleError as error:
         raise StoreError(f"{source} holds a version that is no whole model: {error}") from error
 
