@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from droneseg.data.layouts import KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.training.presets import training_keys
 from support.bundles import make_bundle
 from support.workspace import Workspace
 
@@ -92,6 +93,7 @@ def test_train_without_data_says_what_to_do(tmp_path: Path) -> None:
     assert "Run `droneseg preprocess` first" in done.stderr
     shown = droneseg("train", "--show", "preset=smoke", "epochs=3", cwd=tmp_path)
     assert json.loads(shown.stdout)["epochs"] == 3
+    assert json.loads(shown.stdout).keys() <= {"tracking", *training_keys()}, "what is shown can be overridden"
 
 
 def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def train(
     config = load_config(overrides or [])
     if show:
         shown = config.model_dump(mode="json", exclude={"trainer"})
-        output.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16"}))
+        output.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16", "tracked"}))
         return
     environment.require_nnunet()
     from droneseg.nnunet.layout import Layout

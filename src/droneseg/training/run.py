@@ -41,7 +41,7 @@ class TrainingResult:
     """A finished training.
 
     Attributes:
-        model_folder: What `predict --model` takes.
+        model_folder: What `export --from` takes: plans, dataset.json and a folder for each fold.
         fold_folder: Checkpoints, logs, plots and validation of this fold.
         mean_validation_dice: Of nnU-Net's final validation, or None if it was left out.
     """
