@@ -141,7 +141,7 @@ def test_a_training_of_vertex_runs_commands_that_exist(tmp_path: Path) -> None:
     commands = [part.split() for part in pool["containerSpec"]["args"][0].split(";")]
     assert [words[1] for words in commands if words[0] == "droneseg"] == ["preprocess", "train", "export"]
     assert "/gcs" not in " ".join(commands[2]), "a mounted bucket renames no folders"
-    assert commands[-1][:2] == ["cp", "/tmp/bundle/*"]  # noqa: S108  # of the container
+    assert commands[-1][:2] == ["cp", "/tmp/bundle/*"]  # of the container
     assert {entry["name"] for entry in pool["containerSpec"]["env"]} <= set(variable_names())
 
 
