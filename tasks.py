@@ -118,6 +118,7 @@ def bento_serve(_c: Context) -> None:
 
 
 IMAGES = ("api", "bento", "inference", "train")
+_CHAMPION = "nnUNet_results/champion"
 _MOUNTED = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "runs", "data")
 
 
@@ -140,14 +141,14 @@ def docker_train(c: Context, args: str = "", build: bool = False) -> None:
     gpu = _has_gpu()
     if not gpu:
         sys.stderr.write("No GPU was found (nvidia-smi): training on the CPU, which takes many times longer.\n")
-    run = _run_as_me(gpu=gpu)
+    run, environment = _run_as_me(gpu=gpu)
     for name in _MOUNTED:
         Path(name).mkdir(exist_ok=True)  # or the engine would make it, as root
         run += ["--volume", f"{Path(name).resolve()}:/work/{name}"]
     if not (Path("nnUNet_preprocessed") / "Dataset101_DroneSeg").is_dir():
-        c.run(shlex.join([*run, "droneseg-train", "droneseg", "preprocess"]), pty=True)
+        c.run(shlex.join([*run, "droneseg-train", "droneseg", "preprocess"]), env=environment, pty=True)
     overrides = shlex.split(args) or ["preset=gpu" if gpu else "preset=cpu"]
-    c.run(shlex.join([*run, "droneseg-train", "droneseg", "train", *overrides]), pty=True)
+    c.run(shlex.join([*run, "droneseg-train", "droneseg", "train", *overrides]), env=environment, pty=True)
 
 
 @task
@@ -158,7 +159,8 @@ def docker_inference(c: Context, source: str, out: str = "masks", build: bool = 
     _need_image(c, "inference", build=build)
     Path(out).mkdir(parents=True, exist_ok=True)
     volumes = ["--volume", f"{Path(source).resolve()}:/input:ro", "--volume", f"{Path(out).resolve()}:/output"]
-    c.run(shlex.join([*_run_as_me(gpu=False), *volumes, "droneseg-inference"]), pty=True)
+    run, environment = _run_as_me(gpu=False)
+    c.run(shlex.join([*run, *volumes, "droneseg-inference"]), env=environment, pty=True)
 
 
 @task
@@ -221,25 +223,39 @@ def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
-def _run_as_me(*, gpu: bool) -> list[str]:
-    """Return the command that runs a container: what it writes belongs to who started it."""
+def _environment(**ours: str) -> tuple[list[str], dict[str, str]]:
+    """Return options that hand over `.env`, and the values, which stand in no list of processes.
+
+    Engines read such files otherwise than programs do: quotes and comments would be part of a value.
+    """
+    from dotenv import dotenv_values
+
+    # an address, a port or a folder in .env is that of this machine
+    values = {name: value for name, value in dotenv_values(".env").items() if value is not None} | ours
+    return [part for name in values for part in ("--env", name)], values
+
+
+def _run_as_me(*, gpu: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a container, and its environment: what it writes belongs to who started it."""
     run = [_docker(), "run", "--rm", "--init", "--ipc=host"]
     if hasattr(os, "getuid"):
         run += ["--user", f"{os.getuid()}:{os.getgid()}", "--env", "HOME=/tmp"]
     if gpu:
         run += ["--gpus", "all"]
-    return run + (["--env-file", ".env"] if Path(".env").is_file() else [])
+    if Path(_docker()).name == "podman":
+        run.append("--userns=keep-id")  # or a folder of ours could not be written to
+    folders = {f"nnUNet_{kind}": f"/work/nnUNet_{kind}" for kind in ("raw", "preprocessed", "results")}
+    options, values = _environment(DRONESEG_MODEL=_CHAMPION, **folders)
+    return run + options, values
 
 
 def _serve(c: Context, name: str, port: int, inside: int, model: str, *, build: bool) -> None:
     if model and not (Path(model) / "manifest.json").is_file():
         raise Exit(f"{model} is no bundle: it holds no manifest.json. Make one with droneseg export --out {model}")
     _need_image(c, name, build=build)
-    environment = ["--env-file", ".env"] if Path(".env").is_file() else []
-    # an address, a port or a folder in .env is that of this machine
-    environment += ["--env", "DRONESEG_HOST=0.0.0.0", "--env", f"DRONESEG_PORT={inside}"]
-    environment += ["--env", f"DRONESEG_MODEL={'/model' if model else 'nnUNet_results/champion'}"]
+    folder = "/model" if model else _CHAMPION
+    options, values = _environment(DRONESEG_HOST="0.0.0.0", DRONESEG_PORT=str(inside), DRONESEG_MODEL=folder)  # noqa: S104  # in it
     if model:
-        environment += ["--volume", f"{Path(model).resolve()}:/model:ro"]
-    run = [_docker(), "run", "--rm", "--init", "--publish", f"127.0.0.1:{port}:{inside}", *environment]
-    c.run(shlex.join([*run, f"droneseg-{name}"]), pty=True)
+        options += ["--volume", f"{Path(model).resolve()}:/model:ro"]
+    run = [_docker(), "run", "--rm", "--init", "--publish", f"127.0.0.1:{port}:{inside}", *options]
+    c.run(shlex.join([*run, f"droneseg-{name}"]), env=values, pty=True)

@@ -13,7 +13,7 @@ for action in update create; do
     [ "$action" = update ] && headers=--update-headers
     gcloud scheduler jobs "$action" http "$service-drift" --project="$PROJECT" --location="$REGION" \
         --schedule="0 6 * * *" --time-zone=Etc/UTC --uri="$url/drift?n=500" --http-method=GET --attempt-deadline=600s \
-        --oidc-service-account-email="$caller" --oidc-token-audience="$url" "$headers=X-API-Key=$key" 2>/dev/null && exit 0
+        --oidc-service-account-email="$caller" --oidc-token-audience="$url" "$headers=X-API-Key=$key" && exit 0
 done
 echo "the job could neither be updated nor created" >&2
 exit 1

@@ -184,7 +184,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "bin" / "engine"
     program.parent.mkdir()
     program.write_text(
-        f"#!{sys.executable}\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"#!{sys.executable}\nimport json, os, sys\nwords = iter(sys.argv[1:])\n"
+        "said = [f'{word}={os.environ[word]}' if word in os.environ else word for word in words]\n"
+        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], said]) + '\\n')\n"
         "sys.exit(sys.argv[1] == 'image')\n"
     )
     program.chmod(0o755)
@@ -200,8 +202,9 @@ def invoke(folder: Path, *arguments: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def calls(log: Path) -> list[list[str]]:
-    return [json.loads(line) for line in log.read_text().splitlines()]
+def calls(log: Path, *, filled: bool = False) -> list[list[str]]:
+    """Return what an engine was told; `filled` with the values that stand for the names of variables."""
+    return [json.loads(line)[filled] for line in log.read_text().splitlines()]
 
 
 def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine: Path, tmp_path: Path) -> None:
@@ -221,13 +224,25 @@ def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine:
 def test_with_a_gpu_it_is_handed_over_with_the_secrets(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
-    (tmp_path / ".env").write_text("WANDB_API_KEY=secret\n")
+    (tmp_path / ".env").write_text('WANDB_API_KEY="secret"  # mine\nnnUNet_raw=/here/alone\n')
     (tmp_path / "nnUNet_preprocessed/Dataset101_DroneSeg").mkdir(parents=True)
     assert "No GPU" not in invoke(tmp_path, "docker-train")
     train = calls(engine)[-1]
     assert train[train.index("--gpus") + 1] == "all"
-    assert train[train.index("--env-file") + 1] == ".env"
+    assert "WANDB_API_KEY" in train
+    assert not any("secret" in word for word in train), "it would stand in every list of processes"
+    assert {"WANDB_API_KEY=secret", "nnUNet_raw=/work/nnUNet_raw"} <= set(calls(engine, filled=True)[-1])
     assert train[-1] == "preset=gpu"
+
+
+def test_rootless_podman_may_write_into_folders_of_ours(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "bin/engine").rename(tmp_path / "bin/podman")
+    monkeypatch.setenv("DOCKER", "podman")
+    invoke(tmp_path, "docker-inference", "--source", "photos")
+    assert "--userns=keep-id" in calls(engine)[-1]
 
 
 def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> None:
@@ -244,7 +259,7 @@ def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_pa
     (tmp_path / "mine/manifest.json").write_text("{}")
     invoke(tmp_path, "docker-run-api")
     invoke(tmp_path, "docker-run-bento", "--port", "3100", "--model", "mine")
-    runs = [call for call in calls(engine) if call[0] == "run"]
+    runs = [call for call in calls(engine, filled=True) if call[0] == "run"]
     published = [call[call.index("--publish") + 1] for call in runs]
     assert published == ["127.0.0.1:8000:8000", "127.0.0.1:3100:3000"]
     for call, port in zip(runs, (8000, 3000), strict=True):
