@@ -96,6 +96,35 @@ def test_the_health_check_asks_where_the_service_listens(image: str, variable: s
     assert said == [0, 1]
 
 
+def test_google_cloud_is_sent_what_the_images_copy_and_no_secret(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text((ROOT / ".gcloudignore").read_text())  # the same patterns
+    sent = [
+        "api.dockerfile",
+        "src/a.py",
+        "deploy/render.sh",
+        "dvc-remote/a",
+        ".dvc/config",
+        "nnUNet_results.dvc",
+        "uv.lock",
+    ]
+    kept = [
+        ".env",
+        ".dvc/config.local",
+        ".dvc/cache/a",
+        "data/a.png",
+        "nnUNet_raw/a",
+        "candidate/model.onnx",
+        "job.yaml",
+    ]
+    for name in sent + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == set(sent)
+
+
 @pytest.mark.parametrize(
     ("schema", "file"),
     [
