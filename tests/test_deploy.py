@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from droneseg.core.settings import variable_names
+from support.buckets import bucket
 from support.programs import require_program
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,16 @@ def test_compose_mounts_files_that_are_there_and_prometheus_takes_them(tmp_path:
     )
     done = subprocess.run([program, "check", "config", tmp_path / "prometheus.yaml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_bucket_of_compose_may_be_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, option, code = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["bucket"]["command"]
+    assert option == "-c"
+    with bucket("another", monkeypatch) as made:
+        for _ in range(2):
+            environment = os.environ | {"STORAGE_EMULATOR_HOST": made.server}
+            subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
+        assert (made.root / "flights").is_dir()
 
 
 @pytest.fixture

@@ -57,6 +57,22 @@ def test_a_second_start_takes_the_compiled_network(
     assert not compiled
 
 
+def test_a_cache_that_may_not_be_read_costs_a_slow_start_and_no_more(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, ids = picture(40, 60)
+    BundleSegmenter(bundle, cache=tmp_path).segment(image)
+    real = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent == tmp_path:  # root, who runs tests in containers, may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert np.array_equal(BundleSegmenter(bundle, cache=tmp_path).segment(image).mask, ids)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
 def test_a_damaged_compiled_network_is_made_anew(
     bundle: Bundle,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,9 @@ class CompiledNetworks:
     def load(self, core: ov.Core, graph: str, options: dict[str, object]) -> ov.CompiledModel | None:
         """Return the network compiled as this graph, or None if it was not kept or cannot be used any more."""
         file = self._file(core, graph)
-        if not file.is_file():
-            return None
         try:
+            if not file.is_file():
+                return None
             # mapped, not read: the weights are then in memory once
             content = np.memmap(file, dtype=np.uint8, mode="r")
             network, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
@@ -51,7 +52,11 @@ class CompiledNetworks:
         except (RuntimeError, ValueError) as error:
             logger.warning("%s is damaged and made anew: %s", file, str(error).splitlines()[0])
             return None
-        os.utime(file)
+        except OSError as error:
+            logger.warning("the compiled network cannot be read, so this start is slow: %s", error)
+            return None
+        with suppress(OSError):  # somebody else's, or on a disk that is read only
+            os.utime(file)
         return compiled
 
     def keep(self, core: ov.Core, graph: str, compiled: ov.CompiledModel) -> None:
