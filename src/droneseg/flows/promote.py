@@ -21,7 +21,7 @@ from droneseg.flows.champion import (
     uninterrupted,
 )
 from droneseg.flows.compare import compare_models
-from droneseg.model.bundle import pointer_to, read_bundle
+from droneseg.model.bundle import Bundle, pointer_to, read_bundle
 from droneseg.model.manifest import MANIFEST_NAME
 from droneseg.model.pointer import read_pointer, write_pointer
 from droneseg.model.registry import (
@@ -85,21 +85,7 @@ def promote_model(
     require_free(exam.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
     require_unchanged(root, champion)
-    previous, found, reasons = None, {}, ["there is no champion to compare it with"]
-    if pointer_to(champion).is_file():
-        older, comparable = _champion(champion, settings)
-        previous = Model(model_id=older, version=read_pointer(pointer_to(champion)))
-        if older == bundle.model_id:
-            raise PromotionRefusedError(f"{candidate} is the champion already: model {bundle.model_id}.")
-        if comparable:
-            found = _compare(champion, candidate, exam, settings, progress)
-            reasons = reasons_against(found)
-        else:
-            reasons = ["the champion was made for another class table, so the two cannot be compared"]
-    elif champion.exists():
-        raise StoreError(
-            f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
-        )
+    previous, found, reasons = _examine(bundle, exam, settings, progress)
     _require_allowed(candidate, reasons, exam, force)
     with uninterrupted(), all_or_nothing(root, champion) as before:
         require_unchanged(root, champion)
@@ -161,6 +147,27 @@ def roll_back(settings: Settings, reason: str) -> Entry:
         entry = Entry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
         commit(root, entry, before)
     return entry
+
+
+def _examine(
+    candidate: Bundle, exam: Exam, settings: Settings, progress: Callable[[str, int, int], None]
+) -> tuple[Model | None, dict[str, Any], list[str]]:
+    """Return the champion, how the candidate compares with it, and what speaks against the candidate."""
+    champion = settings.model
+    if not pointer_to(champion).is_file():
+        if champion.exists():
+            raise StoreError(
+                f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
+            )
+        return None, {}, ["there is no champion to compare it with"]
+    older, comparable = _champion(champion, settings)
+    if older == candidate.model_id:
+        raise PromotionRefusedError(f"{candidate.folder} is the champion already: model {older}.")
+    previous = Model(model_id=older, version=read_pointer(pointer_to(champion)))
+    if not comparable:
+        return previous, {}, ["the champion was made for another class table, so the two cannot be compared"]
+    found = _compare(champion, candidate.folder, exam, settings, progress)
+    return previous, found, reasons_against(found)
 
 
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
