@@ -135,3 +135,27 @@ def test_a_dataset_stands_for_its_photographs(dataset: Path, tmp_path: Path) -> 
     make_bundle(tmp_path / "bundle", patch=(64, 64))
     done = droneseg("predict", str(dataset), "--out", "masks", "--model", "bundle", cwd=tmp_path)
     assert "4 predicted" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("yaml", ("models", "pull"), "store"),
+        ("networkx", ("data", "split", "missing", "--out", "split.json"), "train"),
+        ("fastapi", ("serve",), "serve"),
+    ],
+)
+def test_what_an_extra_brings_is_told_by_the_extra(
+    tmp_path: Path, missing: str, words: tuple[str, ...], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from droneseg.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert f"{missing} is not installed. In the clone: uv sync --extra {extra}" in done.stderr
+
+
+def test_a_module_that_no_extra_brings_is_a_fault_of_ours(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['droneseg.cli.output'] = None; from droneseg.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=tmp_path, capture_output=True, text=True)
+    assert "Traceback" in done.stderr

@@ -1,5 +1,6 @@
 """The settings, imported only when a command runs: `--help` has no use for pydantic."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,3 +23,16 @@ def require_nnunet() -> None:
     for package in ("torch", "nnunetv2"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "train")
+
+
+_PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+def extra_of(module: str) -> str | None:
+    """Return the extra of droneseg that brings a module, None if none does: it is part of all, or not ours to bring."""
+    from importlib.metadata import requires
+
+    name = module.partition(".")[0]
+    package = _PACKAGES.get(name, name.replace("_", "-"))
+    found = re.compile(rf"{package}\b(?!-).*extra == ['\"](\w+)['\"]", re.IGNORECASE)
+    return next((match[1] for stated in requires("droneseg") or [] if (match := found.match(stated))), None)

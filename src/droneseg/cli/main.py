@@ -23,7 +23,7 @@ from droneseg.cli import (
     sweep,
     train,
 )
-from droneseg.core.errors import DronesegError
+from droneseg.core.errors import DronesegError, MissingDependencyError
 
 app = typer.Typer(
     name="droneseg",
@@ -84,9 +84,14 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         advice = ". Make room, and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         _fail(f"{where}{error.strerror or error}{advice}", error)
+    except ModuleNotFoundError as error:
+        extra = environment.extra_of(error.name or "")
+        if not extra:
+            raise
+        _fail(str(MissingDependencyError(error.name or "", extra)), error)
 
 
-def _fail(message: str, error: OSError | None) -> NoReturn:
+def _fail(message: str, error: Exception | None) -> NoReturn:
     """Say what went wrong, as a person or as a program reads it, and end."""
     from droneseg.core.logs import logs_json
 
