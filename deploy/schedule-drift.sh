@@ -8,12 +8,11 @@ url="$(gcloud run services describe "$service" --region="$REGION" --project="$PR
 gcloud run services add-iam-policy-binding "$service" --region="$REGION" --project="$PROJECT" \
     --member="serviceAccount:$caller" --role=roles/run.invoker --quiet >/dev/null
 key="$(gcloud secrets versions access latest --secret=droneseg-api-key --project="$PROJECT")"
-for action in update create; do
-    headers=--headers
-    [ "$action" = update ] && headers=--update-headers
-    gcloud scheduler jobs "$action" http "$service-drift" --project="$PROJECT" --location="$REGION" \
-        --schedule="0 6 * * *" --time-zone=Etc/UTC --uri="$url/drift?n=500" --http-method=GET --attempt-deadline=600s \
-        --oidc-service-account-email="$caller" --oidc-token-audience="$url" "$headers=X-API-Key=$key" && exit 0
-done
-echo "the job could neither be updated nor created" >&2
-exit 1
+action=create headers=--headers
+if gcloud scheduler jobs describe "$service-drift" --project="$PROJECT" --location="$REGION" >/dev/null 2>&1; then
+    action=update headers=--update-headers
+fi
+# Cloud Run gives a request 300 s: timeoutSeconds in deploy/api.yaml
+gcloud scheduler jobs "$action" http "$service-drift" --project="$PROJECT" --location="$REGION" \
+    --schedule="0 6 * * *" --time-zone=Etc/UTC --uri="$url/drift?n=500" --http-method=GET --attempt-deadline=300s \
+    --oidc-service-account-email="$caller" --oidc-token-audience="$url" "$headers=X-API-Key=$key"

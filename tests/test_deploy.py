@@ -192,6 +192,79 @@ def test_the_scripts_are_scripts() -> None:
         assert "set -euo pipefail" in script.read_text()
 
 
+GCLOUD = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >> "$HOME/calls"
+case "$*" in
+    *" describe "*"--format=value(projectNumber)"*) echo 123 ;;
+    *" describe "*"--format=value(status.url)"*) echo https://service ;;
+    *" access "*) echo key ;;
+    "secrets create"*) cat > "$HOME/secret" ;;
+    *" describe "*) [ -e "$HOME/made" ] ;;
+    *droneseg-train*add-iam*|*add-iam*droneseg-train*) # not known everywhere at once
+        [ -e "$HOME/known" ] || { touch "$HOME/known"; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A gcloud that writes down what it is told and at first finds nothing; for the real one there is no account."""
+    program = tmp_path / "bin/gcloud"
+    program.parent.mkdir()
+    program.write_text(GCLOUD)
+    (tmp_path / "bin/sleep").write_text("#!/bin/sh\n")
+    for file in program.parent.iterdir():
+        file.chmod(0o755)
+    for name, value in {"PROJECT": "p", "REGION": "r", "REPOSITORY": "o/n", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return tmp_path
+
+
+def run_script(name: str) -> str:
+    done = subprocess.run(["bash", ROOT / "deploy" / name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_an_empty_project_gets_all_of_it_and_a_second_run_makes_nothing(gcloud: Path) -> None:
+    said = run_script("setup.sh")
+    assert "trying again in 15 s, 5 times more" in said
+    assert "SERVICE_ACCOUNT=droneseg-deploy@p.iam.gserviceaccount.com" in said
+    assert len((gcloud / "secret").read_text()) >= 40
+    first = (gcloud / "calls").read_text()
+    made = [line for line in first.splitlines() if re.search(r" create(-oidc)? ", line)]
+    assert len([line for line in made if "buckets create" in line]) == 3
+    assert len([line for line in made if "service-accounts create" in line]) == 5
+    (provider,) = [line for line in made if "create-oidc" in line]
+    assert "attribute.place=assertion.repository + ':' + (has(assertion.environment) ? assertion.environment : '')" in (
+        provider
+    )
+    trusted = re.findall(r"--member=(principal\S+)", first)
+    pool = "principalSet://iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/github"
+    assert trusted == [
+        f"{pool}/attribute.repository/o/n",
+        f"{pool}/attribute.place/o/n:production",
+        f"{pool}/attribute.place/o/n:model-promotion",
+    ]
+    for file in re.findall(r"--lifecycle-file=(\S+)", first):
+        assert json.loads((ROOT / "deploy" / file).read_text())["rule"]
+    (gcloud / "calls").unlink()
+    (gcloud / "made").touch()
+    run_script("setup.sh")
+    assert not re.search(r" create(-oidc)? ", (gcloud / "calls").read_text())
+
+
+def test_the_morning_report_is_made_once_and_then_updated(gcloud: Path) -> None:
+    for action in ("create", "update"):
+        run_script("schedule-drift.sh")
+        last = (gcloud / "calls").read_text().splitlines()[-1]
+        assert last.startswith(f"scheduler jobs {action} http droneseg-api-drift ")
+        assert "--uri=https://service/drift?n=500" in last
+        assert "--oidc-token-audience=https://service" in last
+        (gcloud / "made").touch()
+
+
 def test_compose_mounts_files_that_are_there_and_prometheus_takes_them(tmp_path: Path) -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     for service in compose["services"].values():
@@ -224,8 +297,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "bin" / "engine"
     program.parent.mkdir()
     program.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\nwords = iter(sys.argv[1:])\n"
-        "said = [f'{word}={os.environ[word]}' if word in os.environ else word for word in words]\n"
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        "said = [f'{word}={os.environ[word]}' if word in os.environ else word for word in sys.argv[1:]]\n"
         f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], said]) + '\\n')\n"
         "sys.exit(sys.argv[1] == 'image')\n"
     )
