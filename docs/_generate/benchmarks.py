@@ -16,7 +16,7 @@ Every figure is from one run of the command beside it, which compares things wit
 trust ratios and medians more than seconds. With a clone and `uv run python benchmarks/record.py NAME` you get your own;
 the tables and plots of this page are made of what that keeps. What else was measured, failed trials too, is in the
 [experiments](experiments.md), quality in the [model card](model-card.md), drift in
-[Operations](operations.md#what-it-sees-and-what-not) and training in [Training](training.md#where-the-time-goes).
+[Operations](operations.md#sensitivity) and training in [Training](training.md#where-the-time-goes).
 """
 
 
