@@ -62,7 +62,7 @@ def evaluate(
     if json:
         output.show_json(_as_json(found))
         return
-    _show(found)
+    _show_evaluation(found)
     if report:
         output.out().print(f"report: {report / 'report.md'}", markup=False)
 
@@ -75,7 +75,7 @@ def _as_json(found: "Evaluation") -> dict[str, object]:
     }
 
 
-def _show(found: "Evaluation") -> None:
+def _show_evaluation(found: "Evaluation") -> None:
     from droneseg.evaluation.wording import background_note
 
     scores = found.scores

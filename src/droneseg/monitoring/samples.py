@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "samples"
 MASK_SUFFIX = ".mask.png"
-_AHEAD_BYTES = 128 * 2**20  # of files that wait to be written
+_SAMPLES_AHEAD_BYTES = 128 * 2**20  # of files that wait to be written
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
@@ -62,7 +62,7 @@ class SampleKeeper:
         photograph = f"{name}{_suffix(sample.data)}"
         size = len(sample.data) + len(sample.mask_png)
         with self._lock:
-            fits = not self._ahead or sum(self._ahead.values()) + size <= _AHEAD_BYTES
+            fits = not self._ahead or sum(self._ahead.values()) + size <= _SAMPLES_AHEAD_BYTES
             if fits:
                 self._ahead[photograph] = size
                 self._writing.submit(self._write, photograph, f"{name}{MASK_SUFFIX}", sample)
