@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from droneseg.core.images import Image, read_image
-from droneseg.core.statistics import image_statistics
+from droneseg.core.prediction import image_statistics
 from droneseg.data.pairs import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter

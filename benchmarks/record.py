@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from droneseg.core.files import write_text
-from droneseg.core.machine import describe_machine
+from droneseg.core.system import describe_machine
 
 FOLDER = Path(__file__).parent
 

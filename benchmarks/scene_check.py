@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from droneseg.core.machine import usable_cores
+from droneseg.core.system import usable_cores
 from droneseg.data.pairs import list_pairs
 
 FEATURES = 2500

@@ -24,7 +24,7 @@ _EXTRAS = {
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
     """Show what is installed, what is where, and what is missing."""
-    from droneseg.core.machine import usable_cores
+    from droneseg.core.system import usable_cores
 
     settings = environment.settings()
     findings = {

@@ -8,7 +8,7 @@ import typer
 
 from droneseg.cli import environment, output
 from droneseg.cli.parts import Part
-from droneseg.core.runtimes import RuntimeName
+from droneseg.core.settings import RuntimeName
 
 
 def predict(

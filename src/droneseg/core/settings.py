@@ -13,7 +13,18 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.core.runtimes import RuntimeName
+
+
+class RuntimeName(StrEnum):
+    """What runs the network; auto is ONNX Runtime with a GPU and OpenVINO without."""
+
+    AUTO = "auto"
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
+
+
+RUNTIMES: tuple[RuntimeName, ...] = tuple(name for name in RuntimeName if name is not RuntimeName.AUTO)
+
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from PIL import Image as pillow
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DronesegError, ShapeMismatchError
 from droneseg.core.images import is_plain_rgb_png, open_image
-from droneseg.core.machine import usable_cores
 from droneseg.core.masks import ColourTable, Mask, UnknownColour, UnknownPolicy, decode_colours
+from droneseg.core.system import usable_cores
 from droneseg.data.pairs import Pair, list_pairs
 
 Progress = Callable[[int, int], None]

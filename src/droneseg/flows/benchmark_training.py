@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.core.machine import describe_machine
+from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import write_samples

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from droneseg.core.runtimes import RuntimeName
-from droneseg.core.settings import Settings
+from droneseg.core.settings import RuntimeName, Settings
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 

@@ -9,7 +9,7 @@ from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
 from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
-from droneseg.core.runtimes import RuntimeName
+from droneseg.core.settings import RuntimeName
 from droneseg.inference.preprocessing import nonzero_box, normalisation_table
 from droneseg.inference.runtimes.protocol import Runtime
 from droneseg.inference.runtimes.table import Network, start_runtime

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from droneseg.core.images import Image
-from droneseg.core.prediction import Prediction
-from droneseg.core.statistics import image_statistics
+from droneseg.core.prediction import Prediction, image_statistics
 from droneseg.monitoring.records import Outcome, Record, RecordWriter
 from droneseg.monitoring.samples import Sample, SampleKeeper
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from droneseg.core.errors import DriftError
 from droneseg.core.images import Image
-from droneseg.core.prediction import Segmenter
-from droneseg.core.statistics import image_statistics
+from droneseg.core.prediction import Segmenter, image_statistics
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.features import FEATURES, features_of
 

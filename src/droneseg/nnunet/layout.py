@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from droneseg.core.errors import ModelError
-from droneseg.core.machine import usable_cores
 from droneseg.core.settings import Settings
+from droneseg.core.system import usable_cores
 
 DATASET_ID = 101
 DATASET = "Dataset101_DroneSeg"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, ModelError
-from droneseg.core.telemetry import no_telemetry
+from droneseg.core.system import no_telemetry
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
 from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import resolve_plan

@@ -10,7 +10,7 @@ from typing import Any
 from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
-from droneseg.core.machine import describe_machine, usable_cores
+from droneseg.core.system import describe_machine, usable_cores
 from droneseg.nnunet import tracking
 from droneseg.nnunet.layout import (
     BEST_CHECKPOINT,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from droneseg.core.machine import usable_cores
+from droneseg.core.system import usable_cores
 from droneseg.nnunet.layout import DATASET, PLANS, TRAINER, Layout, announce
 from droneseg.nnunet.output import prints_as_logs
 from droneseg.training.presets import TrainingConfig

@@ -19,7 +19,7 @@ from PIL import Image as pillow
 from droneseg.core.errors import MissingDependencyError
 from droneseg.core.files import write_bytes
 from droneseg.core.images import decode_image
-from droneseg.core.machine import usable_cores
+from droneseg.core.system import usable_cores
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from PIL import ImageFilter
 
 from droneseg.core.files import new_folder, write_text
 from droneseg.core.images import Image, encode_png
-from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask, encode_mask
+from droneseg.core.system import usable_cores
 from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.data.synthetic import objects
 from droneseg.data.synthetic.canvas import Canvas

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from droneseg.core.errors import ModelError
-from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask
+from droneseg.core.system import usable_cores
 from droneseg.inference.runtimes.protocol import Patches, batch_for
 from droneseg.inference.scores import Probabilities, decide
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.errors import BundleError, ModelError
-from droneseg.core.machine import usable_cores
 from droneseg.core.masks import Mask
+from droneseg.core.system import usable_cores
 from droneseg.inference.runtimes.compiled import CompiledNetworks
 from droneseg.inference.runtimes.protocol import Patches, batch_for
 from droneseg.inference.runtimes.silent_openvino import ov

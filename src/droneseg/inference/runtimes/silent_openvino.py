@@ -1,6 +1,6 @@
 """OpenVINO, imported without its telemetry."""
 
-from droneseg.core.telemetry import no_telemetry
+from droneseg.core.system import no_telemetry
 
 with no_telemetry():
     import openvino

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from droneseg.core.statistics import image_statistics
+from droneseg.core.prediction import image_statistics
 
 
 def test_a_plain_grey_photograph_has_brightness_and_nothing_else() -> None:
