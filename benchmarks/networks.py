@@ -25,8 +25,7 @@ from droneseg.data.pairs import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.model.bundle import Bundle, read_bundle
-from droneseg.model.manifest import INT8_NETWORK_NAME, NETWORK_NAME, Profile
+from droneseg.model.bundle import INT8_NETWORK_NAME, NETWORK_NAME, Bundle, Profile, read_bundle
 
 PRECISIONS = {
     "fp32": Profile(network=NETWORK_NAME, mirroring=False, precision="f32"),

@@ -13,9 +13,8 @@ from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefuse
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import Exam, promote_model, roll_back
 from droneseg.model.bundle import model_id_of, read_bundle
-from droneseg.model.pointer import Version, read_pointer
-from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, read_registry
-from droneseg.model.shelf import list_models
+from droneseg.model.dvc_remote import Version, read_pointer
+from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, list_models, read_registry
 from droneseg.model.store import pull_model
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
 from support.workspace import COMMAND

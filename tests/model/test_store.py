@@ -11,9 +11,8 @@ import yaml
 from droneseg.core.errors import MissingDependencyError, StoreError
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import read_bundle
-from droneseg.model.pointer import read_pointer
-from droneseg.model.registry import read_registry
-from droneseg.model.shelf import list_models
+from droneseg.model.dvc_remote import read_pointer
+from droneseg.model.registry import list_models, read_registry
 from droneseg.model.store import fetch_model, pull_model, push_model
 from support.bundles import make_bundle
 from support.projects import make_project
@@ -111,7 +110,7 @@ def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path
     sent = tmp_path / "candidate.dvc"
     version = read_pointer(project / "nnUNet_results.dvc")
     out = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5", "remote": "theirs"}
-    command = [sys.executable, "-m", "droneseg.model.pointer", str(sent)]
+    command = [sys.executable, "-m", "droneseg.model.dvc_remote", str(sent)]
     sent.write_text(yaml.safe_dump({"wdir": "..", "cmd": "rm x", "outs": [out | {"path": ".github", "cache": False}]}))
     subprocess.run(command, check=True)
     wanted = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5"}
@@ -166,6 +165,6 @@ def test_a_remote_whose_file_is_damaged_gives_no_model(project: Path, champion: 
 
 
 def test_without_dvc_the_error_says_what_to_install(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("droneseg.model.digests.find_spec", lambda _name: None)
+    monkeypatch.setattr("droneseg.model.dvc_remote.find_spec", lambda _name: None)
     with pytest.raises(MissingDependencyError, match="store"):
         fetch_model(champion, "auto")

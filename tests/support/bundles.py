@@ -7,8 +7,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from droneseg.model.bundle import Bundle, write_bundle
-from droneseg.model.manifest import NETWORK_NAME, FileRecord, Manifest, Profile, Provenance, own_classes
+from droneseg.model.bundle import (
+    NETWORK_NAME,
+    Bundle,
+    FileRecord,
+    Manifest,
+    Profile,
+    Provenance,
+    own_classes,
+    write_bundle,
+)
 
 # rows: classes 0-5, columns: red, green, blue of 0..1; obstacles are dark, water is blue, soft ground green,
 # moving objects red, landing zones bright

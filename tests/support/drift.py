@@ -9,8 +9,7 @@ import numpy as np
 
 from droneseg.core.images import Image
 from droneseg.flows.reference import take_reference
-from droneseg.model.bundle import Bundle, write_bundle
-from droneseg.model.manifest import REFERENCE_NAME
+from droneseg.model.bundle import REFERENCE_NAME, Bundle, write_bundle
 from droneseg.monitoring.records import Record
 from droneseg.monitoring.reference import read_reference
 from support.bundles import make_bundle

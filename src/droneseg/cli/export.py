@@ -37,7 +37,7 @@ def export(
     The exported network is held against the trained one, and every profile is measured on the validation part.
     """
     from droneseg.core.files import require_free
-    from droneseg.model.manifest import MANIFEST_NAME
+    from droneseg.model.bundle import MANIFEST_NAME
 
     settings = environment.settings()
     target = out or settings.model
@@ -86,7 +86,7 @@ def _show(bundle: "Bundle") -> None:
 def _send(bundle: "Bundle", model_folder: Path) -> None:
     """Send the bundle to W&B if the training was tracked; whether or not that works, the bundle is made."""
     from droneseg.core.errors import DronesegError
-    from droneseg.model.manifest import MANIFEST_NAME
+    from droneseg.model.bundle import MANIFEST_NAME
     from droneseg.nnunet.tracking import choose_mode, send_bundle
 
     key = environment.settings().wandb_api_key

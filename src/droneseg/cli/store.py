@@ -23,7 +23,7 @@ def list_models(
     json: Json = False,
 ) -> None:
     """List the champion and the models before it."""
-    from droneseg.model.shelf import list_models as run
+    from droneseg.model.registry import list_models as run
 
     found = run(environment.settings().model, remote)
     if json:

@@ -21,17 +21,18 @@ from droneseg.flows.samples import Samples, take_samples, validation_images
 from droneseg.inference.preprocessing import normalisation_table
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.tiling import central_tile
-from droneseg.model.bundle import Bundle, write_bundle
-from droneseg.model.manifest import (
+from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
     NETWORK_NAME,
     REFERENCE_NAME,
+    Bundle,
     DriftReference,
     FileRecord,
     Manifest,
     Profile,
     Provenance,
     own_classes,
+    write_bundle,
 )
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.layout import PLANS, Layout

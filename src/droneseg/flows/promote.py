@@ -21,9 +21,8 @@ from droneseg.flows.champion import (
     uninterrupted,
 )
 from droneseg.flows.compare import compare_models
-from droneseg.model.bundle import Bundle, pointer_to, read_bundle
-from droneseg.model.manifest import MANIFEST_NAME
-from droneseg.model.pointer import read_pointer, write_pointer
+from droneseg.model.bundle import MANIFEST_NAME, Bundle, pointer_to, read_bundle
+from droneseg.model.dvc_remote import read_pointer, write_pointer
 from droneseg.model.registry import (
     REGISTRY_NAME,
     Entry,

@@ -14,12 +14,9 @@ from tempfile import TemporaryDirectory
 from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
 from droneseg.core.files import alone, new_folder, require_free
 from droneseg.core.settings import Pull
-from droneseg.model.bundle import Bundle, pointer_to, read_bundle
-from droneseg.model.digests import md5_of, require_dvc, version_of
-from droneseg.model.manifest import MANIFEST_NAME
-from droneseg.model.pointer import read_pointer
+from droneseg.model.bundle import MANIFEST_NAME, Bundle, pointer_to, read_bundle
+from droneseg.model.dvc_remote import Remote, md5_of, read_pointer, require_dvc, version_of
 from droneseg.model.registry import is_known
-from droneseg.model.remote import Remote
 
 logger = logging.getLogger(__name__)
 

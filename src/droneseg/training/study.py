@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, TrainingError
-from droneseg.model.faults import short
+from droneseg.model.dvc_remote import short
 from droneseg.training.space import Choices, Range, SweepConfig, Value, own_values
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from droneseg.model.manifest import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, REFERENCE_NAME, Manifest
+from droneseg.model.bundle import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, REFERENCE_NAME, Manifest
 
 ROOT = Path(__file__).parents[2]
 REMOTE = ROOT / "dvc-remote" / "files" / "md5"

@@ -54,8 +54,8 @@ def champion(project: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("droneseg.model.remote._TRIES", 1)
-    monkeypatch.setattr("droneseg.model.stall.STALL_S", 3)
+    monkeypatch.setattr("droneseg.model.dvc_remote._TRIES", 1)
+    monkeypatch.setattr("droneseg.model.dvc_remote.STALL_S", 3)
 
 
 def leftovers(project: Path) -> list[str]:
@@ -126,7 +126,7 @@ def test_a_connection_cut_in_the_middle_is_told_and_the_next_try_succeeds(
 def test_a_connection_cut_once_is_tried_again(
     store: Bucket, project: Path, champion: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("droneseg.model.remote._TRIES", 2)
+    monkeypatch.setattr("droneseg.model.dvc_remote._TRIES", 2)
     with relay(store.server, cut_after_bytes=500_000, cuts=1) as cut:
         dvc(project, "remote", "modify", "gcs", "endpointurl", cut)
         assert pull_model(champion, "gcs").fetched

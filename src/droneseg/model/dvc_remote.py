@@ -1,21 +1,214 @@
-"""A DVC remote: asks for objects by their md5, and believes none that does not match it."""
+"""What the errors of a store's client mean: they come in many kinds."""
 
+import asyncio
+import base64
+import errno
+import hashlib
 import json
 import logging
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
-from droneseg.core.errors import StoreError
-from droneseg.core.files import alone
-from droneseg.model.digests import md5_of, require_dvc, stated_md5
-from droneseg.model.faults import CREDENTIALS, hopeless, refused, short
-from droneseg.model.stall import Pulse, call
+import yaml
+
+from droneseg.core.errors import MissingDependencyError, StoreError
+from droneseg.core.files import alone, write_text
+
+CREDENTIALS = (
+    "Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or run `gcloud auth application-default login`."
+)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def hopeless(error: BaseException) -> bool:
+    """Say whether trying again is no help: the disk is full, or somebody pressed Ctrl-C."""
+    if not isinstance(error, Exception):
+        return True
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
+
+
+def refused(error: BaseException) -> bool:
+    """Say whether a store knows us not, or lets us not in."""
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
+
+
+def short(error: BaseException) -> str:
+    """Return the kind of an error and the first line it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+T = TypeVar("T")
+
+STALL_S = 20.0
+
+
+class Pulse:
+    """When something was last heard."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def beat(self) -> None:
+        """Something was."""
+        self._last_s = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since then."""
+        return time.monotonic() - self._last_s
+
+
+async def unless_silent(work: Awaitable[T], pulse: Pulse) -> T:
+    """Wait for work, as long as something is heard of it now and then.
+
+    Raises:
+        TimeoutError: If nothing was for `STALL_S`; the work is ended then.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.2)
+            if not task.done() and pulse.silent_s > STALL_S:
+                raise TimeoutError(f"nothing was heard for {STALL_S:g} s")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def call(filesystem: Any, name: str, *arguments: Any, pulse: Pulse, **options: Any) -> Any:
+    """Call a method of an fsspec filesystem, and give it up if nothing is heard of it; a local one is just called.
+
+    Raises:
+        TimeoutError: As `unless_silent` does.
+    """
+    if not getattr(filesystem, "async_impl", False):
+        return getattr(filesystem, name)(*arguments, **options)
+    from fsspec.asyn import sync
+
+    async def guarded() -> Any:
+        return await unless_silent(getattr(filesystem, f"_{name}")(*arguments, **options), pulse)
+
+    return sync(filesystem.loop, guarded)
+
+
+_CHUNK_BYTES = 1 << 20
+
+
+def version_of(folder: Path) -> str | None:
+    """Return the md5 by which DVC would name the version of a folder's parent that holds this folder alone.
+
+    Returns:
+        As it stands in a `.dvc` file, ending with `.dir`; None if the folder is not there.
+
+    Raises:
+        MissingDependencyError: If DVC is not installed.
+    """
+    require_dvc()
+    from dvc_data.hashfile.tree import Tree
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        return None
+    tree = Tree.from_list(
+        [{"md5": md5_of(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
+    )
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
+def require_dvc() -> None:
+    """Raise `MissingDependencyError` unless DVC is installed; does not import it."""
+    if find_spec("dvc") is None:
+        raise MissingDependencyError("dvc", "store")
+
+
+def md5_of(path: Path) -> str:
+    """Return the md5 of a file, by which DVC knows it."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stated_md5(about: Mapping[str, Any], otherwise: str) -> str:
+    """Return the md5 of an object as Cloud Storage keeps it, or as a file on this machine has it."""
+    if "md5Hash" in about:
+        return base64.b64decode(about["md5Hash"]).hex()
+    return md5_of(Path(about["name"])) if Path(about["name"]).is_file() else otherwise.removesuffix(".dir")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the tracked folder, as DVC names it.
+
+    Attributes:
+        md5: Of the folder's listing; ends with `.dir`.
+        size_bytes: Of all files.
+        files: How many there are.
+    """
+
+    md5: str
+    size_bytes: int
+    files: int
+
+
+def read_pointer(path: Path) -> Version:
+    """Read which version a `.dvc` file names.
+
+    Raises:
+        StoreError: If there is no such file, or it is not one of a folder.
+    """
+    try:
+        (out,) = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"]
+        version = Version(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing: it names the version of the model beside it.") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path} does not name a folder's version; take it from git again.") from error
+    if not version.md5.endswith(".dir"):
+        raise StoreError(f"{path} names a file, not a folder with a model in it.")
+    return version
+
+
+def write_pointer(path: Path, version: Version) -> None:
+    """Make a `.dvc` file name this version."""
+    out = {
+        "md5": version.md5,
+        "size": version.size_bytes,
+        "nfiles": version.files,
+        "hash": "md5",
+        "path": path.name.removesuffix(".dvc"),
+    }
+    write_text(path, yaml.safe_dump({"outs": [out]}, sort_keys=False))
+
+
+def main() -> None:
+    """Keep of a `.dvc` file its version alone: `python -m droneseg.model.dvc_remote FILE`.
+
+    One that somebody sent may name places, remotes or commands, too: DVC would follow them.
+    """
+    path = Path(sys.argv[1])
+    try:
+        write_pointer(path, read_pointer(path))
+    except StoreError as error:
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()
+
 
 logger = logging.getLogger(__name__)
 
