@@ -14,7 +14,7 @@ import numpy as np
 
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic.scene import generate_scene
-from droneseg.inference.windows import window_starts
+from droneseg.inference.sliding_window import window_starts
 from droneseg.model.bundle import read_bundle
 
 

@@ -11,9 +11,8 @@ from droneseg.core.settings import RUNTIMES, RuntimeName
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic.scene import generate_scene, write_samples
-from droneseg.inference.preprocessing import nonzero_box, normalisation_table
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.windows import gaussian, window_starts
+from droneseg.inference.sliding_window import gaussian, nonzero_box, normalisation_table, window_starts
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
 

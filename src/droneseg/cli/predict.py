@@ -39,8 +39,8 @@ def predict(
 
     One bad file is reported and the others go on; exit code 1 at the end.
     """
-    from droneseg.inference.folder import find_inputs, predict_files, require_output
-    from droneseg.inference.load import load_segmenter
+    from droneseg.inference.batch import find_inputs, predict_files, require_output
+    from droneseg.inference.segmenter import load_segmenter
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")

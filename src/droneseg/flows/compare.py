@@ -11,8 +11,8 @@ from droneseg.core.settings import Settings
 from droneseg.evaluation.compare import write_comparison
 from droneseg.evaluation.folder import Evaluation, evaluate_folder
 from droneseg.flows.samples import choose_pairs
-from droneseg.inference.folder import predict_files
-from droneseg.inference.load import load_segmenter
+from droneseg.inference.batch import predict_files
+from droneseg.inference.segmenter import load_segmenter
 
 
 @dataclass(frozen=True)

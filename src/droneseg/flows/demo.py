@@ -20,7 +20,7 @@ from droneseg.evaluation.baseline import colour_classifier_miou, constant_miou
 from droneseg.evaluation.folder import evaluate_folder
 from droneseg.evaluation.pictures import contact_sheet
 from droneseg.flows.stages import StageClock, StageReport, TrainingProgress
-from droneseg.inference.folder import predict_files
+from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.layout import Layout

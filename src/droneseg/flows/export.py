@@ -18,9 +18,8 @@ from droneseg.core.metrics import Confusion, confusion, score
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.reference import MOST_OF_REFERENCE, take_reference
 from droneseg.flows.samples import Samples, take_samples, validation_images
-from droneseg.inference.preprocessing import normalisation_table
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.tiling import central_tile
+from droneseg.inference.sliding_window import central_tile, normalisation_table
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
     NETWORK_NAME,

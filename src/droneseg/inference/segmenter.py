@@ -9,12 +9,11 @@ from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
 from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
-from droneseg.core.settings import RuntimeName
-from droneseg.inference.preprocessing import nonzero_box, normalisation_table
-from droneseg.inference.runtimes.protocol import Runtime
-from droneseg.inference.runtimes.table import Network, start_runtime
-from droneseg.inference.tiling import Window, slide
-from droneseg.model.bundle import Bundle
+from droneseg.core.settings import RuntimeName, Settings
+from droneseg.inference.runtimes import Network, start_runtime
+from droneseg.inference.runtimes.base import Runtime
+from droneseg.inference.sliding_window import Window, nonzero_box, normalisation_table, slide
+from droneseg.model.bundle import Bundle, read_bundle
 
 _BYTES = "rgb_to_0_1"
 
@@ -133,3 +132,27 @@ def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | Non
         cache=cache,
     )
     return start_runtime(runtime, network)
+
+
+def load_segmenter(
+    settings: Settings, *, model: Path | None = None, profile: str | None = None, runtime: RuntimeName | None = None
+) -> BundleSegmenter:
+    """Load the model that the settings name.
+
+    Args:
+        settings: Of the environment.
+        model: Another bundle than theirs.
+        profile: Another profile than theirs.
+        runtime: Another runtime than theirs.
+
+    Raises:
+        BundleError: If the bundle does not verify.
+        ConfigurationError: If it has no such profile.
+        ModelError: If the runtime cannot run it.
+    """
+    return BundleSegmenter(
+        read_bundle(model or settings.model),
+        profile=profile or settings.profile,
+        runtime=runtime or settings.runtime,
+        cache=settings.cache_dir.expanduser() / "openvino",
+    )

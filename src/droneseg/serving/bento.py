@@ -14,7 +14,7 @@ from starlette.types import Scope
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.logs import configure_logging
 from droneseg.core.settings import load_settings, warn_of_misspelt
-from droneseg.inference.load import load_segmenter
+from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.answers import Upload

@@ -11,8 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from droneseg.core.errors import ModelError
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
-from droneseg.inference.runtimes.protocol import Patches, batch_for
-from droneseg.inference.scores import Probabilities, decide
+from droneseg.inference.runtimes.base import Patches, Probabilities, batch_for, decide
 
 _CUDA = "CUDAExecutionProvider"
 # what ONNX Runtime raises has no common base but Exception

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
-from droneseg.inference.load import load_segmenter
+from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.metrics import ServiceMetrics
 from droneseg.serving.api.documentation import DESCRIPTION

@@ -1,18 +1,118 @@
-"""nnU-Net's sliding window over one photograph: cut tiles, run them in batches, put their answers together."""
+"""What nnU-Net does to a photograph before its network: crop to what is not black, then normalise."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.inference.runtimes.protocol import Patches, Runtime
-from droneseg.inference.scores import OpenRows
-from droneseg.inference.windows import gaussian, padding, window_starts
+from droneseg.inference.runtimes.base import OpenRows, Patches, Runtime
+
+Normalisation: TypeAlias = Literal["rgb_to_0_1", "zscore"]
+
+_ZSCORE_EPS = 1e-8  # of nnU-Net's ZScoreNormalization
+
+
+def nonzero_box(image: Image) -> tuple[slice, slice]:
+    """Return rows and columns of the smallest box around all pixels that are not black; all of a black image.
+
+    Args:
+        image: RGB, shape (H, W, 3), dtype uint8.
+    """
+    # most photographs have no black border: their four edges tell
+    if image[0].any() and image[-1].any() and image[:, 0].any() and image[:, -1].any():
+        return slice(0, image.shape[0]), slice(0, image.shape[1])
+    rows = np.flatnonzero(np.any(image, axis=(1, 2)))
+    columns = np.flatnonzero(np.any(image, axis=(0, 2)))
+    if not len(rows):
+        return slice(0, image.shape[0]), slice(0, image.shape[1])
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def normalisation_table(image: Image, normalisation: Normalisation) -> NDArray[np.float32]:
+    """Return what each byte value becomes, by channel, shape (3, 256), dtype float32.
+
+    Args:
+        image: The cropped photograph, shape (H, W, 3), dtype uint8.
+        normalisation: `rgb_to_0_1` divides by 255; `zscore` makes each channel mean 0 and deviation 1.
+    """
+    values = np.arange(256, dtype=np.float32)
+    if normalisation == "rgb_to_0_1":
+        return np.repeat((values / np.float32(255))[None], 3, axis=0)
+    return np.stack([_zscored(values, image[..., channel]) for channel in range(3)])
+
+
+def _zscored(values: NDArray[np.float32], channel: NDArray[np.uint8]) -> NDArray[np.float32]:
+    counts = np.bincount(channel.ravel(), minlength=256)
+    wide = values.astype(np.float64)
+    mean = (counts * wide).sum() / counts.sum()
+    deviation = np.sqrt((counts * (wide - mean) ** 2).sum() / counts.sum())
+    return (values - np.float32(mean)) / np.float32(max(deviation, _ZSCORE_EPS))
+
+
+# of nnU-Net's `compute_gaussian` and scipy's `gaussian_filter`, which it calls
+_SIGMA_SHARE = 1 / 8
+_TRUNCATE = 4.0
+_PEAK = 10.0
+
+
+def window_starts(size: int, patch: int, step: float) -> list[int]:
+    """Return where tiles begin along one axis, as nnU-Net's `compute_steps_for_sliding_window` does.
+
+    Args:
+        size: Length of the axis, at least `patch`.
+        patch: Length of a tile.
+        step: Largest distance of two tiles, as a share of `patch`, above 0 and at most 1.
+
+    Raises:
+        ValueError: If the axis is shorter than a tile.
+    """
+    if size < patch:
+        raise ValueError(f"An axis of {size} is shorter than a tile of {patch}.")
+    count = int(np.ceil((size - patch) / (patch * step))) + 1
+    distance = (size - patch) / (count - 1) if count > 1 else 0.0
+    return [int(np.round(distance * index)) for index in range(count)]
+
+
+def padding(size: int, patch: int) -> int:
+    """Return how many pixels nnU-Net puts before an axis that is shorter than a tile; the rest goes behind it."""
+    return max(patch - size, 0) // 2
+
+
+@lru_cache(maxsize=4)
+def gaussian(patch: tuple[int, int]) -> NDArray[np.float16]:
+    """Return the weight of each pixel of a tile, shape (h, w), dtype float16, highest 10: nnU-Net's `compute_gaussian`.
+
+    Scipy's filter of one bright pixel is the product of its two kernels; where it or float16 leaves 0, the smallest
+    other weight stands, so that no sum of weights is 0.
+    """
+    rows, columns = (_kernel(side) for side in patch)
+    product = rows[:, None] * columns[None, :]
+    # torch rounds to float16 by way of float32
+    weights: NDArray[np.float16] = (product / (product.max() / _PEAK)).astype(np.float32).astype(np.float16)
+    weights[weights == 0] = weights[weights > 0].min()
+    weights.setflags(write=False)
+    return weights
+
+
+def _kernel(side: int) -> NDArray[np.float64]:
+    """Return the filter's answer to a bright pixel in the middle of an axis, shape (side,)."""
+    sigma = side * _SIGMA_SHARE
+    radius = int(_TRUNCATE * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    values = np.exp(-0.5 / sigma**2 * offsets**2)
+    values /= values.sum()
+    answer = np.zeros(side)
+    places = offsets + side // 2
+    inside = (places >= 0) & (places < side)
+    answer[places[inside]] = values[inside]
+    return answer
 
 
 @dataclass(frozen=True)

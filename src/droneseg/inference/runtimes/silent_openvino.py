@@ -1,8 +1,0 @@
-"""OpenVINO, imported without its telemetry."""
-
-from droneseg.core.system import no_telemetry
-
-with no_telemetry():
-    import openvino
-
-ov = openvino
