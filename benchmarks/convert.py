@@ -19,7 +19,7 @@ from PIL import Image
 from droneseg.core.classes import CLASSES
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import DATASET, convert_dataset
-from droneseg.data.pairs import list_pairs
+from droneseg.data.dataset import list_pairs
 
 
 def plain(source: Path, out: Path) -> None:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from droneseg.core.images import Image, read_image
 from droneseg.core.prediction import image_statistics
-from droneseg.data.pairs import list_pairs
+from droneseg.data.dataset import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle

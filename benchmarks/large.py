@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from droneseg.core.images import encode_png
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.inference.sliding_window import window_starts
 from droneseg.model.bundle import read_bundle
 

@@ -34,7 +34,7 @@ from urllib3.filepost import encode_multipart_formdata
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS, decode_image, encode_png
 from droneseg.core.masks import encode_mask
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 

@@ -21,7 +21,7 @@ from PIL import Image as pillow
 from droneseg.core.images import Image, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import confusion
-from droneseg.data.pairs import list_pairs
+from droneseg.data.dataset import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
 from droneseg.inference.segmenter import BundleSegmenter

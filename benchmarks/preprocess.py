@@ -14,7 +14,7 @@ import numpy as np
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import convert_dataset
-from droneseg.data.synthetic.scene import write_samples
+from droneseg.data.synthetic import write_samples
 
 _RUN = """
 import sys

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from droneseg.core.system import usable_cores
-from droneseg.data.pairs import list_pairs
+from droneseg.data.dataset import list_pairs
 
 FEATURES = 2500
 RATIO = 0.75

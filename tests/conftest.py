@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.classes import colours
-from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.pictures import png
 from support.workspace import TINY, Workspace
 

@@ -305,7 +305,7 @@ assert b"droneseg_without_landing_total 0" in ServiceMetrics().render("")[0]
 """,
     "layout": """
 from pathlib import Path
-from droneseg.data.pairs import find_dataset
+from droneseg.data.dataset import find_dataset
 for name in ("train", "train_labels"):
     Path(name).mkdir()
 assert find_dataset(Path()).masks.name == "train_labels"

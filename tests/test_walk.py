@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from droneseg.data.dataset import IMAGES_FOLDER
 from droneseg.data.kaggle import DATASET
-from droneseg.data.layouts import IMAGES_FOLDER
 from droneseg.model.registry import read_registry
 from support.buckets import Bucket, bucket
 from support.kaggle import TOKEN, Kaggle, kaggle_server

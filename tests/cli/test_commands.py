@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from droneseg.data.layouts import KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.training.presets import training_keys
 from support.bundles import make_bundle
 from support.workspace import Workspace

@@ -12,7 +12,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import DATASET, Conversion, Normalisation, convert_dataset
-from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.pictures import png
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import DownloadError, OutputExistsError
+from droneseg.data.dataset import IMAGES_FOLDER, MASKS_FOLDER
 from droneseg.data.kaggle import DATASET, MARKER, Credentials, Downloaded, download_dataset
-from droneseg.data.layouts import IMAGES_FOLDER, MASKS_FOLDER
 from support.kaggle import KEY, TOKEN, USERNAME, Kaggle, kaggle_server
 from support.workspace import Workspace
 

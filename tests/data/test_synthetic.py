@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import OutputExistsError
-from droneseg.data.inspect import inspect_dataset
+from droneseg.data.dataset import inspect_dataset
 from droneseg.data.stats import compute_stats, plot_stats
-from droneseg.data.synthetic.scene import generate_scene, write_samples
+from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.evaluation.baseline import colour_classifier_miou
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from droneseg.core.images import encode_png
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.flows.benchmark import run_benchmark
 from droneseg.flows.benchmark_plot import plot_benchmark, plot_training_benchmark
 from droneseg.flows.stock import StockModel

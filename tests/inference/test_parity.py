@@ -10,7 +10,7 @@ from droneseg.core.images import DEFAULT_MAX_PIXELS, Image
 from droneseg.core.settings import RUNTIMES, RuntimeName
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
-from droneseg.data.synthetic.scene import generate_scene, write_samples
+from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import gaussian, nonzero_box, normalisation_table, window_starts
 from droneseg.model.bundle import Bundle

@@ -12,7 +12,7 @@ import pytest
 
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.core.settings import RUNTIMES, RuntimeName
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle

@@ -19,7 +19,7 @@ from locust.env import Environment
 from urllib3.filepost import encode_multipart_formdata
 
 from droneseg.core.images import encode_png
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 
 CONFIG = os.environ.get("LOAD_CONFIG") or Path(__file__).parents[2] / "configs" / "load.yaml"
 LOAD = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from droneseg.core.images import encode_png
 from droneseg.core.masks import decode_ids
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 
 _WAIT_S = 240  # Cloud Run gives a start so long
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from droneseg.core.classes import colours
-from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
 from support.pictures import png

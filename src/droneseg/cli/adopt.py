@@ -26,8 +26,8 @@ def adopt(
     the class of each, and run again.
     """
     from droneseg.core.errors import ConfigurationError
-    from droneseg.data.adopt import adopt as make
-    from droneseg.data.adopt import pair_up, read_colours, write_colours
+    from droneseg.data.importer import adopt as make
+    from droneseg.data.importer import pair_up, read_colours, write_colours
 
     max_pixels = environment.settings().max_pixels
     pairs = pair_up(images, masks, mask_suffix)

@@ -12,7 +12,7 @@ import typer
 from droneseg.cli import adopt, environment, hard_cases, output, split
 
 if TYPE_CHECKING:
-    from droneseg.data.inspect import Inspection
+    from droneseg.data.dataset import Inspection
 
 app = typer.Typer(help="Download, make, check, split and convert datasets.", no_args_is_help=True)
 
@@ -63,7 +63,7 @@ def sample(
     force: Force = False,
 ) -> None:
     """Generate aerial scenes with exact masks, in the Kaggle layout."""
-    from droneseg.data.synthetic.scene import write_samples
+    from droneseg.data.synthetic import write_samples
 
     with output.progress("scenes") as progress:
         write_samples(folder, count=count, size=_size(size), seed=seed, replace=force, progress=progress)
@@ -106,7 +106,7 @@ def download(
 
 
 def _inspect(source: Path) -> "Inspection":
-    from droneseg.data.inspect import inspect_dataset
+    from droneseg.data.dataset import inspect_dataset
 
     with output.progress("pairs") as progress:
         return inspect_dataset(source, max_pixels=environment.settings().max_pixels, progress=progress)

@@ -100,7 +100,7 @@ def _photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image |
     """Return what finds the photograph of a stem in a dataset folder; None for each elsewhere."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES, read_image
-    from droneseg.data.pairs import find_dataset
+    from droneseg.data.dataset import find_dataset
 
     try:
         folder = find_dataset(truth).images
@@ -120,6 +120,6 @@ def _mask_folder(truth: Path) -> Path:
     """Return the folder of masks: `truth` itself if it holds PNGs, else the masks of the dataset there."""
     if not truth.is_dir() or any(truth.glob("*.png")):
         return truth
-    from droneseg.data.pairs import find_dataset
+    from droneseg.data.dataset import find_dataset
 
     return find_dataset(truth).masks

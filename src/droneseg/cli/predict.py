@@ -79,7 +79,7 @@ def _photographs(given: str) -> str:
     """Return the folder of photographs of a dataset; anything else as it was given."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES
-    from droneseg.data.pairs import find_dataset
+    from droneseg.data.dataset import find_dataset
 
     folder = Path(given)
     if not folder.is_dir() or any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):

@@ -9,7 +9,7 @@ import typer
 from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
-    from droneseg.data.scenes.cut import SceneSplit
+    from droneseg.data.scene_split import SceneSplit
     from droneseg.data.splits import Split
 
 
@@ -69,7 +69,7 @@ def split(
 
 def _random_split(source: Path, val_share: float, test_share: float, seed: int) -> "Split":
     from droneseg.core.errors import DatasetError
-    from droneseg.data.pairs import list_pairs
+    from droneseg.data.dataset import list_pairs
     from droneseg.data.splits import random_split
 
     listing = list_pairs(source)
@@ -83,10 +83,9 @@ def _random_split(source: Path, val_share: float, test_share: float, seed: int) 
 
 def _scene_split(source: Path, val_share: float, test_share: float, seed: int) -> "SceneSplit":
     from droneseg.core.errors import DatasetError
-    from droneseg.data.inspect import inspect_dataset
-    from droneseg.data.pairs import list_pairs
-    from droneseg.data.scenes.cut import split_by_scene
-    from droneseg.data.scenes.matches import find_matches
+    from droneseg.data.dataset import inspect_dataset, list_pairs
+    from droneseg.data.image_matching import find_matches
+    from droneseg.data.scene_split import split_by_scene
 
     settings = environment.settings()
     with output.progress("pairs") as progress:

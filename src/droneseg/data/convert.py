@@ -12,8 +12,7 @@ from droneseg.core.errors import DatasetError
 from droneseg.core.files import new_folder, require_free, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
-from droneseg.data.inspect import LoadedPair, Progress, load_pair, on_all_cores
-from droneseg.data.pairs import Listing, Pair, list_pairs
+from droneseg.data.dataset import Listing, LoadedPair, Pair, Progress, list_pairs, load_pair, on_all_cores
 from droneseg.data.splits import Split, random_split, read_split
 
 DATASET = "Dataset101_DroneSeg"

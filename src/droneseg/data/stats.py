@@ -9,7 +9,7 @@ import numpy as np
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import MissingDependencyError
-from droneseg.data.inspect import PairFacts
+from droneseg.data.dataset import PairFacts
 
 
 @dataclass(frozen=True)

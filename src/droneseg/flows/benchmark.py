@@ -19,7 +19,7 @@ from droneseg.core.images import encode_png, read_image
 from droneseg.core.masks import Mask
 from droneseg.core.settings import RUNTIMES, RuntimeName
 from droneseg.core.system import describe_machine, usable_cores
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.flows.stock import StockModel
 from droneseg.model.bundle import read_bundle
 

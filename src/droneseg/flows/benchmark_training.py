@@ -10,7 +10,7 @@ from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
-from droneseg.data.synthetic.scene import write_samples
+from droneseg.data.synthetic import write_samples
 from droneseg.nnunet.layout import TRAINER, Layout
 from droneseg.training.presets import TrainingConfig
 

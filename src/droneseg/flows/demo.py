@@ -12,10 +12,9 @@ from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Scores
 from droneseg.data.convert import convert_dataset
-from droneseg.data.inspect import inspect_dataset
-from droneseg.data.layouts import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, inspect_dataset
 from droneseg.data.splits import Split, write_split
-from droneseg.data.synthetic.scene import write_samples
+from droneseg.data.synthetic import write_samples
 from droneseg.evaluation.baseline import colour_classifier_miou, constant_miou
 from droneseg.evaluation.folder import evaluate_folder
 from droneseg.evaluation.pictures import contact_sheet

@@ -8,9 +8,9 @@ from pathlib import Path
 from droneseg.core.errors import DatasetError
 from droneseg.core.images import Image, read_image
 from droneseg.core.masks import Mask, read_mask
-from droneseg.data.pairs import Pair, list_pairs
+from droneseg.data.dataset import Pair, list_pairs
 from droneseg.data.splits import read_split
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 from droneseg.nnunet.layout import Layout
 
 _GENERATED_SEED = 1_000_000

@@ -10,7 +10,7 @@ from droneseg.core.files import new_folder, write_text
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
-from droneseg.data.synthetic.scene import write_samples
+from droneseg.data.synthetic import write_samples
 from droneseg.flows.export import export_model
 from droneseg.model.bundle import read_bundle
 from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout

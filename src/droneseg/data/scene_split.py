@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from droneseg.core.classes import FOREGROUND
 from droneseg.core.errors import SplitError
-from droneseg.data.scenes.matches import Match
+from droneseg.data.image_matching import Match
 from droneseg.data.splits import Split
 
 _TRIES = 300

@@ -14,9 +14,7 @@ from droneseg.core.classes import CLASSES, NAMES, class_id
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, OutputExistsError
 from droneseg.core.files import new_folder, write_text
 from droneseg.core.masks import Colour, Mask, colour_table, count_colours, encode_mask
-from droneseg.data.inspect import Progress, load_pair, on_all_cores
-from droneseg.data.layouts import KAGGLE
-from droneseg.data.pairs import Pair, pair_folders
+from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, on_all_cores, pair_folders
 
 MARKER = "adopted.json"
 _COLUMNS = ("r", "g", "b", "class")

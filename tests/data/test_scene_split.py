@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from droneseg.core.errors import SplitError
-from droneseg.data.scenes.cut import count_crossing, split_by_scene
-from droneseg.data.scenes.matches import Match, find_matches
+from droneseg.data.image_matching import Match, find_matches
+from droneseg.data.scene_split import count_crossing, split_by_scene
 from droneseg.data.splits import Split
-from droneseg.data.synthetic.scene import generate_scene
+from droneseg.data.synthetic import generate_scene
 
 LIMIT = 10_000_000
 SHARES = {"val_share": 0.2, "test_share": 0.2, "seed": 0}

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from droneseg.core.masks import decode_colours, encode_mask
-from droneseg.data.inspect import inspect_dataset
-from droneseg.data.layouts import KAGGLE
+from droneseg.data.dataset import KAGGLE, inspect_dataset
 from support.pictures import png
 from support.workspace import COMMAND
 
