@@ -14,8 +14,8 @@ import numpy as np
 from droneseg.core.images import SUFFIXES, encode_png, read_image
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.layout import Layout
-from droneseg.nnunet.reference import StockPredictor
+from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.predictor import StockPredictor
 
 
 def main() -> None:

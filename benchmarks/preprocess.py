@@ -21,7 +21,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from droneseg.nnunet import preprocess
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.paths import Layout
 if __name__ == "__main__":
     if sys.argv[1] == "processes":
         preprocess.threads_for_workers = nullcontext

@@ -26,7 +26,7 @@ from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.export import export_model
 from droneseg.flows.samples import take_samples
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
 from droneseg.training.presets import load_config
 from droneseg.training.run import train
 

@@ -14,7 +14,7 @@ from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import gaussian, nonzero_box, normalisation_table, window_starts
 from droneseg.model.bundle import Bundle
-from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +49,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 def model(request: pytest.FixtureRequest, planned: Layout) -> tuple[Path, Bundle, Layout]:
     """An untrained model as nnU-Net's folder and as our bundle."""
     from droneseg.flows.export import export_model
+    from droneseg.nnunet.checkpoint import write_untrained_model
     from droneseg.nnunet.plans import add_configuration, read_plans, write_plans
-    from droneseg.nnunet.untrained import write_untrained_model
 
     normalisation, folds = request.param
     name = f"2d_{normalisation}_{folds}".replace("_", "")
@@ -70,7 +70,7 @@ def model(request: pytest.FixtureRequest, planned: Layout) -> tuple[Path, Bundle
 def stock_mask(trained: Path, layout: Layout, image: Image, *, mirrored: bool) -> np.ndarray:
     from PIL import Image as pillow
 
-    from droneseg.nnunet.reference import StockPredictor
+    from droneseg.nnunet.predictor import StockPredictor
 
     file = layout.results / "stock.png"
     pillow.fromarray(image).save(file)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.averaging import AveragedWeights
+from droneseg.nnunet.optimization import AveragedWeights
 
 
 def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:

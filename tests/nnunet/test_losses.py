@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.losses import CoarserLoss, weigh_classes
+from droneseg.nnunet.optimization import CoarserLoss, weigh_classes
 
 
 class Recorded(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from droneseg.core.errors import ConfigurationError, ModelError
-from droneseg.nnunet import devices, trainer_settings
-from droneseg.nnunet.layout import TRAINER, TRAINER_FOLDER, Layout, announce, checkpoint_files
+from droneseg.nnunet import paths, trainer_settings
+from droneseg.nnunet.paths import TRAINER, TRAINER_FOLDER, Layout, announce, checkpoint_files
 from droneseg.nnunet.plans import add_configuration, read_plans
 
 BASE = {
@@ -80,13 +80,13 @@ def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert devices.choose_device("auto").type == expected
+        assert paths.choose_device("auto").type == expected
 
 
 def test_an_absent_device_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device=cuda is not available"):
-        devices.choose_device("cuda")
+        paths.choose_device("cuda")
 
 
 def test_nnunet_finds_our_trainer_alone_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

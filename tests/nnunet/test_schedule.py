@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.schedule import BudgetPolyLR, NowAndThen, Progress, parameter_groups
+from droneseg.nnunet.optimization import BudgetPolyLR, NowAndThen, Progress, parameter_groups
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 

@@ -66,7 +66,7 @@ def test_wrong_overrides_are_explained(overrides: list[str], message: str) -> No
 
 @pytest.mark.parametrize("crop", [(96, 64), (192, 64), (64, 256)])
 def test_a_crop_that_does_not_fit_the_plan_is_refused(tmp_path: Path, crop: tuple[int, int]) -> None:
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
     from droneseg.training.run import configure_plans
 
     layout = Layout(tmp_path, tmp_path, tmp_path)

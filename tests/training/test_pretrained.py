@@ -8,7 +8,7 @@ import pytest
 from droneseg.core.images import read_image
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.paths import Layout
 from support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_training_starts_from_imagenet(pretrained: Workspace) -> None:
 
 
 def test_nnunets_own_predictor_gives_the_same_masks(pretrained: Workspace) -> None:
-    from droneseg.nnunet.reference import StockPredictor
+    from droneseg.nnunet.predictor import StockPredictor
 
     root = pretrained.root
     layout = Layout(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")

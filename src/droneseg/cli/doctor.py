@@ -61,7 +61,7 @@ def _devices() -> dict[str, str]:
 
     if find_spec("torch") is None:
         return {"training device": "none: torch is not installed"}
-    from droneseg.nnunet.devices import choose_device, cpu_has_bf16
+    from droneseg.nnunet.paths import choose_device, cpu_has_bf16
 
     return {
         "training device": choose_device("auto").type,
@@ -70,7 +70,7 @@ def _devices() -> dict[str, str]:
 
 
 def _folders(settings: "Settings") -> dict[str, str]:
-    from droneseg.nnunet.layout import Layout, trained_folders
+    from droneseg.nnunet.paths import Layout, trained_folders
 
     layout = Layout.from_settings(settings)
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9

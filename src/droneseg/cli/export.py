@@ -9,7 +9,7 @@ from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
     from droneseg.model.bundle import Bundle
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
 
 
 def export(
@@ -44,7 +44,7 @@ def export(
     require_free(target, marker=MANIFEST_NAME, replace=force)
     environment.require_nnunet()
     from droneseg.flows.export import export_model
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
 
     layout = Layout.from_settings(settings)
     model_folder = source or _only_model(layout)
@@ -87,7 +87,7 @@ def _send(bundle: "Bundle", model_folder: Path) -> None:
     """Send the bundle to W&B if the training was tracked; whether or not that works, the bundle is made."""
     from droneseg.core.errors import DronesegError
     from droneseg.model.bundle import MANIFEST_NAME
-    from droneseg.nnunet.tracking import choose_mode, send_bundle
+    from droneseg.nnunet.wandb_logger import choose_mode, send_bundle
 
     key = environment.settings().wandb_api_key
     choose_mode("auto", api_key=key.get_secret_value() if key else None)
@@ -110,7 +110,7 @@ def _send(bundle: "Bundle", model_folder: Path) -> None:
 def _only_model(layout: "Layout") -> Path:
     """Return the only trained model there is: nothing is chosen in silence."""
     from droneseg.core.errors import ModelError
-    from droneseg.nnunet.layout import trained_folders
+    from droneseg.nnunet.paths import trained_folders
 
     found = trained_folders(layout.results)
     if len(found) == 1:

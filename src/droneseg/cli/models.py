@@ -108,7 +108,7 @@ def blend(
     A model trained further on new flights forgets some of the old; one in between often keeps both.
     """
     environment.require_nnunet()
-    from droneseg.nnunet.blend import blend_models
+    from droneseg.nnunet.checkpoint import blend_models
 
     blend_models(first, second, out, share=share, replace=force)
     output.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)

@@ -45,7 +45,7 @@ def sweep(
         _write_for_wandb(search, wandb_file)
         return
     environment.require_nnunet()
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
     from droneseg.training.sweep import Trial, run_sweep
     from droneseg.training.sweep_plot import plot_sweep
 

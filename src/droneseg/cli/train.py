@@ -12,7 +12,7 @@ def preprocess(
 ) -> None:
     """Let nnU-Net plan and preprocess the converted dataset."""
     environment.require_nnunet()
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
     from droneseg.nnunet.preprocess import preprocess as run
 
     layout = Layout.from_settings(environment.settings())
@@ -44,7 +44,7 @@ def train(
         output.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16", "tracked"}))
         return
     environment.require_nnunet()
-    from droneseg.nnunet.layout import Layout
+    from droneseg.nnunet.paths import Layout
     from droneseg.training.run import train as run
 
     settings = environment.settings()

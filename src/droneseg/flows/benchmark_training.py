@@ -11,7 +11,7 @@ from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
-from droneseg.nnunet.layout import TRAINER, Layout
+from droneseg.nnunet.paths import TRAINER, Layout
 from droneseg.training.presets import TrainingConfig
 
 _SCENES, _VAL_SCENES = 60, 12

@@ -20,8 +20,8 @@ class StockRow:
     name = "nnU-Net's predictor, torch"
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from droneseg.nnunet.layout import Layout
-        from droneseg.nnunet.reference import StockPredictor
+        from droneseg.nnunet.paths import Layout
+        from droneseg.nnunet.predictor import StockPredictor
 
         folder = Path(task["model"])
         self._predictor = StockPredictor(folder, Layout(folder, folder, folder), mirrored=task["mirrored"])

@@ -22,7 +22,7 @@ from droneseg.flows.stages import StageClock, StageReport, TrainingProgress
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.paths import Layout
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
 SIZE = (192, 144)
@@ -159,7 +159,7 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
         trained = _train(folders.layout, overrides, progress)
     with clock.stage("export"):
         from droneseg.flows.export import export_model
-        from droneseg.nnunet.layout import FINAL_CHECKPOINT
+        from droneseg.nnunet.paths import FINAL_CHECKPOINT
 
         return export_model(
             trained,

@@ -34,7 +34,7 @@ from droneseg.model.bundle import (
     write_bundle,
 )
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
-from droneseg.nnunet.layout import PLANS, Layout
+from droneseg.nnunet.paths import PLANS, Layout
 from droneseg.nnunet.plans import divisor
 from droneseg.training.export import export_onnx, normalisation_of, quantise, resolved_plan
 from droneseg.training.provenance import git_revision, package_versions

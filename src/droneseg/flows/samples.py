@@ -11,7 +11,7 @@ from droneseg.core.masks import Mask, read_mask
 from droneseg.data.dataset import Pair, list_pairs
 from droneseg.data.splits import read_split
 from droneseg.data.synthetic import generate_scene
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.paths import Layout
 
 _GENERATED_SEED = 1_000_000
 _GENERATED_SIZE = (480, 368)

@@ -13,9 +13,9 @@ from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
 from droneseg.flows.export import export_model
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.checkpoint import count_gflop, write_untrained_model
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
 from droneseg.nnunet.preprocess import plan_dataset
-from droneseg.nnunet.untrained import count_gflop, write_untrained_model
 
 _SCENES = 12
 _SIZE = (960, 736)

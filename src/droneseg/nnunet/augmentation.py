@@ -1,6 +1,7 @@
 """Augmentation cheaper than nnU-Net's own, for trainings of minutes."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -59,3 +60,26 @@ def _colours(share: float, *, synchronised: bool) -> list[BasicTransform]:
         RandomTransform(MultiplicativeBrightnessTransform(strength, **channels), share),
         RandomTransform(ContrastTransform(strength, preserve_range=True, **channels), share),
     ]
+
+
+_MOST_REPEATS = 4
+
+
+def repeat_rare(classes: Mapping[str, Set[int]]) -> list[str]:
+    """Repeat the photographs that have a class few others have.
+
+    A photograph stands in the result as often as its rarest class is missing elsewhere: once if every photograph has
+    that class, three times if every third has it, at most four times.
+
+    Args:
+        classes: Ids of the classes that occur, by photograph.
+
+    Returns:
+        Names of photographs, to be drawn from evenly.
+    """
+    occurs = Counter(found for ids in classes.values() for found in ids)
+    repeats = {
+        name: min(_MOST_REPEATS, max((round(len(classes) / occurs[found]) for found in ids), default=1))
+        for name, ids in classes.items()
+    }
+    return [name for name, count in repeats.items() for _ in range(count)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from droneseg.core.classes import CLASSES
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
-from droneseg.nnunet.layout import Layout, announce, checkpoint_files
-from droneseg.nnunet.output import prints_as_logs
+from droneseg.core.files import new_folder
+from droneseg.nnunet.paths import BASE_CONFIGURATION, FINAL_CHECKPOINT, PLANS, Layout, announce, checkpoint_files
+from droneseg.nnunet.plans import read_plans
+from droneseg.nnunet.preprocess import prints_as_logs
 
 
 @dataclass(frozen=True)
@@ -174,3 +178,122 @@ def _first_line(error: Exception) -> str:
         if marker in text:
             return text.split(marker)[1].split(" was not")[0].splitlines()[0].removeprefix("GLOBAL ")
     return text.splitlines()[0] if text else type(error).__name__
+
+
+BLEND_NAME = "blend.json"
+"""What a blended model was made of; only a folder that holds one is ever replaced, never a training."""
+
+
+def blend_models(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
+    """Write a model folder of nnU-Net whose weights lie between those of two others, fold by fold.
+
+    For a network and what became of it when it was trained further on other data (Wortsman et al. 2022, "Robust
+    fine-tuning of zero-shot models"); two trainings from different beginnings do not blend.
+
+    Args:
+        first: Model folder.
+        second: Model folder with the same folds and networks; all but the weights is taken from it.
+        out: Folder to write; its `blend.json` says what it was made of.
+        share: Of the second model, 0 to 1.
+        replace: Whether an older blend there may be replaced.
+
+    Raises:
+        ModelError: If a folder holds no model, or the two do not have the same networks.
+        OutputExistsError: If something is in the way.
+    """
+    firsts, seconds = checkpoint_files(first, FINAL_CHECKPOINT), checkpoint_files(second, FINAL_CHECKPOINT)
+    folds = [[file.parent.name for file in files] for files in (firsts, seconds)]
+    if folds[0] != folds[1]:
+        raise ModelError(f"{first} has {', '.join(folds[0])} and {second} has {', '.join(folds[1])}.")
+    about: dict[str, Any] = {"share_of_second": share}
+    with new_folder(out, marker=BLEND_NAME, replace=replace) as folder:
+        for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+            if (second / name).is_file():
+                shutil.copy(second / name, folder / name)
+        for one, other in zip(firsts, seconds, strict=True):
+            begun, further = read_checkpoint(one), read_checkpoint(other)
+            weights = _between(begun["network_weights"], further["network_weights"], share)
+            target = folder / one.parent.name
+            target.mkdir()
+            torch.save(further | {"network_weights": weights}, target / FINAL_CHECKPOINT)
+            about[target.name] = {"first_sha256": sha256_of(one), "second_sha256": sha256_of(other)}
+        (folder / BLEND_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _between(first: dict[str, Any], second: dict[str, Any], share: float) -> "OrderedDict[str, torch.Tensor]":
+    different = sorted(
+        name
+        for name in first.keys() | second.keys()
+        if name not in first or name not in second or first[name].shape != second[name].shape
+    )
+    if different:
+        raise ModelError(f"These are not the same networks: {', '.join(different[:3])} and more differ.")
+    return OrderedDict(
+        (name, torch.lerp(value, second[name], share) if value.is_floating_point() else second[name])
+        for name, value in first.items()
+    )
+
+
+_TRAINER = "nnUNetTrainer"
+
+
+def write_untrained_model(
+    layout: Layout, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
+) -> Path:
+    """Write a model folder for the planned dataset whose folds have untrained weights.
+
+    Args:
+        layout: nnU-Net's folders; the dataset in them is planned.
+        configuration: Name in the plans.
+        folds: How many.
+        seed: Of the first fold's weights; the others follow.
+
+    Returns:
+        The model folder, which nnU-Net's own predictor can load.
+    """
+    plans = read_plans(layout)
+    announce(layout)
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folder = layout.results / layout.raw_dataset.name / f"{_TRAINER}__{PLANS}__{configuration}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, source in (("plans.json", layout.plans_file), ("dataset.json", layout.raw_dataset / "dataset.json")):
+        shutil.copyfile(source, folder / name)
+    manager = PlansManager(plans)
+    for fold in range(folds):
+        torch.manual_seed(seed + fold)
+        with prints_as_logs():
+            network = nnUNetTrainer.build_network_architecture(
+                manager, manager.get_configuration(configuration), 3, len(CLASSES), enable_deep_supervision=False
+            )
+        (folder / f"fold_{fold}").mkdir(exist_ok=True)
+        torch.save(
+            {
+                "network_weights": network.state_dict(),
+                "init_args": {"configuration": configuration},
+                "trainer_name": _TRAINER,
+                "inference_allowed_mirroring_axes": (0, 1),
+                "current_epoch": 0,
+            },
+            folder / f"fold_{fold}" / FINAL_CHECKPOINT,
+        )
+    return folder
+
+
+def count_gflop(layout: Layout, *, configuration: str = BASE_CONFIGURATION) -> float:
+    """Return the arithmetic of one pass over one tile in 10^9 operations, a multiplication and its addition as two."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from torch.utils.flop_counter import FlopCounterMode
+
+    manager = PlansManager(read_plans(layout))
+    chosen = manager.get_configuration(configuration)
+    with torch.device("meta"):
+        network = nnUNetTrainer.build_network_architecture(
+            manager, chosen, 3, len(CLASSES), enable_deep_supervision=False
+        )
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            network(torch.empty(1, 3, *chosen.patch_size))
+    return float(counter.get_total_flops()) / 1e9

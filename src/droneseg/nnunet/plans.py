@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
-from droneseg.nnunet.layout import BASE_CONFIGURATION, Layout
+from droneseg.nnunet.paths import BASE_CONFIGURATION, Layout
 
 Plans = dict[str, Any]
 NetworkName = Literal["plain", "batchnorm", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]

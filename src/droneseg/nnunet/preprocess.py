@@ -1,14 +1,63 @@
 """nnU-Net's own fingerprint, planner and preprocessing, called in this process."""
 
+import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.nnunet.layout import BASE_CONFIGURATION, DATASET_ID, Layout, announce
-from droneseg.nnunet.output import prints_as_logs
+from droneseg.nnunet.paths import BASE_CONFIGURATION, DATASET_ID, Layout, announce
 from droneseg.nnunet.plans import read_plans
-from droneseg.nnunet.workers import threads_for_workers
+
+# nnU-Net's preprocessing on threads: each worker process it would spawn imports nnU-Net and torch for itself, first.
+#
+# Decoding, normalising and compressing leave Python's lock, so threads use every core; the arrays written are the same
+# (`benchmarks/preprocess.py` compares both). Nothing here knows what is computed.
+
+
+@contextmanager
+def threads_for_workers() -> Iterator[None]:
+    """Give nnU-Net's fingerprint extraction and preprocessing thread pools while the block runs."""
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.preprocessing.preprocessors import default_preprocessor
+
+    modules = (fingerprint_extractor, default_preprocessor)
+    originals = [module.multiprocessing for module in modules]
+    # both modules ask for get_context("spawn").Pool(n) and nothing else
+    threads = SimpleNamespace(get_context=lambda _method: SimpleNamespace(Pool=ThreadPool))
+    try:
+        for module in modules:
+            module.multiprocessing = threads
+        yield
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module.multiprocessing = original
+
+
+class _LogStream(io.TextIOBase):
+    """A stream whose complete lines are logged."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._rest = ""
+
+    def write(self, text: str, /) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(None, map(str.strip, lines)):
+            self._logger.debug(line)
+        return len(text)
+
+
+@contextmanager
+def prints_as_logs() -> Iterator[None]:
+    """Turn what is printed into debug records while the block runs."""
+    with redirect_stdout(_LogStream(logging.getLogger("droneseg.nnunet"))):
+        yield
+
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch import nn
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, ModelError
 from droneseg.core.system import no_telemetry
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
-from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import resolve_plan
+from droneseg.nnunet.preprocess import prints_as_logs
 
 logger = logging.getLogger(__name__)
 

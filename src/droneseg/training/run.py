@@ -11,8 +11,8 @@ from droneseg.core.errors import ConfigurationError, OutputExistsError, Training
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
 from droneseg.core.system import describe_machine, usable_cores
-from droneseg.nnunet import tracking
-from droneseg.nnunet.layout import (
+from droneseg.nnunet import wandb_logger
+from droneseg.nnunet.paths import (
     BEST_CHECKPOINT,
     DATASET,
     FINAL_CHECKPOINT,
@@ -23,8 +23,8 @@ from droneseg.nnunet.layout import (
     Layout,
     announce,
 )
-from droneseg.nnunet.output import prints_as_logs
 from droneseg.nnunet.plans import Plans, add_configuration, divisor, read_plans, resolve_plan, write_plans
+from droneseg.nnunet.preprocess import prints_as_logs
 from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
 from droneseg.training.presets import TrainingConfig, WandbTracking
 from droneseg.training.provenance import git_revision, package_versions
@@ -65,7 +65,7 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
         TrainingError: If it cannot be resumed, was interrupted, or the loss became useless.
     """
     _announce(config, layout)
-    from droneseg.nnunet.devices import choose_device
+    from droneseg.nnunet.paths import choose_device
 
     try:
         device = choose_device(config.device)
@@ -91,8 +91,10 @@ def _keep_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | N
     wanted = config.tracking
     if not isinstance(wanted, WandbTracking):
         return
-    mode = tracking.choose_mode(wanted.mode, api_key=wandb_key)
-    run = tracking.keep_run(fold_folder, project=wanted.project, mode=mode, group=wanted.group, images=wanted.images)
+    mode = wandb_logger.choose_mode(wanted.mode, api_key=wandb_key)
+    run = wandb_logger.keep_run(
+        fold_folder, project=wanted.project, mode=mode, group=wanted.group, images=wanted.images
+    )
     sync = f"; send it with `wandb sync {fold_folder / 'wandb' / 'offline-run-*'}`" if mode == "offline" else ""
     logger.info("tracking as run %s of W&B's project %s, %s%s", run.id, run.project, mode, sync)
 
@@ -139,7 +141,7 @@ def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
 
 def hand_over_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
     """Settle what depends on the machine, write the trainer's settings into `folder`, and point the trainer to them."""
-    from droneseg.nnunet.devices import cpu_has_bf16
+    from droneseg.nnunet.paths import cpu_has_bf16
 
     bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from droneseg.core.errors import TrainingError
 from droneseg.core.files import write_text
-from droneseg.nnunet.layout import Layout
+from droneseg.nnunet.paths import Layout
 from droneseg.training.presets import load_config
 from droneseg.training.space import SweepConfig, Value, as_overrides
 from droneseg.training.study import PRESET, import_optuna, open_study, suggest, told_of_database

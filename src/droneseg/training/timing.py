@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from droneseg.core.system import usable_cores
-from droneseg.nnunet.layout import DATASET, PLANS, TRAINER, Layout, announce
-from droneseg.nnunet.output import prints_as_logs
+from droneseg.nnunet.paths import DATASET, PLANS, TRAINER, Layout, announce
+from droneseg.nnunet.preprocess import prints_as_logs
 from droneseg.training.presets import TrainingConfig
 from droneseg.training.run import configure_plans, hand_over_settings
 
@@ -165,7 +165,7 @@ def _trainer(config: TrainingConfig, layout: Layout, name: str, *, loaders: int 
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    from droneseg.nnunet.devices import choose_device
+    from droneseg.nnunet.paths import choose_device
 
     device = choose_device(config.device)
     if device.type == "cpu":

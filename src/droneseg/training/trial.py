@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.errors import DronesegError
-from droneseg.nnunet.layout import Layout
-from droneseg.nnunet.reporting import EPOCHS_NAME
+from droneseg.nnunet.callbacks import EPOCHS_NAME
+from droneseg.nnunet.paths import Layout
 
 logger = logging.getLogger(__name__)
 

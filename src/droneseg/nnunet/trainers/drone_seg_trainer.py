@@ -17,13 +17,17 @@ from torch.optim import AdamW
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
-from droneseg.nnunet.augmentation import cheap_augmentation
-from droneseg.nnunet.averaging import AveragedWeights
-from droneseg.nnunet.losses import adapt_loss
+from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
+from droneseg.nnunet.callbacks import Reporter, figures_of
 from droneseg.nnunet.networks import PretrainedUNet
-from droneseg.nnunet.reporting import Reporter, figures_of
-from droneseg.nnunet.sampling import repeat_rare
-from droneseg.nnunet.schedule import BudgetPolyLR, NowAndThen, Progress, parameter_groups
+from droneseg.nnunet.optimization import (
+    AveragedWeights,
+    BudgetPolyLR,
+    NowAndThen,
+    Progress,
+    adapt_loss,
+    parameter_groups,
+)
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from droneseg.core.errors import ModelError
-from droneseg.nnunet.blend import blend_models
-from droneseg.nnunet.checkpoint import build_networks, load_trained_model
-from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.checkpoint import blend_models, build_networks, load_trained_model
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
 from support.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from droneseg.nnunet.sampling import repeat_rare
+from droneseg.nnunet.augmentation import repeat_rare
 
 
 def test_a_photograph_is_repeated_by_its_rarest_class() -> None:

@@ -3,6 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from droneseg.core.errors import ModelError
 from droneseg.core.settings import Settings
@@ -82,7 +85,7 @@ def announce(layout: Layout, *, processes: int | None = None, loaders: int | Non
     os.environ["nnUNet_results"] = str(layout.results)  # noqa: SIM112
     os.environ["nnUNet_extTrainer"] = str(TRAINER_FOLDER)  # noqa: SIM112
     os.environ["nnUNet_def_n_proc"] = str(processes or min(usable_cores(), 8))  # noqa: SIM112
-    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112  # W&B is told by droneseg.nnunet.reporting
+    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112  # W&B is told by droneseg.nnunet.callbacks
     if loaders is not None:
         os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
 
@@ -109,3 +112,29 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
         hint = f" There is {', '.join(others)}; `droneseg export --checkpoint` takes it." if others else ""
         raise ModelError(f"{folder}: no fold holds {checkpoint}.{hint}")
     return files
+
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def choose_device(choice: DeviceChoice) -> torch.device:
+    """Return the wanted device; "auto" takes the first that is there of cuda, mps, cpu.
+
+    Raises:
+        ValueError: If the wanted device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[choice]:
+        raise ValueError(f"device={choice} is not available here; found {[n for n, ok in available.items() if ok]}.")
+    return torch.device(choice)
+
+
+def cpu_has_bf16() -> bool:
+    """Say whether this CPU has bfloat16 instructions; without them autocast is slower than float32."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith("AVX512"):
+        return False
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe()) if probe else False

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from droneseg.core.errors import TrainingError
-from droneseg.nnunet import tracking
-from droneseg.nnunet.profiling import Profiler
-from droneseg.nnunet.reporting import Reporter, figures_of
+from droneseg.nnunet import wandb_logger
+from droneseg.nnunet.callbacks import Profiler, Reporter, figures_of
 from support.wandb_files import OfflineRun, offline_runs
 from support.workspace import TINY, Workspace
 
@@ -30,7 +29,7 @@ def environment(home: Path) -> dict[str, str]:
 def tracked(workspace: Workspace) -> list[OfflineRun]:
     """A training of two epochs with photographs and a profile, gone on with to a third, and exported."""
     home = environment(workspace.root)
-    workspace.run("train", *ARGUMENTS, "tracking.images=true", "profile=true", "iterations=4", **home)
+    workspace.run("train", *ARGUMENTS, "wandb_logger.images=true", "profile=true", "iterations=4", **home)
     workspace.run("train", *ARGUMENTS, "epochs=3", "iterations=4", "resume=true", **home)
     model = fold(workspace).parent
     before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
@@ -179,7 +178,7 @@ def test_of_several_processes_only_the_first_reports(monkeypatch: pytest.MonkeyP
 
 def test_a_run_in_another_project_is_another_run(tmp_path: Path) -> None:
     def keep(project: str) -> str:
-        return tracking.keep_run(tmp_path, project=project, mode="offline", group=None, images=False).id
+        return wandb_logger.keep_run(tmp_path, project=project, mode="offline", group=None, images=False).id
 
     first = keep("droneseg")
     assert keep("droneseg") == first
@@ -189,19 +188,19 @@ def test_a_run_in_another_project_is_another_run(tmp_path: Path) -> None:
 def test_without_a_key_it_stays_offline_and_a_key_is_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", "")
-    assert tracking.choose_mode("auto", api_key=None) == "offline"
+    assert wandb_logger.choose_mode("auto", api_key=None) == "offline"
     (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert tracking.choose_mode("auto", api_key=None) == "online"
-    assert tracking.choose_mode("offline", api_key="a" * 40) == "offline"
+    assert wandb_logger.choose_mode("auto", api_key=None) == "online"
+    assert wandb_logger.choose_mode("offline", api_key="a" * 40) == "offline"
     assert os.environ["WANDB_API_KEY"] == "a" * 40
 
 
 def test_a_run_needs_its_file(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="tracking=wandb"):
-        tracking.Run(tmp_path, name="x", config={})
+        wandb_logger.Run(tmp_path, name="x", config={})
 
 
 def test_a_bundle_of_an_untracked_training_is_sent_nowhere(tmp_path: Path) -> None:
-    assert tracking.send_bundle(tmp_path, tmp_path, [], {}, name="x") is None
+    assert wandb_logger.send_bundle(tmp_path, tmp_path, [], {}, name="x") is None
     shutil.rmtree(tmp_path)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from droneseg.core.masks import Mask
-from droneseg.nnunet.layout import FINAL_CHECKPOINT, Layout, announce, checkpoint_files
-from droneseg.nnunet.output import prints_as_logs
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout, announce, checkpoint_files
+from droneseg.nnunet.preprocess import prints_as_logs
 
 
 class StockPredictor:
