@@ -9,7 +9,7 @@ from droneseg.core.errors import OutputExistsError
 from droneseg.data.dataset import inspect_dataset
 from droneseg.data.stats import compute_stats, plot_stats
 from droneseg.data.synthetic import generate_scene, write_samples
-from droneseg.evaluation.baseline import colour_classifier_miou
+from droneseg.evaluation.evaluate import colour_classifier_miou
 
 
 def test_a_scene_is_repeatable_and_has_the_asked_size() -> None:

@@ -12,9 +12,7 @@ from PIL import Image
 from droneseg.core.classes import colours
 from droneseg.core.errors import OutputExistsError
 from droneseg.core.masks import encode_mask
-from droneseg.evaluation.boundaries import boundary_error
-from droneseg.evaluation.calibration import calibrate
-from droneseg.evaluation.folder import Evaluation, evaluate_folder
+from droneseg.evaluation.evaluate import Evaluation, boundary_error, calibrate, evaluate_folder
 from droneseg.evaluation.report import write_report
 from support.pictures import png
 from support.workspace import COMMAND

@@ -11,7 +11,7 @@ from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
     from droneseg.core.images import Image
-    from droneseg.evaluation.folder import Evaluation
+    from droneseg.evaluation.evaluate import Evaluation
 
 
 class TruthKind(StrEnum):
@@ -36,8 +36,8 @@ def evaluate(
 ) -> None:
     """Score predicted masks against true ones of the same stem."""
     from droneseg.core.files import require_free
-    from droneseg.evaluation.folder import evaluate_folder
-    from droneseg.evaluation.wording import REPORT_MARKER
+    from droneseg.evaluation.evaluate import evaluate_folder
+    from droneseg.evaluation.report import REPORT_MARKER
 
     max_pixels = environment.settings().max_pixels
     if report:
@@ -76,7 +76,7 @@ def _as_json(found: "Evaluation") -> dict[str, object]:
 
 
 def _show_evaluation(found: "Evaluation") -> None:
-    from droneseg.evaluation.wording import background_note
+    from droneseg.evaluation.report import background_note
 
     scores = found.scores
     rows = [

@@ -38,7 +38,7 @@ def compare(
 ) -> None:
     """Compare two models on the same photographs, with intervals of the differences."""
     from droneseg.core.files import require_free
-    from droneseg.evaluation.wording import REPORT_MARKER
+    from droneseg.evaluation.report import REPORT_MARKER
     from droneseg.flows.compare import compare_models
 
     if part and not split:
@@ -116,7 +116,7 @@ def blend(
 
 def _table(found: dict[str, Any]) -> Any:
     from droneseg.evaluation.bootstrap import Interval
-    from droneseg.evaluation.wording import figure_title, interval_text, number, verdict
+    from droneseg.evaluation.report import figure_title, interval_text, number, verdict
 
     rows = []
     for name, values in found["differences"].items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from droneseg.core.errors import StoreError
 from droneseg.core.files import alone, new_folder, write_bytes
-from droneseg.evaluation.wording import number
+from droneseg.evaluation.report import number
 from droneseg.model.bundle import MANIFEST_NAME, pointer_to
 from droneseg.model.registry import REGISTRY_NAME, Entry, append_entry, run_git
 

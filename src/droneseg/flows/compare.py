@@ -8,8 +8,8 @@ from typing import Any
 
 from droneseg.core.errors import DronesegError
 from droneseg.core.settings import Settings
-from droneseg.evaluation.compare import write_comparison
-from droneseg.evaluation.folder import Evaluation, evaluate_folder
+from droneseg.evaluation.comparison import write_comparison
+from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.flows.samples import choose_pairs
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import load_segmenter

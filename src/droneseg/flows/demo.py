@@ -15,9 +15,8 @@ from droneseg.data.convert import convert_dataset
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, inspect_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
-from droneseg.evaluation.baseline import colour_classifier_miou, constant_miou
-from droneseg.evaluation.folder import evaluate_folder
-from droneseg.evaluation.pictures import contact_sheet
+from droneseg.evaluation.evaluate import colour_classifier_miou, constant_miou, evaluate_folder
+from droneseg.evaluation.plots import contact_sheet
 from droneseg.flows.stages import StageClock, StageReport, TrainingProgress
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter

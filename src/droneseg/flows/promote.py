@@ -9,8 +9,8 @@ from typing import Any
 from droneseg.core.errors import OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import new_folder, require_free
 from droneseg.core.settings import Settings
-from droneseg.evaluation.promote import reasons_against
-from droneseg.evaluation.wording import REPORT_MARKER
+from droneseg.evaluation.comparison import reasons_against
+from droneseg.evaluation.report import REPORT_MARKER
 from droneseg.flows.champion import (
     all_or_nothing,
     author,

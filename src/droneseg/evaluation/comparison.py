@@ -1,7 +1,7 @@
 """Two models on the same images: is one better, or is it chance?"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from droneseg.core.files import new_folder, write_text
-from droneseg.evaluation.bootstrap import FEW_IMAGES, bootstrap_intervals, paired_differences
-from droneseg.evaluation.folder import Evaluation
+from droneseg.evaluation.bootstrap import FEW_IMAGES, Interval, bootstrap_intervals, paired_differences
+from droneseg.evaluation.evaluate import Evaluation
 from droneseg.evaluation.plots import plot_intervals
-from droneseg.evaluation.wording import REPORT_MARKER, REPORT_NAME, figure_title, interval_text, number, verdict
+from droneseg.evaluation.report import REPORT_MARKER, REPORT_NAME, figure_title, interval_text, number, verdict
 
 _METHOD = """\
 Both models are drawn on the same images each time (paired percentile bootstrap, 2,000 draws, 95 %), so that what makes
@@ -70,3 +70,33 @@ def write_comparison(
             title=f"{names[1]} minus {names[0]}",
         )
     return found
+
+
+def reasons_against(found: Mapping[str, Any]) -> list[str]:
+    """Say why a candidate may not replace the champion; nothing if it may.
+
+    It may if its mIoU is higher with 95 % confidence and its unsafe landing rate is not higher, both on the same
+    photographs, of which there are enough for an interval.
+
+    Args:
+        found: The report of the comparison, champion first, as `write_comparison` returns it.
+    """
+    reasons = []
+    if found["images"] < FEW_IMAGES:
+        reasons.append(f"{found['images']} photographs are too few to tell; {FEW_IMAGES} are needed")
+    miou = Interval(**found["differences"]["miou"])
+    if miou.low is None:
+        reasons.append("the difference in mIoU has no interval on these photographs")
+    elif miou.low <= 0:
+        kind = "worse" if miou.high is not None and miou.high < 0 else "not better for sure"
+        reasons.append(
+            f"its mIoU is {kind}: {number(miou.value, signed=True)}, 95 % between {interval_text(miou)}; "
+            "the whole interval must lie above 0"
+        )
+    unsafe = Interval(**found["differences"]["unsafe_landing_rate"])
+    if unsafe.value is None:
+        reasons.append("one of the two calls nothing a landing zone, so there is no unsafe landing rate to compare")
+    elif unsafe.value > 0:
+        before, after = (number(figures["unsafe_landing_rate"]["value"]) for figures in found["figures"])
+        reasons.append(f"its {figure_title('unsafe_landing_rate')} is higher: {after} instead of {before}")
+    return reasons

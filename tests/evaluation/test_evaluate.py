@@ -8,8 +8,7 @@ import pytest
 from droneseg.core.classes import colours
 from droneseg.core.errors import DatasetError
 from droneseg.core.masks import encode_mask
-from droneseg.evaluation.baseline import constant_miou
-from droneseg.evaluation.folder import evaluate_folder
+from droneseg.evaluation.evaluate import constant_miou, evaluate_folder
 from support.pictures import png
 
 LIMIT = 1000
