@@ -69,7 +69,7 @@ def load_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
 @task
 def alarm_policies(c: Context) -> None:
     """Make the alert policies for Google Cloud Monitoring of configs/alarms/rules.yaml."""
-    c.run("python -m droneseg.monitoring.alarms configs/alarms/rules.yaml configs/alarms/google")
+    c.run("python -m droneseg.monitoring.alert_policies configs/alarms/rules.yaml configs/alarms/google")
 
 
 @task

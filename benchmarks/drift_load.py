@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
 from droneseg.model.bundle import read_bundle
-from droneseg.monitoring.records import Record
-from droneseg.monitoring.reference import Reference, read_reference
+from droneseg.monitoring.drift import Reference, read_reference
+from droneseg.monitoring.prediction_log import Record
 from support.buckets import bucket
 from support.server import Server, serving
 

@@ -26,9 +26,7 @@ from droneseg.data.dataset import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.monitoring.drift import FEWEST, THRESHOLD, p_value
-from droneseg.monitoring.features import FEATURES
-from droneseg.monitoring.reference import measure_reference
+from droneseg.monitoring.drift import FEATURES, FEWEST, THRESHOLD, measure_reference, p_value
 
 DRAWS = 200
 OF_PHOTOGRAPH = tuple(feature.name for feature in FEATURES if not feature.of_model)

@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from droneseg.core.images import encode_png
 from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.api import create_app
 from droneseg.serving.errors import FAILURES, INTERNAL, code_of_status
 from droneseg.training.presets import preset_names, training_keys
@@ -300,7 +300,7 @@ from droneseg.serving.api import create_app
 assert TestClient(create_app(Settings())).get("/colours").json()[5]["name"] == "landing-zones"
 """,
     "metric": """
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 assert b"droneseg_without_landing_total 0" in ServiceMetrics().render("")[0]
 """,
     "layout": """

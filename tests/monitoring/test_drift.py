@@ -12,13 +12,20 @@ from fsspec.implementations.local import LocalFileSystem
 
 from droneseg.core.errors import DriftError
 from droneseg.model.bundle import Bundle, file_record, read_bundle
-from droneseg.monitoring.drift import FEWEST, THRESHOLD, find_drift, p_value
-from droneseg.monitoring.drift_page import sentences, verdict
-from droneseg.monitoring.drift_report import make_report
-from droneseg.monitoring.features import FEATURES, figures_of
-from droneseg.monitoring.latest import read_latest
-from droneseg.monitoring.records import Record
-from droneseg.monitoring.reference import NAMES, Reference, read_reference
+from droneseg.monitoring.drift import (
+    FEATURES,
+    FEWEST,
+    NAMES,
+    THRESHOLD,
+    Reference,
+    figures_of,
+    find_drift,
+    p_value,
+    read_reference,
+)
+from droneseg.monitoring.drift_report import make_report, sentences, verdict
+from droneseg.monitoring.log_reader import read_latest
+from droneseg.monitoring.prediction_log import Record
 from support.bundles import make_bundle
 from support.drift import NOON, darker, keep, make_bundle_with_reference, photographs, records_like, with_statistics
 from support.workspace import Workspace

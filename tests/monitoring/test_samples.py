@@ -15,11 +15,9 @@ from PIL import Image as pillow
 from droneseg.core.errors import OutputExistsError, RecordsError
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.monitoring.hard_cases import fetch_hard_cases, find_hard_cases
-from droneseg.monitoring.latest import read_latest
-from droneseg.monitoring.recorder import Recorder
+from droneseg.monitoring.log_reader import fetch_hard_cases, find_hard_cases, read_latest
+from droneseg.monitoring.prediction_log import Recorder, Sample
 from droneseg.monitoring.retention import prune
-from droneseg.monitoring.samples import Sample
 from support.buckets import bucket
 from support.drift import NOON, keep, make_bundle_with_reference, records_like
 from support.workspace import Workspace
@@ -70,7 +68,7 @@ def test_kept_photographs_lie_with_their_masks_where_their_records_say(tmp_path:
 
 def test_a_share_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([0.1, 0.3, 0.24, 0.9])
-    monkeypatch.setattr("droneseg.monitoring.recorder.random.random", lambda: next(drawn))
+    monkeypatch.setattr("droneseg.monitoring.prediction_log.random.random", lambda: next(drawn))
     assert record(tmp_path, [0.5] * 4, share=0.25) == {"written": 2}
     assert [each.sample is None for each in read_latest(str(tmp_path), 9).records] == [False, True, False, True]
 

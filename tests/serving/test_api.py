@@ -16,7 +16,7 @@ from PIL import Image
 from droneseg.core.errors import BundleError, ConfigurationError
 from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.api import create_app
 from droneseg.serving.gate import Gate
 from droneseg.serving.service import PredictionService

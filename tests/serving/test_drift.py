@@ -16,7 +16,7 @@ from droneseg.core.images import encode_png
 from droneseg.core.settings import Settings
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.drift_report import DriftResult
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.drift import DriftReports
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
 from support.programs import alive

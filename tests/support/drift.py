@@ -10,8 +10,8 @@ import numpy as np
 from droneseg.core.images import Image
 from droneseg.flows.reference import take_reference
 from droneseg.model.bundle import REFERENCE_NAME, Bundle, write_bundle
-from droneseg.monitoring.records import Record
-from droneseg.monitoring.reference import read_reference
+from droneseg.monitoring.drift import read_reference
+from droneseg.monitoring.prediction_log import Record
 from support.bundles import make_bundle
 
 NOON = datetime(2026, 3, 20, 12, tzinfo=UTC)

@@ -32,7 +32,7 @@ def drift(
             model or settings.model, records or settings.records_url, reports or settings.reports_url, number
         )
     if metrics:
-        from droneseg.monitoring.metrics import write_drift
+        from droneseg.monitoring.prometheus import write_drift
 
         write_drift(metrics, drifted=found.drifted, share=found.share)
     if json:

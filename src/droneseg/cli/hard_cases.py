@@ -22,7 +22,7 @@ def hard_cases(
 
     Services keep a share of the photographs with DRONESEG_SAMPLE_SHARE; with --out only those are taken.
     """
-    from droneseg.monitoring.hard_cases import fetch_hard_cases, find_hard_cases, row_of
+    from droneseg.monitoring.log_reader import fetch_hard_cases, find_hard_cases, row_of
 
     place = records or environment.settings().records_url
     found = find_hard_cases(place, number, last=last, sampled=out is not None)

@@ -10,8 +10,7 @@ from droneseg.core.images import Image, read_image
 from droneseg.flows.samples import choose_pairs
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import MANIFEST_NAME, REFERENCE_NAME, Bundle, DriftReference, read_bundle, write_bundle
-from droneseg.monitoring.drift import FEWEST
-from droneseg.monitoring.reference import measure_reference, write_reference
+from droneseg.monitoring.drift import FEWEST, measure_reference, write_reference
 
 MOST_OF_REFERENCE = 500
 

@@ -6,16 +6,188 @@ below 0.05 / k (Bonferroni): then fewer than 5 % of the reports on unchanged pho
 figures hang together.
 """
 
+import csv
+import io
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from statistics import median
 
+from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DriftError
-from droneseg.monitoring.features import FEATURES, Feature, figures_of
-from droneseg.monitoring.records import Record
-from droneseg.monitoring.reference import Reference
+from droneseg.core.images import Image
+from droneseg.core.prediction import Segmenter, image_statistics
+from droneseg.model.bundle import Bundle
+from droneseg.monitoring.prediction_log import Record
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A figure of every record.
+
+    Attributes:
+        name: As in tables and reports.
+        meaning: For people.
+        lower: What is said of photographs with less of it.
+        higher: And of those with more.
+        of_model: Whether it is the model's answer, and not the photograph's own.
+        digits: Significant ones that count; None for all.
+    """
+
+    name: str
+    meaning: str
+    lower: str
+    higher: str
+    of_model: bool = False
+    digits: int | None = None
+
+    def rounded(self, value: float) -> float:
+        """Return a value with the digits that count."""
+        return value if self.digits is None else float(f"{value:.{self.digits}g}")
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature("brightness", "mean luma", "are darker", "are brighter"),
+    Feature("contrast", "standard deviation of the luma", "are lower in contrast", "are higher in contrast"),
+    Feature("saturation", "mean saturation", "are paler in colour", "are stronger in colour"),
+    Feature("sharpness", "second difference of the luma", "are less sharp", "are sharper"),
+    Feature("noise", "standard deviation of the noise", "are less noisy", "are noisier"),
+    Feature("warmth", "red against blue", "are bluer", "are redder"),
+    Feature("green_share", "share of green pixels", "are less green", "are greener"),
+    # all of a set may have one size: a row of pixels more is no change
+    Feature("megapixels", "size", "are smaller", "are larger", digits=2),
+    *(
+        Feature(f"share_{name}", f"share of {name}", f"show less {name}", f"show more {name}", of_model=True)
+        for name in (entry.name for entry in CLASSES[1:])
+    ),
+    Feature(
+        "confidence",
+        "mean probability of the winning class",
+        "are less clear to the model",
+        "are clearer to the model",
+        of_model=True,
+    ),
+)
+
+
+def features_of(
+    statistics: Mapping[str, float], *, width: int, height: int, class_fractions: Mapping[str, float], confidence: float
+) -> dict[str, float]:
+    """Return the figures of a photograph by name.
+
+    Args:
+        statistics: As `image_statistics` returns them.
+        width: In pixels.
+        height: In pixels.
+        class_fractions: Shares of the predicted mask, by class name.
+        confidence: Mean probability of the winning class.
+
+    Raises:
+        KeyError: If a figure is missing.
+    """
+    found = {
+        **statistics,
+        "megapixels": width * height / 1e6,
+        **{f"share_{entry.name}": class_fractions[entry.name] for entry in CLASSES[1:]},
+        "confidence": confidence,
+    }
+    return {feature.name: round(float(found[feature.name]), 6) for feature in FEATURES}
+
+
+def figures_of(record: Record) -> dict[str, float]:
+    """Return the figures of a record by name.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    return features_of(
+        record.statistics,
+        width=record.width,
+        height=record.height,
+        class_fractions=record.class_fractions,
+        confidence=record.confidence,
+    )
+
+
+NAMES = tuple(feature.name for feature in FEATURES)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The figures of the photographs a model was validated on; never of their true masks.
+
+    Attributes:
+        source: What photographs, in words.
+        table: Values by the feature's name, one per photograph.
+    """
+
+    source: str
+    table: dict[str, list[float]]
+
+    @property
+    def images(self) -> int:
+        """How many photographs."""
+        return len(self.table[NAMES[0]])
+
+
+def measure_reference(segmenter: Segmenter, images: Iterable[Image], source: str) -> Reference:
+    """Predict photographs and take their figures.
+
+    Args:
+        segmenter: The model.
+        images: RGB, shape (H, W, 3), dtype uint8 each.
+        source: What they are, in words.
+    """
+    rows = []
+    for image in images:
+        found = segmenter.segment(image)
+        height, width = found.mask.shape
+        rows.append(
+            features_of(
+                image_statistics(image), width=width, height=height,
+                class_fractions=found.class_fractions, confidence=found.confidence,
+            )
+        )  # fmt: skip
+    return Reference(source, {name: [row[name] for row in rows] for name in NAMES})
+
+
+def write_reference(reference: Reference, path: Path) -> None:
+    """Write the table as CSV, a line per photograph."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(NAMES)
+    writer.writerows(zip(*(reference.table[name] for name in NAMES), strict=True))
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read_reference(bundle: Bundle) -> Reference:
+    """Read a bundle's reference.
+
+    Raises:
+        DriftError: If it has none, or one that lacks a feature this version looks at.
+    """
+    stated = bundle.manifest.drift_reference
+    if stated is None:
+        raise DriftError(
+            f"Model {bundle.model_id} has no reference for drift. Add one with `droneseg models reference`, or export "
+            "it again where its validation photographs are."
+        )
+    with (bundle.folder / stated.file).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        table = {name: [float(row[name]) for row in rows] for name in NAMES}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DriftError(
+            f"The reference of model {bundle.model_id} is of another version of droneseg ({error}): "
+            "make it again with `droneseg models reference`."
+        ) from error
+    if not rows or not all(math.isfinite(value) for values in table.values() for value in values):
+        raise DriftError(f"The reference of model {bundle.model_id} is empty or holds values that are no numbers.")
+    return Reference(stated.data, table)
+
 
 FALSE_ALARMS = 0.05
 THRESHOLD = FALSE_ALARMS / len(FEATURES)

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from droneseg.monitoring.places import is_folder, open_place
-from droneseg.monitoring.samples import FOLDER
+from droneseg.monitoring.prediction_log import FOLDER
+from droneseg.monitoring.storage import is_folder, open_place
 
 _DATE, _MOMENT = r"\d{4}/\d\d/\d\d", r"\d{6}\.\d{3}-[0-9a-f]{8}"
 _OWN = re.compile(

@@ -16,7 +16,7 @@ from droneseg.core.logs import configure_logging
 from droneseg.core.settings import load_settings, warn_of_misspelt
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.answers import Upload
 from droneseg.serving.door import PHOTOGRAPH, TOLD, Door
 from droneseg.serving.envelopes import Base64Image, from_image, from_json

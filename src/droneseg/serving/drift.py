@@ -12,7 +12,7 @@ from droneseg.core import errors
 from droneseg.core.background import background_command, background_environment
 from droneseg.core.settings import Settings
 from droneseg.monitoring.drift_report import DriftResult, require_somewhere
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 
 logger = logging.getLogger(__name__)
 

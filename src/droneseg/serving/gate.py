@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.refusals import path_refusal, refusal
 from droneseg.serving.schemas import ErrorDetail
 

@@ -8,10 +8,9 @@ from droneseg.core.background import background_command, background_environment
 from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
-from droneseg.monitoring.metrics import ServiceMetrics
-from droneseg.monitoring.places import NOWHERE, require_place
-from droneseg.monitoring.recorder import Recorder
-from droneseg.monitoring.samples import Sample
+from droneseg.monitoring.prediction_log import Recorder, Sample
+from droneseg.monitoring.prometheus import ServiceMetrics
+from droneseg.monitoring.storage import NOWHERE, require_place
 from droneseg.serving.answers import Upload
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from droneseg.core.images import decode_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.answers import Answer, Upload, describe
 from droneseg.serving.drift import DriftReports
 from droneseg.serving.errors import failure_of, message_of

@@ -17,7 +17,7 @@ from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.api.documentation import DESCRIPTION
 from droneseg.serving.api.page import make_page
 from droneseg.serving.api.routes import make_router

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.monitoring.recorder import Recorder
-from droneseg.monitoring.records import Record, RecordWriter
+from droneseg.monitoring.prediction_log import Record, Recorder, RecordWriter
 from support.buckets import bucket
 
 
@@ -121,8 +120,8 @@ def test_a_recorder_holds_few_photographs_and_counts_what_it_leaves_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts, looking = Counts(), threading.Event()
-    monkeypatch.setattr("droneseg.monitoring.recorder._AHEAD_BYTES", 1000)
-    monkeypatch.setattr("droneseg.monitoring.recorder.image_statistics", lambda image: looking.wait(10) and {})
+    monkeypatch.setattr("droneseg.monitoring.prediction_log._AHEAD_BYTES", 1000)
+    monkeypatch.setattr("droneseg.monitoring.prediction_log.image_statistics", lambda image: looking.wait(10) and {})
     recorder = Recorder(str(tmp_path), count=counts)
     image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
     prediction = Prediction(mask, class_fractions(mask), 0.75, {}, "abc")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from droneseg.monitoring.alarms import policies_of
-from droneseg.monitoring.metrics import ServiceMetrics
+from droneseg.monitoring.alert_policies import policies_of
+from droneseg.monitoring.prometheus import ServiceMetrics
 from support.programs import require_program
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,6 @@
 """Prometheus' alarm rules as alert policies of Google Cloud Monitoring, which understands the same queries.
 
-`python -m droneseg.monitoring.alarms RULES FOLDER` writes one JSON file per rule, for
+`python -m droneseg.monitoring.alert_policies RULES FOLDER` writes one JSON file per rule, for
 `gcloud alpha monitoring policies create --policy-from-file=FILE`.
 """
 
