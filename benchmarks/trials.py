@@ -27,7 +27,7 @@ from droneseg.flows.export import export_model
 from droneseg.flows.samples import take_samples
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
-from droneseg.training.presets import load_config
+from droneseg.training.config import load_config
 from droneseg.training.run import train
 
 ALL = 1_000_000

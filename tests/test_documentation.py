@@ -23,7 +23,7 @@ from droneseg.core.settings import Settings, variable_names
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.api import create_app
 from droneseg.serving.errors import FAILURES, INTERNAL, code_of_status
-from droneseg.training.presets import preset_names, training_keys
+from droneseg.training.config import preset_names, training_keys
 from support.bundles import make_bundle
 from support.documentation import (
     ROOT,

@@ -7,7 +7,7 @@ from pydantic_core import PydanticUndefined
 
 from droneseg.core.settings import Settings, variable_names
 from droneseg.nnunet.trainer_settings import TrainerSettings
-from droneseg.training.presets import TrainingConfig, WandbTracking, load_config, preset_names, training_keys
+from droneseg.training.config import TrainingConfig, WandbTracking, load_config, preset_names, training_keys
 
 
 def table(heading: list[str], rows: list[list[str]]) -> str:

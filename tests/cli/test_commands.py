@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
-from droneseg.training.presets import training_keys
+from droneseg.training.config import training_keys
 from support.bundles import make_bundle
 from support.workspace import Workspace
 

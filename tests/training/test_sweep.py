@@ -13,9 +13,9 @@ import yaml
 from optuna.trial import TrialState
 
 from droneseg.core.errors import ConfigurationError, TrainingError
-from droneseg.training.presets import load_config
-from droneseg.training.space import load_sweep, own_values, wandb_sweep
-from droneseg.training.study import open_study, told_of_database
+from droneseg.training.config import load_config
+from droneseg.training.search_space import load_sweep, own_values, wandb_sweep
+from droneseg.training.sweep import open_study, told_of_database
 from support.programs import alive
 from support.wandb_files import offline_runs
 from support.workspace import TINY, Workspace
@@ -163,8 +163,8 @@ def test_a_preset_that_failed_is_tried_again(tmp_path: Path) -> None:
 def test_machines_that_share_a_study_draw_different_trials(tmp_path: Path) -> None:
     # the same processor, seed and study: what differs is the process
     code = (
-        "import sys; from pathlib import Path; from droneseg.training.space import load_sweep;"
-        "from droneseg.training.study import open_study, suggest;"
+        "import sys; from pathlib import Path; from droneseg.training.search_space import load_sweep;"
+        "from droneseg.training.sweep import open_study, suggest;"
         "config = load_sweep(Path(sys.argv[1]), []);"
         "study = open_study(config, sys.argv[2], sys.argv[3], 0, shared=True); study.ask(); trial = study.ask();"
         "print(suggest(trial, 'learning_rate', config.space['learning_rate']))"

@@ -97,7 +97,7 @@ def _parts_table(rows: list[dict[str, Any]]) -> Any:
 def _training(overrides: list[str], iterations: int, minutes: float, our_minutes: float | None) -> dict[str, Any]:
     from droneseg.flows.benchmark_training import benchmark_training
     from droneseg.nnunet.paths import Layout
-    from droneseg.training.presets import load_config
+    from droneseg.training.config import load_config
 
     return benchmark_training(
         load_config(overrides),

@@ -10,7 +10,7 @@ import typer
 from droneseg.cli import environment, output
 
 if TYPE_CHECKING:
-    from droneseg.training.space import SweepConfig
+    from droneseg.training.search_space import SweepConfig
     from droneseg.training.sweep import SweepResult
 
 
@@ -38,7 +38,7 @@ def sweep(
 
     The first trial is the preset itself. Ctrl-C and kill -9 lose nothing but the last epoch: the same command goes on.
     """
-    from droneseg.training.space import load_sweep
+    from droneseg.training.search_space import load_sweep
 
     search = load_sweep(config, overrides or [])
     if wandb_file:
@@ -67,7 +67,7 @@ def _write_for_wandb(search: "SweepConfig", file: Path) -> None:
     import yaml
 
     from droneseg.core.files import write_text
-    from droneseg.training.space import wandb_sweep
+    from droneseg.training.search_space import wandb_sweep
 
     write_text(file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
     output.out().print(f"{file}: `wandb sweep {file}`, then `wandb agent ID` on each machine")

@@ -36,7 +36,7 @@ def train(
 
     Ctrl-C and a crash cost the last epoch at most: the same command with resume=true goes on.
     """
-    from droneseg.training.presets import load_config
+    from droneseg.training.config import load_config
 
     config = load_config(overrides or [])
     if show:

@@ -12,7 +12,7 @@ from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
 from droneseg.nnunet.paths import TRAINER, Layout
-from droneseg.training.presets import TrainingConfig
+from droneseg.training.config import TrainingConfig
 
 _SCENES, _VAL_SCENES = 60, 12
 _SIZE = (480, 368)

@@ -179,7 +179,7 @@ def _require_demo_folder(out: Path) -> None:
 
 
 def _train(layout: Layout, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
-    from droneseg.training.presets import load_config
+    from droneseg.training.config import load_config
     from droneseg.training.run import train
 
     handler = TrainingProgress(progress)

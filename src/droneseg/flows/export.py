@@ -36,8 +36,8 @@ from droneseg.model.bundle import (
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.paths import PLANS, Layout
 from droneseg.nnunet.plans import divisor
-from droneseg.training.export import export_onnx, normalisation_of, quantise, resolved_plan
-from droneseg.training.provenance import git_revision, package_versions
+from droneseg.training.onnx import export_onnx, normalisation_of, quantise, resolved_plan
+from droneseg.training.run import git_revision, package_versions
 
 PROFILES = {
     "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,41 @@ from droneseg.nnunet.paths import (
 from droneseg.nnunet.plans import Plans, add_configuration, divisor, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.preprocess import prints_as_logs
 from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
-from droneseg.training.presets import TrainingConfig, WandbTracking
-from droneseg.training.provenance import git_revision, package_versions
+from droneseg.training.config import TrainingConfig, WandbTracking
+
+_PACKAGES = ("droneseg", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "dynamic-network-architectures")
+
+
+def package_versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Return the installed version of each package, "not installed" without one."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_revision() -> str | None:
+    """Return the commit of the checkout this code runs from, with "-dirty" after changes; None outside one."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True, check=False
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    # an installed copy may lie inside somebody else's repository
+    return described.stdout.strip() if tracked.returncode == 0 else None
+
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from droneseg.core.system import usable_cores
 from droneseg.nnunet.paths import DATASET, PLANS, TRAINER, Layout, announce
 from droneseg.nnunet.preprocess import prints_as_logs
-from droneseg.training.presets import TrainingConfig
+from droneseg.training.config import TrainingConfig
 from droneseg.training.run import configure_plans, hand_over_settings
 
 STOCK_TRAINER = "nnUNetTrainer"

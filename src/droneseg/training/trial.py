@@ -115,7 +115,7 @@ def main() -> None:
     """Train: `python -m droneseg.training.trial PARENT RAW PREPROCESSED RESULTS KEY=VALUE...`; an error is one line."""
     from droneseg.core.logs import configure_logging
     from droneseg.core.settings import load_settings
-    from droneseg.training.presets import load_config
+    from droneseg.training.config import load_config
     from droneseg.training.run import train
 
     parent, raw, preprocessed, results, *overrides = sys.argv[1:]

@@ -15,7 +15,7 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 import numpy as np
-from droneseg.training.export import quantise
+from droneseg.training.onnx import quantise
 patches = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
 quantise(Path(sys.argv[1]), Path(sys.argv[2]), patches)
 print([name for name in sys.modules if name.startswith("openvino_telemetry")])

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.training.presets import config_folder, load_config
+from droneseg.training.config import config_folder, load_config
 
 SWEEP_NAME = "sweep.yaml"
 Value: TypeAlias = float | int | str | bool

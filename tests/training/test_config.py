@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.training.presets import load_config
+from droneseg.training.config import load_config
 
 
 @pytest.mark.parametrize(
