@@ -48,4 +48,4 @@ WORKDIR /work
 EXPOSE 3000
 HEALTHCHECK --interval=15s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + (os.environ.get('DRONESEG_PORT') or os.environ.get('PORT') or '3000') + '/livez', timeout=2)"]
-CMD ["bentoml", "serve", "droneseg.serving.bento:DroneSegService"]
+CMD ["bentoml", "serve", "droneseg.serving.bentoml_service:DroneSegService"]

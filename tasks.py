@@ -114,7 +114,7 @@ def bento_build(c: Context) -> None:
 def bento_serve(_c: Context) -> None:
     """Serve the model with BentoML on this machine, at port 3000 or PORT."""
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-    os.execvp("bentoml", ["bentoml", "serve", "droneseg.serving.bento:DroneSegService"])  # noqa: S606  # as above
+    os.execvp("bentoml", ["bentoml", "serve", "droneseg.serving.bentoml_service:DroneSegService"])  # noqa: S606  # as above
 
 
 IMAGES = ("api", "bento", "inference", "train")

@@ -38,7 +38,7 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 
-BENTO = "droneseg.serving.bento:DroneSegService"
+BENTO = "droneseg.serving.bentoml_service:DroneSegService"
 COMMANDS = {
     "fastapi": ["-c", "from droneseg.cli.main import main; main()", "serve"],
     "bento": ["-m", "bentoml", "serve", BENTO],

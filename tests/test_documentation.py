@@ -21,8 +21,8 @@ from droneseg.core.images import encode_png
 from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.api import create_app
-from droneseg.serving.errors import FAILURES, INTERNAL, code_of_status
+from droneseg.serving.app import create_app
+from droneseg.serving.error_responses import FAILURES, INTERNAL, code_of_status
 from droneseg.training.config import preset_names, training_keys
 from support.bundles import make_bundle
 from support.documentation import (
@@ -290,13 +290,13 @@ EXAMPLES = {
     "class": """
 import numpy
 from droneseg.core.masks import decode_colours, encode_mask
-from droneseg.serving.api import documentation
+from droneseg.serving.app import openapi
 assert decode_colours(encode_mask(numpy.full((2, 2), 6, numpy.uint8)))[0].max() == 6
 """,
     "endpoint": """
 from fastapi.testclient import TestClient
 from droneseg.core.settings import Settings
-from droneseg.serving.api import create_app
+from droneseg.serving.app import create_app
 assert TestClient(create_app(Settings())).get("/colours").json()[5]["name"] == "landing-zones"
 """,
     "metric": """

@@ -48,7 +48,15 @@ class Backend:
     body: Callable[[bytes], tuple[bytes, str]]
 
 
-_BENTO_COMMAND = (sys.executable, "-W", "ignore", "-m", "bentoml", "serve", "droneseg.serving.bento:DroneSegService")
+_BENTO_COMMAND = (
+    sys.executable,
+    "-W",
+    "ignore",
+    "-m",
+    "bentoml",
+    "serve",
+    "droneseg.serving.bentoml_service:DroneSegService",
+)
 FASTAPI = Backend("fastapi", (*COMMAND, "serve"), "/predict", as_form)
 BENTO = Backend("bento", _BENTO_COMMAND, "/predict_image_bytes", as_itself)
 BENTO_BASE64 = replace(BENTO, name="bento-base64", path="/predict_base64", body=as_base64)

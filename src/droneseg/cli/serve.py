@@ -21,7 +21,7 @@ def serve(
         if find_spec(package) is None:
             raise MissingDependencyError(package, "serve")
     from droneseg.core.logs import configure_logging
-    from droneseg.serving.api import create_app
+    from droneseg.serving.app import create_app
     from droneseg.serving.server import run
 
     settings = environment.settings()

@@ -10,20 +10,55 @@ from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version
 
-from droneseg.core.errors import DronesegError, ImageError, ModelRefusedError, NotReadyError
-from droneseg.core.images import decode_image
+import numpy as np
+
+from droneseg.core.errors import DronesegError, ImageError, ImageTooLargeError, ModelRefusedError, NotReadyError
+from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.answers import Answer, Upload, describe
-from droneseg.serving.drift import DriftReports
-from droneseg.serving.errors import failure_of, message_of
-from droneseg.serving.keeping import Keeping
+from droneseg.serving.background import DriftReports, Keeping
+from droneseg.serving.error_responses import failure_of, message_of
 from droneseg.serving.queue import WorkQueue
-from droneseg.serving.schemas import ErrorDetail, FailedItem, ModelAnswer, StatusAnswer
-from droneseg.serving.times import DRAIN_S, STOP_S
-from droneseg.serving.work import measure_unit_s, work_of
+from droneseg.serving.schemas import Answer, ErrorDetail, FailedItem, ModelAnswer, StatusAnswer, Upload, describe
+
+START_S = 1.0  # for a start that is not over
+DRAIN_S = 7.5  # for what was admitted
+GRACEFUL_S = 8  # for the last answers to be sent; bodies that do not come are given up
+STOP_S = 9.0  # for the last records
+
+
+_FEW_TILES = 4  # are always allowed, however low the limit of pixels
+
+
+def work_of(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
+    """Return the work of a photograph in units of what the network takes at a time; smaller ones cost as much.
+
+    Raises:
+        ImageError: If the photograph is no image, or too large.
+    """
+    width, height = open_image(upload.data, max_pixels=max_pixels).size
+    patch_height, patch_width, _ = segmenter.about.input_shape
+    seen_height, seen_width = max(height, patch_height), max(width, patch_width)
+    # a strip one pixel wide is no larger than a photograph, but as much work as its tiles
+    if seen_height * seen_width > max(max_pixels, _FEW_TILES * patch_height * patch_width):
+        raise ImageTooLargeError(
+            f"Image is {width}x{height}; in tiles of {patch_width}x{patch_height} that is as much work as "
+            f"{seen_height * seen_width:,} pixels, and the limit is {max_pixels:,}. Send parts of another shape."
+        )
+    return seen_height * seen_width / (patch_height * patch_width)
+
+
+def measure_unit_s(segmenter: Segmenter) -> float:
+    """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
+    height, width, _ = segmenter.about.input_shape
+    image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    segmenter.segment(image)
+    begin = time.perf_counter()
+    segmenter.segment(image)
+    return time.perf_counter() - begin
+
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.refusals import path_refusal, refusal
+from droneseg.serving.error_responses import path_refusal, refusal
 from droneseg.serving.schemas import ErrorDetail
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from typing import Any
 
 from droneseg.core import errors
 from droneseg.core.classes import CLASSES, NAMES
-from droneseg.serving.api.uploads import FIELD
-from droneseg.serving.errors import FAILURES, INTERNAL, Failure
+from droneseg.serving.error_responses import FAILURES, INTERNAL, Failure
+from droneseg.serving.request_body import FIELD
 from droneseg.serving.schemas import ErrorAnswer
 
 DESCRIPTION = """Photographs from a drone in, masks out: obstacles, water, soft surfaces, moving objects, landing zones.

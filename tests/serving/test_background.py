@@ -17,7 +17,7 @@ from droneseg.core.settings import Settings
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.drift_report import DriftResult
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.drift import DriftReports
+from droneseg.serving.background import DriftReports
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
 from support.programs import alive
 from support.server import Server, serving, until

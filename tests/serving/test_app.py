@@ -17,8 +17,8 @@ from droneseg.core.errors import BundleError, ConfigurationError
 from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.api import create_app
-from droneseg.serving.gate import Gate
+from droneseg.serving.app import create_app
+from droneseg.serving.middleware import Gate
 from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
 from support.pictures import png
@@ -342,7 +342,7 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
             raise PermissionError("secret path")
         return models[-1]
 
-    monkeypatch.setattr("droneseg.serving.api.app.load_segmenter", load)
+    monkeypatch.setattr("droneseg.serving.app.load_segmenter", load)
     key = {"X-API-Key": "open sesame"}
     with TestClient(create_app(Settings(_env_file=None, api_key="open sesame", records_url="none"))) as client:
         while client.get("/readyz").status_code != 200:
@@ -420,6 +420,6 @@ def test_openapi_has_an_example_of_every_error(client: TestClient) -> None:
 
 
 def _upload() -> object:
-    from droneseg.serving.answers import Upload
+    from droneseg.serving.schemas import Upload
 
     return Upload("a.png", PHOTO)

@@ -1,9 +1,14 @@
 """One table from errors to HTTP: status, code and, with the exception's message, the body of every failed request."""
 
+import math
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from starlette.responses import Response
+
 from droneseg.core import errors
+from droneseg.core.errors import QueueFullError
+from droneseg.serving.schemas import ErrorAnswer, ErrorDetail
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,32 @@ def message_of(error: Exception) -> str:
 def code_of_status(status: int) -> str:
     """Return the code of a failure that the framework found, such as a path that is not there."""
     return _OTHER_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+
+
+def refusal(error: Exception, detail: ErrorDetail) -> Response:
+    """Return the answer to a request that failed.
+
+    Args:
+        error: Why; decides status and headers.
+        detail: What the client is told, see `PredictionService.failed`.
+    """
+    status, headers = failure_of(error).status, {}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _response(status, detail, headers)
+
+
+def framework_refusal(status: int, what: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the answer to a request that a framework refused, such as for a path that is not there."""
+    return _response(status, ErrorDetail(code=code_of_status(status), message=what), headers or {})
+
+
+def path_refusal(status: HTTPStatus, path: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the answer to a request for a path that is not there, or not in this way."""
+    return framework_refusal(status, f"{status.phrase}: {path}", headers)
+
+
+def _response(status: int, detail: ErrorDetail, headers: dict[str, str]) -> Response:
+    return Response(ErrorAnswer(error=detail).model_dump_json(), status, headers, media_type="application/json")

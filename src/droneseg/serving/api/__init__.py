@@ -1,5 +1,0 @@
-"""The FastAPI service: an adapter on `serving.service`."""
-
-from droneseg.serving.api.app import create_app
-
-__all__ = ["create_app"]
