@@ -23,8 +23,7 @@ from droneseg.core.logs import configure_logging
 from droneseg.core.metrics import confusion
 from droneseg.core.settings import load_settings
 from droneseg.evaluation.bootstrap import bootstrap_intervals
-from droneseg.flows.export import export_model
-from droneseg.flows.samples import take_samples
+from droneseg.flows.export import export_model, take_samples
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
 from droneseg.training.config import load_config

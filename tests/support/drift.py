@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from droneseg.core.images import Image
-from droneseg.flows.reference import take_reference
+from droneseg.flows.export import take_reference
 from droneseg.model.bundle import REFERENCE_NAME, Bundle, write_bundle
 from droneseg.monitoring.drift import read_reference
 from droneseg.monitoring.prediction_log import Record

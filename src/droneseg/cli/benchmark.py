@@ -48,9 +48,8 @@ def _report(step: str) -> None:
 
 
 def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path | None, json: bool) -> None:
-    from droneseg.flows.benchmark import run_benchmark
-    from droneseg.flows.benchmark_plot import plot_benchmark
-    from droneseg.flows.stock import stock_model
+    from droneseg.flows.inference_benchmark import run_benchmark, stock_model
+    from droneseg.flows.training_benchmark import plot_benchmark
 
     cache = environment.settings().cache_dir.expanduser()
     stock = stock_model(cache, _report)
@@ -95,7 +94,7 @@ def _parts_table(rows: list[dict[str, Any]]) -> Any:
 
 
 def _training(overrides: list[str], iterations: int, minutes: float, our_minutes: float | None) -> dict[str, Any]:
-    from droneseg.flows.benchmark_training import benchmark_training
+    from droneseg.flows.training_benchmark import benchmark_training
     from droneseg.nnunet.paths import Layout
     from droneseg.training.config import load_config
 
@@ -111,7 +110,7 @@ def _training(overrides: list[str], iterations: int, minutes: float, our_minutes
 
 
 def _show_training(found: dict[str, Any], plot: Path | None, json: bool) -> None:
-    from droneseg.flows.benchmark_plot import plot_training_benchmark
+    from droneseg.flows.training_benchmark import plot_training_benchmark
 
     if plot:
         plot_training_benchmark(found, plot)

@@ -39,7 +39,7 @@ def compare(
     """Compare two models on the same photographs, with intervals of the differences."""
     from droneseg.core.files import require_free
     from droneseg.evaluation.report import REPORT_MARKER
-    from droneseg.flows.compare import compare_models
+    from droneseg.flows.promote import compare_models
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
@@ -80,7 +80,7 @@ def reference(
 
     `droneseg export` does it by itself; this is for other photographs, when the world has changed for good.
     """
-    from droneseg.flows.reference import add_reference
+    from droneseg.flows.export import add_reference
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")

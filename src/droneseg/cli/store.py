@@ -122,7 +122,7 @@ def rollback(
 
 def _settled() -> "Settings":
     """Return the settings, once a promotion that was killed is undone."""
-    from droneseg.flows.champion import undo_unfinished
+    from droneseg.flows.transaction import undo_unfinished
 
     settings = environment.settings()
     undo_unfinished(settings.model)

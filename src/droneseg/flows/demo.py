@@ -2,8 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from droneseg.core.errors import DronesegError
@@ -17,11 +19,45 @@ from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
 from droneseg.evaluation.evaluate import colour_classifier_miou, constant_miou, evaluate_folder
 from droneseg.evaluation.plots import contact_sheet
-from droneseg.flows.stages import StageClock, StageReport, TrainingProgress
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.paths import Layout
+
+StageReport = Callable[[str, float], None]
+"""Called with a stage and the share of it that is done, 0 to 1."""
+
+
+@dataclass
+class StageClock:
+    """Tells a stage's progress and keeps its time."""
+
+    report: StageReport
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Time a stage; yields a function that takes (done, total)."""
+        begin = time.perf_counter()
+        self.report(name, 0.0)
+        yield lambda done, total: self.report(name, done / total)
+        self.seconds[name] = round(time.perf_counter() - begin, 2)
+        self.report(name, 1.0)
+
+
+class TrainingProgress(logging.Handler):
+    """Passes on the share of the training that its log records carry."""
+
+    def __init__(self, update: Callable[[int, int], None]) -> None:
+        super().__init__(logging.INFO)
+        self._update = update
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Read the share, if the record has one."""
+        share = getattr(record, "share_done", None)
+        if share is not None:
+            self._update(round(1000 * share), 1000)
+
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
 SIZE = (192, 144)

@@ -1,27 +1,34 @@
 """A trained model becomes a bundle: exported, quantised on request, measured, and described."""
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.errors import ConfigurationError
+from droneseg.core.errors import ConfigurationError, DatasetError, DriftError
+from droneseg.core.files import require_free
 from droneseg.core.images import Image, read_image
+from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Confusion, confusion, score
+from droneseg.data.dataset import Pair, list_pairs
+from droneseg.data.splits import read_split
+from droneseg.data.synthetic import generate_scene
 from droneseg.evaluation.bootstrap import bootstrap_intervals
-from droneseg.flows.reference import MOST_OF_REFERENCE, take_reference
-from droneseg.flows.samples import Samples, take_samples, validation_images
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import central_tile, normalisation_table
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
+    MANIFEST_NAME,
     NETWORK_NAME,
     REFERENCE_NAME,
     Bundle,
@@ -31,13 +38,193 @@ from droneseg.model.bundle import (
     Profile,
     Provenance,
     own_classes,
+    read_bundle,
     write_bundle,
 )
+from droneseg.monitoring.drift import FEWEST, measure_reference, write_reference
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.paths import PLANS, Layout
 from droneseg.nnunet.plans import divisor
 from droneseg.training.onnx import export_onnx, normalisation_of, quantise, resolved_plan
 from droneseg.training.run import git_revision, package_versions
+
+_GENERATED_SEED = 1_000_000
+_GENERATED_SIZE = (480, 368)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Photographs an exported network is measured on.
+
+    Attributes:
+        source: What they are, in words.
+        images: RGB, shape (H, W, 3), dtype uint8 each.
+        truths: True masks, shape (H, W), dtype uint8 each.
+        calibration: Other photographs, to calibrate INT8 on.
+    """
+
+    source: str
+    images: tuple[Image, ...]
+    truths: tuple[Mask, ...]
+    calibration: tuple[Image, ...]
+
+
+def take_samples(layout: Layout, fold: int, count: int) -> Samples:
+    """Take photographs of the validation part of a fold from the raw dataset, or generate scenes if there is none.
+
+    Args:
+        layout: nnU-Net's folders.
+        fold: Whose validation part.
+        count: How many, at most.
+    """
+    folds = _read_folds(layout)
+    if not folds:
+        return _generate(count)
+    chosen = folds[fold if fold < len(folds) else 0]
+    validation, training = _spread(chosen["val"], count), _spread(chosen["train"], count)
+    raw = layout.raw_dataset
+    return Samples(
+        f"validation part of fold {fold}",
+        tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in validation),
+        tuple(read_mask(raw / "labelsTr" / f"{case}.png", "ids") for case in validation),
+        tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in training),
+    )
+
+
+def validation_images(layout: Layout, fold: int, most: int) -> list[Path]:
+    """Return the photographs of the validation part of a fold, at most so many; none without the raw dataset."""
+    folds = _read_folds(layout)
+    if not folds:
+        return []
+    cases = _spread(folds[fold if fold < len(folds) else 0]["val"], most)
+    return [layout.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
+
+
+def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
+    """Return the pairs of a dataset, or those of one part of a split.
+
+    Args:
+        data: Dataset folder.
+        split_file: Take only one part of this split.
+        part: Which one.
+
+    Raises:
+        DatasetError: If the data has problems, or no such pair.
+        SplitError: If the split does not fit it.
+    """
+    listing = list_pairs(data)
+    if listing.problems:
+        raise DatasetError(f"{listing.root} has {len(listing.problems)} problem(s):", listing.problems)
+    pairs = list(listing.pairs)
+    if split_file:
+        chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
+        pairs = [pair for pair in pairs if pair.stem in chosen]
+    if not pairs:
+        raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
+    return pairs
+
+
+def _read_folds(layout: Layout) -> list[dict[str, list[str]]]:
+    """Return nnU-Net's folds, if the raw dataset they name is there."""
+    if not (layout.raw_dataset / "labelsTr").is_dir():
+        return []
+    for folder in (layout.preprocessed_dataset, layout.raw_dataset):
+        file = folder / "splits_final.json"
+        if file.is_file():
+            folds: list[dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+            return folds
+    return []
+
+
+def _generate(count: int) -> Samples:
+    made = [generate_scene(_GENERATED_SEED + index, *_GENERATED_SIZE) for index in range(2 * count)]
+    return Samples(
+        "generated scenes",
+        tuple(image for image, _ in made[:count]),
+        tuple(mask for _, mask in made[:count]),
+        tuple(image for image, _ in made[count:]),
+    )
+
+
+def _spread(cases: list[str], count: int) -> list[str]:
+    """Return at most `count` cases, evenly spread over all."""
+    step = max(1, len(cases) // count)
+    return list(islice(sorted(cases)[::step], count))
+
+
+MOST_OF_REFERENCE = 500
+
+
+def take_reference(bundle: Bundle, images: Iterable[Image], source: str, file: Path) -> DriftReference:
+    """Predict photographs with the bundle's default profile, and write their figures.
+
+    Args:
+        bundle: The model.
+        images: RGB, shape (H, W, 3), dtype uint8 each.
+        source: What they are, in words.
+        file: Where the table goes.
+
+    Returns:
+        What the manifest says of it.
+    """
+    reference = measure_reference(BundleSegmenter(bundle), images, source)
+    write_reference(reference, file)
+    return DriftReference(file=file.name, data=source, images=reference.images)
+
+
+def add_reference(
+    model: Path,
+    data: Path,
+    out: Path,
+    *,
+    split_file: Path | None,
+    part: str,
+    max_pixels: int,
+    replace: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Bundle:
+    """Write a copy of a bundle with a reference for drift.
+
+    Args:
+        model: The bundle.
+        data: Dataset of photographs it was not trained on.
+        out: Folder of the copy.
+        split_file: Take only a part of this split.
+        part: Which one.
+        max_pixels: Largest photograph.
+        replace: Whether an older bundle there may be replaced.
+        progress: Told of the photographs that are done, and of all.
+
+    Raises:
+        BundleError: If the model does not verify.
+        DatasetError: If the photographs cannot be found.
+        SplitError: If the split does not fit them.
+        DriftError: If they are too few.
+        OutputExistsError: If something is in the way.
+    """
+    bundle = read_bundle(model)
+    require_free(out, marker=MANIFEST_NAME, replace=replace)
+    pairs = choose_pairs(data, split_file, part)
+    if len(pairs) < FEWEST:
+        raise DriftError(f"{len(pairs)} photographs are too few for a reference; {FEWEST} are needed.")
+
+    def images() -> Iterator[Image]:
+        for done, pair in enumerate(pairs):
+            progress(done, len(pairs))
+            yield read_image(pair.image, max_pixels=max_pixels)
+        progress(len(pairs), len(pairs))
+
+    source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
+    with TemporaryDirectory() as temporary:
+        table = Path(temporary, REFERENCE_NAME)
+        stated = take_reference(bundle, images(), source, table)
+        files = {name: bundle.folder / name for name in bundle.manifest.files} | {REFERENCE_NAME: table}
+        return write_bundle(
+            out,
+            lambda records: bundle.manifest.model_copy(update={"files": records, "drift_reference": stated}),
+            files,
+        )
+
 
 PROFILES = {
     "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),

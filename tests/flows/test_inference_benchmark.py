@@ -7,9 +7,8 @@ import pytest
 
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
-from droneseg.flows.benchmark import run_benchmark
-from droneseg.flows.benchmark_plot import plot_benchmark, plot_training_benchmark
-from droneseg.flows.stock import StockModel
+from droneseg.flows.inference_benchmark import StockModel, run_benchmark
+from droneseg.flows.training_benchmark import plot_benchmark, plot_training_benchmark
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
