@@ -156,6 +156,6 @@ def test_what_an_extra_brings_is_told_by_the_extra(
 
 
 def test_a_module_that_no_extra_brings_is_a_fault_of_ours(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['droneseg.cli.output'] = None; from droneseg.cli.main import main; main()"
+    code = "import sys; sys.modules['droneseg.cli.console'] = None; from droneseg.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=tmp_path, capture_output=True, text=True)
     assert "Traceback" in done.stderr

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from droneseg.cli import environment, output
+from droneseg.cli import console
 
 
 def benchmark(
@@ -31,12 +31,12 @@ def benchmark(
     run exports that network, which takes some minutes. Training: same plan, data and seed; the dataset is the
     preprocessed one, or generated scenes.
     """
-    output.require_plot_suffix(plot)
+    console.require_plot_suffix(plot)
     if overrides and not training:
         raise typer.BadParameter(f"{overrides[0]} is for --training only", param_hint="KEY=VALUE")
     if training and (model or image):
         raise typer.BadParameter("--model and --image do not go with --training", param_hint="--training")
-    environment.require_nnunet()
+    console.require_nnunet()
     if training:
         _show_training(_training(overrides or [], iterations, minutes, our_minutes), plot, json)
     else:
@@ -44,28 +44,28 @@ def benchmark(
 
 
 def _report(step: str) -> None:
-    output.err().print(f"{step} ...", markup=False)
+    console.err().print(f"{step} ...", markup=False)
 
 
 def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path | None, json: bool) -> None:
     from droneseg.flows.inference_benchmark import run_benchmark, stock_model
     from droneseg.flows.training_benchmark import plot_benchmark
 
-    cache = environment.settings().cache_dir.expanduser()
+    cache = console.settings().cache_dir.expanduser()
     stock = stock_model(cache, _report)
     found = run_benchmark(stock, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=_report)
     if plot:
         plot_benchmark(found, plot)
     if json:
-        output.show_json(found)
+        console.show_json(found)
         return
     columns = ["row", "seconds", "x stock-tta", "x stock", "agreement", "network", "peak MB", "start s"]
     title = f"{found['image']}, {found['machine']['cores']} cores"
-    output.out().print(output.table(title, columns, [_cells(row) for row in found["rows"]]))
-    output.out().print(_parts_table(found["rows"]))
+    console.out().print(console.table(title, columns, [_cells(row) for row in found["rows"]]))
+    console.out().print(_parts_table(found["rows"]))
     network = found["network"]
     matmul = network["bf16_matmul_gflops"]
-    output.out().print(
+    console.out().print(
         f"fast runs the network's {network['gflop']:.0f} GFLOP at {network['fast_gflops']:.0f} GFLOPS"
         + (f"; a bf16 matrix product of 4096 reaches {matmul:.0f}" if matmul else "")
     )
@@ -76,11 +76,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     share = parts["network"] / row["seconds_median"] if parts else None
     return [
         row["name"],
-        output.figure(row["seconds_median"]),
+        console.figure(row["seconds_median"]),
         f"{row['ratio_to_stock_tta']:.1f}",
         f"{row['ratio_to_stock']:.1f}",
-        output.percent(row["agreement"], 3),
-        output.percent(share),
+        console.percent(row["agreement"], 3),
+        console.percent(share),
         f"{row['peak_mb']:.0f}",
         f"{row['start_s']:.1f}",
     ]
@@ -90,7 +90,7 @@ def _parts_table(rows: list[dict[str, Any]]) -> Any:
     known = [row for row in rows if row["parts_s_median"]]
     parts = list(known[0]["parts_s_median"])
     cells = [[row["name"], *(f"{1000 * row['parts_s_median'][part]:.1f}" for part in parts)] for row in known]
-    return output.table("where the milliseconds go", ["row", *parts], cells)
+    return console.table("where the milliseconds go", ["row", *parts], cells)
 
 
 def _training(overrides: list[str], iterations: int, minutes: float, our_minutes: float | None) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _training(overrides: list[str], iterations: int, minutes: float, our_minutes
     return benchmark_training(
         load_config(overrides),
         load_config(["preset=pretrained"]),
-        Layout.from_settings(environment.settings()),
+        Layout.from_settings(console.settings()),
         iterations=iterations,
         minutes=minutes,
         our_minutes=our_minutes,
@@ -115,17 +115,17 @@ def _show_training(found: dict[str, Any], plot: Path | None, json: bool) -> None
     if plot:
         plot_training_benchmark(found, plot)
     if json:
-        output.show_json(found)
+        console.show_json(found)
         return
     parts = list(found["trainers"][0]["parts_s"])
     rows = [
-        [row["name"], output.figure(row["iteration_s"]), *(output.figure(row["parts_s"][part]) for part in parts)]
+        [row["name"], console.figure(row["iteration_s"]), *(console.figure(row["parts_s"][part]) for part in parts)]
         for row in found["trainers"]
     ]
     title = f"seconds per iteration, {found['configuration']}, {found['data']}, {found['machine']['cores']} cores"
-    output.out().print(output.table(title, ["trainer", "in all", *parts], rows))
+    console.out().print(console.table(title, ["trainer", "in all", *parts], rows))
     if found["target_dice"] is not None:
-        output.out().print(_dice_table(found))
+        console.out().print(_dice_table(found))
 
 
 def _dice_table(found: dict[str, Any]) -> Any:
@@ -136,13 +136,13 @@ def _dice_table(found: dict[str, Any]) -> Any:
             [
                 row["name"],
                 str(len(row["dice"])),
-                *(output.figure(value) for value in _dice_by_thirds(row["dice"])),
+                *(console.figure(value) for value in _dice_by_thirds(row["dice"])),
                 "never" if row["reached_s"] is None else f"{row['reached_s'] / 60:.1f}",
                 "" if sooner is None else f"{sooner:.1f}x",
             ]
         )
     columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {found['target_dice']:.3f}", "sooner"]
-    return output.table("pseudo Dice on validation patches", columns, rows)
+    return console.table("pseudo Dice on validation patches", columns, rows)
 
 
 def _dice_by_thirds(epochs: list[dict[str, float]]) -> list[float | None]:

@@ -2,28 +2,117 @@
 
 import errno
 import logging
+import platform
+import shutil
 import sys
 import warnings
-from typing import Annotated, NoReturn
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from droneseg.cli import (
-    benchmark,
-    data,
-    demo,
-    doctor,
-    drift,
-    environment,
-    evaluate,
-    export,
-    models,
-    predict,
-    serve,
-    sweep,
-    train,
-)
+from droneseg.cli import benchmark, console, data, models, predict, train
 from droneseg.core.errors import DronesegError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from droneseg.core.settings import Settings
+
+_EXTRAS = {
+    "": ("numpy", "pillow", "openvino", "onnxruntime"),
+    "train": ("torch", "nnunetv2", "hydra-core", "wandb", "kaggle"),
+    "store": ("dvc",),
+    "serve": ("fastapi",),
+    "bento": ("bentoml",),
+    "drift": ("evidently",),
+}
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
+    """Show what is installed, what is where, and what is missing."""
+    from droneseg.core.system import usable_cores
+
+    settings = console.settings()
+    findings = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": str(usable_cores()),
+        **_packages(),
+        **_devices(),
+        **_folders(settings),
+    }
+    if json:
+        console.show_json(findings)
+        return
+    width = max(map(len, findings))
+    for name, finding in findings.items():
+        console.out().print(f"{name:<{width}}  {finding}", markup=False)
+
+
+def _packages() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for extra, packages in _EXTRAS.items():
+        for package in packages:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                found[package] = f"not installed; uv sync --extra {extra}" if extra else "not installed"
+    return found
+
+
+def _devices() -> dict[str, str]:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return {"training device": "none: torch is not installed"}
+    from droneseg.nnunet.paths import choose_device, cpu_has_bf16
+
+    return {
+        "training device": choose_device("auto").type,
+        "bfloat16 on the CPU": "in hardware" if cpu_has_bf16() else "not in hardware; float32 is used",
+    }
+
+
+def _folders(settings: "Settings") -> dict[str, str]:
+    from droneseg.nnunet.paths import Layout, trained_folders
+
+    layout = Layout.from_settings(settings)
+    free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    return {
+        "nnUNet_raw": _state(layout.raw_dataset, "run `droneseg data convert`"),
+        "nnUNet_preprocessed": _state(layout.plans_file, "run `droneseg preprocess`"),
+        "nnUNet_results": f"{len(trained_folders(layout.results))} trained model(s) in {layout.results}",
+        "DRONESEG_MODEL": _state(settings.model, "name a model with --model"),
+        "free disk": f"{free_gb:.0f} GB",
+    }
+
+
+def _state(path: Path, remedy: str) -> str:
+    return str(path) if path.exists() else f"{path} is not there; {remedy}"
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: $DRONESEG_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: $DRONESEG_PORT.", min=0, max=65535)] = None,
+) -> None:
+    """Serve predictions over HTTP, with a page at /ui.
+
+    SIGTERM ends it: what was admitted is finished first.
+    """
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "serve")
+    from droneseg.core.logs import configure_logging
+    from droneseg.serving.app import create_app
+    from droneseg.serving.server import run
+
+    settings = console.settings()
+    configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
+    app = create_app(settings)
+    run(app, app.state.service, host=host or settings.host, port=settings.port if port is None else port)
+
 
 app = typer.Typer(
     name="droneseg",
@@ -35,17 +124,17 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
-app.command()(demo.demo)
+app.command()(train.demo)
 app.command()(train.preprocess)
 app.command(context_settings={"allow_extra_args": False})(train.train)
-app.command()(sweep.sweep)
-app.command()(export.export)
+app.command()(train.sweep)
+app.command()(predict.export)
 app.command()(predict.predict)
-app.command()(evaluate.evaluate)
+app.command()(predict.evaluate)
 app.command()(benchmark.benchmark)
-app.command()(serve.serve)
-app.command()(drift.drift)
-app.command()(doctor.doctor)
+app.command()(serve)
+app.command()(predict.drift)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,7 +157,7 @@ def start(
 
     # torch warns of its own future while it is imported; nobody who runs a command can act on that
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    settings = environment.settings()
+    settings = console.settings()
     configure_logging(settings.log_level, settings.log_format)
     warn_of_misspelt()
 
@@ -85,7 +174,7 @@ def main() -> None:
         advice = ". Make room, and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         _fail(f"{where}{error.strerror or error}{advice}", error)
     except ModuleNotFoundError as error:
-        extra = environment.extra_of(error.name or "")
+        extra = console.extra_of(error.name or "")
         if not extra:
             raise
         _fail(str(MissingDependencyError(error.name or "", extra)), error)

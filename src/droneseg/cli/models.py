@@ -3,12 +3,142 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from droneseg.cli import environment, output, store
-from droneseg.cli.parts import Part
+from droneseg.cli import console
+from droneseg.cli.console import Part
+
+if TYPE_CHECKING:
+    from droneseg.core.settings import Settings
+    from droneseg.model.registry import Entry
+
+Remote = Annotated[
+    str | None, typer.Option("--remote", help="DVC's remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def list_models(
+    remote: Annotated[str | None, typer.Option("--remote", help="Ask this remote which of them it holds.")] = None,
+    json: Json = False,
+) -> None:
+    """List the champion and the models before it."""
+    from droneseg.model.registry import list_models as run
+
+    found = run(console.settings().model, remote)
+    if json:
+        from dataclasses import asdict
+
+        console.show_json([asdict(each) for each in found])
+        return
+    rows = [
+        [
+            each.model_id or "not fetched",
+            each.state + (", here" if each.here else ""),
+            (each.since or "-")[:10],
+            console.figure(each.figures.get("miou")),
+            console.percent(each.figures.get("unsafe_landing_rate")),
+            *([] if each.in_remote is None else ["yes" if each.in_remote else "no"]),
+            each.why or "-",
+        ]
+        for each in found
+    ]
+    columns = ["model", "is", "since", "mIoU", "unsafe", *([f"in {remote}"] if remote else []), "why"]
+    console.out().print(console.table("champions, the newest first", columns, rows))
+
+
+def pull(
+    remote: Remote = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that the registry does not know.")] = False,
+) -> None:
+    """Fetch the champion, and nothing else, as its `.dvc` file names it; works without git."""
+    from droneseg.model.registry import is_known
+    from droneseg.model.store import pull_model
+
+    settings = _settled()
+    with console.progress("MB") as progress:
+        done = pull_model(
+            settings.model,
+            remote or settings.dvc_remote,
+            replace=force or is_known(settings.model),
+            progress=lambda now, total: progress(round(now / 1e6), round(total / 1e6)),
+        )
+    came = f"from {done.remote}" if done.fetched else "was there already"
+    console.out().print(f"{done.bundle.folder}: model {done.bundle.model_id}, {came}", markup=False)
+
+
+def push(remote: Remote = None) -> None:
+    """Send the champion to a remote; what it holds already is not sent again."""
+    from droneseg.model.store import push_model
+
+    settings = _settled()
+    place = push_model(settings.model, remote or settings.dvc_remote)
+    console.out().print(f"{settings.model} is in {place}", markup=False)
+    if str(Path.cwd()) in place:
+        console.out().print("it lies in this repository: git add dvc-remote && git commit && git push", markup=False)
+
+
+def promote(
+    candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
+    data: Annotated[Path, typer.Option(help="Dataset folder, held out.", show_default=False)],
+    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
+    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
+    force: Annotated[
+        str | None, typer.Option("--force", metavar="REASON", help="Promote it whatever the figures say.")
+    ] = None,
+    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
+    json: Json = False,
+) -> None:
+    """Make a model the champion if it is better with 95 % confidence and not less safe.
+
+    Both are compared on the same photographs. The registry, model-registry.jsonl, and the `.dvc` file are committed.
+    """
+    from droneseg.flows.promote import Exam, promote_model
+
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+    if force is not None and not force.strip():
+        raise typer.BadParameter("give the reason, for those who will read the registry", param_hint="--force")
+    with console.progress("photographs") as progress:
+        entry = promote_model(
+            candidate,
+            Exam(data, split, (part or Part.VAL).value, report),
+            settings=console.settings(),
+            force=force,
+            progress=lambda _name, done, total: progress(done, total),
+        )
+    _show(entry, json=json)
+
+
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="For those who will read the registry.")] = "not given",
+    json: Json = False,
+) -> None:
+    """Give the model before the champion its place back; again goes one further back."""
+    from droneseg.flows.promote import roll_back
+
+    _show(roll_back(console.settings(), reason), json=json)
+
+
+def _settled() -> "Settings":
+    """Return the settings, once a promotion that was killed is undone."""
+    from droneseg.flows.transaction import undo_unfinished
+
+    settings = console.settings()
+    undo_unfinished(settings.model)
+    return settings
+
+
+def _show(entry: "Entry", *, json: bool) -> None:
+    if json:
+        console.show_json(entry.model_dump(mode="json"))
+        return
+    before = f" instead of {entry.previous.model_id}" if entry.previous else ""
+    console.out().print(f"champion: model {entry.model.model_id}{before}: {entry.reason}", markup=False)
+    console.out().print("next: droneseg models push, git push, and POST /admin/reload to what serves it", markup=False)
+
 
 app = typer.Typer(help="Fetch, send, compare, promote and blend models.", no_args_is_help=True)
 
@@ -20,9 +150,9 @@ def models() -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
-app.command("list")(store.list_models)
-app.command()(store.pull)
-app.command()(store.push)
+app.command("list")(list_models)
+app.command()(pull)
+app.command()(push)
 
 
 @app.command()
@@ -44,27 +174,27 @@ def compare(
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     require_free(report, marker=REPORT_MARKER, replace=force)
-    with output.progress("photographs") as progress:
+    with console.progress("photographs") as progress:
         done = compare_models(
             first,
             second,
             data,
             report,
-            settings=environment.settings(),
+            settings=console.settings(),
             split_file=split,
             part=(part or Part.VAL).value,
             replace=force,
             progress=lambda _name, count, total: progress(count, total),
         )
     if json:
-        output.show_json(done.found)
+        console.show_json(done.found)
         return
-    output.out().print(_table(done.found))
-    output.out().print(f"report: {done.report / 'report.md'}", markup=False)
+    console.out().print(_table(done.found))
+    console.out().print(f"report: {done.report / 'report.md'}", markup=False)
 
 
-app.command()(store.promote)
-app.command()(store.rollback)
+app.command()(promote)
+app.command()(rollback)
 
 
 @app.command()
@@ -84,15 +214,15 @@ def reference(
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
-    settings = environment.settings()
-    with output.progress("photographs") as progress:
+    settings = console.settings()
+    with console.progress("photographs") as progress:
         bundle = add_reference(
             model, data, out, split_file=split, part=(part or Part.VAL).value, max_pixels=settings.max_pixels,
             replace=force, progress=progress,
         )  # fmt: skip
     stated = bundle.manifest.drift_reference
     on = f", {stated.images} photographs ({stated.data})" if stated else ""
-    output.out().print(f"{bundle.folder}: model {bundle.model_id}{on}", markup=False)
+    console.out().print(f"{bundle.folder}: model {bundle.model_id}{on}", markup=False)
 
 
 @app.command()
@@ -107,11 +237,11 @@ def blend(
 
     A model trained further on new flights forgets some of the old; one in between often keeps both.
     """
-    environment.require_nnunet()
+    console.require_nnunet()
     from droneseg.nnunet.checkpoint import blend_models
 
     blend_models(first, second, out, share=share, replace=force)
-    output.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
+    console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
 
 
 def _table(found: dict[str, Any]) -> Any:
@@ -133,4 +263,4 @@ def _table(found: dict[str, Any]) -> Any:
             ]
         )
     title = "\n".join([*found["about"], f"{found['images']} photographs"])
-    return output.table(title, ["figure", "A", "B", "B - A", "95 % interval", ""], rows)
+    return console.table(title, ["figure", "A", "B", "B - A", "95 % interval", ""], rows)
