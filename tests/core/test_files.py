@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from droneseg.core.errors import OutputExistsError
-from droneseg.core.files import new_folder, write_bytes
+from droneseg.core.files import atomic_directory, write_bytes
 
 
 def test_a_failing_block_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", marker="kind.txt") as aside:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", marker="kind.txt") as aside:
         (aside / "half").write_text("x")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -18,7 +18,7 @@ def test_a_failing_block_leaves_nothing(tmp_path: Path) -> None:
 def test_a_failing_block_leaves_the_older_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", marker="kind.txt", replace=True):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", marker="kind.txt", replace=True):
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "kind.txt"]
 
@@ -26,7 +26,7 @@ def test_a_failing_block_leaves_the_older_folder(tmp_path: Path) -> None:
 def test_an_existing_folder_is_not_touched_unasked(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
-    with pytest.raises(OutputExistsError, match="--force"), new_folder(tmp_path / "out", marker="kind.txt"):
+    with pytest.raises(OutputExistsError, match="--force"), atomic_directory(tmp_path / "out", marker="kind.txt"):
         pytest.fail("must not get here")
     assert (tmp_path / "out" / "kind.txt").read_text() == "old"
 
@@ -34,7 +34,7 @@ def test_an_existing_folder_is_not_touched_unasked(tmp_path: Path) -> None:
 def test_a_folder_is_replaced_on_request(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
-    with new_folder(tmp_path / "out", marker="kind.txt", replace=True) as aside:
+    with atomic_directory(tmp_path / "out", marker="kind.txt", replace=True) as aside:
         (aside / "new").write_text("new")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "out"]
 
@@ -58,7 +58,7 @@ def test_a_swap_that_fails_gives_the_old_folder_back(tmp_path: Path, monkeypatch
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", marker="kind.txt", replace=True):
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out", marker="kind.txt", replace=True):
         pass
     assert (tmp_path / "out/kind.txt").read_text() == "precious"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
@@ -68,7 +68,7 @@ def test_a_file_in_the_way_is_never_replaced_by_a_folder(tmp_path: Path) -> None
     (tmp_path / "out").write_text("precious")
     with (
         pytest.raises(OutputExistsError, match="is a file"),
-        new_folder(tmp_path / "out", marker="kind.txt", replace=True),
+        atomic_directory(tmp_path / "out", marker="kind.txt", replace=True),
     ):
         pass
     assert (tmp_path / "out").read_text() == "precious"
@@ -79,14 +79,14 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out/thesis.txt").write_text("precious")
     with (
         pytest.raises(OutputExistsError, match=r"holds something else \(no kind\.txt\)"),
-        new_folder(tmp_path / "out", marker="kind.txt", replace=True),
+        atomic_directory(tmp_path / "out", marker="kind.txt", replace=True),
     ):
         pytest.fail("must not get here")
     assert (tmp_path / "out/thesis.txt").read_text() == "precious"
 
 
 def test_who_was_quicker_keeps_the_place(tmp_path: Path) -> None:
-    with pytest.raises(OutputExistsError, match="--force"), new_folder(tmp_path / "out", marker="kind.txt"):
+    with pytest.raises(OutputExistsError, match="--force"), atomic_directory(tmp_path / "out", marker="kind.txt"):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/kind.txt").write_text("first")
     assert (tmp_path / "out/kind.txt").read_text() == "first"
@@ -94,7 +94,7 @@ def test_who_was_quicker_keeps_the_place(tmp_path: Path) -> None:
 
 
 def test_folders_made_on_the_way_vanish_with_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "a/b/out", marker="kind.txt"):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a/b/out", marker="kind.txt"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
@@ -102,5 +102,5 @@ def test_folders_made_on_the_way_vanish_with_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [".", "x/.."])
 def test_a_place_without_a_name_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputExistsError, match="Name a new folder"), new_folder(Path(name), marker="kind.txt"):
+    with pytest.raises(OutputExistsError, match="Name a new folder"), atomic_directory(Path(name), marker="kind.txt"):
         pytest.fail("must not get here")

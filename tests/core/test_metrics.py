@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import InvalidIdsError, ShapeMismatchError
-from droneseg.core.metrics import confusion, score
+from droneseg.core.metrics import compute_metrics, confusion
 
 # truth:      5 5 5 5     prediction:  5 5 5 1
 #             1 1 2 3                  1 5 2 0
@@ -28,7 +28,7 @@ def test_confusion_refuses_other_shapes_and_unknown_ids() -> None:
 
 
 def test_scores_equal_the_count_by_hand() -> None:
-    scores = score([confusion(TRUTH, PREDICTION)])
+    scores = compute_metrics([confusion(TRUTH, PREDICTION)])
     # obstacles 1/3, water 1/1, soft 0/1 (predicted 0 is its error, class 0 adds none), landing 3/5, moving absent
     assert scores.per_class_iou == {
         "obstacles": pytest.approx(1 / 3),
@@ -47,14 +47,14 @@ def test_scores_equal_the_count_by_hand() -> None:
 def test_miou_of_a_set_comes_from_one_matrix_and_image_wise_from_many() -> None:
     first = confusion(np.array([[5, 5]], np.uint8), np.array([[5, 5]], np.uint8))
     second = confusion(np.array([[5, 1, 1, 1]], np.uint8), np.array([[1, 1, 1, 1]], np.uint8))
-    scores = score([first, second])
+    scores = compute_metrics([first, second])
     assert scores.miou == pytest.approx((2 / 3 + 3 / 4) / 2)
     assert scores.image_wise_miou == pytest.approx((1 + (0 + 3 / 4) / 2) / 2)
 
 
 def test_scores_without_any_class_are_none_not_a_number() -> None:
     nothing = np.zeros((2, 2), np.uint8)
-    scores = score([confusion(nothing, nothing)])
+    scores = compute_metrics([confusion(nothing, nothing)])
     assert scores.miou is None
     assert scores.image_wise_miou is None
     assert scores.unsafe_landing_rate is None
@@ -63,4 +63,4 @@ def test_scores_without_any_class_are_none_not_a_number() -> None:
 
 def test_scoring_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="No image"):
-        score([])
+        compute_metrics([])

@@ -114,10 +114,10 @@ def test_a_black_image_gets_an_answer(bundle: Bundle) -> None:
 def test_eight_threads_give_the_masks_of_one(bundle: Bundle) -> None:
     segmenter = BundleSegmenter(bundle)
     images = [generate_scene(seed, 70 + 3 * seed, 50)[0] for seed in range(24)]
-    alone = [segmenter.segment(image).mask for image in images]
+    directory_lock = [segmenter.segment(image).mask for image in images]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda image: segmenter.segment(image).mask, images * 4))
-    assert all(np.array_equal(a, b) for a, b in zip(alone * 4, together, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(directory_lock * 4, together, strict=True))
 
 
 def test_an_unknown_profile_is_an_error_that_names_the_known_ones(bundle: Bundle) -> None:

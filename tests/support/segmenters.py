@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
+from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 
 
 class BrightIsLanding:
@@ -17,7 +17,7 @@ class BrightIsLanding:
         self.calls = 0
         self.gate = threading.Event()
         self.gate.set()
-        self.about = ModelDescription(
+        self.about = ModelInfo(
             name="fake",
             version="0",
             description="bright is landing",

@@ -167,13 +167,13 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Compare two models on the same photographs, with intervals of the differences."""
-    from droneseg.core.files import require_free
+    from droneseg.core.files import check_writable
     from droneseg.evaluation.report import REPORT_MARKER
     from droneseg.flows.promote import compare_models
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
-    require_free(report, marker=REPORT_MARKER, replace=force)
+    check_writable(report, marker=REPORT_MARKER, replace=force)
     with console.progress("photographs") as progress:
         done = compare_models(
             first,

@@ -43,12 +43,12 @@ def export(
 
     The exported network is held against the trained one, and every profile is measured on the validation part.
     """
-    from droneseg.core.files import require_free
+    from droneseg.core.files import check_writable
     from droneseg.model.bundle import MANIFEST_NAME
 
     settings = console.settings()
     target = out or settings.model
-    require_free(target, marker=MANIFEST_NAME, replace=force)
+    check_writable(target, marker=MANIFEST_NAME, replace=force)
     console.require_nnunet()
     from droneseg.flows.export import export_model
     from droneseg.nnunet.paths import Layout
@@ -228,13 +228,13 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
     """Score predicted masks against true ones of the same stem."""
-    from droneseg.core.files import require_free
+    from droneseg.core.files import check_writable
     from droneseg.evaluation.evaluate import evaluate_folder
     from droneseg.evaluation.report import REPORT_MARKER
 
     max_pixels = console.settings().max_pixels
     if report:
-        require_free(report, marker=REPORT_MARKER, replace=force)
+        check_writable(report, marker=REPORT_MARKER, replace=force)
     with console.progress("masks") as progress:
         found = evaluate_folder(
             predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress

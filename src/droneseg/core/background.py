@@ -19,7 +19,7 @@ def background_environment() -> Mapping[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def yield_to_others() -> None:
+def lower_priority() -> None:
     """Give this process the lowest priority: it computes while nobody else wants to."""
     if hasattr(os, "nice"):
         os.nice(19)
@@ -29,7 +29,7 @@ def yield_to_others() -> None:
 
 def main() -> None:
     """Run the module as if it were started by itself."""
-    yield_to_others()
+    lower_priority()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

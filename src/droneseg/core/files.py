@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, *, marker: str, replace: bool = False) -> Iterator[Path]:
     """Give a folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
 
     What was there before is kept until the new folder stands in its place, and given back if that fails.
@@ -45,7 +45,7 @@ def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Pa
     Raises:
         OutputExistsError: If something is in the way. Nothing is touched then.
     """
-    require_free(path, marker=marker, replace=replace)
+    check_writable(path, marker=marker, replace=replace)
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
@@ -54,7 +54,7 @@ def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Pa
     try:
         yield aside
         # somebody else may have been quicker
-        require_free(path, marker=marker, replace=replace)
+        check_writable(path, marker=marker, replace=replace)
         _swap(aside, path, old)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -65,7 +65,7 @@ def new_folder(path: Path, *, marker: str, replace: bool = False) -> Iterator[Pa
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def directory_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time change what is in a folder; others wait, and the lock goes with the process."""
     if sys.platform == "win32":  # which cannot lock a folder
         from filelock import FileLock
@@ -83,7 +83,7 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def require_free(path: Path, *, marker: str, replace: bool) -> None:
+def check_writable(path: Path, *, marker: str, replace: bool) -> None:
     """Refuse to write a folder over something: asked before work begins, so that none is in vain.
 
     Raises:

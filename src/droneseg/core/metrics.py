@@ -93,7 +93,7 @@ def pixel_accuracy(counts: Counts) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Scores:
+class SegmentationMetrics:
     """The quality of predictions over a set of images.
 
     Attributes:
@@ -119,7 +119,7 @@ class Scores:
     confusion: list[list[int]]
 
 
-def score(matrices: Iterable[Confusion]) -> Scores:
+def compute_metrics(matrices: Iterable[Confusion]) -> SegmentationMetrics:
     """Compute all figures from one confusion matrix per image.
 
     Raises:
@@ -131,7 +131,7 @@ def score(matrices: Iterable[Confusion]) -> Scores:
     total = np.sum(per_image, axis=0)
     ious, dices = iou(total), dice(total)
     image_wise = [float(value) for value in map(mean_iou, per_image) if not np.isnan(value)]
-    return Scores(
+    return SegmentationMetrics(
         images=len(per_image),
         miou=_or_none(mean_iou(total)),
         image_wise_miou=float(np.mean(image_wise)) if image_wise else None,

@@ -31,7 +31,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelInfo:
     """What a model says of itself.
 
     Attributes:
@@ -67,7 +67,7 @@ class Segmenter(Protocol):
         ...
 
     @property
-    def about(self) -> ModelDescription:
+    def about(self) -> ModelInfo:
         """What the model says of itself."""
         ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DatasetError
-from droneseg.core.files import new_folder, require_free, write_text
+from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.dataset import Listing, LoadedPair, Pair, Progress, list_pairs, load_pair, on_all_cores
@@ -110,10 +110,10 @@ def convert_dataset(
     """
     target = raw / DATASET
     listing = list_pairs(source)
-    require_free(target, marker=_DESCRIPTION_NAME, replace=force)
+    check_writable(target, marker=_DESCRIPTION_NAME, replace=force)
     split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
     parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
-    with new_folder(target, marker=_DESCRIPTION_NAME, replace=force) as aside:
+    with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as aside:
         for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
             (aside / name).mkdir()
 

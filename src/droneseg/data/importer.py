@@ -12,7 +12,7 @@ import numpy as np
 
 from droneseg.core.classes import CLASSES, NAMES, class_id
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, OutputExistsError
-from droneseg.core.files import new_folder, write_text
+from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.masks import Colour, Mask, colour_table, count_colours, encode_mask
 from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, on_all_cores, pair_folders
 
@@ -145,7 +145,7 @@ def adopt(
     """
     table, problems = colour_table(ids), list[str]()
     total = np.zeros(len(CLASSES), dtype=np.int64)
-    with new_folder(out, marker=MARKER, replace=replace) as aside:
+    with atomic_directory(out, marker=MARKER, replace=replace) as aside:
         root = aside / KAGGLE.inside
         for folder in (KAGGLE.images_in(root), KAGGLE.masks_in(root)):
             folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from droneseg.core.errors import DownloadError, MissingDependencyError
-from droneseg.core.files import new_folder, require_free, write_text
+from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, list_pairs
 
 
@@ -134,7 +134,7 @@ def download_dataset(
     owner, _, name = dataset.partition("/")
     if not owner or not name or "/" in name:
         raise DownloadError(f"{dataset!r} is no dataset of Kaggle: write OWNER/NAME, as in its address.")
-    require_free(folder, marker=MARKER, replace=replace)
+    check_writable(folder, marker=MARKER, replace=replace)
     beside = folder.with_name(f".{folder.name}.download")
     archive = beside / f"{name}-{version or 'newest'}.zip"
     beside.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def download_dataset(
         response = _ask(api, owner, name, version)
         _fetch(api, response, archive, lambda done, total: progress("MB", round(done / 1e6), round(total / 1e6)))
         _verify(archive, response.headers)
-    with new_folder(folder, marker=MARKER, replace=replace) as aside:
+    with atomic_directory(folder, marker=MARKER, replace=replace) as aside:
         left_out = unpack_pairs(archive, aside, lambda done, total: progress("files", done, total))
         write_text(aside / MARKER, f"{dataset}\nversion {version or 'newest'}\nmd5 {_md5(archive).hex()}\n")
     shutil.rmtree(beside)

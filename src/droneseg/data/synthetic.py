@@ -11,7 +11,7 @@ from PIL import Image as pillow
 from PIL import ImageFilter
 
 from droneseg.core.classes import class_id
-from droneseg.core.files import new_folder, write_text
+from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.images import Image, encode_png
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.core.system import usable_cores
@@ -267,7 +267,7 @@ def write_samples(
     """Write generated pairs to `folder` in the Kaggle layout.
 
     Args:
-        folder: Made new; see `new_folder`.
+        folder: Made new; see `atomic_directory`.
         count: Number of pairs.
         size: Width and height in pixels.
         seed: The first scene's seed; the others follow, so a larger count begins with the same scenes.
@@ -278,7 +278,7 @@ def write_samples(
         OutputExistsError: If `folder` is there and not empty, and `replace` is false.
     """
     with (
-        new_folder(folder, marker=SAMPLE_NAME, replace=replace) as aside,
+        atomic_directory(folder, marker=SAMPLE_NAME, replace=replace) as aside,
         ThreadPoolExecutor(usable_cores()) as workers,
     ):
         # what tells generated data from somebody's photographs

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from droneseg.core.files import new_folder, write_text
+from droneseg.core.files import atomic_directory, write_text
 from droneseg.evaluation.bootstrap import FEW_IMAGES, Interval, bootstrap_intervals, paired_differences
 from droneseg.evaluation.evaluate import Evaluation
 from droneseg.evaluation.plots import plot_intervals
@@ -60,7 +60,7 @@ def write_comparison(
         )
     lines += ["", "![differences](differences.png)", "", _METHOD]
     shown = {name: differences[name] for name in differences if not name.startswith("dice/")}
-    with new_folder(out, marker=REPORT_MARKER, replace=replace) as aside:
+    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as aside:
         write_text(aside / REPORT_MARKER, "")
         write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
         write_text(aside / "report.md", "\n".join(lines))

@@ -13,7 +13,7 @@ from droneseg.core.classes import CLASSES, FOREGROUND
 from droneseg.core.errors import DatasetError, DronesegError, MissingDependencyError, ShapeMismatchError
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask, MaskKind, read_mask
-from droneseg.core.metrics import Confusion, Scores, confusion, mean_iou, score
+from droneseg.core.metrics import Confusion, SegmentationMetrics, compute_metrics, confusion, mean_iou
 
 
 def borders(mask: Mask) -> NDArray[np.bool_]:
@@ -146,9 +146,9 @@ class Evaluation:
     without_prediction: tuple[str, ...]
 
     @property
-    def scores(self) -> Scores:
+    def scores(self) -> SegmentationMetrics:
         """Figures over all images."""
-        return score(image.matrix for image in self.images)
+        return compute_metrics(image.matrix for image in self.images)
 
 
 def evaluate_folder(

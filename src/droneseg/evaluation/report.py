@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from droneseg.core.classes import CLASSES, FOREGROUND
-from droneseg.core.files import new_folder, write_bytes, write_text
+from droneseg.core.files import atomic_directory, write_bytes, write_text
 from droneseg.core.images import Image, encode_png
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.core.metrics import background_share, pixel_accuracy
@@ -138,7 +138,7 @@ def write_report(
         MissingDependencyError: If matplotlib or OpenCV is not installed.
     """
     found = measure(evaluation, truth_kind=truth_kind, max_pixels=max_pixels)
-    with new_folder(out, marker=REPORT_MARKER, replace=replace) as aside:
+    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as aside:
         write_text(aside / REPORT_MARKER, "")
         write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
         plot_confusion(np.array(found["confusion"]), aside / "confusion.png")

@@ -12,7 +12,7 @@ from droneseg.core.errors import DronesegError
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.masks import Mask, read_mask
-from droneseg.core.metrics import Scores
+from droneseg.core.metrics import SegmentationMetrics
 from droneseg.data.convert import convert_dataset
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, inspect_dataset
 from droneseg.data.splits import Split, write_split
@@ -79,7 +79,7 @@ class DemoResult:
         overlay: Path of overlay.png.
     """
 
-    scores: Scores
+    scores: SegmentationMetrics
     baseline_miou: float
     colour_classifier_miou: float
     seconds: dict[str, float]

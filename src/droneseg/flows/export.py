@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.errors import ConfigurationError, DatasetError, DriftError
-from droneseg.core.files import require_free
+from droneseg.core.files import check_writable
 from droneseg.core.images import Image, read_image
 from droneseg.core.masks import Mask, read_mask
-from droneseg.core.metrics import Confusion, confusion, score
+from droneseg.core.metrics import Confusion, compute_metrics, confusion
 from droneseg.data.dataset import Pair, list_pairs
 from droneseg.data.splits import read_split
 from droneseg.data.synthetic import generate_scene
@@ -203,7 +203,7 @@ def add_reference(
         OutputExistsError: If something is in the way.
     """
     bundle = read_bundle(model)
-    require_free(out, marker=MANIFEST_NAME, replace=replace)
+    check_writable(out, marker=MANIFEST_NAME, replace=replace)
     pairs = choose_pairs(data, split_file, part)
     if len(pairs) < FEWEST:
         raise DriftError(f"{len(pairs)} photographs are too few for a reference; {FEWEST} are needed.")
@@ -377,7 +377,7 @@ def _measure(draft: Bundle, samples: Samples, report: Report) -> tuple[dict[str,
     for name, profile in draft.manifest.profiles.items():
         agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])
         counts = [confusion(t, p) for t, p in zip(samples.truths, masks[name], strict=True)]
-        scores = score(counts)
+        scores = compute_metrics(counts)
         figures = {"agreement_with_exact": round(float(agreement), 6), "miou": round(scores.miou or 0.0, 4)}
         measured[name] = profile.model_copy(update={"figures": figures})
         quality[name] = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from droneseg.core.errors import DronesegError
-from droneseg.core.files import new_folder, write_text
+from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, read_image
 from droneseg.core.masks import Mask
 from droneseg.core.settings import RUNTIMES, RuntimeName
@@ -60,7 +60,7 @@ def stock_model(cache: Path, report: Callable[[str], None]) -> StockModel:
     folder = cache / f"stock-{version('droneseg')}-{version('nnunetv2')}"
     if not (folder / _SUMMARY).is_file():
         report("planning the stock network and exporting it, once")
-        with new_folder(folder, marker=_SUMMARY, replace=True) as aside:
+        with atomic_directory(folder, marker=_SUMMARY, replace=True) as aside:
             _make(aside, report)
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     read_bundle(folder / "bundle")

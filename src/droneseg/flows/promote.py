@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
-from droneseg.core.files import new_folder, require_free
+from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.settings import Settings
 from droneseg.evaluation.comparison import reasons_against, write_comparison
 from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
@@ -159,7 +159,7 @@ def promote_model(
     bundle, champion = read_bundle(candidate), settings.model
     root = pointer_to(champion).parent
     undo_unfinished(champion)
-    require_free(exam.report, marker=REPORT_MARKER, replace=True)
+    check_writable(exam.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
     require_unchanged(root, champion)
     previous, found, reasons = _examine(bundle, exam, settings, progress)
@@ -171,7 +171,7 @@ def promote_model(
         if previous and champion.exists():
             # into DVC's cache, if it came without: a rollback needs no network then
             run_dvc(root, "commit", "--force", "--quiet", pointer_to(champion).name)
-        with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
+        with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as aside:
             for name in (MANIFEST_NAME, *bundle.manifest.files):
                 shutil.copyfile(candidate / name, aside / name)
         if read_bundle(champion).model_id != bundle.model_id:

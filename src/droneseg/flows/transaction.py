@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from droneseg.core.errors import StoreError
-from droneseg.core.files import alone, new_folder, write_bytes
+from droneseg.core.files import atomic_directory, directory_lock, write_bytes
 from droneseg.evaluation.report import number
 from droneseg.model.bundle import MANIFEST_NAME, pointer_to
 from droneseg.model.registry import REGISTRY_NAME, Entry, append_entry, run_git
@@ -79,7 +79,7 @@ def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes |
     One process at a time: whoever waited must look again whether what it decided on is still there. What was there is
     kept beside the champion, so that `undo_unfinished` can put it back after a kill.
     """
-    with alone(root):
+    with directory_lock(root):
         _undo(root, champion)
         before = {path: _content(path) for path in (*_tracked(root, champion), root / ".gitignore")}
         _keep(before, champion)
@@ -99,7 +99,7 @@ def undo_unfinished(champion: Path) -> None:
     """
     if _kept(champion).exists():
         root = pointer_to(champion).parent
-        with alone(root):
+        with directory_lock(root):
             _undo(root, champion)
 
 
@@ -171,7 +171,7 @@ def _put_back(kept: Path, champion: Path) -> None:
     if not kept.exists():
         shutil.rmtree(champion, ignore_errors=True)
         return
-    with new_folder(champion, marker=MANIFEST_NAME, replace=True) as aside:
+    with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as aside:
         shutil.copytree(kept, aside, dirs_exist_ok=True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
-from droneseg.core.prediction import ModelDescription, Prediction, class_fractions
+from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from droneseg.core.settings import RuntimeName, Settings
 from droneseg.inference.runtimes import Network, start_runtime
 from droneseg.inference.runtimes.base import Runtime
@@ -73,10 +73,10 @@ class BundleSegmenter:
         return self._runtime.name
 
     @property
-    def about(self) -> ModelDescription:
+    def about(self) -> ModelInfo:
         """What the bundle says of itself."""
         manifest = self._bundle.manifest
-        return ModelDescription(
+        return ModelInfo(
             name=manifest.name,
             version=manifest.version,
             description=manifest.description,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import BundleError, OtherClassesError
-from droneseg.core.files import new_folder, write_bytes
+from droneseg.core.files import atomic_directory, write_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -182,7 +182,7 @@ def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest
     Returns:
         The bundle, read back and verified.
     """
-    with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
+    with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as aside:
         for name, source in files.items():
             shutil.copyfile(source, aside / name)
         manifest = build({name: file_record(aside / name) for name in files})

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from droneseg.core.errors import MissingDependencyError, StoreError
-from droneseg.core.files import alone, write_text
+from droneseg.core.files import directory_lock, write_text
 
 CREDENTIALS = (
     "Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or run `gcloud auth application-default login`."
@@ -240,7 +240,7 @@ class Remote:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
             # DVC's databases are locked for a moment while they are made; a rollback holds the lock of the project
-            with alone(folder) if (folder := root / ".dvc").is_dir() else nullcontext():
+            with directory_lock(folder) if (folder := root / ".dvc").is_dir() else nullcontext():
                 # the checkout may be one without git, as in an image
                 repo = Repo(str(root), config={"core": {"no_scm": True}})
             self.name = name or str(repo.config["core"].get("remote", ""))

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
-from droneseg.core.files import alone, new_folder, require_free
+from droneseg.core.files import atomic_directory, check_writable, directory_lock
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, pointer_to, read_bundle
 from droneseg.model.dvc_remote import Remote, md5_of, read_pointer, require_dvc, version_of
@@ -71,16 +71,16 @@ def pull_model(
     version = read_pointer(pointer)
     source = Remote(pointer.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(folder.parent), TemporaryDirectory() as temporary:
+    with directory_lock(folder.parent), TemporaryDirectory() as temporary:
         if version_of(folder) == version.md5:
             return Pulled(read_bundle(folder), str(source), fetched=False)
         listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
-        require_free(folder, marker=MANIFEST_NAME, replace=replace)
+        check_writable(folder, marker=MANIFEST_NAME, replace=replace)
         count = _Sum(version.size_bytes, progress)
         with _waiting(folder) as waiting:
             for name, md5 in listing.items():
                 source.fetch(md5, waiting / name, count, keep=keep)
-            with new_folder(folder, marker=MANIFEST_NAME, replace=True) as aside:
+            with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as aside:
                 for name in listing:
                     os.replace(waiting / name, aside / name)
                 _require_bundle(aside, source)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from droneseg.core.errors import RecordsError
-from droneseg.core.files import new_folder
+from droneseg.core.files import atomic_directory
 from droneseg.monitoring.drift import figures_of
 from droneseg.monitoring.prediction_log import FOLDER, MASK_SUFFIX, Record
 from droneseg.monitoring.storage import open_place
@@ -207,7 +207,7 @@ def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: boo
     """
     filesystem, root = open_place(url)
     done = 0
-    with new_folder(out, marker=LIST_NAME, replace=replace) as aside:
+    with atomic_directory(out, marker=LIST_NAME, replace=replace) as aside:
         for place, case in enumerate(cases, start=1):
             if case.sample is None or not _KEPT.fullmatch(case.sample):
                 continue

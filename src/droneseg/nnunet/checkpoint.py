@@ -15,7 +15,7 @@ from torch import nn
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
-from droneseg.core.files import new_folder
+from droneseg.core.files import atomic_directory
 from droneseg.nnunet.paths import BASE_CONFIGURATION, FINAL_CHECKPOINT, PLANS, Layout, announce, checkpoint_files
 from droneseg.nnunet.plans import read_plans
 from droneseg.nnunet.preprocess import prints_as_logs
@@ -206,7 +206,7 @@ def blend_models(first: Path, second: Path, out: Path, *, share: float, replace:
     if folds[0] != folds[1]:
         raise ModelError(f"{first} has {', '.join(folds[0])} and {second} has {', '.join(folds[1])}.")
     about: dict[str, Any] = {"share_of_second": share}
-    with new_folder(out, marker=BLEND_NAME, replace=replace) as folder:
+    with atomic_directory(out, marker=BLEND_NAME, replace=replace) as folder:
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (second / name).is_file():
                 shutil.copy(second / name, folder / name)
