@@ -13,8 +13,15 @@ from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefuse
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import Exam, promote_model, roll_back
 from droneseg.model.bundle import model_id_of, read_bundle
-from droneseg.model.dvc_remote import Version, read_pointer
-from droneseg.model.registry import Entry, Model, known_ids, line_of_champions, list_models, read_registry
+from droneseg.model.dvc_remote import DvcOutput, read_dvc_file
+from droneseg.model.registry import (
+    RegisteredModel,
+    RegistryEntry,
+    champion_lineage,
+    known_ids,
+    list_models,
+    read_registry,
+)
 from droneseg.model.store import pull_model
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
 from support.workspace import COMMAND
@@ -49,7 +56,7 @@ def exam(photographs: Path, tmp_path: Path) -> Exam:
     return Exam(photographs, None, "val", tmp_path / "comparison")
 
 
-def promote(candidate: Path, exam: Exam, settings: Settings, force: str | None = None) -> Entry:
+def promote(candidate: Path, exam: Exam, settings: Settings, force: str | None = None) -> RegistryEntry:
     return promote_model(candidate, exam, settings=settings, force=force, progress=lambda *_: None)
 
 
@@ -187,7 +194,7 @@ def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
     with pytest.raises(StoreError, match="knows no model before this one"):
         roll_back(settings, "once more")
     shelved = list_models(settings.model, "models")
-    assert [(each.state, each.here) for each in shelved] == [
+    assert [(each.state, each.is_local) for each in shelved] == [
         ("champion", True),
         ("rolled back", False),
         ("rolled back", False),
@@ -364,7 +371,7 @@ def test_two_promotions_at_once_are_one_after_the_other(project: Path, exam: Exa
         assert after.previous == before.model
     ids = {entry.model.model_id: entry.model.version for entry in entries}
     assert len(set(ids.values())) == len(ids)
-    assert read_pointer(project / "nnUNet_results.dvc") == entries[-1].model.version
+    assert read_dvc_file(project / "nnUNet_results.dvc") == entries[-1].model.version
     assert read_bundle(project / "nnUNet_results/champion").model_id == entries[-1].model.model_id
 
 
@@ -433,17 +440,19 @@ def test_without_git_it_says_so(tmp_path: Path, exam: Exam) -> None:
 
 
 def test_two_promotions_in_a_row_are_a_line_and_a_rollback_leaves_it() -> None:
-    one, two, three = (Model(model_id=name, version=Version(f"{name}.dir", 1, 1)) for name in ("one", "two", "three"))
+    one, two, three = (
+        RegisteredModel(model_id=name, version=DvcOutput(f"{name}.dir", 1, 1)) for name in ("one", "two", "three")
+    )
 
-    def change(action: str, model: Model, previous: Model | None) -> Entry:
-        return Entry.model_validate(
+    def change(action: str, model: RegisteredModel, previous: RegisteredModel | None) -> RegistryEntry:
+        return RegistryEntry.model_validate(
             {"when": "", "who": "", "action": action, "model": model, "previous": previous, "reason": ""}
         )
 
     entries = [change("promote", two, one), change("promote", three, two), change("rollback", two, three)]
-    assert line_of_champions(entries) == [one, two]
+    assert champion_lineage(entries) == [one, two]
     # from one that came by other ways, as by a merge
-    assert line_of_champions([*entries, change("promote", one, three)]) == [one, two, three, one]
+    assert champion_lineage([*entries, change("promote", one, three)]) == [one, two, three, one]
     assert known_ids(entries) == {"one", "two", "three"}
 
 

@@ -11,7 +11,7 @@ import yaml
 from droneseg.core.errors import MissingDependencyError, StoreError
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import read_bundle
-from droneseg.model.dvc_remote import read_pointer
+from droneseg.model.dvc_remote import read_dvc_file
 from droneseg.model.registry import list_models, read_registry
 from droneseg.model.store import fetch_model, pull_model, push_model
 from support.bundles import make_bundle
@@ -72,13 +72,13 @@ def test_always_does_not_replace_a_model_that_nobody_ever_promoted(
 
 
 def test_somebodys_own_model_in_the_folder_is_not_called_the_champion(project: Path, champion: Path) -> None:
-    assert [each.here for each in list_models(champion, None)] == [False]
+    assert [each.is_local for each in list_models(champion, None)] == [False]
     pull_model(champion)
-    assert [each.here for each in list_models(champion, None)] == [True]
+    assert [each.is_local for each in list_models(champion, None)] == [True]
     shutil.rmtree(champion)
     make_bundle(champion, patch=(8, 8))
     (only,) = list_models(champion, None)
-    assert (only.model_id, only.here) == (None, False)
+    assert (only.model_id, only.is_local) == (None, False)
 
 
 def test_what_a_remote_lost_or_holds_damaged_is_told_and_sent_again(project: Path, champion: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_registry_that_is_no_text_is_told_in_a_line(project: Path) -> None:
 
 def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path, tmp_path: Path) -> None:
     sent = tmp_path / "candidate.dvc"
-    version = read_pointer(project / "nnUNet_results.dvc")
+    version = read_dvc_file(project / "nnUNet_results.dvc")
     out = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5", "remote": "theirs"}
     command = [sys.executable, "-m", "droneseg.model.dvc_remote", str(sent)]
     sent.write_text(yaml.safe_dump({"wdir": "..", "cmd": "rm x", "outs": [out | {"path": ".github", "cache": False}]}))

@@ -12,7 +12,6 @@ from droneseg.cli.console import Part
 
 if TYPE_CHECKING:
     from droneseg.core.settings import Settings
-    from droneseg.model.registry import Entry
 
 Remote = Annotated[
     str | None, typer.Option("--remote", help="DVC's remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
@@ -36,7 +35,7 @@ def list_models(
     rows = [
         [
             each.model_id or "not fetched",
-            each.state + (", here" if each.here else ""),
+            each.state + (", here" if each.is_local else ""),
             (each.since or "-")[:10],
             console.figure(each.figures.get("miou")),
             console.percent(each.figures.get("unsafe_landing_rate")),

@@ -25,13 +25,13 @@ from droneseg.flows.transaction import (
 )
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import load_segmenter
-from droneseg.model.bundle import MANIFEST_NAME, Bundle, pointer_to, read_bundle
-from droneseg.model.dvc_remote import read_pointer, write_pointer
+from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
+from droneseg.model.dvc_remote import read_dvc_file, write_dvc_file
 from droneseg.model.registry import (
     REGISTRY_NAME,
-    Entry,
-    Model,
-    line_of_champions,
+    RegisteredModel,
+    RegistryEntry,
+    champion_lineage,
     read_registry,
 )
 from droneseg.model.store import pull_model, require_tracked, run_dvc
@@ -138,7 +138,7 @@ def promote_model(
     settings: Settings,
     force: str | None = None,
     progress: Callable[[str, int, int], None],
-) -> Entry:
+) -> RegistryEntry:
     """Make a candidate the champion if it is better for sure and not less safe; committed to git.
 
     Args:
@@ -157,7 +157,7 @@ def promote_model(
         StoreError: If the project is not in a state to be changed, or DVC or git fail; nothing is changed then.
     """
     bundle, champion = read_bundle(candidate), settings.model
-    root = pointer_to(champion).parent
+    root = dvc_file_of(champion).parent
     undo_unfinished(champion)
     check_writable(exam.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
@@ -166,20 +166,20 @@ def promote_model(
     _require_allowed(candidate, reasons, exam, force)
     with uninterrupted(), all_or_nothing(root, champion) as before:
         require_unchanged(root, champion)
-        if previous and read_pointer(pointer_to(champion)) != previous.version:
+        if previous and read_dvc_file(dvc_file_of(champion)) != previous.version:
             raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
         if previous and champion.exists():
             # into DVC's cache, if it came without: a rollback needs no network then
-            run_dvc(root, "commit", "--force", "--quiet", pointer_to(champion).name)
+            run_dvc(root, "commit", "--force", "--quiet", dvc_file_of(champion).name)
         with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as aside:
             for name in (MANIFEST_NAME, *bundle.manifest.files):
                 shutil.copyfile(candidate / name, aside / name)
         if read_bundle(champion).model_id != bundle.model_id:
             raise StoreError(f"{candidate} was changed while it was compared. Promote it again.")
         run_dvc(root, "add", "--quiet", champion.parent.name)
-        model = Model(model_id=bundle.model_id, version=read_pointer(pointer_to(champion)))
+        model = RegisteredModel(model_id=bundle.model_id, version=read_dvc_file(dvc_file_of(champion)))
         reason = force or "better with 95 % confidence, and not less safe"
-        entry = Entry(
+        entry = RegistryEntry(
             when=now(), who=who, action="promote", model=model, previous=previous, reason=reason,
             forced=bool(reasons), figures={key: found[key] for key in _KEPT if key in found},
         )  # fmt: skip
@@ -187,7 +187,7 @@ def promote_model(
     return entry
 
 
-def roll_back(settings: Settings, reason: str) -> Entry:
+def roll_back(settings: Settings, reason: str) -> RegistryEntry:
     """Give the model before the champion its place back; committed to git.
 
     Args:
@@ -198,18 +198,18 @@ def roll_back(settings: Settings, reason: str) -> Entry:
         StoreError: If there is none before it, or it cannot be fetched; nothing is changed then.
     """
     champion = settings.model
-    pointer = pointer_to(champion)
+    pointer = dvc_file_of(champion)
     root = pointer.parent
     undo_unfinished(champion)
     who = author(root)
     require_unchanged(root, champion)
-    line = line_of_champions(read_registry(root))
+    line = champion_lineage(read_registry(root))
     if len(line) < 2:
         raise StoreError(
             f"{root / REGISTRY_NAME} knows no model before this one; take an older commit of {pointer.name}."
         )
     target, current = line[-2:]
-    if read_pointer(pointer) != current.version:
+    if read_dvc_file(pointer) != current.version:
         raise StoreError(
             f"{pointer} does not name the last model of {REGISTRY_NAME}, {current.model_id}: somebody changed it by "
             "hand. Take the version you want from git's log."
@@ -217,30 +217,30 @@ def roll_back(settings: Settings, reason: str) -> Entry:
     if champion.exists():
         require_tracked(champion)  # somebody's own model is not replaced
     with all_or_nothing(root, champion) as before:
-        if read_pointer(pointer) != current.version:
+        if read_dvc_file(pointer) != current.version:
             raise StoreError("Another model became the champion meanwhile; look at `droneseg models list`.")
-        write_pointer(pointer, target.version)
+        write_dvc_file(pointer, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)
-        entry = Entry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
+        entry = RegistryEntry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
         commit(root, entry, before)
     return entry
 
 
 def _examine(
     candidate: Bundle, exam: Exam, settings: Settings, progress: Callable[[str, int, int], None]
-) -> tuple[Model | None, dict[str, Any], list[str]]:
+) -> tuple[RegisteredModel | None, dict[str, Any], list[str]]:
     """Return the champion, how the candidate compares with it, and what speaks against the candidate."""
     champion = settings.model
-    if not pointer_to(champion).is_file():
+    if not dvc_file_of(champion).is_file():
         if champion.exists():
             raise StoreError(
-                f"{champion} is there, but {pointer_to(champion)} is not: move it elsewhere and promote it from there."
+                f"{champion} is there, but {dvc_file_of(champion)} is not: move it elsewhere and promote it from there."
             )
         return None, {}, ["there is no champion to compare it with"]
     older, comparable = _champion(champion, settings)
     if older == candidate.model_id:
         raise PromotionRefusedError(f"{candidate.folder} is the champion already: model {older}.")
-    previous = Model(model_id=older, version=read_pointer(pointer_to(champion)))
+    previous = RegisteredModel(model_id=older, version=read_dvc_file(dvc_file_of(champion)))
     if not comparable:
         return previous, {}, ["the champion was made for another class table, so the two cannot be compared"]
     found = _compare(champion, candidate.folder, exam, settings, progress)

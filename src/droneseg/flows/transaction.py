@@ -11,8 +11,8 @@ from pathlib import Path
 from droneseg.core.errors import StoreError
 from droneseg.core.files import atomic_directory, directory_lock, write_bytes
 from droneseg.evaluation.report import number
-from droneseg.model.bundle import MANIFEST_NAME, pointer_to
-from droneseg.model.registry import REGISTRY_NAME, Entry, append_entry, run_git
+from droneseg.model.bundle import MANIFEST_NAME, dvc_file_of
+from droneseg.model.registry import REGISTRY_NAME, RegistryEntry, append_entry, run_git
 
 
 def author(root: Path) -> str:
@@ -35,12 +35,12 @@ def require_unchanged(root: Path, champion: Path) -> None:
     Raises:
         StoreError: If the pointer or the registry has changes that are not committed.
     """
-    names = (pointer_to(champion).name, REGISTRY_NAME)
+    names = (dvc_file_of(champion).name, REGISTRY_NAME)
     if changed := run_git(root, "status", "--porcelain", "--", *names).split("\n")[0]:
         raise StoreError(f"{changed[3:]} has changes that are not committed. Commit them, or take them back with git.")
 
 
-def commit(root: Path, entry: Entry, before: Mapping[Path, bytes | None]) -> None:
+def commit(root: Path, entry: RegistryEntry, before: Mapping[Path, bytes | None]) -> None:
     """Write the entry and commit it with what else was changed, of these files, and nothing else."""
     append_entry(root, entry)
     changed = [path.name for path, data in before.items() if _content(path) != data]
@@ -48,7 +48,7 @@ def commit(root: Path, entry: Entry, before: Mapping[Path, bytes | None]) -> Non
     run_git(root, "commit", "--quiet", "--message", _message(entry), "--", *changed)
 
 
-def _message(entry: Entry) -> str:
+def _message(entry: RegistryEntry) -> str:
     action = {"promote": "Promote", "rollback": "Roll back to"}[entry.action]
     miou = [number(figures["miou"]["value"]) for figures in entry.figures.get("figures", [])]
     figures = f"\n\nmIoU {' -> '.join(miou)}" if miou else ""
@@ -98,13 +98,13 @@ def undo_unfinished(champion: Path) -> None:
         StoreError: If git cannot say whether it was committed.
     """
     if _kept(champion).exists():
-        root = pointer_to(champion).parent
+        root = dvc_file_of(champion).parent
         with directory_lock(root):
             _undo(root, champion)
 
 
 def _tracked(root: Path, champion: Path) -> tuple[Path, ...]:
-    return (pointer_to(champion), root / REGISTRY_NAME)
+    return (dvc_file_of(champion), root / REGISTRY_NAME)
 
 
 def _kept(champion: Path) -> Path:

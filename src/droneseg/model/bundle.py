@@ -205,7 +205,7 @@ def model_id_of(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:12]
 
 
-def pointer_to(folder: Path) -> Path:
+def dvc_file_of(folder: Path) -> Path:
     """Return the file by which DVC knows a bundle's folder: of nnUNet_results/champion it is nnUNet_results.dvc."""
     return Path(f"{folder.parent}.dvc")
 
@@ -214,7 +214,7 @@ def _manifest_bytes(folder: Path) -> bytes:
     if folder.is_file():
         raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
     if not folder.is_dir():
-        tracked = pointer_to(folder)
+        tracked = dvc_file_of(folder)
         fetch = "Fetch it with `droneseg models pull`, make" if tracked.is_file() else "Make"
         raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
     try:

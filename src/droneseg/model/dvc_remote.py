@@ -29,20 +29,20 @@ CREDENTIALS = (
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-def hopeless(error: BaseException) -> bool:
+def is_permanent(error: BaseException) -> bool:
     """Say whether trying again is no help: the disk is full, or somebody pressed Ctrl-C."""
     if not isinstance(error, Exception):
         return True
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
-def refused(error: BaseException) -> bool:
+def is_access_denied(error: BaseException) -> bool:
     """Say whether a store knows us not, or lets us not in."""
     status = getattr(error, "code", None) or getattr(error, "status", None)
     return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
 
 
-def short(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """Return the kind of an error and the first line it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
@@ -53,23 +53,23 @@ T = TypeVar("T")
 STALL_S = 20.0
 
 
-class Pulse:
+class IdleTimer:
     """When something was last heard."""
 
     def __init__(self) -> None:
         self._last_s = time.monotonic()
 
-    def beat(self) -> None:
+    def reset(self) -> None:
         """Something was."""
         self._last_s = time.monotonic()
 
     @property
-    def silent_s(self) -> float:
+    def idle_s(self) -> float:
         """Seconds since then."""
         return time.monotonic() - self._last_s
 
 
-async def unless_silent(work: Awaitable[T], pulse: Pulse) -> T:
+async def wait_with_idle_timeout(work: Awaitable[T], pulse: IdleTimer) -> T:
     """Wait for work, as long as something is heard of it now and then.
 
     Raises:
@@ -79,25 +79,25 @@ async def unless_silent(work: Awaitable[T], pulse: Pulse) -> T:
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=0.2)
-            if not task.done() and pulse.silent_s > STALL_S:
+            if not task.done() and pulse.idle_s > STALL_S:
                 raise TimeoutError(f"nothing was heard for {STALL_S:g} s")
         return task.result()
     finally:
         task.cancel()
 
 
-def call(filesystem: Any, name: str, *arguments: Any, pulse: Pulse, **options: Any) -> Any:
+def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, pulse: IdleTimer, **options: Any) -> Any:
     """Call a method of an fsspec filesystem, and give it up if nothing is heard of it; a local one is just called.
 
     Raises:
-        TimeoutError: As `unless_silent` does.
+        TimeoutError: As `wait_with_idle_timeout` does.
     """
     if not getattr(filesystem, "async_impl", False):
         return getattr(filesystem, name)(*arguments, **options)
     from fsspec.asyn import sync
 
     async def guarded() -> Any:
-        return await unless_silent(getattr(filesystem, f"_{name}")(*arguments, **options), pulse)
+        return await wait_with_idle_timeout(getattr(filesystem, f"_{name}")(*arguments, **options), pulse)
 
     return sync(filesystem.loop, guarded)
 
@@ -105,7 +105,7 @@ def call(filesystem: Any, name: str, *arguments: Any, pulse: Pulse, **options: A
 _CHUNK_BYTES = 1 << 20
 
 
-def version_of(folder: Path) -> str | None:
+def dvc_directory_hash(folder: Path) -> str | None:
     """Return the md5 by which DVC would name the version of a folder's parent that holds this folder alone.
 
     Returns:
@@ -142,7 +142,7 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def stated_md5(about: Mapping[str, Any], otherwise: str) -> str:
+def remote_md5(about: Mapping[str, Any], otherwise: str) -> str:
     """Return the md5 of an object as Cloud Storage keeps it, or as a file on this machine has it."""
     if "md5Hash" in about:
         return base64.b64decode(about["md5Hash"]).hex()
@@ -150,7 +150,7 @@ def stated_md5(about: Mapping[str, Any], otherwise: str) -> str:
 
 
 @dataclass(frozen=True)
-class Version:
+class DvcOutput:
     """A version of the tracked folder, as DVC names it.
 
     Attributes:
@@ -164,7 +164,7 @@ class Version:
     files: int
 
 
-def read_pointer(path: Path) -> Version:
+def read_dvc_file(path: Path) -> DvcOutput:
     """Read which version a `.dvc` file names.
 
     Raises:
@@ -172,7 +172,7 @@ def read_pointer(path: Path) -> Version:
     """
     try:
         (out,) = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"]
-        version = Version(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
+        version = DvcOutput(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: it names the version of the model beside it.") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -182,7 +182,7 @@ def read_pointer(path: Path) -> Version:
     return version
 
 
-def write_pointer(path: Path, version: Version) -> None:
+def write_dvc_file(path: Path, version: DvcOutput) -> None:
     """Make a `.dvc` file name this version."""
     out = {
         "md5": version.md5,
@@ -201,7 +201,7 @@ def main() -> None:
     """
     path = Path(sys.argv[1])
     try:
-        write_pointer(path, read_pointer(path))
+        write_dvc_file(path, read_dvc_file(path))
     except StoreError as error:
         sys.exit(f"{error}")
 
@@ -258,7 +258,7 @@ class Remote:
         try:
             self._fs = self._odb.fs.fs  # made, and given its credentials, only now
         except Exception as error:  # whatever a cloud's client raises
-            raise StoreError(f"{self} refuses the credentials: {short(error)}. {CREDENTIALS}") from error
+            raise StoreError(f"{self} refuses the credentials: {summarize_error(error)}. {CREDENTIALS}") from error
 
     def __str__(self) -> str:
         return f"remote {self.name} ({self.url})"
@@ -318,12 +318,12 @@ class Remote:
         """
         self._fs.invalidate_cache()  # what was there a moment ago says nothing
         try:
-            about = call(self._fs, "info", self._odb.oid_to_path(md5), pulse=Pulse())
+            about = call_with_idle_timeout(self._fs, "info", self._odb.oid_to_path(md5), pulse=IdleTimer())
         except FileNotFoundError:
             return False
         except Exception as error:  # whatever a cloud's client raises
             raise self._explained(error) from error
-        return whole is None or (about["size"] == whole and stated_md5(about, md5) == md5.removesuffix(".dir"))
+        return whole is None or (about["size"] == whole and remote_md5(about, md5) == md5.removesuffix(".dir"))
 
     def holds(self, md5: str) -> bool:
         """Say whether the remote holds a version whole: its listing, and all that stands in it.
@@ -358,26 +358,26 @@ class Remote:
                 return
             except BaseException as error:
                 target.unlink(missing_ok=True)
-                if hopeless(error):
+                if is_permanent(error):
                     if isinstance(error, OSError) and not error.filename:
                         error.filename = str(target)
                     raise
                 if not left or isinstance(error, FileNotFoundError):
                     raise self._explained(error) from error
-                logger.warning("%s: %s; trying again", self, short(error))
+                logger.warning("%s: %s; trying again", self, summarize_error(error))
                 time.sleep(_PAUSE_S)
 
     def _fetch_once(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
         from fsspec.callbacks import Callback
 
-        pulse, growth = Pulse(), _Growth(on_bytes)
+        pulse, growth = IdleTimer(), _Delta(on_bytes)
 
         def heard(_size: int | None, value: int, **_rest: Any) -> None:
-            pulse.beat()
+            pulse.reset()
             growth(value)
 
         source, progress = self._odb.oid_to_path(md5), Callback(hooks={"bytes": heard})
-        call(self._fs, "get_file", source, str(target), callback=progress, pulse=pulse)
+        call_with_idle_timeout(self._fs, "get_file", source, str(target), callback=progress, pulse=pulse)
         if md5_of(target) != md5.removesuffix(".dir"):
             raise StoreError(f"{self} gave something damaged for {md5}")
 
@@ -390,12 +390,12 @@ class Remote:
             )
         if isinstance(error, StoreError):
             return StoreError(f"{error}: it is not what was pushed. Push it again from where it was made.")
-        if refused(error):
-            return StoreError(f"{self} refused: {short(error)}. {CREDENTIALS}")
-        return StoreError(f"{self} cannot be reached: {short(error)}. Nothing was changed; try again.")
+        if is_access_denied(error):
+            return StoreError(f"{self} refused: {summarize_error(error)}. {CREDENTIALS}")
+        return StoreError(f"{self} cannot be reached: {summarize_error(error)}. Nothing was changed; try again.")
 
 
-class _Growth:
+class _Delta:
     """Turns the sum that is told into what is new."""
 
     def __init__(self, on_bytes: OnBytes) -> None:

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from droneseg.core.errors import BundleError, StoreError
 from droneseg.core.files import write_text
-from droneseg.model.bundle import MANIFEST_NAME, model_id_of, pointer_to, read_bundle
-from droneseg.model.dvc_remote import Remote, Version, read_pointer, version_of
+from droneseg.model.bundle import MANIFEST_NAME, dvc_file_of, model_id_of, read_bundle
+from droneseg.model.dvc_remote import DvcOutput, Remote, dvc_directory_hash, read_dvc_file
 
 REGISTRY_NAME = "model-registry.jsonl"
 
 
-class Model(BaseModel):
+class RegisteredModel(BaseModel):
     """A model that is or was the champion.
 
     Attributes:
@@ -27,10 +27,10 @@ class Model(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model_id: str
-    version: Version
+    version: DvcOutput
 
 
-class Entry(BaseModel):
+class RegistryEntry(BaseModel):
     """A change of the champion.
 
     Attributes:
@@ -48,14 +48,14 @@ class Entry(BaseModel):
     when: str
     who: str
     action: Literal["promote", "rollback"]
-    model: Model
-    previous: Model | None
+    model: RegisteredModel
+    previous: RegisteredModel | None
     reason: str
     forced: bool = False
     figures: dict[str, Any] = {}
 
 
-def read_registry(root: Path) -> list[Entry]:
+def read_registry(root: Path) -> list[RegistryEntry]:
     """Read all entries, the oldest first; none if there is no registry yet.
 
     Raises:
@@ -69,7 +69,7 @@ def read_registry(root: Path) -> list[Entry]:
         raise StoreError(f"{path} is damaged: it is no UTF-8 text. Take it from git again.") from error
     for number, line in enumerate(lines, start=1):
         try:
-            entries.append(Entry.model_validate_json(line))
+            entries.append(RegistryEntry.model_validate_json(line))
         except ValidationError as error:
             raise StoreError(
                 f"{path}, line {number} is no entry: {error.errors()[0]['msg']}. See git's log."
@@ -77,16 +77,16 @@ def read_registry(root: Path) -> list[Entry]:
     return entries
 
 
-def append_entry(root: Path, entry: Entry) -> None:
+def append_entry(root: Path, entry: RegistryEntry) -> None:
     """Add an entry to the registry in one step."""
     path = root / REGISTRY_NAME
     older = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_text(path, f"{older}{json.dumps(entry.model_dump(mode='json'))}\n")
 
 
-def line_of_champions(entries: Sequence[Entry]) -> list[Model]:
+def champion_lineage(entries: Sequence[RegistryEntry]) -> list[RegisteredModel]:
     """Return the champions that lead to today's, the oldest first: what was rolled back is not among them."""
-    line: list[Model] = []
+    line: list[RegisteredModel] = []
     for entry in entries:
         if entry.action == "rollback":
             line = line[:-1]
@@ -97,7 +97,7 @@ def line_of_champions(entries: Sequence[Entry]) -> list[Model]:
     return line
 
 
-def known_ids(entries: Sequence[Entry]) -> set[str]:
+def known_ids(entries: Sequence[RegistryEntry]) -> set[str]:
     """Return the ids of all models the registry has ever seen."""
     return {model.model_id for entry in entries for model in (entry.model, entry.previous) if model}
 
@@ -109,7 +109,7 @@ def is_known(folder: Path) -> bool:
         StoreError: If the registry cannot be read.
     """
     manifest = folder / MANIFEST_NAME
-    known = known_ids(read_registry(pointer_to(folder).parent))
+    known = known_ids(read_registry(dvc_file_of(folder).parent))
     return manifest.is_file() and model_id_of(manifest.read_bytes()) in known
 
 
@@ -129,7 +129,7 @@ def run_git(root: Path, *arguments: str) -> str:
 
 
 @dataclass(frozen=True)
-class Shelved:
+class ModelVersion:
     """A model that is or was the champion.
 
     Attributes:
@@ -149,11 +149,11 @@ class Shelved:
     who: str | None
     why: str | None
     figures: dict[str, Any]
-    here: bool
+    is_local: bool
     in_remote: bool | None
 
 
-def list_models(folder: Path, remote: str | None) -> list[Shelved]:
+def list_models(folder: Path, remote: str | None) -> list[ModelVersion]:
     """List the champion and those before it, the newest first.
 
     Args:
@@ -163,30 +163,30 @@ def list_models(folder: Path, remote: str | None) -> list[Shelved]:
     Raises:
         StoreError: If there is no `.dvc` file, or the remote cannot be reached.
     """
-    pointer = pointer_to(folder)
-    version = read_pointer(pointer)
+    pointer = dvc_file_of(folder)
+    version = read_dvc_file(pointer)
     entries = read_registry(pointer.parent)
     place = Remote(pointer.parent, remote) if remote else None
-    here = _id_of(folder)
+    is_local = _id_of(folder)
     # somebody's own model is in the folder, too, but is no champion
-    tracked = here is not None and version_of(folder) == version.md5
-    line = line_of_champions(entries)
+    tracked = is_local is not None and dvc_directory_hash(folder) == version.md5
+    line = champion_lineage(entries)
     models = {model.version: model for entry in entries for model in (entry.previous, entry.model) if model}
     shelved = []
     for each in {version: None, **dict.fromkeys(reversed(models))}:
         model = models.get(each)
         made = _promotion(entries, model.model_id) if model else None
-        known = model.model_id if model else here if tracked else None
+        known = model.model_id if model else is_local if tracked else None
         state = "champion" if each == version else "before it" if model in line else "rolled back"
         shelved.append(
-            Shelved(
+            ModelVersion(
                 known,
                 state,
                 made.when if made else None,
                 made.who if made else None,
                 made.reason if made else None,
                 _figures(made),
-                here=known is not None and known == here,
+                is_local=known is not None and known == is_local,
                 in_remote=place.holds(each.md5) if place else None,
             )
         )
@@ -200,11 +200,11 @@ def _id_of(folder: Path) -> str | None:
         return None
 
 
-def _promotion(entries: list[Entry], model_id: str) -> Entry | None:
+def _promotion(entries: list[RegistryEntry], model_id: str) -> RegistryEntry | None:
     found = [entry for entry in entries if entry.action == "promote" and entry.model.model_id == model_id]
     return found[-1] if found else None
 
 
-def _figures(entry: Entry | None) -> dict[str, Any]:
+def _figures(entry: RegistryEntry | None) -> dict[str, Any]:
     figures = entry.figures.get("figures") if entry else None
     return {name: figures[1][name]["value"] for name in ("miou", "unsafe_landing_rate")} if figures else {}

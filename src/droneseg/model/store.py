@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
 from droneseg.core.files import atomic_directory, check_writable, directory_lock
 from droneseg.core.settings import Pull
-from droneseg.model.bundle import MANIFEST_NAME, Bundle, pointer_to, read_bundle
-from droneseg.model.dvc_remote import Remote, md5_of, read_pointer, require_dvc, version_of
+from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
+from droneseg.model.dvc_remote import Remote, dvc_directory_hash, md5_of, read_dvc_file, require_dvc
 from droneseg.model.registry import is_known
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Pulled:
+class PullResult:
     """What a pull did.
 
     Attributes:
@@ -48,7 +48,7 @@ def pull_model(
     replace: bool = False,
     keep: bool = True,
     progress: OnProgress = lambda _done, _total: None,
-) -> Pulled:
+) -> PullResult:
     """Fetch the version of a model that its `.dvc` file names, and nothing else.
 
     Everything is fetched into a folder beside, held against its checksums and read as a bundle; then it takes its place
@@ -67,24 +67,24 @@ def pull_model(
         OutputExistsError: If another model is there.
         MissingDependencyError: If DVC is not installed.
     """
-    pointer = pointer_to(folder)
-    version = read_pointer(pointer)
+    pointer = dvc_file_of(folder)
+    version = read_dvc_file(pointer)
     source = Remote(pointer.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with directory_lock(folder.parent), TemporaryDirectory() as temporary:
-        if version_of(folder) == version.md5:
-            return Pulled(read_bundle(folder), str(source), fetched=False)
+        if dvc_directory_hash(folder) == version.md5:
+            return PullResult(read_bundle(folder), str(source), fetched=False)
         listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
         check_writable(folder, marker=MANIFEST_NAME, replace=replace)
-        count = _Sum(version.size_bytes, progress)
-        with _waiting(folder) as waiting:
+        count = _ProgressTotal(version.size_bytes, progress)
+        with _staging_directory(folder) as waiting:
             for name, md5 in listing.items():
                 source.fetch(md5, waiting / name, count, keep=keep)
             with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as aside:
                 for name in listing:
                     os.replace(waiting / name, aside / name)
                 _require_bundle(aside, source)
-        return Pulled(read_bundle(folder), str(source), fetched=True)
+        return PullResult(read_bundle(folder), str(source), fetched=True)
 
 
 def push_model(folder: Path, remote: str | None = None) -> str:
@@ -103,8 +103,8 @@ def push_model(folder: Path, remote: str | None = None) -> str:
         MissingDependencyError: If DVC is not installed.
     """
     read_bundle(folder)
-    pointer = pointer_to(folder)
-    version = read_pointer(pointer)
+    pointer = dvc_file_of(folder)
+    version = read_dvc_file(pointer)
     target = Remote(pointer.parent, remote)
     target.has(version.md5)  # or DVC would try for minutes to reach a remote that is away
     require_tracked(folder)
@@ -130,7 +130,7 @@ def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
         StoreError: If it cannot be fetched. Why is logged: it may name places that not all may know.
         MissingDependencyError: If DVC is not installed.
     """
-    pointer = pointer_to(folder)
+    pointer = dvc_file_of(folder)
     there = (folder / MANIFEST_NAME).is_file()
     if pull == "never" or (pull == "auto" and (there or not pointer.is_file())):
         return
@@ -154,8 +154,8 @@ def require_tracked(folder: Path) -> None:
     Raises:
         StoreError: If it does.
     """
-    pointer = pointer_to(folder)
-    if version_of(folder) != read_pointer(pointer).md5:
+    pointer = dvc_file_of(folder)
+    if dvc_directory_hash(folder) != read_dvc_file(pointer).md5:
         raise StoreError(
             f"{folder} is not the model that {pointer} names. If it is yours, move it elsewhere and make it the "
             "champion with `droneseg models promote`; `droneseg models pull --force` fetches the champion again."
@@ -180,7 +180,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-class _Sum:
+class _ProgressTotal:
     """Adds up what arrives; a second try begins again, so it stops at the whole."""
 
     def __init__(self, total: int, progress: OnProgress) -> None:
@@ -213,7 +213,7 @@ def _require_bundle(folder: Path, source: Remote) -> None:
 
 
 @contextmanager
-def _waiting(folder: Path) -> Iterator[Path]:
+def _staging_directory(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside, always of the same name: what a killed pull left there is taken away."""
     waiting = folder.with_name(f".{folder.name}.pull")
     shutil.rmtree(waiting, ignore_errors=True)
