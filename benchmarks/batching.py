@@ -41,12 +41,12 @@ def measure(model: Path, profile: str, rounds: int) -> list[dict[str, float | st
     tiles = rng.integers(0, 256, (max(BATCHES), height, width, 3), dtype=np.uint8)
     patches = tiles if takes_bytes else tiles.transpose(0, 3, 1, 2).astype(np.float32) / 255
     for batch in BATCHES:
-        runtime.winners(patches[:batch])
+        runtime.argmax(patches[:batch])
     seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for _ in range(rounds):
         for batch in BATCHES:
             begin = time.perf_counter()
-            runtime.winners(np.ascontiguousarray(patches[:batch]))
+            runtime.argmax(np.ascontiguousarray(patches[:batch]))
             seconds[batch].append((time.perf_counter() - begin) / batch)
     ratios = {batch: statistics.median(np.divide(seconds[batch], seconds[1])) for batch in BATCHES}
     return [

@@ -12,7 +12,12 @@ from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from droneseg.core.settings import RuntimeName, Settings
 from droneseg.inference.runtimes import Network, start_runtime
 from droneseg.inference.runtimes.base import Runtime
-from droneseg.inference.sliding_window import Window, nonzero_box, normalisation_table, slide
+from droneseg.inference.sliding_window import (
+    SlidingWindowConfig,
+    nonzero_box,
+    normalisation_table,
+    sliding_window_inference,
+)
 from droneseg.model.bundle import Bundle, read_bundle
 
 _BYTES = "rgb_to_0_1"
@@ -49,7 +54,7 @@ class BundleSegmenter:
         chosen = manifest.profiles[self._profile]
         self._bundle = bundle
         self._takes_bytes = manifest.normalisation == _BYTES
-        self._window = Window(
+        self._window = SlidingWindowConfig(
             patch=manifest.patch_size,
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
@@ -97,7 +102,7 @@ class BundleSegmenter:
         cropped = image[box]
         table = None if self._takes_bytes else normalisation_table(cropped, self._bundle.manifest.normalisation)
         prepared = time.perf_counter()
-        answer = slide(self._runtime, cropped, table, self._window)
+        answer = sliding_window_inference(self._runtime, cropped, table, self._window)
         mask, outside = answer.mask, 0
         if cropped.shape != image.shape:
             # what was cropped away is background for certain, as in nnU-Net
@@ -128,7 +133,7 @@ def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | Non
         patch=manifest.patch_size,
         precision=chosen.precision,
         takes_bytes=manifest.normalisation == _BYTES,
-        wants_scores=bool(chosen.mirroring or chosen.half_sums),
+        wants_logits=bool(chosen.mirroring or chosen.half_sums),
         cache=cache,
     )
     return start_runtime(runtime, network)

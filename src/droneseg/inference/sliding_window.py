@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.inference.runtimes.base import OpenRows, Patches, Runtime
+from droneseg.inference.runtimes.base import LogitAccumulator, Patches, Runtime
 
 Normalisation: TypeAlias = Literal["rgb_to_0_1", "zscore"]
 
@@ -116,7 +116,7 @@ def _kernel(side: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindowConfig:
     """How the sliding window goes.
 
     Attributes:
@@ -129,11 +129,11 @@ class Window:
     patch: tuple[int, int]
     step: float
     mirror_axes: tuple[int, ...]
-    half_sums: bool
+    accumulate_float16: bool
 
 
 @dataclass
-class Answer:
+class SlidingWindowResult:
     """What the window found.
 
     Attributes:
@@ -149,7 +149,9 @@ class Answer:
 
 # a score that overflows is told as an error where rows are decided
 @np.errstate(over="ignore", invalid="ignore")
-def slide(runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: Window) -> Answer:
+def sliding_window_inference(
+    runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig
+) -> SlidingWindowResult:
     """Predict the classes of a cropped photograph.
 
     Args:
@@ -158,9 +160,9 @@ def slide(runtime: Runtime, image: Image, table: NDArray[np.float32] | None, win
         table: What each byte value becomes, shape (3, 256); None if the runtime normalises.
         window: How to slide.
     """
-    cutter = _Cutter(image, table, window)
-    answer = Answer(np.empty(image.shape[:2], np.uint8))
-    if len(cutter.places) == 1 and not window.mirror_axes and not window.half_sums:
+    cutter = _TileExtractor(image, table, window)
+    answer = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
+    if len(cutter.places) == 1 and not window.mirror_axes and not window.accumulate_float16:
         _one_tile(runtime, cutter, answer)
     else:
         _many_tiles(runtime, cutter, window, answer)
@@ -175,16 +177,18 @@ def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int
         table: What each byte value becomes, shape (3, 256).
         patch: Height and width of the tile.
     """
-    cutter = _Cutter(image, table, Window(patch, step=0.5, mirror_axes=(), half_sums=False))
+    cutter = _TileExtractor(
+        image, table, SlidingWindowConfig(patch, step=0.5, mirror_axes=(), accumulate_float16=False)
+    )
     top, left = ((side - tile) // 2 for side, tile in zip(cutter.padded, patch, strict=True))
-    tile: NDArray[np.float32] = cutter.cut([(top, left)])[0].astype(np.float32, copy=False)
+    tile: NDArray[np.float32] = cutter.extract([(top, left)])[0].astype(np.float32, copy=False)
     return tile
 
 
-class _Cutter:
+class _TileExtractor:
     """Knows where tiles lie and cuts them, with zeros beyond the image."""
 
-    def __init__(self, image: Image, table: NDArray[np.float32] | None, window: Window) -> None:
+    def __init__(self, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig) -> None:
         self._image, self._table, self.patch = image, table, window.patch
         size = image.shape[:2]
         self.padded = tuple(max(side, patch) for side, patch in zip(size, window.patch, strict=True))
@@ -194,7 +198,7 @@ class _Cutter:
         )
         self.places = [(top, left) for top in self.tops for left in self.lefts]
 
-    def cut(self, places: list[tuple[int, int]]) -> Patches:
+    def extract(self, places: list[tuple[int, int]]) -> Patches:
         """Return the tiles that begin at (top, left) each, as the runtime wants them."""
         height, width = self.patch
         bytes_ = np.zeros((len(places), height, width, 3), np.uint8)
@@ -222,11 +226,11 @@ def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]
     return max(before - start, 0), slice(first, last)
 
 
-def _one_tile(runtime: Runtime, cutter: _Cutter, answer: Answer) -> None:
+def _one_tile(runtime: Runtime, cutter: _TileExtractor, answer: SlidingWindowResult) -> None:
     """Let the runtime decide: a single tile's weights cancel out."""
-    patches = cutter.cut(cutter.places)
+    patches = cutter.extract(cutter.places)
     begin = time.perf_counter()
-    ids, winning = runtime.winners(patches)
+    ids, winning = runtime.argmax(patches)
     answer.network_s = time.perf_counter() - begin
     height, width = answer.mask.shape
     area = slice(cutter.before[0], cutter.before[0] + height), slice(cutter.before[1], cutter.before[1] + width)
@@ -234,14 +238,18 @@ def _one_tile(runtime: Runtime, cutter: _Cutter, answer: Answer) -> None:
     answer.probability_sum = float(winning[0][area].sum(dtype=np.float64))
 
 
-def _many_tiles(runtime: Runtime, cutter: _Cutter, window: Window, answer: Answer) -> None:
+def _many_tiles(
+    runtime: Runtime, cutter: _TileExtractor, window: SlidingWindowConfig, answer: SlidingWindowResult
+) -> None:
     height, width = answer.mask.shape
     (above, beside), bottom = cutter.before, cutter.padded[0]
-    rows: OpenRows | None = None
+    rows: LogitAccumulator | None = None
     following = dict(zip(cutter.tops, [*cutter.tops[1:], bottom], strict=True))
-    for (top, left), scores in _scores_by_tile(runtime, cutter, window, answer):
-        rows = rows or OpenRows(len(scores), cutter.padded[1], gaussian(window.patch), half=window.half_sums)
-        rows.add(left, scores)
+    for (top, left), logits in _scores_by_tile(runtime, cutter, window, answer):
+        rows = rows or LogitAccumulator(
+            len(logits), cutter.padded[1], gaussian(window.patch), half=window.accumulate_float16
+        )
+        rows.add(left, logits)
         if left != cutter.lefts[-1]:
             continue
         ids, winning = rows.close(following[top] - top)
@@ -254,27 +262,27 @@ def _many_tiles(runtime: Runtime, cutter: _Cutter, window: Window, answer: Answe
 
 
 def _scores_by_tile(
-    runtime: Runtime, cutter: _Cutter, window: Window, answer: Answer
+    runtime: Runtime, cutter: _TileExtractor, window: SlidingWindowConfig, answer: SlidingWindowResult
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
     """Yield place and scores (C, h, w) of each tile, row by row; the network runs in batches."""
     for begin in range(0, len(cutter.places), runtime.batch):
         places = cutter.places[begin : begin + runtime.batch]
-        patches = cutter.cut(places)
+        patches = cutter.extract(places)
         started = time.perf_counter()
-        scores = _mirrored_mean(runtime, patches, window.mirror_axes)
+        logits = _mirrored_mean(runtime, patches, window.mirror_axes)
         answer.network_s += time.perf_counter() - started
-        yield from zip(places, scores, strict=True)
+        yield from zip(places, logits, strict=True)
 
 
 def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) -> NDArray[np.float32]:
     """Average the scores over all mirrored passes, in nnU-Net's order."""
-    total = runtime.scores(patches)
+    total = runtime.logits(patches)
     # bytes come as (N, H, W, 3), values and scores as (N, C, H, W)
     first = 1 if patches.dtype == np.uint8 else 2
     flips = [chosen for count in range(1, len(axes) + 1) for chosen in combinations(axes, count)]
     for chosen in flips:
         total += np.flip(
-            runtime.scores(_flipped(patches, tuple(first + axis for axis in chosen))),
+            runtime.logits(_flipped(patches, tuple(first + axis for axis in chosen))),
             tuple(2 + axis for axis in chosen),
         )
     if flips:

@@ -29,7 +29,7 @@ class Network:
     patch: tuple[int, int]
     precision: Literal["f32", "fastest"]
     takes_bytes: bool
-    wants_scores: bool
+    wants_logits: bool
     cache: Path | None
 
 
@@ -50,7 +50,7 @@ def _openvino(network: Network) -> Runtime:
         network.patch,
         precision=network.precision,
         takes_bytes=network.takes_bytes,
-        first="scores" if network.wants_scores else "winners",
+        first="scores" if network.wants_logits else "winners",
         cache=network.cache,
         network_sha256=network.sha256,
     )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from droneseg.core.errors import ModelError
 from droneseg.core.masks import Mask
 
-Scores: TypeAlias = NDArray[np.float32]
+Logits: TypeAlias = NDArray[np.float32]
 """Logits, shape (C, H, W), dtype float32."""
 Probabilities: TypeAlias = NDArray[np.float32]
 """Probability of the winning class, shape (H, W), dtype float32."""
@@ -17,7 +17,7 @@ Probabilities: TypeAlias = NDArray[np.float32]
 _ROWS = 32
 
 
-def decide(scores: NDArray[np.float32] | NDArray[np.float16]) -> tuple[Mask, Probabilities]:
+def argmax_with_confidence(logits: NDArray[np.float32] | NDArray[np.float16]) -> tuple[Mask, Probabilities]:
     """Return the winning class of each pixel, the first of equals, and its softmax probability.
 
     Args:
@@ -26,11 +26,11 @@ def decide(scores: NDArray[np.float32] | NDArray[np.float16]) -> tuple[Mask, Pro
     Raises:
         ModelError: If a score is not finite: then there is no answer, and none is made up.
     """
-    height, width = scores.shape[1:]
+    height, width = logits.shape[1:]
     ids, winning = np.empty((height, width), np.uint8), np.empty((height, width), np.float32)
     for top in range(0, height, _ROWS):
         rows = slice(top, top + _ROWS)
-        part = scores[:, rows].astype(np.float32, copy=False)
+        part = logits[:, rows].astype(np.float32, copy=False)
         best = part.max(axis=0)
         ids[rows] = part.argmax(axis=0)
         winning[rows] = 1 / np.exp(part - best).sum(axis=0)
@@ -44,7 +44,7 @@ def require_finite(winning: Probabilities) -> None:
         raise ModelError("The network gave scores that are not finite numbers; there is no answer for this image.")
 
 
-class OpenRows:
+class LogitAccumulator:
     """Sums of the tiles that cover the rows still open: memory for one row of tiles, not for the image.
 
     Tiles come row by row. Sums are float32, or float16 as in nnU-Net's predictor, whose rounding decides ties.
@@ -63,19 +63,19 @@ class OpenRows:
         self._scores = np.zeros((classes, weights.shape[0], width), dtype)
         self._total = np.zeros((weights.shape[0], width), dtype)
 
-    def add(self, left: int, scores: Scores) -> None:
+    def add(self, left: int, logits: Logits) -> None:
         """Add the scores of a tile, shape (C, h, w), that begins at column `left` of the open rows."""
         columns = slice(left, left + self._weights.shape[1])
         target, total = self._scores[:, :, columns], self._total[:, columns]
         # float16 sums are computed in float32 and rounded at each step, like torch's
-        np.add(target, scores * self._factor, out=target, casting="same_kind")
+        np.add(target, logits * self._factor, out=target, casting="same_kind")
         np.add(total, self._factor, out=total, casting="same_kind")
 
     def close(self, rows: int) -> tuple[Mask, Probabilities]:
         """Decide the first `rows` open rows and open as many below."""
-        scores, total = self._scores[:, :rows], self._total[:rows]
-        np.divide(scores, total, out=scores)
-        decided = decide(scores)
+        logits, total = self._scores[:, :rows], self._total[:rows]
+        np.divide(logits, total, out=logits)
+        decided = argmax_with_confidence(logits)
         kept = self._scores.shape[1] - rows
         for buffer in (self._scores, self._total):
             # on the same buffer: rows move up, in order
@@ -101,11 +101,11 @@ class Runtime(Protocol):
         """How many tiles to give at once, at most."""
         ...
 
-    def scores(self, patches: Patches) -> NDArray[np.float32]:
+    def logits(self, patches: Patches) -> NDArray[np.float32]:
         """Return the logits of N tiles, a new array of shape (N, C, H, W), dtype float32."""
         ...
 
-    def winners(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
         """Return class ids, shape (N, H, W), uint8, and the probability of each, float32.
 
         Raises:

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from droneseg.core.errors import ModelError
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
-from droneseg.inference.runtimes.base import Patches, Probabilities, batch_for, decide
+from droneseg.inference.runtimes.base import Patches, Probabilities, argmax_with_confidence, batch_for
 
 _CUDA = "CUDAExecutionProvider"
 # what ONNX Runtime raises has no common base but Exception
@@ -50,7 +50,7 @@ class OnnxRuntime:
         self.batch = batch_for(patch)
         self.name = f"ONNX Runtime f32 ({self._session.get_providers()[0].removesuffix('ExecutionProvider')})"
 
-    def scores(self, patches: Patches) -> NDArray[np.float32]:
+    def logits(self, patches: Patches) -> NDArray[np.float32]:
         """Return the logits of N tiles, shape (N, C, H, W), dtype float32."""
         values = patches
         if self._takes_bytes:
@@ -60,7 +60,7 @@ class OnnxRuntime:
             logits: NDArray[np.float32] = self._session.run(None, {self._input: values})[0]
         return logits
 
-    def winners(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
         """Return class ids, shape (N, H, W), uint8, and the probability of each, float32."""
-        decided = [decide(scores) for scores in self.scores(patches)]
+        decided = [argmax_with_confidence(logits) for logits in self.logits(patches)]
         return np.stack([ids for ids, _ in decided]), np.stack([winning for _, winning in decided])

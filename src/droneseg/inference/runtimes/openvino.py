@@ -93,7 +93,7 @@ class CompiledNetworks:
         return self._folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.blob"
 
 
-Answer: TypeAlias = Literal["scores", "winners"]
+Output: TypeAlias = Literal["scores", "winners"]
 """What a compiled graph gives: logits, or the winning class of each pixel and its probability."""
 
 ops = ov.opset13
@@ -125,7 +125,7 @@ class OpenVinoRuntime:
         *,
         precision: Literal["f32", "fastest"],
         takes_bytes: bool,
-        first: Answer,
+        first: Output,
         cache: Path | None,
         network_sha256: str,
     ) -> None:
@@ -144,15 +144,15 @@ class OpenVinoRuntime:
         self._bytes = _verified_bytes(network, network_sha256)
         about = self._options | {"patch": patch, "takes_bytes": takes_bytes}
         self._kept = CompiledNetworks(cache, network_sha256, about) if cache else None
-        self._requests: dict[tuple[Answer, int], ov.InferRequest] = {}
+        self._requests: dict[tuple[Output, int], ov.InferRequest] = {}
         self._request(first, 1)
 
-    def scores(self, patches: Patches) -> NDArray[np.float32]:
+    def logits(self, patches: Patches) -> NDArray[np.float32]:
         """Return the logits of N tiles, shape (N, C, H, W), dtype float32."""
         with self._lock:
             return np.array(self._run("scores", patches).get_output_tensor(0).data, dtype=np.float32)
 
-    def winners(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
         """Return class ids, shape (N, H, W), uint8, and the probability of each, float32."""
         with self._lock:
             done = self._run("winners", patches)
@@ -161,12 +161,12 @@ class OpenVinoRuntime:
         require_finite(winning)
         return ids, winning
 
-    def _run(self, answer: Answer, patches: Patches) -> ov.InferRequest:
+    def _run(self, answer: Output, patches: Patches) -> ov.InferRequest:
         request = self._request(answer, len(patches))
         request.infer([ov.Tensor(patches, shared_memory=True)])
         return request
 
-    def _request(self, answer: Answer, batch: int) -> ov.InferRequest:
+    def _request(self, answer: Output, batch: int) -> ov.InferRequest:
         """Return the request for this answer to a batch of this size, made when first asked for."""
         if (answer, batch) not in self._requests:
             graph = f"{answer} of {batch}"
@@ -178,7 +178,7 @@ class OpenVinoRuntime:
             self._requests[answer, batch] = compiled.create_infer_request()
         return self._requests[answer, batch]
 
-    def _compile(self, answer: Answer, batch: int) -> ov.CompiledModel:
+    def _compile(self, answer: Output, batch: int) -> ov.CompiledModel:
         try:
             model = self._core.read_model(self._bytes, b"")
             model.reshape([batch, 3, *self._patch])
@@ -186,7 +186,7 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             raise ModelError(f"OpenVINO cannot run {self._network}: {error}") from error
 
-    def _with_ends(self, model: ov.Model, answer: Answer) -> ov.Model:
+    def _with_ends(self, model: ov.Model, answer: Output) -> ov.Model:
         """Put normalisation before the network, and the decision behind it if that is what is asked for."""
         logits = model.get_results()[0].input_value(0)
         outputs = [logits] if answer == "scores" else _decide(logits)
