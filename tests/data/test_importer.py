@@ -32,7 +32,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def adopt(folder: Path, *options: str, masks: str = "drawn") -> "subprocess.CompletedProcess[str]":
+def import_dataset(folder: Path, *options: str, masks: str = "drawn") -> "subprocess.CompletedProcess[str]":
     command = [*COMMAND, "data", "adopt", "photos", masks, "--mask-suffix", "_mask", "--out", "mine", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -43,15 +43,15 @@ def fill_in(file: Path, table: dict[tuple[int, int, int], str]) -> None:
 
 
 def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own: Path) -> None:
-    first = adopt(own)
+    first = import_dataset(own)
     assert first.returncode == 1
     assert "with the 3 colours of the masks. Fill in its column class" in " ".join(first.stderr.split())
     rows = list(csv.DictReader((own / "colours.csv").read_text().splitlines()))
     assert [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows] == [GRASS, ROAD, CAR]
     assert [int(row["pixels"]) for row in rows] == [2 * 800 - 6, 2 * 400, 6]
-    assert "'' is no class" in adopt(own).stderr
+    assert "'' is no class" in import_dataset(own).stderr
     fill_in(own / "colours.csv", TABLE)
-    assert adopt(own).returncode == 0
+    assert import_dataset(own).returncode == 0
     found = inspect_dataset(own / "mine", max_pixels=10**6)
     assert (len(found.facts), found.problems) == (2, ())
     root = own / "mine" / KAGGLE.inside
@@ -65,24 +65,24 @@ def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own:
 def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> None:
     fill_in(own / "colours.csv", {GRASS: "soft-surfaces", ROAD: "landing-zones"})
     (own / "photos" / "0.JPG").write_bytes(b"no image")
-    told = adopt(own).stderr
+    told = import_dataset(own).stderr
     assert "0_mask.png: Mask has 1 unknown colours: (9, 143, 150) on 3 pixels, first at x=0 y=0" in told
     assert "0.JPG: Not an image" in told
     assert not (own / "mine").exists()
     fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
-    told = adopt(own).stderr
+    told = import_dataset(own).stderr
     assert "'grass' is no class: background, obstacles" in told
     assert "0, 0, 256 is no colour" in told
     (own / "colours.csv").write_text("red,green,blue\n1,2,3\n")
-    assert "lacks the columns r, g, b, class" in adopt(own).stderr
+    assert "lacks the columns r, g, b, class" in import_dataset(own).stderr
     (own / "drawn" / "7_mask.png").write_bytes(b"")
-    assert "7_mask.png: has no image in photos" in adopt(own).stderr
+    assert "7_mask.png: has no image in photos" in import_dataset(own).stderr
 
 
 def test_masks_that_hold_no_classes_get_no_table(own: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     (own / "drawn" / "0_mask.png").write_bytes(png(noise))
-    assert "colours are no classes" in adopt(own).stderr
+    assert "colours are no classes" in import_dataset(own).stderr
     assert not (own / "colours.csv").exists()
 
 
@@ -90,12 +90,12 @@ def test_another_dataset_in_the_way_is_not_touched(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
     (own / "mine").mkdir()
     (own / "mine" / "flight.txt").write_text("mine")
-    assert adopt(own, "--force").returncode == 1
+    assert import_dataset(own, "--force").returncode == 1
     assert [file.name for file in (own / "mine").iterdir()] == ["flight.txt"]
     (own / "mine" / "flight.txt").unlink()
-    assert adopt(own).returncode == 0
-    assert adopt(own).returncode == 1
-    assert adopt(own, "--force").returncode == 0
+    assert import_dataset(own).returncode == 0
+    assert import_dataset(own).returncode == 1
+    assert import_dataset(own, "--force").returncode == 0
 
 
 def test_grey_ids_and_palettes_are_colours_as_well_and_sizes_must_fit(own: Path) -> None:
@@ -106,14 +106,14 @@ def test_grey_ids_and_palettes_are_colours_as_well_and_sizes_must_fit(own: Path)
     palette.putpalette([0, 0, 0, *CAR])
     palette.save(own / "drawn" / "1_mask.png")
     fill_in(own / "colours.csv", {(7, 7, 7): "water", (9, 9, 9): "background", CAR: "obstacles"})
-    assert adopt(own).returncode == 0
+    assert import_dataset(own).returncode == 0
     masks = KAGGLE.masks_in(own / "mine" / KAGGLE.inside)
     first, second = (decode_colours((masks / f"{index}.png").read_bytes())[0] for index in range(2))
     assert (first[:5] == 0).all()
     assert (first[5:] == 2).all()
     assert (second == 1).all()
     (own / "drawn" / "1_mask.png").write_bytes(png(np.full((10, 10), 7, np.uint8)))
-    assert "1.JPG: image is 40x30, its mask 10x10" in adopt(own, "--force").stderr
+    assert "1.JPG: image is 40x30, its mask 10x10" in import_dataset(own, "--force").stderr
     assert len(list(masks.iterdir())) == 2, "the older one stays"
 
 
@@ -121,13 +121,13 @@ def test_photographs_and_masks_may_lie_in_one_folder(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
     for mask in (own / "drawn").iterdir():
         mask.rename(own / "photos" / mask.name)
-    assert adopt(own, masks="photos").returncode == 0, "two pairs"
+    assert import_dataset(own, masks="photos").returncode == 0, "two pairs"
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2
 
 
 def test_hard_cases_are_adopted_in_one_step(own: Path) -> None:
     for index in range(2):
         (own / "photos" / f"{index}.mask.png").write_bytes(encode_mask(np.full((30, 40), 2 + index, np.uint8)))
-    done = adopt(own, "--mask-suffix", ".mask", masks="photos")
+    done = import_dataset(own, "--mask-suffix", ".mask", masks="photos")
     assert done.returncode == 0, done.stderr
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2

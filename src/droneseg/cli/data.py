@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from droneseg.data.splits import Split
 
 
-def adopt(
+def import_dataset(
     images: Annotated[Path, typer.Argument(help="Folder of photographs.", show_default=False)],
     masks: Annotated[Path, typer.Argument(help="Folder of masks of the same stems.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
@@ -35,7 +35,7 @@ def adopt(
     the class of each, and run again.
     """
     from droneseg.core.errors import ConfigurationError
-    from droneseg.data.importer import adopt as make
+    from droneseg.data.importer import import_dataset as make
     from droneseg.data.importer import pair_up, read_colours, write_colours
 
     max_pixels = console.settings().max_pixels
@@ -195,7 +195,7 @@ def hard_cases(
 
 app = typer.Typer(help="Download, make, check, split and convert datasets.", no_args_is_help=True)
 
-app.command()(adopt)
+app.command()(import_dataset)
 app.command()(split)
 app.command("hard-cases")(hard_cases)
 

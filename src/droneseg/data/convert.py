@@ -12,7 +12,7 @@ from droneseg.core.errors import DatasetError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
-from droneseg.data.dataset import Listing, LoadedPair, Pair, Progress, list_pairs, load_pair, on_all_cores
+from droneseg.data.dataset import LoadedPair, Pair, PairListing, Progress, list_pairs, load_pair, parallel_map
 from droneseg.data.splits import Split, random_split, read_split
 
 DATASET = "Dataset101_DroneSeg"
@@ -127,7 +127,7 @@ def convert_dataset(
                 return None, problems
             return _write_case(aside, part, loaded), problems
 
-        results = list(on_all_cores(write, list(listing.pairs), progress))
+        results = list(parallel_map(write, list(listing.pairs), progress))
         problems = [*listing.problems, *(line for _, lines in results for line in lines)]
         if problems:
             raise DatasetError(_headline(listing, problems, unknown), problems)
@@ -144,7 +144,7 @@ def convert_dataset(
     )
 
 
-def _headline(listing: Listing, problems: Sequence[str], unknown: UnknownPolicy) -> str:
+def _headline(listing: PairListing, problems: Sequence[str], unknown: UnknownPolicy) -> str:
     lines = [f"{listing.root} has {len(problems)} problem(s); nothing was written."]
     lines += [f"  note: {note}" for note in listing.notes]
     if unknown == "fail" and any("unknown colours" in line for line in problems):

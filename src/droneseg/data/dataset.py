@@ -19,7 +19,7 @@ from droneseg.core.system import usable_cores
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """A folder of photographs beside a folder of colour masks, files of the same stem.
 
     Attributes:
@@ -53,8 +53,8 @@ KAGGLE_FOLDER = Path("classes_dataset/classes_dataset")
 IMAGES_FOLDER = "original_images"
 MASKS_FOLDER = "label_images_semantic"
 
-KAGGLE = Layout(IMAGES_FOLDER, MASKS_FOLDER, KAGGLE_FOLDER)
-LAYOUTS: tuple[Layout, ...] = (KAGGLE, Layout("images", "masks"))
+KAGGLE = FolderLayout(IMAGES_FOLDER, MASKS_FOLDER, KAGGLE_FOLDER)
+LAYOUTS: tuple[FolderLayout, ...] = (KAGGLE, FolderLayout("images", "masks"))
 
 
 _SEARCH_DEPTH = 4
@@ -76,7 +76,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Listing:
+class PairListing:
     """What a dataset folder holds.
 
     Attributes:
@@ -93,7 +93,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetLocation:
     """Where the photographs and masks of a dataset are.
 
     Attributes:
@@ -103,7 +103,7 @@ class Found:
     """
 
     root: Path
-    layout: Layout
+    layout: FolderLayout
     notes: tuple[str, ...] = ()
 
     @property
@@ -117,7 +117,7 @@ class Found:
         return self.layout.masks_in(self.root)
 
 
-def find_dataset(source: Path) -> Found:
+def find_dataset(source: Path) -> DatasetLocation:
     """Find the folders of photographs and masks in, above or below `source`, in any layout that is known.
 
     Raises:
@@ -128,21 +128,21 @@ def find_dataset(source: Path) -> Found:
     for layout in LAYOUTS:
         for expected in (source / layout.inside, source):
             if layout.is_in(expected):
-                return Found(expected, layout)
+                return DatasetLocation(expected, layout)
     parent = source.resolve().parent
     for layout in LAYOUTS:
         if source.resolve().name in (layout.images, layout.masks) and layout.is_in(parent):
-            return Found(parent, layout, (f"{source} is one level too deep; using {parent}.",))
+            return DatasetLocation(parent, layout, (f"{source} is one level too deep; using {parent}.",))
     candidates = [(folder, layout) for folder in _below(source) for layout in LAYOUTS if layout.is_in(folder)]
     if len(candidates) == 1:
         root, layout = candidates[0]
-        return Found(root, layout, (f"{source} does not hold the data itself; found it in {root}.",))
+        return DatasetLocation(root, layout, (f"{source} does not hold the data itself; found it in {root}.",))
     if candidates:
         raise DatasetError(f"{source} holds several datasets. Name one of them:", [str(root) for root, _ in candidates])
-    raise DatasetError(_why_nothing(source))
+    raise DatasetError(_explain_not_found(source))
 
 
-def list_pairs(source: Path) -> Listing:
+def list_pairs(source: Path) -> PairListing:
     """List the pairs of a dataset folder and everything that is wrong with its file names.
 
     Raises:
@@ -150,7 +150,7 @@ def list_pairs(source: Path) -> Listing:
     """
     found = find_dataset(source)
     pairs, problems, notes = pair_folders(found.images, found.masks)
-    return Listing(found.root, pairs, problems, (*found.notes, *notes))
+    return PairListing(found.root, pairs, problems, (*found.notes, *notes))
 
 
 def pair_folders(
@@ -201,7 +201,7 @@ def _below(source: Path) -> Iterable[Path]:
         yield from level
 
 
-def _why_nothing(source: Path) -> str:
+def _explain_not_found(source: Path) -> str:
     expected = " or ".join(str(layout) for layout in LAYOUTS)
     if not any(source.iterdir()):
         return f"{source} is empty. Expected {expected} in it."
@@ -321,7 +321,7 @@ def _short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def on_all_cores(work: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None) -> Iterator[_Result]:
+def parallel_map(work: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None) -> Iterator[_Result]:
     """Yield `work(item)` in order; decoding and encoding leave Python's lock, so threads use every core."""
     with ThreadPoolExecutor(usable_cores()) as workers:
         for done, result in enumerate(workers.map(work, items), start=1):
@@ -377,7 +377,7 @@ def inspect_dataset(source: Path, *, max_pixels: int, progress: Progress | None 
         loaded, wrong = load_pair(pair, unknown="fail", max_pixels=max_pixels)
         return (_facts(loaded) if loaded else None), wrong
 
-    for found, wrong in on_all_cores(look, list(listing.pairs), progress):
+    for found, wrong in parallel_map(look, list(listing.pairs), progress):
         problems.extend(wrong)
         if found:
             facts.append(found)

@@ -14,7 +14,7 @@ from droneseg.core.classes import CLASSES, NAMES, class_id
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, OutputExistsError
 from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.masks import Colour, Mask, colour_table, count_colours, encode_mask
-from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, on_all_cores, pair_folders
+from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, pair_folders, parallel_map
 
 MARKER = "adopted.json"
 _COLUMNS = ("r", "g", "b", "class")
@@ -22,7 +22,7 @@ _MOST_COLOURS = 1000
 
 
 @dataclass(frozen=True)
-class Adopted:
+class ImportedDataset:
     """What was made of somebody's folders.
 
     Attributes:
@@ -106,7 +106,7 @@ def write_colours(
         except (DronesegError, OSError) as error:
             return Counter(), f"{pair.mask}: {error}"
 
-    for found, problem in on_all_cores(look, list(pairs), progress):
+    for found, problem in parallel_map(look, list(pairs), progress):
         counts += found
         problems += [problem] if problem else []
     if len(counts) > _MOST_COLOURS:
@@ -119,7 +119,7 @@ def write_colours(
     return len(counts), len(counts.keys() - ours.keys())
 
 
-def adopt(
+def import_dataset(
     pairs: Sequence[Pair],
     ids: Mapping[Colour, int],
     out: Path,
@@ -127,7 +127,7 @@ def adopt(
     replace: bool = False,
     max_pixels: int,
     progress: Progress | None = None,
-) -> Adopted:
+) -> ImportedDataset:
     """Write photographs as they are and masks in our colours, in the Kaggle layout; nothing, if anything is wrong.
 
     Args:
@@ -158,11 +158,11 @@ def adopt(
             (KAGGLE.masks_in(root) / f"{pair.stem}.png").write_bytes(encode_mask(loaded.mask))
             return loaded.mask, []
 
-        for mask, wrong in on_all_cores(write, list(pairs), progress):
+        for mask, wrong in parallel_map(write, list(pairs), progress):
             problems += wrong
             if mask is not None:
                 total += np.bincount(mask.ravel(), minlength=len(CLASSES))
         if problems:
             raise DatasetError("Nothing was written:", problems)
         write_text(aside / MARKER, json.dumps({"pairs": len(pairs)}) + "\n")
-    return Adopted(out, len(pairs), dict(zip(NAMES, total.tolist(), strict=True)))
+    return ImportedDataset(out, len(pairs), dict(zip(NAMES, total.tolist(), strict=True)))
