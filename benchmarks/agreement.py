@@ -14,8 +14,8 @@ import numpy as np
 from droneseg.core.images import SUFFIXES, encode_png, read_image
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.paths import Layout
-from droneseg.nnunet.predictor import StockPredictor
+from droneseg.nnunet.paths import NnunetPaths
+from droneseg.nnunet.predictor import NnunetPredictor
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root, picture = Path(temporary), Path(temporary, "image.png")
         stock = {
-            mirrored: StockPredictor(arguments.trained, Layout(root, root, root), mirrored=mirrored)
+            mirrored: NnunetPredictor(arguments.trained, NnunetPaths(root, root, root), mirrored=mirrored)
             for mirrored in (True, False)
         }
         segmenters = {name: BundleSegmenter(bundle, profile=name) for name in bundle.manifest.profiles}

@@ -25,7 +25,7 @@ from droneseg.core.settings import load_settings
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.export import export_model, take_samples
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from droneseg.training.config import load_config
 from droneseg.training.run import train
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
     """Train in a folder of its own, and measure the fast profile on the validation part."""
-    given = Layout.from_settings(load_settings())
+    given = NnunetPaths.from_settings(load_settings())
     fixed = [f"max_minutes={minutes}", "validation=none", "configuration=2d_trial"]
     config = load_config([*overrides, *fixed])
     with tempfile.TemporaryDirectory() as temporary:

@@ -14,7 +14,7 @@ from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import gaussian, nonzero_box, normalisation_table, window_starts
 from droneseg.model.bundle import Bundle
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 
 pytestmark = pytest.mark.slow
 
@@ -32,24 +32,24 @@ NORMALISATIONS = {"rgb_to_0_1": "RGBTo01Normalization", "zscore": "ZScoreNormali
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> NnunetPaths:
     """A dataset with nnU-Net's plan."""
     from droneseg.nnunet.preprocess import plan_dataset
 
     root = tmp_path_factory.mktemp("parity")
     write_samples(root / "data", count=6, size=(96, 80), seed=5)
     write_split(Split(("000", "001", "002", "003"), ("004", "005")), root / "split.json")
-    layout = Layout(root / "raw", root / "preprocessed", root / "results")
+    layout = NnunetPaths(root / "raw", root / "preprocessed", root / "results")
     convert_dataset(root / "data", layout.raw, split_file=root / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
     plan_dataset(layout, show_progress=False)
     return layout
 
 
 @pytest.fixture(scope="module", params=[("rgb_to_0_1", 1), ("zscore", 1), ("rgb_to_0_1", 2)], ids=str)
-def model(request: pytest.FixtureRequest, planned: Layout) -> tuple[Path, Bundle, Layout]:
+def model(request: pytest.FixtureRequest, planned: NnunetPaths) -> tuple[Path, Bundle, NnunetPaths]:
     """An untrained model as nnU-Net's folder and as our bundle."""
     from droneseg.flows.export import export_model
-    from droneseg.nnunet.checkpoint import write_untrained_model
+    from droneseg.nnunet.checkpoint import write_random_model
     from droneseg.nnunet.plans import add_configuration, read_plans, write_plans
 
     normalisation, folds = request.param
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, planned: Layout) -> tuple[Path, Bundle
     )
     plans["configurations"][name]["normalization_schemes"] = [NORMALISATIONS[normalisation]] * 3
     write_plans(planned, plans)
-    trained = write_untrained_model(planned, configuration=name, folds=folds, seed=11)
+    trained = write_random_model(planned, configuration=name, folds=folds, seed=11)
     bundle = export_model(
         trained, planned, planned.results / f"bundle-{name}", checkpoint=FINAL_CHECKPOINT, licence="none", images=4,
         report=lambda _: None,
@@ -67,14 +67,14 @@ def model(request: pytest.FixtureRequest, planned: Layout) -> tuple[Path, Bundle
     return trained, bundle, planned
 
 
-def stock_mask(trained: Path, layout: Layout, image: Image, *, mirrored: bool) -> np.ndarray:
+def stock_mask(trained: Path, layout: NnunetPaths, image: Image, *, mirrored: bool) -> np.ndarray:
     from PIL import Image as pillow
 
-    from droneseg.nnunet.predictor import StockPredictor
+    from droneseg.nnunet.predictor import NnunetPredictor
 
     file = layout.results / "stock.png"
     pillow.fromarray(image).save(file)
-    return StockPredictor(trained, layout, mirrored=mirrored).segment_file(file)
+    return NnunetPredictor(trained, layout, mirrored=mirrored).segment_file(file)
 
 
 def scene(height: int, width: int) -> Image:
@@ -93,7 +93,9 @@ def same(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("case", SIZES)
-def test_exact_equals_stock_with_mirroring(model: tuple[Path, Bundle, Layout], case: str, runtime: RuntimeName) -> None:
+def test_exact_equals_stock_with_mirroring(
+    model: tuple[Path, Bundle, NnunetPaths], case: str, runtime: RuntimeName
+) -> None:
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     found = BundleSegmenter(bundle, profile="exact", runtime=runtime).segment(image).mask
@@ -101,7 +103,7 @@ def test_exact_equals_stock_with_mirroring(model: tuple[Path, Bundle, Layout], c
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, Bundle, Layout], case: str) -> None:
+def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, Bundle, NnunetPaths], case: str) -> None:
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     # ONNX Runtime computes the fast profile in float32
@@ -111,7 +113,7 @@ def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, B
     assert np.mean(found == wanted) > 0.99
 
 
-def test_a_black_border_is_cropped_as_nnunet_does(model: tuple[Path, Bundle, Layout]) -> None:
+def test_a_black_border_is_cropped_as_nnunet_does(model: tuple[Path, Bundle, NnunetPaths]) -> None:
     trained, bundle, layout = model
     image = np.zeros((130, 120, 3), np.uint8)
     image[17:101, 30:111] = scene(84, 81)
@@ -139,7 +141,7 @@ def test_gaussian_equals_nnunets(patch: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("normalisation", ["rgb_to_0_1", "zscore"])
-def test_preprocessing_equals_nnunets(planned: Layout, normalisation: str) -> None:
+def test_preprocessing_equals_nnunets(planned: NnunetPaths, normalisation: str) -> None:
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.optimization import AveragedWeights
+from droneseg.nnunet.optimization import ExponentialMovingAverage
 
 
 def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.constant_(network[0].weight, 0.0)
-    average = AveragedWeights(network, keep=0.2)
+    average = ExponentialMovingAverage(network, keep=0.2)
     expected = 0.0
     for count in range(1, 60):
         nn.init.constant_(network[0].weight, float(count))
@@ -25,7 +25,7 @@ def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
 def test_at_first_the_average_forgets_how_the_network_began() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 1000.0)
-    average = AveragedWeights(network, keep=0.999)
+    average = ExponentialMovingAverage(network, keep=0.999)
     nn.init.constant_(network.weight, 0.0)
     for _ in range(40):
         average.update()
@@ -35,7 +35,7 @@ def test_at_first_the_average_forgets_how_the_network_began() -> None:
 
 def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> None:
     network = nn.BatchNorm1d(1)
-    average = AveragedWeights(network, keep=0.9)
+    average = ExponentialMovingAverage(network, keep=0.9)
     network(torch.rand(4, 1))
     average.update()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -47,7 +47,7 @@ def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> N
 
 def test_a_restarted_average_begins_with_the_present_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
-    average = AveragedWeights(network, keep=0.9)
+    average = ExponentialMovingAverage(network, keep=0.9)
     nn.init.constant_(network.weight, 7.0)
     average.restart()
     with average.in_place():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from droneseg.core.errors import ModelError
-from droneseg.nnunet.checkpoint import blend_models, build_networks, load_trained_model
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.checkpoint import build_networks, interpolate_weights, load_trained_model
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def changed(model: Path, folder: Path, name: str = "") -> Path:
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
-    loaded = load_trained_model(model, Layout(model, model, model), checkpoint=FINAL_CHECKPOINT)
+    loaded = load_trained_model(model, NnunetPaths(model, model, model), checkpoint=FINAL_CHECKPOINT)
     return build_networks(loaded)[0].state_dict()
 
 
@@ -53,7 +53,7 @@ def test_a_training_is_never_replaced_and_other_networks_are_refused(trained: Wo
     model = trained.fold().parent
     other = changed(model, tmp_path / "other", "shape")
     with pytest.raises(ModelError, match="not the same networks"):
-        blend_models(model, other, tmp_path / "made", share=0.5)
+        interpolate_weights(model, other, tmp_path / "made", share=0.5)
     assert not (tmp_path / "made").exists()
     held = (other / "fold_0" / FINAL_CHECKPOINT).read_bytes()
     onto_a_training = ("models", "blend", str(model), str(model), "--out", str(other), "--force")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.optimization import CoarserLoss, weigh_classes
+from droneseg.nnunet.optimization import CoarserLoss, set_class_weights
 
 
 class Recorded(nn.Module):
@@ -49,7 +49,7 @@ def test_a_true_class_weighs_what_it_was_given(supervised: bool) -> None:
 
     compound = DC_and_CE_loss({}, {}, weight_dice=0)
     loss = DeepSupervisionWrapper(compound, [1.0]) if supervised else compound
-    weigh_classes(loss, [0.0, 3.0, 1.0], torch.device("cpu"))
+    set_class_weights(loss, [0.0, 3.0, 1.0], torch.device("cpu"))
     logits = torch.randn(1, 3, 1, 3)
     target = torch.tensor([[[[0.0, 1.0, 2.0]]]])
     found = loss([logits], [target]) if supervised else loss(logits, target)

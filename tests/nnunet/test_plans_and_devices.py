@@ -9,7 +9,7 @@ import torch
 
 from droneseg.core.errors import ConfigurationError, ModelError
 from droneseg.nnunet import paths, trainer_settings
-from droneseg.nnunet.paths import TRAINER, TRAINER_FOLDER, Layout, announce, checkpoint_files
+from droneseg.nnunet.paths import TRAINER, TRAINER_FOLDER, NnunetPaths, checkpoint_files, export_environment
 from droneseg.nnunet.plans import add_configuration, read_plans
 
 BASE = {
@@ -73,7 +73,7 @@ def test_nnunets_own_plan_cannot_be_changed() -> None:
 
 def test_missing_plans_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="droneseg preprocess"):
-        read_plans(Layout(tmp_path, tmp_path, tmp_path))
+        read_plans(NnunetPaths(tmp_path, tmp_path, tmp_path))
 
 
 def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_an_absent_device_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyP
 
 def test_nnunet_finds_our_trainer_alone_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    announce(Layout(tmp_path, tmp_path, tmp_path))
+    export_environment(NnunetPaths(tmp_path, tmp_path, tmp_path))
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     assert recursive_find_trainer_class_by_name(TRAINER).__name__ == TRAINER
@@ -102,10 +102,10 @@ def test_trainer_settings_travel_through_a_file(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ.pop("DRONESEG_TRAINER_SETTINGS", None)
     with pytest.raises(ConfigurationError, match="droneseg train"):
-        trainer_settings.received()
+        trainer_settings.read_settings_file()
     (tmp_path / "s.json").write_text(trainer_settings.TrainerSettings(epochs=7).model_dump_json())
-    trainer_settings.hand_over(tmp_path / "s.json")
-    assert trainer_settings.received().epochs == 7
+    trainer_settings.write_settings_file(tmp_path / "s.json")
+    assert trainer_settings.read_settings_file().epochs == 7
 
 
 def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from droneseg.nnunet.optimization import BudgetPolyLR, NowAndThen, Progress, parameter_groups
+from droneseg.nnunet.optimization import BudgetPolyLR, Progress, RateLimited, parameter_groups
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 
@@ -50,7 +50,7 @@ def test_the_encoder_learns_at_a_share_of_the_rate() -> None:
 
 def test_what_is_done_now_and_then_is_not_done_each_time() -> None:
     done: list[str] = []
-    action = NowAndThen(done.append, interval_s=3600)
+    action = RateLimited(done.append, interval_s=3600)
     action("a")
     action("b")
     action.now("c")

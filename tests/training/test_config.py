@@ -66,10 +66,10 @@ def test_wrong_overrides_are_explained(overrides: list[str], message: str) -> No
 
 @pytest.mark.parametrize("crop", [(96, 64), (192, 64), (64, 256)])
 def test_a_crop_that_does_not_fit_the_plan_is_refused(tmp_path: Path, crop: tuple[int, int]) -> None:
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.run import configure_plans
 
-    layout = Layout(tmp_path, tmp_path, tmp_path)
+    layout = NnunetPaths(tmp_path, tmp_path, tmp_path)
     layout.plans_file.parent.mkdir(parents=True)
     base = {"patch_size": [64, 64], "batch_size": 2, "normalization_schemes": ["RGBTo01Normalization"] * 3}
     plans = json.dumps({"configurations": {"2d": base}})

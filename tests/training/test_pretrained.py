@@ -8,7 +8,7 @@ import pytest
 from droneseg.core.images import read_image
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.paths import NnunetPaths
 from support.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -44,11 +44,11 @@ def test_training_starts_from_imagenet(pretrained: Workspace) -> None:
 
 
 def test_nnunets_own_predictor_gives_the_same_masks(pretrained: Workspace) -> None:
-    from droneseg.nnunet.predictor import StockPredictor
+    from droneseg.nnunet.predictor import NnunetPredictor
 
     root = pretrained.root
-    layout = Layout(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
-    stock = StockPredictor(pretrained.fold("2d_lite0").parent, layout, mirrored=True)
+    layout = NnunetPaths(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
+    stock = NnunetPredictor(pretrained.fold("2d_lite0").parent, layout, mirrored=True)
     bundle = read_bundle(root / "lite0")
     assert bundle.manifest.divisor == (64, 64)
     segmenter = BundleSegmenter(bundle, profile="exact")

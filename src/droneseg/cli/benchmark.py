@@ -95,13 +95,13 @@ def _parts_table(rows: list[dict[str, Any]]) -> Any:
 
 def _training(overrides: list[str], iterations: int, minutes: float, our_minutes: float | None) -> dict[str, Any]:
     from droneseg.flows.training_benchmark import benchmark_training
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.config import load_config
 
     return benchmark_training(
         load_config(overrides),
         load_config(["preset=pretrained"]),
-        Layout.from_settings(console.settings()),
+        NnunetPaths.from_settings(console.settings()),
         iterations=iterations,
         minutes=minutes,
         our_minutes=our_minutes,

@@ -76,9 +76,9 @@ def _devices() -> dict[str, str]:
 
 
 def _folders(settings: "Settings") -> dict[str, str]:
-    from droneseg.nnunet.paths import Layout, trained_folders
+    from droneseg.nnunet.paths import NnunetPaths, trained_folders
 
-    layout = Layout.from_settings(settings)
+    layout = NnunetPaths.from_settings(settings)
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     return {
         "nnUNet_raw": _state(layout.raw_dataset, "run `droneseg data convert`"),

@@ -237,9 +237,9 @@ def blend(
     A model trained further on new flights forgets some of the old; one in between often keeps both.
     """
     console.require_nnunet()
-    from droneseg.nnunet.checkpoint import blend_models
+    from droneseg.nnunet.checkpoint import interpolate_weights
 
-    blend_models(first, second, out, share=share, replace=force)
+    interpolate_weights(first, second, out, share=share, replace=force)
     console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from droneseg.core.images import Image
     from droneseg.evaluation.evaluate import Evaluation
     from droneseg.model.bundle import Bundle
-    from droneseg.nnunet.paths import Layout
 
 
 def export(
@@ -51,9 +50,9 @@ def export(
     check_writable(target, marker=MANIFEST_NAME, replace=force)
     console.require_nnunet()
     from droneseg.flows.export import export_model
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
 
-    layout = Layout.from_settings(settings)
+    layout = NnunetPaths.from_settings(settings)
     model_folder = source or _only_model(layout)
     bundle = export_model(
         model_folder,

@@ -47,7 +47,7 @@ def sweep(
         _write_for_wandb(search, wandb_file)
         return
     console.require_nnunet()
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.sweep import Trial, run_sweep
     from droneseg.training.sweep_plot import plot_sweep
 
@@ -56,7 +56,7 @@ def sweep(
         console.err().print(f"{done}/{trials}  trial {trial.number} {trial.state}: {what}", markup=False)
 
     out = out or Path("runs/sweeps") / name
-    layout = Layout.from_settings(console.settings())
+    layout = NnunetPaths.from_settings(console.settings())
     result = run_sweep(search, layout, out, name=name, trials=trials, storage=storage, seed=seed, on_trial=tell)
     plot_sweep(result, out / "sweep.png")
     if json:
@@ -167,10 +167,10 @@ def preprocess(
 ) -> None:
     """Let nnU-Net plan and preprocess the converted dataset."""
     console.require_nnunet()
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.nnunet.preprocess import preprocess as run
 
-    layout = Layout.from_settings(console.settings())
+    layout = NnunetPaths.from_settings(console.settings())
     done = run(layout, processes=processes, show_progress=console.err().is_terminal)
     height, width = done.patch_size
     console.out().print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
@@ -199,12 +199,12 @@ def train(
         console.show_json(shown | config.trainer.model_dump(mode="json", exclude={"bf16", "tracked"}))
         return
     console.require_nnunet()
-    from droneseg.nnunet.paths import Layout
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.run import train as run
 
     settings = console.settings()
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
-    done = run(config, Layout.from_settings(settings), wandb_key=key)
+    done = run(config, NnunetPaths.from_settings(settings), wandb_key=key)
     dice = f", mean validation Dice {done.mean_validation_dice:.3f}" if done.mean_validation_dice is not None else ""
     console.out().print(f"trained: {done.model_folder}{dice}")
     console.out().print(f"next: droneseg export --from {done.model_folder}")

@@ -20,11 +20,11 @@ class StockRow:
     name = "nnU-Net's predictor, torch"
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from droneseg.nnunet.paths import Layout
-        from droneseg.nnunet.predictor import StockPredictor
+        from droneseg.nnunet.paths import NnunetPaths
+        from droneseg.nnunet.predictor import NnunetPredictor
 
         folder = Path(task["model"])
-        self._predictor = StockPredictor(folder, Layout(folder, folder, folder), mirrored=task["mirrored"])
+        self._predictor = NnunetPredictor(folder, NnunetPaths(folder, folder, folder), mirrored=task["mirrored"])
         self._image = Path(task["image"])
 
     def predict(self) -> tuple[Mask, dict[str, float]]:

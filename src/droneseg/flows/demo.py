@@ -22,7 +22,7 @@ from droneseg.evaluation.plots import contact_sheet
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
-from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.paths import NnunetPaths
 
 StageReport = Callable[[str, float], None]
 """Called with a stage and the share of it that is done, 0 to 1."""
@@ -114,8 +114,8 @@ class _Folders:
         return self.out / "predictions"
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results")
+    def layout(self) -> NnunetPaths:
+        return NnunetPaths(self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results")
 
     def pairs(self, stems: Sequence[str]) -> list[tuple[Image, Mask]]:
         """Read photographs and their true masks."""
@@ -214,7 +214,7 @@ def _require_demo_folder(out: Path) -> None:
         raise DronesegError(f"{out} holds something that is not a demo. Choose another folder with --out.")
 
 
-def _train(layout: Layout, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
+def _train(layout: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
     from droneseg.training.config import load_config
     from droneseg.training.run import train
 

@@ -43,7 +43,7 @@ from droneseg.model.bundle import (
 )
 from droneseg.monitoring.drift import FEWEST, measure_reference, write_reference
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
-from droneseg.nnunet.paths import PLANS, Layout
+from droneseg.nnunet.paths import PLANS, NnunetPaths
 from droneseg.nnunet.plans import divisor
 from droneseg.training.onnx import export_onnx, normalisation_of, quantise, resolved_plan
 from droneseg.training.run import git_revision, package_versions
@@ -69,7 +69,7 @@ class Samples:
     calibration: tuple[Image, ...]
 
 
-def take_samples(layout: Layout, fold: int, count: int) -> Samples:
+def take_samples(layout: NnunetPaths, fold: int, count: int) -> Samples:
     """Take photographs of the validation part of a fold from the raw dataset, or generate scenes if there is none.
 
     Args:
@@ -91,7 +91,7 @@ def take_samples(layout: Layout, fold: int, count: int) -> Samples:
     )
 
 
-def validation_images(layout: Layout, fold: int, most: int) -> list[Path]:
+def validation_images(layout: NnunetPaths, fold: int, most: int) -> list[Path]:
     """Return the photographs of the validation part of a fold, at most so many; none without the raw dataset."""
     folds = _read_folds(layout)
     if not folds:
@@ -124,7 +124,7 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
     return pairs
 
 
-def _read_folds(layout: Layout) -> list[dict[str, list[str]]]:
+def _read_folds(layout: NnunetPaths) -> list[dict[str, list[str]]]:
     """Return nnU-Net's folds, if the raw dataset they name is there."""
     if not (layout.raw_dataset / "labelsTr").is_dir():
         return []
@@ -239,7 +239,7 @@ Report = Callable[[str], None]
 
 def export_model(
     folder: Path,
-    layout: Layout,
+    layout: NnunetPaths,
     out: Path,
     *,
     checkpoint: str,

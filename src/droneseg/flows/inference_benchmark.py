@@ -26,8 +26,8 @@ from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.flows.export import export_model
 from droneseg.model.bundle import read_bundle
-from droneseg.nnunet.checkpoint import count_gflop, write_untrained_model
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout
+from droneseg.nnunet.checkpoint import count_gflop, write_random_model
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from droneseg.nnunet.preprocess import plan_dataset
 
 _SCENES = 12
@@ -68,13 +68,13 @@ def stock_model(cache: Path, report: Callable[[str], None]) -> StockModel:
 
 
 def _make(folder: Path, report: Callable[[str], None]) -> None:
-    layout = Layout(folder / "nnUNet_raw", folder / "nnUNet_preprocessed", folder / "nnUNet_results")
+    layout = NnunetPaths(folder / "nnUNet_raw", folder / "nnUNet_preprocessed", folder / "nnUNet_results")
     write_samples(folder / "data", count=_SCENES, size=_SIZE, seed=0)
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_split(Split(tuple(stems[:-4]), tuple(stems[-4:])), folder / "split.json")
     convert_dataset(folder / "data", layout.raw, split_file=folder / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
     plan_dataset(layout, show_progress=False)
-    trained = write_untrained_model(layout)
+    trained = write_random_model(layout)
     export_model(
         trained,
         layout,

@@ -12,7 +12,7 @@ from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
-from droneseg.nnunet.paths import TRAINER, Layout
+from droneseg.nnunet.paths import TRAINER, NnunetPaths
 from droneseg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 def benchmark_training(
     config: TrainingConfig,
     pretrained: TrainingConfig,
-    layout: Layout,
+    layout: NnunetPaths,
     *,
     iterations: int,
     minutes: float,
@@ -102,12 +102,12 @@ def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig
     )
 
 
-def _data(layout: Layout, temporary: Path, report: Report) -> tuple[str, Layout]:
+def _data(layout: NnunetPaths, temporary: Path, report: Report) -> tuple[str, NnunetPaths]:
     """Return what the data is and where; models go to the temporary folder in any case."""
     if layout.plans_file.is_file():
         return str(layout.preprocessed_dataset), replace(layout, results=temporary / "results")
     report("no preprocessed dataset here: generating scenes")
-    layout = Layout(temporary / "raw", temporary / "preprocessed", temporary / "results")
+    layout = NnunetPaths(temporary / "raw", temporary / "preprocessed", temporary / "results")
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_samples(temporary / "data", count=_SCENES, size=_SIZE, seed=0)
     split = Split(tuple(stems[:-_VAL_SCENES]), tuple(stems[-_VAL_SCENES:]))

@@ -16,9 +16,16 @@ from torch import nn
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
 from droneseg.core.files import atomic_directory
-from droneseg.nnunet.paths import BASE_CONFIGURATION, FINAL_CHECKPOINT, PLANS, Layout, announce, checkpoint_files
+from droneseg.nnunet.paths import (
+    BASE_CONFIGURATION,
+    FINAL_CHECKPOINT,
+    PLANS,
+    NnunetPaths,
+    checkpoint_files,
+    export_environment,
+)
 from droneseg.nnunet.plans import read_plans
-from droneseg.nnunet.preprocess import prints_as_logs
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class TrainedModel:
 
 
 def load_trained_model(
-    folder: Path, layout: Layout, *, checkpoint: str, folds: tuple[int, ...] | None = None, trust: bool = False
+    folder: Path, layout: NnunetPaths, *, checkpoint: str, folds: tuple[int, ...] | None = None, trust: bool = False
 ) -> TrainedModel:
     """Read a model folder of nnU-Net.
 
@@ -83,7 +90,7 @@ def load_trained_model(
     missing = sorted(set(folds or ()) - {_fold_number(file.parent) for file in files})
     if missing:
         raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} holds no {checkpoint}.")
-    announce(layout)
+    export_environment(layout)
     contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
     plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
@@ -115,7 +122,7 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     networks = []
-    with prints_as_logs():
+    with redirect_stdout_to_log():
         plans = PlansManager(model.plans)
         configuration = plans.get_configuration(model.configuration)
         trainer = recursive_find_trainer_class_by_name(model.trainer)
@@ -184,7 +191,7 @@ BLEND_NAME = "blend.json"
 """What a blended model was made of; only a folder that holds one is ever replaced, never a training."""
 
 
-def blend_models(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
+def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
     """Write a model folder of nnU-Net whose weights lie between those of two others, fold by fold.
 
     For a network and what became of it when it was trained further on other data (Wortsman et al. 2022, "Robust
@@ -237,8 +244,8 @@ def _between(first: dict[str, Any], second: dict[str, Any], share: float) -> "Or
 _TRAINER = "nnUNetTrainer"
 
 
-def write_untrained_model(
-    layout: Layout, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
+def write_random_model(
+    layout: NnunetPaths, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
 ) -> Path:
     """Write a model folder for the planned dataset whose folds have untrained weights.
 
@@ -252,7 +259,7 @@ def write_untrained_model(
         The model folder, which nnU-Net's own predictor can load.
     """
     plans = read_plans(layout)
-    announce(layout)
+    export_environment(layout)
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -263,7 +270,7 @@ def write_untrained_model(
     manager = PlansManager(plans)
     for fold in range(folds):
         torch.manual_seed(seed + fold)
-        with prints_as_logs():
+        with redirect_stdout_to_log():
             network = nnUNetTrainer.build_network_architecture(
                 manager, manager.get_configuration(configuration), 3, len(CLASSES), enable_deep_supervision=False
             )
@@ -281,7 +288,7 @@ def write_untrained_model(
     return folder
 
 
-def count_gflop(layout: Layout, *, configuration: str = BASE_CONFIGURATION) -> float:
+def count_gflop(layout: NnunetPaths, *, configuration: str = BASE_CONFIGURATION) -> float:
     """Return the arithmetic of one pass over one tile in 10^9 operations, a multiplication and its addition as two."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager

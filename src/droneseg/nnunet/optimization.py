@@ -19,12 +19,12 @@ def adapt_loss(
 ) -> nn.Module:
     """Return nnU-Net's loss with class weights, for outputs coarser than their targets, in float32 if asked."""
     if class_weights:
-        weigh_classes(loss, class_weights, device)
+        set_class_weights(loss, class_weights, device)
     loss = CoarserLoss(loss)
     return Float32Loss(loss) if float32 else loss
 
 
-def weigh_classes(loss: nn.Module, weights: Sequence[float], device: torch.device) -> None:
+def set_class_weights(loss: nn.Module, weights: Sequence[float], device: torch.device) -> None:
     """Weigh the pixels of each true class in the cross entropy of nnU-Net's compound loss; its Dice stays as it is.
 
     Args:
@@ -82,7 +82,7 @@ class CoarserLoss(nn.Module):
 _WARM_UP = 10
 
 
-class AveragedWeights:
+class ExponentialMovingAverage:
     """An exponential moving average of weights and statistics (Polyak and Juditsky 1992).
 
     At first it follows faster: after n iterations it keeps at most (1 + n) / (10 + n), so that it does not remember how
@@ -180,7 +180,7 @@ class Progress:
         return None
 
 
-class NowAndThen:
+class RateLimited:
     """Does something on a folder at most once in an interval: a plot takes seconds, as long as a short epoch."""
 
     def __init__(self, action: Callable[[str], None], interval_s: float) -> None:

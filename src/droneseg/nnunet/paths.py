@@ -26,7 +26,7 @@ RECORD_NAME = "training.json"
 
 
 @dataclass(frozen=True)
-class Layout:
+class NnunetPaths:
     """nnU-Net's three folders.
 
     Attributes:
@@ -70,7 +70,7 @@ class Layout:
         return self.model_folder(configuration) / f"fold_{fold}"
 
 
-def announce(layout: Layout, *, processes: int | None = None, loaders: int | None = None) -> None:
+def export_environment(layout: NnunetPaths, *, processes: int | None = None, loaders: int | None = None) -> None:
     """Tell nnU-Net its folders, our trainer's folder and its numbers of processes.
 
     Must run before the first import of nnunetv2, which reads the number of processes on import.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
-from droneseg.nnunet.paths import BASE_CONFIGURATION, Layout
+from droneseg.nnunet.paths import BASE_CONFIGURATION, NnunetPaths
 
 Plans = dict[str, Any]
 NetworkName = Literal["plain", "batchnorm", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
@@ -23,7 +23,7 @@ _DECODER_FEATURES = (128, 64, 48, 32, 24)  # one for each halving of the resolut
 DECODER_LEVELS = len(_DECODER_FEATURES)
 
 
-def read_plans(layout: Layout) -> Plans:
+def read_plans(layout: NnunetPaths) -> Plans:
     """Read the plans of the dataset.
 
     Raises:
@@ -35,7 +35,7 @@ def read_plans(layout: Layout) -> Plans:
     return plans
 
 
-def write_plans(layout: Layout, plans: Plans) -> None:
+def write_plans(layout: NnunetPaths, plans: Plans) -> None:
     """Write the plans of the dataset in one step."""
     write_text(layout.plans_file, json.dumps(plans, indent=4) + "\n")
 

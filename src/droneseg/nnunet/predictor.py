@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from droneseg.core.masks import Mask
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, Layout, announce, checkpoint_files
-from droneseg.nnunet.preprocess import prints_as_logs
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths, checkpoint_files, export_environment
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 
-class StockPredictor:
+class NnunetPredictor:
     """nnU-Net's `nnUNetPredictor` on a CPU, with its own reader of images.
 
     Args:
@@ -23,14 +23,16 @@ class StockPredictor:
         ModelError: If the folder holds no such model.
     """
 
-    def __init__(self, folder: Path, layout: Layout, *, mirrored: bool, checkpoint: str = FINAL_CHECKPOINT) -> None:
+    def __init__(
+        self, folder: Path, layout: NnunetPaths, *, mirrored: bool, checkpoint: str = FINAL_CHECKPOINT
+    ) -> None:
         checkpoint_files(folder, checkpoint)
-        announce(layout)
+        export_environment(layout)
         from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
         self._reader = NaturalImage2DIO()
-        with prints_as_logs():
+        with redirect_stdout_to_log():
             self._predictor = nnUNetPredictor(
                 use_mirroring=mirrored, device=torch.device("cpu"), allow_tqdm=False, perform_everything_on_device=True
             )
@@ -38,7 +40,7 @@ class StockPredictor:
 
     def segment_file(self, image: Path) -> Mask:
         """Return the class ids of an RGB PNG, shape (H, W), dtype uint8."""
-        with prints_as_logs():
+        with redirect_stdout_to_log():
             values, properties = self._reader.read_images([str(image)])
             mask = self._predictor.predict_single_npy_array(values, properties)
         return np.ascontiguousarray(mask[0], dtype=np.uint8)

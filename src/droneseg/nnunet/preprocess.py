@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.nnunet.paths import BASE_CONFIGURATION, DATASET_ID, Layout, announce
+from droneseg.nnunet.paths import BASE_CONFIGURATION, DATASET_ID, NnunetPaths, export_environment
 from droneseg.nnunet.plans import read_plans
 
 # nnU-Net's preprocessing on threads: each worker process it would spawn imports nnU-Net and torch for itself, first.
@@ -53,7 +53,7 @@ class _LogStream(io.TextIOBase):
 
 
 @contextmanager
-def prints_as_logs() -> Iterator[None]:
+def redirect_stdout_to_log() -> Iterator[None]:
     """Turn what is printed into debug records while the block runs."""
     with redirect_stdout(_LogStream(logging.getLogger("droneseg.nnunet"))):
         yield
@@ -79,7 +79,7 @@ class Preprocessed:
     normalisation: tuple[str, ...]
 
 
-def preprocess(layout: Layout, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
+def preprocess(layout: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
     """Plan and preprocess the raw dataset; what an earlier run left is replaced.
 
     Args:
@@ -94,7 +94,7 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess as run
 
-    with prints_as_logs(), threads_for_workers():
+    with redirect_stdout_to_log(), threads_for_workers():
         logger.info("preprocessing")
         run(
             [DATASET_ID],
@@ -105,18 +105,18 @@ def preprocess(layout: Layout, *, processes: int | None = None, show_progress: b
     return plan
 
 
-def plan_dataset(layout: Layout, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
+def plan_dataset(layout: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
     """Let nnU-Net look at the raw dataset and plan its network; see `preprocess`."""
     if not (layout.raw_dataset / "dataset.json").is_file():
         raise ConfigurationError(f"{layout.raw_dataset} is missing. Run `droneseg data convert` first.")
-    announce(layout, processes=processes)
+    export_environment(layout, processes=processes)
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     layout.preprocessed_dataset.mkdir(parents=True, exist_ok=True)
     # nnU-Net refuses to plan when an older split differs; the raw dataset's is the one that counts
     (layout.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
-    with prints_as_logs(), threads_for_workers():
+    with redirect_stdout_to_log(), threads_for_workers():
         logger.info("fingerprint and plan")
         api.extract_fingerprints(
             [DATASET_ID], num_processes=processes or default_num_processes, show_progress_bar=show_progress

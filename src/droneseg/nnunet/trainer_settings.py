@@ -91,12 +91,12 @@ class TrainerSettings(BaseModel):
     tracked: bool = Field(False, description="Whether W&B is told; decided with `tracking`.")
 
 
-def hand_over(path: Path) -> None:
+def write_settings_file(path: Path) -> None:
     """Name the file that trainers in this process and the ones it starts shall read."""
     os.environ[_VARIABLE] = str(path)
 
 
-def received() -> TrainerSettings:
+def read_settings_file() -> TrainerSettings:
     """Read the settings handed over.
 
     Raises:

@@ -15,7 +15,7 @@ from droneseg.core.errors import ConfigurationError, MissingDependencyError, Mod
 from droneseg.core.system import no_telemetry
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
 from droneseg.nnunet.plans import resolve_plan
-from droneseg.nnunet.preprocess import prints_as_logs
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32])
     exportable = _exportable(MeanOfFolds(build_networks(model))).eval()
     example = torch.from_numpy(patches[:1])
     # inference_mode breaks the export
-    with torch.no_grad(), prints_as_logs(), warnings.catch_warnings():
+    with torch.no_grad(), redirect_stdout_to_log(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             exportable,
@@ -172,7 +172,7 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
         raise MissingDependencyError("nncf", "train") from error
     import onnx
 
-    with prints_as_logs():
+    with redirect_stdout_to_log():
         quantised = nncf.quantize(
             onnx.load(str(network)),
             nncf.Dataset([{"patch": patch[None]} for patch in patches]),

@@ -22,12 +22,12 @@ from droneseg.nnunet.paths import (
     PLANS,
     RECORD_NAME,
     TRAINER,
-    Layout,
-    announce,
+    NnunetPaths,
+    export_environment,
 )
 from droneseg.nnunet.plans import Plans, add_configuration, divisor, read_plans, resolve_plan, write_plans
-from droneseg.nnunet.preprocess import prints_as_logs
-from droneseg.nnunet.trainer_settings import TrainerSettings, hand_over
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
+from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
 from droneseg.training.config import TrainingConfig, WandbTracking
 
 _PACKAGES = ("droneseg", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "dynamic-network-architectures")
@@ -86,7 +86,7 @@ class TrainingResult:
     mean_validation_dice: float | None
 
 
-def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = None) -> TrainingResult:
+def train(config: TrainingConfig, layout: NnunetPaths, *, wandb_key: str | None = None) -> TrainingResult:
     """Train one fold.
 
     Args:
@@ -112,9 +112,9 @@ def train(config: TrainingConfig, layout: Layout, *, wandb_key: str | None = Non
     fold_folder = layout.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, layout, fold_folder)
     _keep_tracking(config, fold_folder, wandb_key)
-    settings = hand_over_settings(config, fold_folder)
+    settings = write_trainer_settings(config, fold_folder)
     _write_record(config, settings, device.type, fold_folder)
-    with log_file(fold_folder / _LOG_NAME), prints_as_logs():
+    with log_file(fold_folder / _LOG_NAME), redirect_stdout_to_log():
         precision = ", bf16" if settings.bf16 else ""
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
         _run(config, device.type, resuming)
@@ -134,13 +134,13 @@ def _keep_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | N
     logger.info("tracking as run %s of W&B's project %s, %s%s", run.id, run.project, mode, sync)
 
 
-def _announce(config: TrainingConfig, layout: Layout) -> None:
+def _announce(config: TrainingConfig, layout: NnunetPaths) -> None:
     cores = usable_cores()
     # one core loads, the others compute; nnU-Net's own default of 12 would starve a small machine
-    announce(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
+    export_environment(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
 
 
-def configure_plans(config: TrainingConfig, layout: Layout) -> Plans:
+def configure_plans(config: TrainingConfig, layout: NnunetPaths) -> Plans:
     """Add the configuration of this training to the dataset's plans, and return them."""
     plans = add_configuration(
         read_plans(layout),
@@ -174,18 +174,18 @@ def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
         )
 
 
-def hand_over_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
+def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
     """Settle what depends on the machine, write the trainer's settings into `folder`, and point the trainer to them."""
     from droneseg.nnunet.paths import cpu_has_bf16
 
     bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
     write_text(folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
-    hand_over(folder / _SETTINGS_NAME)
+    write_settings_file(folder / _SETTINGS_NAME)
     return settings
 
 
-def _prepare_folder(config: TrainingConfig, plans: Plans, layout: Layout, fold_folder: Path) -> bool:
+def _prepare_folder(config: TrainingConfig, plans: Plans, layout: NnunetPaths, fold_folder: Path) -> bool:
     """Make the fold's folder ready; return whether there is a checkpoint to go on from."""
     present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
     if present and not (config.resume or config.overwrite):
@@ -206,7 +206,7 @@ def _prepare_folder(config: TrainingConfig, plans: Plans, layout: Layout, fold_f
     return bool(present)
 
 
-def _require_same_plan(config: TrainingConfig, plans: Plans, layout: Layout) -> None:
+def _require_same_plan(config: TrainingConfig, plans: Plans, layout: NnunetPaths) -> None:
     """Refuse to go on with another network: the weights would not fit, or worse, would."""
     recorded_file = layout.model_folder(config.configuration) / "plans.json"
     if not recorded_file.is_file():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.model.dvc_remote import short
-from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.paths import NnunetPaths
 from droneseg.training.config import load_config
 from droneseg.training.search_space import Choices, Range, SweepConfig, Value, as_overrides, own_values
 from droneseg.training.trial import run_trial
@@ -202,7 +202,7 @@ class SweepResult:
 
 def run_sweep(
     config: SweepConfig,
-    layout: Layout,
+    layout: NnunetPaths,
     out: Path,
     *,
     name: str,
@@ -231,7 +231,7 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     database = storage or f"sqlite:///{(out / 'study.db').resolve()}"
     study = open_study(config, database, name, seed, shared=storage is not None)
-    runner = _Runner(config, Layout(layout.raw, layout.preprocessed, out.resolve() / "trainings"), name)
+    runner = _Runner(config, NnunetPaths(layout.raw, layout.preprocessed, out.resolve() / "trainings"), name)
     failures = 0
     with told_of_database(database):
         while (done := len(_ended(study))) < trials:
@@ -254,7 +254,7 @@ class _TrialFailedError(Exception):
 class _Runner:
     """Runs trials, each as a training with a plan of its own."""
 
-    def __init__(self, config: SweepConfig, layout: Layout, name: str) -> None:
+    def __init__(self, config: SweepConfig, layout: NnunetPaths, name: str) -> None:
         self._config = config
         self._layout = layout
         self._group = [f"tracking.group={name}"] if "tracking=wandb" in config.train else []

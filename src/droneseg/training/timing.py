@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from droneseg.core.system import usable_cores
-from droneseg.nnunet.paths import DATASET, PLANS, TRAINER, Layout, announce
-from droneseg.nnunet.preprocess import prints_as_logs
+from droneseg.nnunet.paths import DATASET, PLANS, TRAINER, NnunetPaths, export_environment
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.training.config import TrainingConfig
-from droneseg.training.run import configure_plans, hand_over_settings
+from droneseg.training.run import configure_plans, write_trainer_settings
 
 STOCK_TRAINER = "nnUNetTrainer"
 PARTS = ("loading", "augmentation", "forward", "backward", "optimiser")
@@ -97,7 +97,7 @@ class _PartClock:
         self._begin = end
 
 
-def time_iterations(config: TrainingConfig, layout: Layout, trainer: str, count: int) -> IterationTimes:
+def time_iterations(config: TrainingConfig, layout: NnunetPaths, trainer: str, count: int) -> IterationTimes:
     """Train for some iterations and measure each part.
 
     Args:
@@ -127,7 +127,7 @@ def time_iterations(config: TrainingConfig, layout: Layout, trainer: str, count:
 
 
 def dice_over_time(
-    config: TrainingConfig, layout: Layout, trainer: str, *, minutes: float, measured: IterationTimes
+    config: TrainingConfig, layout: NnunetPaths, trainer: str, *, minutes: float, measured: IterationTimes
 ) -> list[EpochDice]:
     """Train for some minutes and report the Dice after each epoch.
 
@@ -157,9 +157,11 @@ def dice_over_time(
 
 
 @contextmanager
-def _trainer(config: TrainingConfig, layout: Layout, name: str, *, loaders: int | None) -> Iterator[tuple[Any, str]]:
+def _trainer(
+    config: TrainingConfig, layout: NnunetPaths, name: str, *, loaders: int | None
+) -> Iterator[tuple[Any, str]]:
     """Build a trainer of nnU-Net as its own command would; yields it and the kind of device."""
-    announce(layout, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
+    export_environment(layout, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
     import matplotlib as mpl
     import numpy as np
     import torch
@@ -171,10 +173,10 @@ def _trainer(config: TrainingConfig, layout: Layout, name: str, *, loaders: int 
     if device.type == "cpu":
         torch.set_num_threads(usable_cores())
     configure_plans(config, layout)
-    hand_over_settings(config, layout.results)
+    write_trainer_settings(config, layout.results)
     torch.manual_seed(config.trainer.seed)
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
     # nnU-Net's logger changes the style of every plot that follows
-    with prints_as_logs(), mpl.rc_context():
+    with redirect_stdout_to_log(), mpl.rc_context():
         made = get_trainer_from_args(DATASET, config.configuration, config.fold, name, PLANS, device=device)
         yield made, device.type

@@ -16,7 +16,7 @@ from typing import Any
 
 from droneseg.core.errors import DronesegError
 from droneseg.nnunet.callbacks import EPOCHS_NAME
-from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.paths import NnunetPaths
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Ended:
 
 
 def run_trial(
-    overrides: Sequence[str], layout: Layout, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
+    overrides: Sequence[str], layout: NnunetPaths, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
 ) -> Ended:
     """Train, and tell of each epoch.
 
@@ -125,7 +125,7 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
     try:
-        train(load_config(overrides), Layout(Path(raw), Path(preprocessed), Path(results)), wandb_key=key)
+        train(load_config(overrides), NnunetPaths(Path(raw), Path(preprocessed), Path(results)), wandb_key=key)
     except DronesegError as error:
         sys.exit(f"{error}")
 

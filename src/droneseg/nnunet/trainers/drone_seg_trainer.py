@@ -21,10 +21,10 @@ from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, figures_of
 from droneseg.nnunet.networks import PretrainedUNet
 from droneseg.nnunet.optimization import (
-    AveragedWeights,
     BudgetPolyLR,
-    NowAndThen,
+    ExponentialMovingAverage,
     Progress,
+    RateLimited,
     adapt_loss,
     parameter_groups,
 )
@@ -52,7 +52,7 @@ class DroneSegTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net reads this signature
     ) -> None:
-        self.settings = trainer_settings.received()
+        self.settings = trainer_settings.read_settings_file()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = self.settings.learning_rate
         self.weight_decay = self.settings.weight_decay
@@ -63,10 +63,10 @@ class DroneSegTrainer(nnUNetTrainer):
         self.save_every = self.settings.save_every
         self.oversample_foreground_percent = self.settings.oversample
         self.progress = Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
-        self.average: AveragedWeights | None = None
+        self.average: ExponentialMovingAverage | None = None
         self.reporter = Reporter(Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"))
         self._last_epoch_end: float | None = None
-        self._plot = self.logger.plot_progress_png = NowAndThen(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
+        self._plot = self.logger.plot_progress_png = RateLimited(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
 
     def initialize(self) -> None:
         """Build network and optimiser from the seed."""
@@ -79,7 +79,7 @@ class DroneSegTrainer(nnUNetTrainer):
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
-            self.average = AveragedWeights(inner, self.settings.averaged_weights)
+            self.average = ExponentialMovingAverage(inner, self.settings.averaged_weights)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a schedule that knows the time budget."""
