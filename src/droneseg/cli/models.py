@@ -245,7 +245,7 @@ def blend(
 
 def _table(found: dict[str, Any]) -> Any:
     from droneseg.evaluation.bootstrap import Interval
-    from droneseg.evaluation.report import figure_title, interval_text, number, verdict
+    from droneseg.evaluation.report import figure_title, interval_text, number, significance_label
 
     rows = []
     for name, values in found["differences"].items():
@@ -258,7 +258,7 @@ def _table(found: dict[str, Any]) -> Any:
                 *(number(figures[name]["value"]) for figures in found["figures"]),
                 number(difference.value, signed=True),
                 interval_text(difference),
-                verdict(difference),
+                significance_label(difference),
             ]
         )
     title = "\n".join([*found["about"], f"{found['images']} photographs"])

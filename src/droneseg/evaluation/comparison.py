@@ -12,7 +12,14 @@ from droneseg.core.files import atomic_directory, write_text
 from droneseg.evaluation.bootstrap import FEW_IMAGES, Interval, bootstrap_intervals, paired_differences
 from droneseg.evaluation.evaluate import Evaluation
 from droneseg.evaluation.plots import plot_intervals
-from droneseg.evaluation.report import REPORT_MARKER, REPORT_NAME, figure_title, interval_text, number, verdict
+from droneseg.evaluation.report import (
+    REPORT_MARKER,
+    REPORT_NAME,
+    figure_title,
+    interval_text,
+    number,
+    significance_label,
+)
 
 _METHOD = """\
 Both models are drawn on the same images each time (paired percentile bootstrap, 2,000 draws, 95 %), so that what makes
@@ -56,7 +63,7 @@ def write_comparison(
         values = [number(each[name].value) for each in figures]
         lines.append(
             f"| {figure_title(name)} | {values[0]} | {values[1]} | {number(difference.value, signed=True)} | "
-            f"{interval_text(difference)} | {verdict(difference)} |"
+            f"{interval_text(difference)} | {significance_label(difference)} |"
         )
     lines += ["", "![differences](differences.png)", "", _METHOD]
     shown = {name: differences[name] for name in differences if not name.startswith("dice/")}
@@ -72,7 +79,7 @@ def write_comparison(
     return found
 
 
-def reasons_against(found: Mapping[str, Any]) -> list[str]:
+def promotion_blockers(found: Mapping[str, Any]) -> list[str]:
     """Say why a candidate may not replace the champion; nothing if it may.
 
     It may if its mIoU is higher with 95 % confidence and its unsafe landing rate is not higher, both on the same

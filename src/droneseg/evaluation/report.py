@@ -50,7 +50,7 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def verdict(difference: Interval) -> str:
+def significance_label(difference: Interval) -> str:
     """Say whether a difference is more than chance."""
     if difference.low is None or difference.high is None:
         return "unknown"

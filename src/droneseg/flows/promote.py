@@ -10,7 +10,7 @@ from typing import Any
 from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.settings import Settings
-from droneseg.evaluation.comparison import reasons_against, write_comparison
+from droneseg.evaluation.comparison import promotion_blockers, write_comparison
 from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.evaluation.report import REPORT_MARKER
 from droneseg.flows.export import choose_pairs
@@ -244,7 +244,7 @@ def _examine(
     if not comparable:
         return previous, {}, ["the champion was made for another class table, so the two cannot be compared"]
     found = _compare(champion, candidate.folder, exam, settings, progress)
-    return previous, found, reasons_against(found)
+    return previous, found, promotion_blockers(found)
 
 
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
