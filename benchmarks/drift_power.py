@@ -26,7 +26,7 @@ from droneseg.data.dataset import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.monitoring.drift import FEATURES, FEWEST, THRESHOLD, measure_reference, p_value
+from droneseg.monitoring.drift import FEATURES, MIN_RECORDS, THRESHOLD, measure_reference, p_value
 
 DRAWS = 200
 OF_PHOTOGRAPH = tuple(feature.name for feature in FEATURES if not feature.of_model)
@@ -148,7 +148,9 @@ def main() -> None:
     console.print(shown)
     console.print(f"new places of the same kind, 8 figures of the photograph: {places:.1%}")
     if options.out:
-        options.out.write_text(json.dumps({"draws": DRAWS, "n": FEWEST, "rows": rows, "new_places": places}, indent=1))
+        options.out.write_text(
+            json.dumps({"draws": DRAWS, "n": MIN_RECORDS, "rows": rows, "new_places": places}, indent=1)
+        )
 
 
 def called(before: Figures, after: Figures, names: Sequence[str]) -> float:
@@ -158,7 +160,7 @@ def called(before: Figures, after: Figures, names: Sequence[str]) -> float:
     drifted = 0
     for _ in range(DRAWS):
         order = rng.permutation(number)
-        reference, drawn = order[: number // 2], order[number // 2 :][:FEWEST]
+        reference, drawn = order[: number // 2], order[number // 2 :][:MIN_RECORDS]
         drifted += _drifted(before, reference, after, drawn, names)
     return drifted / DRAWS
 
@@ -169,7 +171,7 @@ def called_on_others(here: Figures, elsewhere: Figures) -> float:
     drifted = 0
     for _ in range(DRAWS):
         reference = rng.permutation(len(here[OF_PHOTOGRAPH[0]]))[: len(here[OF_PHOTOGRAPH[0]]) // 2]
-        drawn = rng.permutation(len(elsewhere[OF_PHOTOGRAPH[0]]))[:FEWEST]
+        drawn = rng.permutation(len(elsewhere[OF_PHOTOGRAPH[0]]))[:MIN_RECORDS]
         drifted += _drifted(here, reference, elsewhere, drawn, OF_PHOTOGRAPH)
     return drifted / DRAWS
 

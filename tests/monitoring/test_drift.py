@@ -14,17 +14,17 @@ from droneseg.core.errors import DriftError
 from droneseg.model.bundle import Bundle, file_record, read_bundle
 from droneseg.monitoring.drift import (
     FEATURES,
-    FEWEST,
+    MIN_RECORDS,
     NAMES,
     THRESHOLD,
     Reference,
-    figures_of,
     find_drift,
     p_value,
     read_reference,
+    record_features,
 )
 from droneseg.monitoring.drift_report import make_report, sentences, verdict
-from droneseg.monitoring.log_reader import read_latest
+from droneseg.monitoring.log_reader import read_recent_records
 from droneseg.monitoring.prediction_log import Record
 from support.bundles import make_bundle
 from support.drift import NOON, darker, keep, make_bundle_with_reference, photographs, records_like, with_statistics
@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[Callable[[Record], Record], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen_and_said(bundle: Bundle, reference: Reference, name: str) -> None:
     changed, words = CHANGES[name]
-    drift = find_drift(reference, records_like(bundle, FEWEST, changed=changed))
+    drift = find_drift(reference, records_like(bundle, MIN_RECORDS, changed=changed))
     assert drift.drifted
     assert [each.feature.name for each in drift.changed] == [name]
     assert drift.share == pytest.approx(1 / len(FEATURES))
@@ -122,7 +122,7 @@ def test_since_when_is_told_by_day(bundle: Bundle, reference: Reference) -> None
 
 def test_too_few_records_are_no_verdict(bundle: Bundle, reference: Reference) -> None:
     with pytest.raises(DriftError, match="There are 19 records; a verdict needs 20"):
-        find_drift(reference, records_like(bundle, FEWEST - 1))
+        find_drift(reference, records_like(bundle, MIN_RECORDS - 1))
 
 
 def test_a_small_reference_is_no_measure(bundle: Bundle, reference: Reference) -> None:
@@ -144,7 +144,7 @@ def test_the_newest_records_are_read_and_no_others(
         return real(self, name)
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
-    latest = read_latest(str(tmp_path), 50, bundle.model_id)
+    latest = read_recent_records(str(tmp_path), 50, bundle.model_id)
     assert latest.records == records[-50:]
     assert len(read) == 50
 
@@ -153,8 +153,8 @@ def test_files_of_many_records_and_of_several_instances_are_put_in_order(bundle:
     records = records_like(bundle, 300)
     keep(tmp_path, records[::2], in_a_file=40)
     keep(tmp_path, records[1::2], in_a_file=7)
-    assert read_latest(str(tmp_path), 300).records == records
-    assert read_latest(str(tmp_path), 10_000).records == records
+    assert read_recent_records(str(tmp_path), 300).records == records
+    assert read_recent_records(str(tmp_path), 10_000).records == records
 
 
 def test_records_of_other_models_and_unreadable_ones_are_passed_over_and_told(bundle: Bundle, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_records_of_other_models_and_unreadable_ones_are_passed_over_and_told(bu
     files = keep(tmp_path, mixed)
     files[1].write_text("no record\n")
     (files[2].parent / "README.md").write_text("of somebody")
-    latest = read_latest(str(tmp_path), 100, bundle.model_id)
+    latest = read_recent_records(str(tmp_path), 100, bundle.model_id)
     assert len(latest.records) == 39
     assert latest.other_models == {"another": 20}
     assert [Path(each).name for each in latest.unreadable] == [f"{files[1].name}:1"]
@@ -193,7 +193,7 @@ def test_a_record_that_cannot_be_used_costs_no_other(
     with file.open("a") as lines:
         lines.write(json.dumps(good | BAD[what]) + "\n")
         lines.write(json.dumps(good | {"statistics": good["statistics"] | {"brightness": float("nan")}}) + "\n")
-    latest = read_latest(str(tmp_path), 100, bundle.model_id)
+    latest = read_recent_records(str(tmp_path), 100, bundle.model_id)
     assert latest.records == records
     assert [each.rpartition(":")[2] for each in latest.unreadable] == ["31", "32"]
     assert [each.feature.name for each in find_drift(reference, latest.records).changed] == ["brightness"]
@@ -202,21 +202,21 @@ def test_a_record_that_cannot_be_used_costs_no_other(
 def test_records_of_days_to_come_do_not_hide_those_of_today(bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path, records_like(bundle, 30))
     keep(tmp_path, records_like(bundle, 30, last=NOON.replace(year=2099)))
-    latest = read_latest(str(tmp_path), 30, bundle.model_id)
+    latest = read_recent_records(str(tmp_path), 30, bundle.model_id)
     assert {record.time.year for record in latest.records} == {2026}
-    assert [Path(day).relative_to(tmp_path).as_posix() for day in latest.ahead] == ["2099/03/20"]
+    assert [Path(day).relative_to(tmp_path).as_posix() for day in latest.future_days] == ["2099/03/20"]
 
 
 def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "t_[1]", records_like(bundle, 25))
     keep(tmp_path / "t_1", records_like(bundle, 5))
-    assert len(read_latest(str(tmp_path / "t_[1]"), 100).records) == 25
+    assert len(read_recent_records(str(tmp_path / "t_[1]"), 100).records) == 25
 
 
 def test_damaged_files_without_end_are_not_all_read(bundle: Bundle, tmp_path: Path) -> None:
     for file in keep(tmp_path, records_like(bundle, 900)):
         file.write_text("damaged\n")
-    assert len(read_latest(str(tmp_path), 20).unreadable) < 900
+    assert len(read_recent_records(str(tmp_path), 20).unreadable) < 900
 
 
 def test_a_row_of_pixels_more_is_no_drift(bundle: Bundle, reference: Reference) -> None:
@@ -230,7 +230,7 @@ def test_a_row_of_pixels_more_is_no_drift(bundle: Bundle, reference: Reference) 
 def test_a_store_full_of_another_models_records_is_not_read_to_its_end(bundle: Bundle, tmp_path: Path) -> None:
     others = [record.model_copy(update={"model_id": "old"}) for record in records_like(bundle, 3000)]
     keep(tmp_path, others, in_a_file=20)
-    latest = read_latest(str(tmp_path), 20, bundle.model_id)
+    latest = read_recent_records(str(tmp_path), 20, bundle.model_id)
     assert latest.records == []
     assert 320 <= latest.other_models["old"] < 3000
 
@@ -260,7 +260,7 @@ def test_evidently_says_the_same(bundle: Bundle, reference: Reference) -> None:
     from evidently.metrics import ValueDrift
 
     records = records_like(bundle, 50, changed=darker)
-    frames = pd.DataFrame([figures_of(record) for record in records]), pd.DataFrame(reference.table)
+    frames = pd.DataFrame([record_features(record) for record in records]), pd.DataFrame(reference.table)
     definition = DataDefinition(numerical_columns=list(NAMES))
     now, before = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     measured = Report([ValueDrift(column=name, method="ks") for name in NAMES]).run(now, before).dict()["metrics"]

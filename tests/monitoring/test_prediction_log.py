@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.monitoring.prediction_log import Record, Recorder, RecordWriter
+from droneseg.monitoring.prediction_log import PredictionLog, Record, _RecordWriter
 from support.buckets import bucket
 
 
@@ -42,7 +42,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 def test_records_are_written_soon_together_and_named_by_time(tmp_path: Path) -> None:
     counts = Counts()
-    writer = RecordWriter(str(tmp_path), count=counts)
+    writer = _RecordWriter(str(tmp_path), count=counts)
     for number in range(5):
         writer.add(record(number))
     end = time.monotonic() + 10
@@ -55,7 +55,7 @@ def test_records_are_written_soon_together_and_named_by_time(tmp_path: Path) -> 
 
 
 def test_flushing_waits_until_all_is_written_and_no_longer_than_it_may(tmp_path: Path) -> None:
-    writer = RecordWriter(str(tmp_path), count=Counts())
+    writer = _RecordWriter(str(tmp_path), count=Counts())
     for number in range(3):
         writer.add(record(number))
     writer.flush(10)
@@ -72,7 +72,7 @@ def test_flushing_waits_until_all_is_written_and_no_longer_than_it_may(tmp_path:
 
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     counts = Counts()
-    writer = RecordWriter(str(tmp_path), count=counts)
+    writer = _RecordWriter(str(tmp_path), count=counts)
     writer.add(record(1))
     writer.close(5)
     assert len(lines(tmp_path)) == 1
@@ -82,7 +82,7 @@ def test_closing_writes_what_is_left(tmp_path: Path) -> None:
 def test_while_the_store_is_away_records_wait_and_the_oldest_are_dropped(tmp_path: Path) -> None:
     counts = Counts()
     (tmp_path / "store").write_text("a file where a folder should be")
-    writer = RecordWriter(str(tmp_path / "store"), count=counts, capacity=3)
+    writer = _RecordWriter(str(tmp_path / "store"), count=counts, capacity=3)
     for number in range(10):
         writer.add(record(number))
     assert counts["written"] == 0
@@ -96,7 +96,7 @@ def test_while_the_store_is_away_records_wait_and_the_oldest_are_dropped(tmp_pat
 def test_closing_without_a_store_ends_and_counts_the_loss(tmp_path: Path) -> None:
     counts = Counts()
     (tmp_path / "store").write_text("in the way")
-    writer = RecordWriter(str(tmp_path / "store"), count=counts)
+    writer = _RecordWriter(str(tmp_path / "store"), count=counts)
     writer.add(record(1))
     writer.close(3)
     assert counts == {"dropped": 1}
@@ -105,7 +105,7 @@ def test_closing_without_a_store_ends_and_counts_the_loss(tmp_path: Path) -> Non
 def test_records_go_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
     with bucket("kept", monkeypatch) as kept:
-        writer = RecordWriter(f"{kept.url}/champion", count=counts)
+        writer = _RecordWriter(f"{kept.url}/champion", count=counts)
         for number in range(3):
             writer.add(record(number))
         writer.close(20)
@@ -122,7 +122,7 @@ def test_a_recorder_holds_few_photographs_and_counts_what_it_leaves_out(
     counts, looking = Counts(), threading.Event()
     monkeypatch.setattr("droneseg.monitoring.prediction_log._AHEAD_BYTES", 1000)
     monkeypatch.setattr("droneseg.monitoring.prediction_log.image_statistics", lambda image: looking.wait(10) and {})
-    recorder = Recorder(str(tmp_path), count=counts)
+    recorder = PredictionLog(str(tmp_path), count=counts)
     image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
     prediction = Prediction(mask, class_fractions(mask), 0.75, {}, "abc")
     for _ in range(5):  # of 300 bytes
@@ -136,7 +136,7 @@ def test_a_recorder_holds_few_photographs_and_counts_what_it_leaves_out(
 
 def test_a_record_holds_no_name_but_its_hash_and_no_picture(tmp_path: Path) -> None:
     counts = Counts()
-    recorder = Recorder(str(tmp_path), count=counts)
+    recorder = PredictionLog(str(tmp_path), count=counts)
     image = np.full((8, 10, 3), 51, np.uint8)
     mask = np.full((8, 10), 5, np.uint8)
     recorder.keep("my garden.png", image, Prediction(mask, class_fractions(mask), 0.75, {}, "abc"))

@@ -15,8 +15,8 @@ from PIL import Image as pillow
 from droneseg.core.errors import OutputExistsError, RecordsError
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.monitoring.log_reader import fetch_hard_cases, find_hard_cases, read_latest
-from droneseg.monitoring.prediction_log import Recorder, Sample
+from droneseg.monitoring.log_reader import fetch_hard_cases, find_hard_cases, read_recent_records
+from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.retention import prune
 from support.buckets import bucket
 from support.drift import NOON, keep, make_bundle_with_reference, records_like
@@ -35,7 +35,7 @@ def as_jpeg(image: np.ndarray) -> bytes:
 def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, names: bool = False) -> Counter[str]:
     """Record predictions of photographs a.jpg, b.jpg, ... and return what became of the samples."""
     counts: Counter[str] = Counter()
-    recorder = Recorder(
+    recorder = PredictionLog(
         str(folder),
         count=lambda *_: None,
         count_samples=lambda result, number: counts.update({result: number}),
@@ -53,12 +53,12 @@ def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, 
 def test_by_default_no_photograph_is_kept(tmp_path: Path) -> None:
     assert record(tmp_path, [0.5, 0.6], share=0.0) == {}
     assert not (tmp_path / "samples").exists()
-    assert [each.sample for each in read_latest(str(tmp_path), 9).records] == [None, None]
+    assert [each.sample for each in read_recent_records(str(tmp_path), 9).records] == [None, None]
 
 
 def test_kept_photographs_lie_with_their_masks_where_their_records_say(tmp_path: Path) -> None:
     assert record(tmp_path, [0.5, 0.6], names=True) == {"written": 2}
-    first, second = read_latest(str(tmp_path), 9).records
+    first, second = read_recent_records(str(tmp_path), 9).records
     assert (first.source, second.source) == ("a.jpg", "b.jpg")
     assert first.sample is not None
     kept = tmp_path / first.sample
@@ -70,13 +70,13 @@ def test_a_share_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     drawn = iter([0.1, 0.3, 0.24, 0.9])
     monkeypatch.setattr("droneseg.monitoring.prediction_log.random.random", lambda: next(drawn))
     assert record(tmp_path, [0.5] * 4, share=0.25) == {"written": 2}
-    assert [each.sample is None for each in read_latest(str(tmp_path), 9).records] == [False, True, False, True]
+    assert [each.sample is None for each in read_recent_records(str(tmp_path), 9).records] == [False, True, False, True]
 
 
 def test_a_sample_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
     (tmp_path / "samples").write_text("in the way")
     assert record(tmp_path, [0.5]) == {"dropped": 1}
-    assert len(read_latest(str(tmp_path), 9).records) == 1
+    assert len(read_recent_records(str(tmp_path), 9).records) == 1
 
 
 def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path)
 
 
 def test_equal_names_are_no_equal_photographs(tmp_path: Path) -> None:
-    recorder = Recorder(str(tmp_path), count=lambda *_: None, names=True)
+    recorder = PredictionLog(str(tmp_path), count=lambda *_: None, names=True)
     for brightness, confidence in ((10, 0.5), (60, 0.3), (60, 0.2), (110, 0.4)):
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
         recorder.keep("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
@@ -166,7 +166,7 @@ def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
         file.write_text("mine")
     before = len(list(place.rglob("*.jsonl")))
     pruned = prune(str(place), days=10, megabytes=0, today=NOON.date())
-    days = {each.time.date() for each in read_latest(str(place), 1000, bundle.model_id).records}
+    days = {each.time.date() for each in read_recent_records(str(place), 1000, bundle.model_id).records}
     assert min(days) == date(2026, 3, 10)
     assert pruned.files == before - len(list(place.rglob("*.jsonl"))) > 0
     assert not (place / "2026/03/02").exists(), "an empty folder is left"
@@ -205,10 +205,10 @@ def test_records_in_a_bucket_are_read_pruned_and_copied_too(tmp_path: Path, monk
         keep(tmp_path / "records", records_like(bundle, 30, over=timedelta(days=9)))
         store = fsspec.filesystem("gs", skip_instance_cache=True)
         store.put(f"{tmp_path / 'records'}/", f"{url}/", recursive=True)
-        assert len(read_latest(url, 100).records) == 32
-        assert len(read_latest(url, 5, bundle.model_id).records) == 5
+        assert len(read_recent_records(url, 100).records) == 32
+        assert len(read_recent_records(url, 5, bundle.model_id).records) == 5
         pruned = prune(url, days=5, megabytes=0, today=NOON.date())
         assert 10 < pruned.files < 30
-        assert len(read_latest(url, 100).records) == 32 - pruned.files
+        assert len(read_recent_records(url, 100).records) == 32 - pruned.files
         cases = find_hard_cases(url, 1, last=100, sampled=True)
         assert fetch_hard_cases(url, cases, tmp_path / "hard") == 1

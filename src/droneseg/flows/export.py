@@ -41,7 +41,7 @@ from droneseg.model.bundle import (
     read_bundle,
     write_bundle,
 )
-from droneseg.monitoring.drift import FEWEST, measure_reference, write_reference
+from droneseg.monitoring.drift import MIN_RECORDS, measure_reference, write_reference
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.paths import PLANS, NnunetPaths
 from droneseg.nnunet.plans import divisor
@@ -205,8 +205,8 @@ def add_reference(
     bundle = read_bundle(model)
     check_writable(out, marker=MANIFEST_NAME, replace=replace)
     pairs = choose_pairs(data, split_file, part)
-    if len(pairs) < FEWEST:
-        raise DriftError(f"{len(pairs)} photographs are too few for a reference; {FEWEST} are needed.")
+    if len(pairs) < MIN_RECORDS:
+        raise DriftError(f"{len(pairs)} photographs are too few for a reference; {MIN_RECORDS} are needed.")
 
     def images() -> Iterator[Image]:
         for done, pair in enumerate(pairs):

@@ -73,7 +73,7 @@ FEATURES: tuple[Feature, ...] = (
 )
 
 
-def features_of(
+def compute_features(
     statistics: Mapping[str, float], *, width: int, height: int, class_fractions: Mapping[str, float], confidence: float
 ) -> dict[str, float]:
     """Return the figures of a photograph by name.
@@ -97,13 +97,13 @@ def features_of(
     return {feature.name: round(float(found[feature.name]), 6) for feature in FEATURES}
 
 
-def figures_of(record: Record) -> dict[str, float]:
+def record_features(record: Record) -> dict[str, float]:
     """Return the figures of a record by name.
 
     Raises:
         KeyError: If one is missing.
     """
-    return features_of(
+    return compute_features(
         record.statistics,
         width=record.width,
         height=record.height,
@@ -146,7 +146,7 @@ def measure_reference(segmenter: Segmenter, images: Iterable[Image], source: str
         found = segmenter.segment(image)
         height, width = found.mask.shape
         rows.append(
-            features_of(
+            compute_features(
                 image_statistics(image), width=width, height=height,
                 class_fractions=found.class_fractions, confidence=found.confidence,
             )
@@ -193,7 +193,7 @@ FALSE_ALARMS = 0.05
 THRESHOLD = FALSE_ALARMS / len(FEATURES)
 """Of the p value of each figure."""
 METHOD = "ks"
-FEWEST = 20
+MIN_RECORDS = 20
 """Records a verdict needs."""
 _FEWEST_OF_DAY = 5
 
@@ -266,19 +266,19 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
 
     Args:
         reference: Of the model that made them.
-        records: At least `FEWEST`.
+        records: At least `MIN_RECORDS`.
 
     Raises:
         DriftError: If there are fewer, or the reference has fewer.
     """
-    if reference.images < FEWEST:
+    if reference.images < MIN_RECORDS:
         raise DriftError(
-            f"The reference is of {reference.images} photographs; {FEWEST} are needed to tell a change from chance. "
+            f"The reference is of {reference.images} photographs; {MIN_RECORDS} are needed to tell a change from chance. "
             "Make another one with `droneseg models reference`."
         )
-    if len(records) < FEWEST:
-        raise DriftError(f"There are {len(records)} records; a verdict needs {FEWEST}.")
-    rows = [(record.time.astimezone(UTC).date(), figures_of(record)) for record in records]
+    if len(records) < MIN_RECORDS:
+        raise DriftError(f"There are {len(records)} records; a verdict needs {MIN_RECORDS}.")
+    rows = [(record.time.astimezone(UTC).date(), record_features(record)) for record in records]
     days = defaultdict(list)
     for day, figures in sorted(rows, key=lambda row: row[0]):
         days[day].append(figures)

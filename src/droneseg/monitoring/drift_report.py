@@ -21,20 +21,20 @@ from droneseg.core.errors import DriftError, DronesegError, MissingDependencyErr
 from droneseg.model.bundle import read_bundle
 from droneseg.monitoring.drift import (
     FALSE_ALARMS,
-    FEWEST,
     METHOD,
+    MIN_RECORDS,
     NAMES,
     THRESHOLD,
     Drift,
     FeatureDrift,
     Reference,
-    figures_of,
     find_drift,
     read_reference,
+    record_features,
 )
-from droneseg.monitoring.log_reader import Latest, read_latest
+from droneseg.monitoring.log_reader import RecordsPage, read_recent_records
 from droneseg.monitoring.prediction_log import Record
-from droneseg.monitoring.storage import NOWHERE, write_place
+from droneseg.monitoring.storage import DISABLED, write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def plot_figures(drift: Drift, reference: Reference, records: Sequence[Record]) 
 
     figure = Figure(figsize=(10, 0.42 * len(drift.features) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    rows = [figures_of(record) for record in records]
+    rows = [record_features(record) for record in records]
     for place, each in enumerate(reversed(drift.features)):
         name = each.feature.name
         values = np.array(reference.table[name])
@@ -106,7 +106,7 @@ def _draw(axes: "Axes", each: FeatureDrift, reference: Reference, records: Seque
     from matplotlib.dates import date2num
 
     name = each.feature.name
-    values = [figures_of(record)[name] for record in records]
+    values = [record_features(record)[name] for record in records]
     times = [date2num(record.time.astimezone(UTC)) for record in records]  # type: ignore[no-untyped-call]
     low, high = np.percentile(reference.table[name], (_LOW, _HIGH))
     axes.axhspan(low, high, color=_REFERENCE, alpha=0.6, linewidth=0)
@@ -153,7 +153,7 @@ def verdict(drift: Drift) -> str:
     return f"No drift: the last {drift.records} photographs are like those the model was validated on."
 
 
-def make_page(drift: Drift, reference: Reference, latest: Latest, *, model_id: str, evidently: str) -> str:
+def make_page(drift: Drift, reference: Reference, latest: RecordsPage, *, model_id: str, evidently: str) -> str:
     """Return the report as HTML that needs no other file.
 
     Args:
@@ -185,7 +185,7 @@ def make_page(drift: Drift, reference: Reference, latest: Latest, *, model_id: s
     )
 
 
-def _over_time(drift: Drift, reference: Reference, latest: Latest) -> str:
+def _over_time(drift: Drift, reference: Reference, latest: RecordsPage) -> str:
     png = plot_over_time(drift, reference, latest.records)
     if png is None:
         return ""
@@ -211,7 +211,7 @@ def _since(each: FeatureDrift, drift: Drift) -> str:
     return f", since {each.since}"
 
 
-def _facts(drift: Drift, reference: Reference, latest: Latest, model_id: str) -> str:
+def _facts(drift: Drift, reference: Reference, latest: RecordsPage, model_id: str) -> str:
     days = ", ".join(f"{day} ({number})" for day, number in drift.days.items())
     lines = [
         f"{drift.records} records from {_time(drift.first)} to {_time(drift.last)} UTC: {days}.",
@@ -223,8 +223,10 @@ def _facts(drift: Drift, reference: Reference, latest: Latest, model_id: str) ->
     if latest.unreadable:
         shown = ", ".join(latest.unreadable[:5]) + (" ..." if len(latest.unreadable) > 5 else "")
         lines.append(f"{len(latest.unreadable)} records could not be read: {shown}.")
-    if latest.ahead:
-        lines.append(f"Passed over, since a clock was wrong: records of days to come, {', '.join(latest.ahead[:5])}.")
+    if latest.future_days:
+        lines.append(
+            f"Passed over, since a clock was wrong: records of days to come, {', '.join(latest.future_days[:5])}."
+        )
     if drift.drifted:
         lines.append(
             "Photographs of new places differ, too: look at some before you act. A camera that is out of focus, dirty "
@@ -278,7 +280,7 @@ def _time(time: datetime) -> str:
 
 
 PAGE_NAME, FIGURES_NAME = "drift.html", "drift.json"
-MOST = 20_000
+MAX_RECORDS = 20_000
 """Records of one report."""
 
 
@@ -329,7 +331,7 @@ def make_report(
             "or start it anew."
         )
     reference = read_reference(bundle)
-    latest = read_latest(records_url, number, bundle.model_id)
+    latest = read_recent_records(records_url, number, bundle.model_id)
     _require_enough(latest, records_url, bundle.model_id)
     drift = find_drift(reference, latest.records)
     now = datetime.now(UTC)
@@ -340,8 +342,8 @@ def make_report(
     about = {"time": now.isoformat(timespec="seconds"), "model_id": bundle.model_id, "message": message}
     text = json.dumps(about | _as_json(drift, reference, latest), indent=1) + "\n"
     try:
-        write_place(reports_url, f"{folder}/{FIGURES_NAME}", text.encode())
-        url = write_place(reports_url, f"{folder}/{PAGE_NAME}", page.encode())
+        write_file(reports_url, f"{folder}/{FIGURES_NAME}", text.encode())
+        url = write_file(reports_url, f"{folder}/{PAGE_NAME}", page.encode())
     except Exception as error:  # a store can fail in any way
         raise RecordsError(f"The report cannot be written to {reports_url}: {type(error).__name__}: {error}") from error
     return DriftResult(url=url, message=message, drifted=drift.drifted, share=drift.share, records=drift.records)
@@ -350,26 +352,26 @@ def make_report(
 def require_somewhere(records_url: str, reports_url: str) -> None:
     """Raise `DriftError` if no records are kept, or a report has nowhere to go."""
     for variable, url in (("RECORDS_URL", records_url), ("REPORTS_URL", reports_url)):
-        if url == NOWHERE:
+        if url == DISABLED:
             raise DriftError(f"DRONESEG_{variable} is none: name a folder or a bucket for a report.")
 
 
-def _require_enough(latest: Latest, url: str, model_id: str) -> None:
+def _require_enough(latest: RecordsPage, url: str, model_id: str) -> None:
     found = len(latest.records)
-    if found >= FEWEST:
+    if found >= MIN_RECORDS:
         return
     others = ", ".join(f"{number} of model {other}" for other, number in latest.other_models.items())
     notes = [f"passed over: {others}"] if others else []
     notes += (
         [f"{len(latest.unreadable)} could not be read, such as {latest.unreadable[0]}"] if latest.unreadable else []
     )
-    notes += [f"passed over: days to come, such as {latest.ahead[0]}"] if latest.ahead else []
+    notes += [f"passed over: days to come, such as {latest.future_days[0]}"] if latest.future_days else []
     notes += ["is that where the service writes them?"] if not (found or notes) else []
     said = f" ({'; '.join(notes)})" if notes else ""
-    raise DriftError(f"{url} holds {found} records of model {model_id}{said}; a report needs {FEWEST}.")
+    raise DriftError(f"{url} holds {found} records of model {model_id}{said}; a report needs {MIN_RECORDS}.")
 
 
-def _evidently(reference: Reference, latest: Latest) -> str:
+def _evidently(reference: Reference, latest: RecordsPage) -> str:
     """Return Evidently's report, HTML, with the same test and threshold."""
     # of figures that do not vary, of pandas to come
     with warnings.catch_warnings(action="ignore"):
@@ -379,7 +381,7 @@ def _evidently(reference: Reference, latest: Latest) -> str:
 
         columns = list(NAMES)
         definition = DataDefinition(numerical_columns=columns)
-        tables = (pd.DataFrame([figures_of(record) for record in latest.records]), pd.DataFrame(reference.table))
+        tables = (pd.DataFrame([record_features(record) for record in latest.records]), pd.DataFrame(reference.table))
         current, before = (Dataset.from_pandas(table[columns], data_definition=definition) for table in tables)
         # its verdict is ours: one figure is enough
         preset = DataDriftPreset(
@@ -389,7 +391,7 @@ def _evidently(reference: Reference, latest: Latest) -> str:
         return str(report.run(current_data=current, reference_data=before).get_html_str(as_iframe=False))
 
 
-def _as_json(drift: Drift, reference: Reference, latest: Latest) -> dict[str, Any]:
+def _as_json(drift: Drift, reference: Reference, latest: RecordsPage) -> dict[str, Any]:
     return {
         "drifted": drift.drifted,
         "share": drift.share,
@@ -413,7 +415,7 @@ def _as_json(drift: Drift, reference: Reference, latest: Latest) -> dict[str, An
         },
         "other_models": latest.other_models,
         "unreadable": latest.unreadable,
-        "ahead": latest.ahead,
+        "ahead": latest.future_days,
     }
 
 

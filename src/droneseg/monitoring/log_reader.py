@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from droneseg.core.errors import RecordsError
 from droneseg.core.files import atomic_directory
-from droneseg.monitoring.drift import figures_of
+from droneseg.monitoring.drift import record_features
 from droneseg.monitoring.prediction_log import FOLDER, MASK_SUFFIX, Record
-from droneseg.monitoring.storage import open_place
+from droneseg.monitoring.storage import open_url
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _WASTED = 20
 
 
 @dataclass
-class Latest:
+class RecordsPage:
     """The newest records of one model.
 
     Attributes:
@@ -44,10 +44,10 @@ class Latest:
     records: list[Record] = field(default_factory=list)
     other_models: dict[str, int] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
-    ahead: list[str] = field(default_factory=list)
+    future_days: list[str] = field(default_factory=list)
 
 
-def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
+def read_recent_records(url: str, number: int, model_id: str | None = None) -> RecordsPage:
     """Read the newest records.
 
     Args:
@@ -58,9 +58,9 @@ def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
     Raises:
         RecordsError: If the place cannot be read.
     """
-    latest, looked_at = Latest(), 0
+    latest, looked_at = RecordsPage(), 0
     try:
-        filesystem, root = open_place(url)
+        filesystem, root = open_url(url)
         names = _newest_first(filesystem, root, latest)
         files_read, unreadable, size = 0, 0, _FIRST_FILES
         while files := list(islice(names, size)):
@@ -87,14 +87,14 @@ def read_latest(url: str, number: int, model_id: str | None = None) -> Latest:
     return latest
 
 
-def _newest_first(filesystem: Any, root: str, latest: Latest) -> Iterator[str]:
+def _newest_first(filesystem: Any, root: str, latest: RecordsPage) -> Iterator[str]:
     # an instance on the other side of the date line has no other UTC, but clocks differ
     last = f"{datetime.now(UTC) + timedelta(days=1):%Y/%m/%d}"
     for year in _numbered(filesystem, root, 4):
         for month in _numbered(filesystem, year, 2):
             for day in _numbered(filesystem, month, 2):
                 if day[len(root) :].lstrip("/") > last:
-                    latest.ahead.append(day)
+                    latest.future_days.append(day)
                     continue
                 names = [str(name) for name in filesystem.ls(day, detail=False)]
                 yield from sorted((name for name in names if name.endswith(".jsonl")), reverse=True)
@@ -110,7 +110,7 @@ def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
     return sorted((name for name in names if re.fullmatch(rf"\d{{{digits}}}", name.rpartition("/")[2])), reverse=True)
 
 
-def _read(filesystem: Any, files: list[str], latest: Latest) -> Iterator[tuple[str, bytes]]:
+def _read(filesystem: Any, files: list[str], latest: RecordsPage) -> Iterator[tuple[str, bytes]]:
     def read(name: str) -> bytes | Exception:
         try:
             return bytes(filesystem.cat_file(name))
@@ -126,11 +126,11 @@ def _read(filesystem: Any, files: list[str], latest: Latest) -> Iterator[tuple[s
                 latest.unreadable.append(f"{name}: {content}")
 
 
-def _parse(name: str, content: bytes, latest: Latest) -> Iterator[Record]:
+def _parse(name: str, content: bytes, latest: RecordsPage) -> Iterator[Record]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = Record.model_validate_json(line)
-            figures_of(record)  # it may be of a version that had others
+            record_features(record)  # it may be of a version that had others
         except (ValidationError, KeyError):
             latest.unreadable.append(f"{name}:{number}")
         else:
@@ -172,7 +172,7 @@ def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) 
     Raises:
         RecordsError: If the records cannot be read, or there are none.
     """
-    records = read_latest(url, last).records
+    records = read_recent_records(url, last).records
     if not records:
         raise RecordsError(f"There are no records at {url}. Services write them there: DRONESEG_RECORDS_URL.")
     # one that was sent twice looks the same; a name alone is none: every card of a drone begins with the same
@@ -205,7 +205,7 @@ def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: boo
         OutputExistsError: If something is in the way.
         RecordsError: If none of them was kept.
     """
-    filesystem, root = open_place(url)
+    filesystem, root = open_url(url)
     done = 0
     with atomic_directory(out, marker=LIST_NAME, replace=replace) as aside:
         for place, case in enumerate(cases, start=1):

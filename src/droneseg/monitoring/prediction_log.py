@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction, image_statistics
-from droneseg.monitoring.storage import write_place
+from droneseg.monitoring.storage import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Record(BaseModel):
     """Where the photograph is kept, below the records, if it is."""
 
 
-class RecordWriter:
+class _RecordWriter:
     """Collects records and writes them, many to a file, within a second.
 
     Files are named by time, `YYYY/MM/DD/HHMMSS.mmm-RANDOM.jsonl`, so that the latest are found without reading others.
@@ -144,7 +144,7 @@ class RecordWriter:
         first = batch[0].time.astimezone(UTC)
         name = f"{first:%Y/%m/%d/%H%M%S}.{first.microsecond // 1000:03d}-{uuid.uuid4().hex[:8]}.jsonl"
         lines = "".join(record.model_dump_json() + "\n" for record in batch)
-        write_place(self._url, name, lines.encode())
+        write_file(self._url, name, lines.encode())
 
 
 FOLDER = "samples"
@@ -166,7 +166,7 @@ class Sample:
     mask_png: bytes
 
 
-class SampleKeeper:
+class _SampleWriter:
     """Writes samples in the background; those that come while too much waits are left out.
 
     Args:
@@ -216,8 +216,8 @@ class SampleKeeper:
 
     def _write(self, photograph: str, mask: str, sample: Sample) -> None:
         try:
-            write_place(self._url, mask, sample.mask_png)
-            write_place(self._url, photograph, sample.data)
+            write_file(self._url, mask, sample.mask_png)
+            write_file(self._url, photograph, sample.data)
         except Exception as error:  # noqa: BLE001  # a store can fail in any way
             logger.warning("a sample cannot be written to %s: %s", self._url, error)
             result = "dropped"
@@ -239,7 +239,7 @@ _AHEAD_BYTES = 256 * 2**20  # of photographs kept in memory until their statisti
 
 
 @dataclass(frozen=True)
-class _Done:
+class _PendingRecord:
     """A prediction to be recorded."""
 
     moment: datetime
@@ -249,11 +249,11 @@ class _Done:
     sample: Sample | None
 
 
-class Recorder:
+class PredictionLog:
     """Makes and writes a record of each prediction; never delays or fails one.
 
     Args:
-        url: See `RecordWriter`.
+        url: See `_RecordWriter`.
         count: Told how many records were written or dropped.
         count_samples: Told the same of samples.
         sample_share: Share of the photographs that are kept with their masks, 0 to 1.
@@ -269,8 +269,8 @@ class Recorder:
         sample_share: float = 0.0,
         names: bool = False,
     ) -> None:
-        self._writer = RecordWriter(url, count=count)
-        self._samples = SampleKeeper(url, count=count_samples)
+        self._writer = _RecordWriter(url, count=count)
+        self._samples = _SampleWriter(url, count=count_samples)
         self._count, self._share, self._names = count, sample_share, names
         self._aside = ThreadPoolExecutor(1, "statistics")
         self._lock = threading.Lock()
@@ -282,7 +282,7 @@ class Recorder:
         """Leave a prediction to the background; one that finds no room there is dropped, and counted."""
         if random.random() >= self._share:
             sample = None
-        done = _Done(datetime.now(UTC), filename, image, prediction, sample)
+        done = _PendingRecord(datetime.now(UTC), filename, image, prediction, sample)
         size = image.nbytes + (len(sample.data) + len(sample.mask_png) if sample else 0)
         with self._lock:
             taken = sum(self._ahead.values())
@@ -320,7 +320,7 @@ class Recorder:
         self._samples.close(max(0.0, end - time.monotonic()) / 2)
         self._writer.close(max(0.0, end - time.monotonic()))
 
-    def _record(self, number: int, done: _Done) -> None:
+    def _record(self, number: int, done: _PendingRecord) -> None:
         try:
             record = self._record_of(done)
         except Exception:
@@ -335,7 +335,7 @@ class Recorder:
         else:
             self._count("dropped", 1)
 
-    def _record_of(self, done: _Done) -> Record:
+    def _record_of(self, done: _PendingRecord) -> Record:
         prediction = done.prediction
         height, width = prediction.mask.shape
         statistics = image_statistics(done.image)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.monitoring.prediction_log import FOLDER
-from droneseg.monitoring.storage import is_folder, open_place
+from droneseg.monitoring.storage import is_folder, open_url
 
 _DATE, _MOMENT = r"\d{4}/\d\d/\d\d", r"\d{6}\.\d{3}-[0-9a-f]{8}"
 _OWN = re.compile(
@@ -46,7 +46,7 @@ def prune(url: str, *, days: int, megabytes: int, today: date | None = None) -> 
         megabytes: What all may take, 10^6 bytes; 0 sets no limit.
         today: The date, in UTC; None for today's.
     """
-    filesystem, root = open_place(url)
+    filesystem, root = open_url(url)
     filesystem.invalidate_cache()
     own = _own_files(filesystem, root)
     first_kept = (today or datetime.now(UTC).date()) - timedelta(days=days)

@@ -9,10 +9,10 @@ import fsspec.utils
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_bytes
 
-NOWHERE = "none"
+DISABLED = "none"
 
 
-def require_place(variable: str, url: str) -> None:
+def check_url(variable: str, url: str) -> None:
     """Refuse a kind of place that nothing here can write to.
 
     Args:
@@ -28,7 +28,7 @@ def require_place(variable: str, url: str) -> None:
         raise ConfigurationError(f"{variable}={url} cannot be used: {error}") from error
 
 
-def open_place(url: str) -> tuple[Any, str]:
+def open_url(url: str) -> tuple[Any, str]:
     """Return the file system of a place, and the path in it."""
     options: dict[str, Any] = {} if "://" in url else {"auto_mkdir": True}
     filesystem, root = fsspec.core.url_to_fs(url, **options)
@@ -41,7 +41,7 @@ def is_folder(filesystem: Any) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def write_place(url: str, name: str, data: bytes) -> str:
+def write_file(url: str, name: str, data: bytes) -> str:
     """Write a file in one step, and return its URL.
 
     Args:
@@ -49,7 +49,7 @@ def write_place(url: str, name: str, data: bytes) -> str:
         name: Path below it.
         data: What to write.
     """
-    filesystem, root = open_place(url)
+    filesystem, root = open_url(url)
     if is_folder(filesystem):
         write_bytes(Path(root) / name, data)  # fsspec's own transaction is none from one disk to another
     else:

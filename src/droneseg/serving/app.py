@@ -21,8 +21,8 @@ from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
-from droneseg.monitoring.drift import FEWEST
-from droneseg.monitoring.drift_report import MOST
+from droneseg.monitoring.drift import MIN_RECORDS
+from droneseg.monitoring.drift_report import MAX_RECORDS
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving import openapi
 from droneseg.serving.error_responses import framework_refusal, refusal
@@ -153,7 +153,9 @@ def _add_facts(router: APIRouter, service: PredictionService) -> None:
 
     @router.get("/drift", response_model=DriftAnswer, responses=openapi.DRIFT, tags=["about"])
     async def drift(
-        n: Annotated[int, Query(ge=FEWEST, le=MOST, description="How many of the last records, at most.")] = 200,
+        n: Annotated[
+            int, Query(ge=MIN_RECORDS, le=MAX_RECORDS, description="How many of the last records, at most.")
+        ] = 200,
     ) -> DriftAnswer:
         """Hold the last records against the photographs the model was validated on, and write a report.
 

@@ -14,9 +14,9 @@ from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
 from droneseg.monitoring.drift_report import DriftResult, require_somewhere
-from droneseg.monitoring.prediction_log import Recorder, Sample
+from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.monitoring.storage import NOWHERE, require_place
+from droneseg.monitoring.storage import DISABLED, check_url
 from droneseg.serving.schemas import Upload
 
 logger = logging.getLogger(__name__)
@@ -148,18 +148,18 @@ class Keeping:
 
     def __init__(self, settings: Settings, metrics: ServiceMetrics) -> None:
         self._settings, self._metrics = settings, metrics
-        self._recorder: Recorder | None = None
+        self._recorder: PredictionLog | None = None
         self._ended = threading.Event()
         for name in ("records_url", "reports_url"):
-            if (url := getattr(settings, name)) != NOWHERE:
-                require_place(f"DRONESEG_{name.upper()}", url)
+            if (url := getattr(settings, name)) != DISABLED:
+                check_url(f"DRONESEG_{name.upper()}", url)
 
     def start(self) -> None:
         """Begin; does nothing if no records are wanted."""
         settings = self._settings
-        if settings.records_url == NOWHERE:
+        if settings.records_url == DISABLED:
             return
-        self._recorder = Recorder(
+        self._recorder = PredictionLog(
             settings.records_url,
             count=self._metrics.count_records,
             count_samples=self._metrics.count_samples,
@@ -189,7 +189,7 @@ class Keeping:
         pause_s = _FIRST_PRUNING_S
         while not self._ended.wait(pause_s):
             pause_s = _PRUNING_S
-            for url in {self._settings.records_url, self._settings.reports_url} - {NOWHERE}:
+            for url in {self._settings.records_url, self._settings.reports_url} - {DISABLED}:
                 self._prune(url)
 
     def _prune(self, url: str) -> None:
