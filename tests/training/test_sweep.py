@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from droneseg.core.errors import ConfigurationError, TrainingError
 from droneseg.training.config import load_config
 from droneseg.training.search_space import load_sweep, own_values, wandb_sweep
-from droneseg.training.sweep import open_study, told_of_database
+from droneseg.training.sweep import open_study, translate_storage_errors
 from support.programs import alive
 from support.wandb_files import offline_runs
 from support.workspace import TINY, Workspace
@@ -201,7 +201,7 @@ def test_a_database_that_goes_away_in_the_middle_is_told_in_a_line(tmp_path: Pat
     database = tmp_path / "study.db"
     study = open_study(load_sweep(write(tmp_path), []), f"sqlite:///{database}", "any", 0)
     database.write_bytes(b"damaged" * 99)
-    answers = told_of_database(f"sqlite:///{database}")
+    answers = translate_storage_errors(f"sqlite:///{database}")
     with pytest.raises(TrainingError, match=r"study\.db does not answer: .* The same command goes on"), answers:
         study.optimize(lambda _trial: 0.0, n_trials=1)
 

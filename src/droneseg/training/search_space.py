@@ -57,7 +57,7 @@ def _kind(part: Any) -> str:
     return "choices" if isinstance(part, Choices) or (isinstance(part, dict) and "choices" in part) else "range"
 
 
-Part = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind)]
+Parameter = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_kind)]
 
 
 class Pruning(BaseModel):
@@ -73,7 +73,7 @@ class SweepConfig(BaseModel):
 
     model_config = _STRICT
     train: list[str] = []
-    space: Annotated[dict[str, Part], Field(min_length=1)]
+    space: Annotated[dict[str, Parameter], Field(min_length=1)]
     random_trials: int = Field(4, ge=1, description="Trials drawn evenly, before those drawn near the good ones.")
     pruning: Pruning = Pruning()
 

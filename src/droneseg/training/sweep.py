@@ -93,7 +93,7 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, share
 
 
 @contextmanager
-def told_of_database(storage: str) -> Iterator[None]:
+def translate_storage_errors(storage: str) -> Iterator[None]:
     """Say in a line what is wrong with a study's database, should it go away in the middle.
 
     Raises:
@@ -233,7 +233,7 @@ def run_sweep(
     study = open_study(config, database, name, seed, shared=storage is not None)
     runner = _Runner(config, NnunetPaths(layout.raw, layout.preprocessed, out.resolve() / "trainings"), name)
     failures = 0
-    with told_of_database(database):
+    with translate_storage_errors(database):
         while (done := len(_ended(study))) < trials:
             found = runner.run(study)
             failures = failures + 1 if found.state == "failed" else 0

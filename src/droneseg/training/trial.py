@@ -26,7 +26,7 @@ _SAID = 2000  # last characters of what a failed trial said
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialOutcome:
     """How a trial ended.
 
     Attributes:
@@ -40,7 +40,7 @@ class Ended:
 
 def run_trial(
     overrides: Sequence[str], layout: NnunetPaths, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
-) -> Ended:
+) -> TrialOutcome:
     """Train, and tell of each epoch.
 
     Args:
@@ -65,9 +65,9 @@ def run_trial(
         finally:
             _end(running)
     if not goes_on or running.returncode == 0:
-        return Ended(cut_short=not goes_on, error=None)
+        return TrialOutcome(cut_short=not goes_on, error=None)
     said = (fold / "trial.log").read_text(encoding="utf-8", errors="replace")[-_SAID:].strip().splitlines()
-    return Ended(cut_short=False, error=said[-1] if said else f"ended with {running.returncode}")
+    return TrialOutcome(cut_short=False, error=said[-1] if said else f"ended with {running.returncode}")
 
 
 def _watch(running: "subprocess.Popen[bytes]", file: Path, on_epoch: Callable[[dict[str, Any]], bool]) -> bool:
