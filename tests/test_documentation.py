@@ -22,7 +22,7 @@ from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
-from droneseg.serving.error_responses import FAILURES, INTERNAL, code_of_status
+from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL, code_of_status
 from droneseg.training.config import preset_names, training_keys
 from support.bundles import make_bundle
 from support.documentation import (
@@ -197,7 +197,7 @@ def test_every_metric_that_is_named_exists_with_its_labels_and_every_metric_is_n
 
 
 def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]) -> None:
-    ours = {(failure.status, failure.code) for failure in (*FAILURES.values(), INTERNAL)}
+    ours = {(failure.status, failure.code) for failure in (*ERROR_SPECS.values(), INTERNAL)}
     documented = set()
     for table in pages["serving"].tables():
         for status, *cells in table:

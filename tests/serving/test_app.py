@@ -18,7 +18,7 @@ from droneseg.core.masks import encode_mask
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
-from droneseg.serving.middleware import Gate
+from droneseg.serving.middleware import RequestMiddleware
 from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
 from support.pictures import png
@@ -231,7 +231,7 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
     async def scenario() -> None:
         settings, metrics = Settings(_env_file=None), ServiceMetrics()
         failed = PredictionService(settings, BrightIsLanding, metrics).failed
-        gate = Gate(endless, settings=settings, metrics=metrics, failed=failed, known=(), open_paths=())
+        gate = RequestMiddleware(endless, settings=settings, metrics=metrics, failed=failed, known=(), open_paths=())
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
         task = asyncio.create_task(gate(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)

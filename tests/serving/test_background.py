@@ -17,7 +17,7 @@ from droneseg.core.settings import Settings
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.drift_report import DriftResult
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.background import DriftReports
+from droneseg.serving.background import DriftReporter
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
 from support.programs import alive
 from support.server import Server, serving, until
@@ -71,13 +71,13 @@ def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Serve
 def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     found = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
-    monkeypatch.setattr(DriftReports, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or found)
+    monkeypatch.setattr(DriftReporter, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or found)
 
     def flush(timeout_s: float) -> None:
         steps.append(f"flush within {timeout_s:.0f} s")
 
-    reports = DriftReports(Settings(), ServiceMetrics(), flush=flush, answering=lambda: "abc")
-    assert reports.ask(30).result(10) == found
+    reports = DriftReporter(Settings(), ServiceMetrics(), flush=flush, answering=lambda: "abc")
+    assert reports.request_report(30).result(10) == found
     assert steps == ["flush within 3 s", "report on 30"]
 
 
@@ -85,12 +85,12 @@ def test_who_asks_while_a_report_is_made_gets_that_one(server: Server, bundle: B
     keep(tmp_path / "records", records_like(bundle, 40))
     together = threading.Barrier(4)
 
-    def ask(number: int) -> str:
+    def request_report(number: int) -> str:
         together.wait()
         return str(drift(server, n=number).raise_for_status().json()["url"])
 
     with ThreadPoolExecutor(4) as pool:
-        urls = set(pool.map(ask, (40, 30, 20, 25)))
+        urls = set(pool.map(request_report, (40, 30, 20, 25)))
     assert len(urls) == 1
     assert len(list((tmp_path / "reports").rglob("drift.html"))) == 1
     assert drift(server).raise_for_status().json()["url"] not in urls, "a later one is a new one"

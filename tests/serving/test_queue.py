@@ -64,32 +64,32 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_work_is_done_in_order_and_each_gets_its_own_result(queue: WorkQueue[str, str], gate: Gate) -> None:
     gate.open.set()
-    futures = queue.admit([("a", 1), ("b", 1), ("c", 1)])
+    futures = queue.submit([("a", 1), ("b", 1), ("c", 1)])
     assert [future.result(5) for future in futures] == ["A", "B", "C"]
     assert gate.begun == ["a", "b", "c"]
 
 
 def test_a_failure_reaches_only_its_own_request(queue: WorkQueue[str, str], gate: Gate) -> None:
     gate.open.set()
-    bad, good = queue.admit([("bad", 1), ("b", 1)])
+    bad, good = queue.submit([("bad", 1), ("b", 1)])
     with pytest.raises(ValueError, match="bad"):
         bad.result(5)
     assert good.result(5) == "B"
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(queue: WorkQueue[str, str]) -> None:
-    queue.admit([("a", 1), ("b", 1), ("c", 1)])
-    queue.require_room()  # 3 of 3 seconds: full, but not over
+    queue.submit([("a", 1), ("b", 1), ("c", 1)])
+    queue.check_capacity()  # 3 of 3 seconds: full, but not over
     with pytest.raises(QueueFullError) as caught:
-        queue.admit([("d", 2)])
+        queue.submit([("d", 2)])
     assert caught.value.retry_after_s == pytest.approx(2)
     assert queue.seconds == pytest.approx(3)
 
 
 def test_a_batch_is_admitted_whole_or_not_at_all(queue: WorkQueue[str, str], gate: Gate) -> None:
-    (first,) = queue.admit([("a", 1)])
+    (first,) = queue.submit([("a", 1)])
     with pytest.raises(QueueFullError):
-        queue.admit([("b", 1), ("c", 1), ("d", 1)])
+        queue.submit([("b", 1), ("c", 1), ("d", 1)])
     gate.open.set()
     first.result(5)
     until(lambda: queue.seconds == 0)
@@ -98,7 +98,7 @@ def test_a_batch_is_admitted_whole_or_not_at_all(queue: WorkQueue[str, str], gat
 
 def test_an_empty_queue_admits_a_request_of_any_size(queue: WorkQueue[str, str], gate: Gate) -> None:
     gate.open.set()
-    assert [future.result(5) for future in queue.admit([("a", 4), ("b", 4)])] == ["A", "B"]
+    assert [future.result(5) for future in queue.submit([("a", 4), ("b", 4)])] == ["A", "B"]
 
 
 def test_nothing_of_what_is_done_stays_in_memory(queue: WorkQueue[str, str], gate: Gate) -> None:
@@ -112,7 +112,7 @@ def test_nothing_of_what_is_done_stays_in_memory(queue: WorkQueue[str, str], gat
         for text in ("a", "bad"):
             work = Work(text)
             seen = weakref.ref(work)
-            (future,) = queue.admit([(work, 1)])
+            (future,) = queue.submit([(work, 1)])
             until(future.done)
             del work
             until(lambda: seen() is None)  # noqa: B023  # called within the loop
@@ -128,23 +128,23 @@ class Forgetful(list[str]):
 
 
 def test_one_slow_piece_of_work_is_not_yet_the_rate(queue: WorkQueue[str, str], gate: Gate, clock: Clock) -> None:
-    (future,) = queue.admit([("a", 1)])
+    (future,) = queue.submit([("a", 1)])
     until(lambda: gate.begun == ["a"])
     clock.now += 100
     gate.open.set()
     future.result(5)
     until(lambda: queue.seconds == 0)
     gate.open.clear()
-    queue.admit([("b", 1)])
+    queue.submit([("b", 1)])
     assert queue.seconds < 1.5
 
 
 def test_whoever_hangs_up_is_taken_out_and_makes_room(queue: WorkQueue[str, str], gate: Gate) -> None:
-    first, second, _third = queue.admit([("a", 1), ("b", 1), ("c", 1)])
+    first, second, _third = queue.submit([("a", 1), ("b", 1), ("c", 1)])
     until(lambda: gate.begun == ["a"])
     assert second.cancel()
     assert queue.waiting == 1
-    queue.admit([("d", 1)])
+    queue.submit([("d", 1)])
     gate.open.set()
     assert first.result(5) == "A"
     with pytest.raises(CancelledError):
@@ -154,14 +154,14 @@ def test_whoever_hangs_up_is_taken_out_and_makes_room(queue: WorkQueue[str, str]
 
 
 def test_what_would_take_too_long_by_itself_is_not_computed(queue: WorkQueue[str, str], gate: Gate) -> None:
-    (future,) = queue.admit([("a", 11)])
+    (future,) = queue.submit([("a", 11)])
     with pytest.raises(TooLateError, match=r"needs about 11\.0 s, which is more than 10 s"):
         future.result(5)
     assert gate.begun == []
 
 
 def test_what_would_be_too_late_is_not_computed(queue: WorkQueue[str, str], gate: Gate, clock: Clock) -> None:
-    first, second = queue.admit([("a", 1), ("b", 1)])
+    first, second = queue.submit([("a", 1), ("b", 1)])
     until(lambda: gate.begun == ["a"])
     clock.now += 9.5  # b would be done at 10.5, half a second after its time
     gate.open.set()
@@ -175,19 +175,19 @@ def test_the_rate_is_learned_from_the_clock(queue: WorkQueue[str, str], gate: Ga
     gate.open.set()
     for _ in range(60):
         gate.open.clear()
-        (future,) = queue.admit([("a", 2)])
+        (future,) = queue.submit([("a", 2)])
         until(lambda: len(gate.begun) and not queue.waiting)
         clock.now += 8
         gate.open.set()
         future.result(5)
         until(lambda: queue.seconds == 0)
     gate.open.clear()
-    queue.admit([("b", 1)])
+    queue.submit([("b", 1)])
     assert queue.seconds == pytest.approx(4, rel=0.05)  # 8 seconds for 2 units
 
 
 def test_closing_finishes_what_was_admitted_and_takes_no_more(queue: WorkQueue[str, str], gate: Gate) -> None:
-    futures = queue.admit([("a", 1), ("b", 1)])
+    futures = queue.submit([("a", 1), ("b", 1)])
     closing = threading.Thread(target=queue.close, args=(5,))
     closing.start()
     until(lambda: _refuses(queue))
@@ -198,7 +198,7 @@ def test_closing_finishes_what_was_admitted_and_takes_no_more(queue: WorkQueue[s
 
 def test_what_cannot_be_finished_in_time_is_told_so(gate: Gate) -> None:
     queue = WorkQueue(gate, limit_s=3, timeout_s=10, workers=1, seconds_per_unit=1)
-    both = queue.admit([("a", 1), ("b", 1)])
+    both = queue.submit([("a", 1), ("b", 1)])
     until(lambda: gate.begun == ["a"])
     queue.close(0.05)
     for future in both:  # that which was begun, too
@@ -209,7 +209,7 @@ def test_what_cannot_be_finished_in_time_is_told_so(gate: Gate) -> None:
 
 def _refuses(queue: WorkQueue[str, str]) -> bool:
     try:
-        queue.require_room()
+        queue.check_capacity()
     except NotReadyError:
         return True
     return False

@@ -25,19 +25,19 @@ from droneseg.monitoring.drift import MIN_RECORDS
 from droneseg.monitoring.drift_report import MAX_RECORDS
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving import openapi
-from droneseg.serving.error_responses import framework_refusal, refusal
-from droneseg.serving.middleware import HANGUP, Gate
+from droneseg.serving.error_responses import error_response, http_error_response
+from droneseg.serving.middleware import HANGUP, RequestMiddleware
 from droneseg.serving.openapi import DESCRIPTION
-from droneseg.serving.request_body import BodyMemory, answers, read_files, unless_gone
+from droneseg.serving.request_body import UploadBudget, answers, cancel_on_disconnect, read_files
 from droneseg.serving.schemas import (
-    Answer,
-    DriftAnswer,
-    FailedItem,
-    HealthAnswer,
-    ModelAnswer,
-    PredictionAnswer,
-    ReloadAnswer,
-    StatusAnswer,
+    BatchItemError,
+    DriftResponse,
+    HealthResponse,
+    ModelResponse,
+    PredictionResponse,
+    PredictionResult,
+    ReloadResponse,
+    StatusResponse,
 )
 from droneseg.serving.service import START_S, PredictionService
 
@@ -81,11 +81,11 @@ MaskWish = Annotated[Literal["png", "none"], Query(description="none leaves the 
 PNG = "image/png"
 
 
-class BatchAnswer(RootModel[list[PredictionAnswer | FailedItem]]):
+class BatchAnswer(RootModel[list[PredictionResponse | BatchItemError]]):
     """One item per file, in order."""
 
 
-def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
+def make_router(service: PredictionService, memory: UploadBudget) -> APIRouter:
     """Return the endpoints that predict and those that tell about the model and the service."""
     router = APIRouter()
     _add_predictions(router, service, memory)
@@ -95,12 +95,12 @@ def make_router(service: PredictionService, memory: BodyMemory) -> APIRouter:
     return router
 
 
-def _add_predictions(router: APIRouter, service: PredictionService, memory: BodyMemory) -> None:
+def _add_predictions(router: APIRouter, service: PredictionService, memory: UploadBudget) -> None:
     settings = service.settings
 
     @router.post(
         "/predict",
-        response_model=PredictionAnswer,
+        response_model=PredictionResponse,
         responses=openapi.PREDICT,
         openapi_extra=openapi.ONE_FILE,
         tags=["predict"],
@@ -110,12 +110,12 @@ def _add_predictions(router: APIRouter, service: PredictionService, memory: Body
 
         With `Accept: image/png` the answer is the mask file itself.
         """
-        service.require_room()
+        service.check_capacity()
         with memory.lease() as lease:
             uploads = await read_files(request, settings, lease)
             if len(uploads) > 1:
                 raise MissingInputError(f"There are {len(uploads)} files; send one here, or all to /batch_predict.")
-            (answer,) = await unless_gone(answers(service, uploads), request.receive)
+            (answer,) = await cancel_on_disconnect(answers(service, uploads), request.receive)
         if isinstance(answer, Exception):
             raise answer
         if _wants_png(request.headers.get("accept", "")):
@@ -131,13 +131,13 @@ def _add_predictions(router: APIRouter, service: PredictionService, memory: Body
     )
     async def batch_predict(request: Request, mask: MaskWish = "png") -> Response:
         """Say what is where in several photographs; one that cannot be used loses none of the others."""
-        service.require_room()
+        service.check_capacity()
         with memory.lease() as lease:
             uploads = await read_files(request, settings, lease)
-            found = await unless_gone(answers(service, uploads), request.receive)
+            found = await cancel_on_disconnect(answers(service, uploads), request.receive)
         items = []
         for upload, answer in zip(uploads, found, strict=True):
-            if isinstance(answer, Answer):
+            if isinstance(answer, PredictionResult):
                 items.append(answer.to_schema(with_mask=mask == "png").model_dump_json(exclude=_left_out(mask)))
             else:
                 items.append(service.failed_item(upload, answer).model_dump_json())
@@ -146,34 +146,34 @@ def _add_predictions(router: APIRouter, service: PredictionService, memory: Body
 
 
 def _add_facts(router: APIRouter, service: PredictionService) -> None:
-    @router.get("/model_info", response_model=ModelAnswer, responses=openapi.MODEL, tags=["about"])
-    async def model_info() -> ModelAnswer:
+    @router.get("/model_info", response_model=ModelResponse, responses=openapi.MODEL, tags=["about"])
+    async def model_info() -> ModelResponse:
         """Describe the model that answers: its terms, its classes, and how good it is."""
         return service.model_answer()
 
-    @router.get("/drift", response_model=DriftAnswer, responses=openapi.DRIFT, tags=["about"])
+    @router.get("/drift", response_model=DriftResponse, responses=openapi.DRIFT, tags=["about"])
     async def drift(
         n: Annotated[
             int, Query(ge=MIN_RECORDS, le=MAX_RECORDS, description="How many of the last records, at most.")
         ] = 200,
-    ) -> DriftAnswer:
+    ) -> DriftResponse:
         """Hold the last records against the photographs the model was validated on, and write a report.
 
         While one is being made, that one is the answer. It takes some seconds; predictions go on.
         """
-        found = await asyncio.shield(asyncio.wrap_future(service.drift.ask(n)))
-        return DriftAnswer(url=found.url, message=found.message, drifted=found.drifted)
+        found = await asyncio.shield(asyncio.wrap_future(service.drift.request_report(n)))
+        return DriftResponse(url=found.url, message=found.message, drifted=found.drifted)
 
-    @router.get("/livez", response_model=HealthAnswer, responses=openapi.LIVE, tags=["health"])
-    async def livez() -> HealthAnswer:
+    @router.get("/livez", response_model=HealthResponse, responses=openapi.LIVE, tags=["health"])
+    async def livez() -> HealthResponse:
         """Answer while the process lives."""
-        return HealthAnswer(status="alive")
+        return HealthResponse(status="alive")
 
-    @router.get("/readyz", response_model=HealthAnswer, responses=openapi.READY, tags=["health"])
-    async def readyz() -> HealthAnswer:
+    @router.get("/readyz", response_model=HealthResponse, responses=openapi.READY, tags=["health"])
+    async def readyz() -> HealthResponse:
         """Answer 200 once a real prediction has been made, 503 before."""
         service.model_answer()
-        return HealthAnswer(status="ready")
+        return HealthResponse(status="ready")
 
     @router.get("/metrics", response_class=Response, responses=openapi.METRICS, tags=["health"])
     async def metrics(request: Request) -> Response:
@@ -181,7 +181,7 @@ def _add_facts(router: APIRouter, service: PredictionService) -> None:
         content, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})
 
-    @router.get("/", response_model=StatusAnswer, responses=openapi.STATUS, tags=["about"])
+    @router.get("/", response_model=StatusResponse, responses=openapi.STATUS, tags=["about"])
     async def status(request: Request) -> Response:
         """Say what this is and where to go on; a browser is sent to the page."""
         if "text/html" in request.headers.get("accept", ""):
@@ -190,11 +190,11 @@ def _add_facts(router: APIRouter, service: PredictionService) -> None:
 
 
 def _add_admin(router: APIRouter, service: PredictionService) -> None:
-    @router.post("/admin/reload", response_model=ReloadAnswer, responses=openapi.RELOAD, tags=["admin"])
-    async def reload() -> ReloadAnswer:
+    @router.post("/admin/reload", response_model=ReloadResponse, responses=openapi.RELOAD, tags=["admin"])
+    async def reload() -> ReloadResponse:
         """Take up the model that stands where the settings say; if it does not verify, the old one goes on."""
-        changed = await asyncio.wrap_future(service.reload_aside())
-        return ReloadAnswer(model_id=service.model_answer().model_id, changed=changed)
+        changed = await asyncio.wrap_future(service.reload_async())
+        return ReloadResponse(model_id=service.model_answer().model_id, changed=changed)
 
 
 def _wants_png(accept: str) -> bool:
@@ -251,13 +251,15 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    routers = (make_router(service, BodyMemory(settings.max_upload_bytes)), make_page())
+    routers = (make_router(service, UploadBudget(settings.max_upload_bytes)), make_page())
     for router in routers:
         app.include_router(router)
     _answer_errors(app, service)
     own = [route for router in routers for route in router.routes]
     known = [route.path for route in (*app.routes, *own) if isinstance(route, Route)]
-    app.add_middleware(Gate, settings=settings, metrics=metrics, failed=service.failed, known=known, open_paths=_OPEN)
+    app.add_middleware(
+        RequestMiddleware, settings=settings, metrics=metrics, failed=service.failed, known=known, open_paths=_OPEN
+    )
     return app
 
 
@@ -266,17 +268,17 @@ def _answer_errors(app: FastAPI, service: PredictionService) -> None:
 
     @app.exception_handler(DronesegError)
     async def expected(_request: Request, error: DronesegError) -> Response:
-        return refusal(error, service.failed(error))
+        return error_response(error, service.failed(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         wrong = MissingInputError("; ".join(problems))
-        return refusal(wrong, service.failed(wrong))
+        return error_response(wrong, service.failed(wrong))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        return framework_refusal(error.status_code, f"{error.detail}: {request.url.path}", dict(error.headers or {}))
+        return http_error_response(error.status_code, f"{error.detail}: {request.url.path}", dict(error.headers or {}))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:

@@ -28,7 +28,7 @@ _EXPECTED: dict[str, type[errors.DronesegError]] = {
 }
 
 
-class DriftReports:
+class DriftReporter:
     """Makes reports.
 
     Args:
@@ -53,7 +53,7 @@ class DriftReports:
         self._report: Future[DriftResult] | None = None
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, number: int) -> "Future[DriftResult]":
+    def request_report(self, number: int) -> "Future[DriftResult]":
         """Begin a report on the last records; while one is being made, that one is the answer.
 
         Args:
@@ -135,7 +135,7 @@ _PRUNING_S = 3600.0
 _PRUNING_TAKES_S = 900.0
 
 
-class Keeping:
+class PredictionLogger:
     """Records, samples and their retention.
 
     Args:

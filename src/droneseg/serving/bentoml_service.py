@@ -25,11 +25,19 @@ from droneseg.core.settings import load_settings, warn_of_misspelt
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.error_responses import path_refusal, refusal
-from droneseg.serving.middleware import HANGUP, METRICS, Gate
-from droneseg.serving.request_body import Base64Image, BodyMemory, answers, from_image, from_json, in_time, unless_gone
-from droneseg.serving.schemas import HealthAnswer, LoadedPredictionAnswer, ModelAnswer, Upload
-from droneseg.serving.server import bound_server
+from droneseg.serving.error_responses import error_response, not_found_response
+from droneseg.serving.middleware import HANGUP, METRICS, RequestMiddleware
+from droneseg.serving.request_body import (
+    Base64Image,
+    UploadBudget,
+    answers,
+    cancel_on_disconnect,
+    parse_base64_body,
+    parse_image_body,
+    read_with_timeout,
+)
+from droneseg.serving.schemas import BentoPredictionResponse, HealthResponse, ModelResponse, Upload
+from droneseg.serving.server import configure_bentoml_server
 from droneseg.serving.service import START_S, PredictionService
 
 # What stands before BentoML: bodies within bounds, errors in our words, and nothing computed for who has hung up.
@@ -45,7 +53,7 @@ _STUB_TYPE = (b"content-type", b"application/json")
 _INSTEAD = b'{"req": {"image_b64": ""}}'  # of a body for BentoML, which would take it apart again
 
 
-class Door:
+class BentoMLMiddleware:
     """ASGI middleware between the gate and BentoML.
 
     It answers `/` itself, where BentoML has a page that loads a tracker, `/metrics`, as BentoML's own have a label for
@@ -67,7 +75,7 @@ class Door:
         links: Mapping[str, str],
     ) -> None:
         self._app, self._service, self._bodies = app, service, bodies
-        self._memory = BodyMemory(service.settings.max_upload_bytes)
+        self._memory = UploadBudget(service.settings.max_upload_bytes)
         self._facts: dict[str, Callable[[Headers], Response]] = {
             "/": lambda _: _json(service.status_answer(links)),
             "/readyz": self._ready,
@@ -86,15 +94,15 @@ class Door:
             elif scope["method"] == "GET" and scope["path"] in self._facts:
                 await self._facts[scope["path"]](Headers(scope=scope))(scope, receive, send)
             elif scope["path"].startswith(_PAGES):
-                await path_refusal(HTTPStatus.NOT_FOUND, scope["path"])(scope, receive, send)
+                await not_found_response(HTTPStatus.NOT_FOUND, scope["path"])(scope, receive, send)
             elif scope["path"] == METRICS:
-                await path_refusal(HTTPStatus.METHOD_NOT_ALLOWED, METRICS, {"Allow": "GET"})(scope, receive, send)
+                await not_found_response(HTTPStatus.METHOD_NOT_ALLOWED, METRICS, {"Allow": "GET"})(scope, receive, send)
             else:
                 # nothing else has use for a body, and BentoML would read one of any size
                 scope["headers"] = [*(each for each in scope["headers"] if each[0] not in _OF_BODIES), _STUB_TYPE]
                 await self._app(scope, _with_stub(receive), self._in_our_words(scope, receive, send))
         except DronesegError as error:
-            await refusal(error, self._service.failed(error))(scope, receive, send)
+            await error_response(error, self._service.failed(error))(scope, receive, send)
         except ClientDisconnect:
             # or BentoML waits for an answer until its time is over, and holds the request
             await Response(status_code=HANGUP)(scope, receive, send)
@@ -103,18 +111,18 @@ class Door:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        self._service.require_room()
+        self._service.check_capacity()
         with self._memory.lease() as lease:
-            lease.require(headers)
+            lease.check_headers(headers)
             content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-            body = await in_time(_whole(lease.read(_pieces(receive))), self._service.settings.timeout_seconds)
+            body = await read_with_timeout(_whole(lease.read(_pieces(receive))), self._service.settings.timeout_seconds)
             scope[PHOTOGRAPH] = self._bodies[scope["path"]](content_type, body)
             app = self._app(scope, _with_stub(receive), self._in_our_words(scope, receive, send))
-            await unless_gone(app, receive)
+            await cancel_on_disconnect(app, receive)
 
     def _ready(self, _headers: Headers) -> Response:
         self._service.model_answer()
-        return _json(HealthAnswer(status="ready"))
+        return _json(HealthResponse(status="ready"))
 
     def _metrics(self, headers: Headers) -> Response:
         content, content_type = self._service.metrics.render(headers.get("accept", ""))
@@ -138,9 +146,9 @@ class Door:
         status = start["status"]
         if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             error = RuntimeError(f"BentoML failed at {scope['path']}")
-            return refusal(error, self._service.failed(error))
+            return error_response(error, self._service.failed(error))
         allowed = Headers(raw=start["headers"]).get("allow")
-        return path_refusal(HTTPStatus(status), scope["path"], {"Allow": allowed} if allowed else None)
+        return not_found_response(HTTPStatus(status), scope["path"], {"Allow": allowed} if allowed else None)
 
 
 async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
@@ -228,7 +236,7 @@ class DroneSegService:
     def __init__(self) -> None:
         configure_logging(_SETTINGS.log_level, _SETTINGS.log_format)
         warn_of_misspelt()
-        bound_server(SERVICE)
+        configure_bentoml_server(SERVICE)
         self._starting = asyncio.get_running_loop().run_in_executor(None, SERVICE.start)
 
     @bentoml.on_shutdown
@@ -238,25 +246,25 @@ class DroneSegService:
         await asyncio.to_thread(SERVICE.stop)
 
     @bentoml.api(route=_BASE64)
-    async def predict_base64(self, req: Base64Image) -> LoadedPredictionAnswer:  # noqa: ARG002  # see the door
+    async def predict_base64(self, req: Base64Image) -> BentoPredictionResponse:  # noqa: ARG002  # see the door
         """Say what is where in one photograph, sent in JSON."""
         return await _predict()
 
     @bentoml.api(route=_BYTES)
-    async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> LoadedPredictionAnswer:  # noqa: ARG002
+    async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> BentoPredictionResponse:  # noqa: ARG002
         """Say what is where in one photograph, which is the body itself."""
         return await _predict()
 
     @bentoml.api(route=_MODEL)
-    async def model_info(self) -> ModelAnswer:
+    async def model_info(self) -> ModelResponse:
         """Describe the model that answers."""
         try:
             return SERVICE.model_answer()
         except Exception as error:  # noqa: BLE001  # whatever it is, it is answered in our words
-            return cast(ModelAnswer, _refuse(error))
+            return cast(ModelResponse, _refuse(error))
 
 
-async def _predict() -> LoadedPredictionAnswer:
+async def _predict() -> BentoPredictionResponse:
     # the door has taken it out of the body, within bounds and once
     upload = Upload(None, _scope().pop(PHOTOGRAPH))
     try:
@@ -264,14 +272,14 @@ async def _predict() -> LoadedPredictionAnswer:
     except Exception as error:  # noqa: BLE001  # as above
         answer = error
     if isinstance(answer, Exception):
-        return cast(LoadedPredictionAnswer, _refuse(answer))
+        return cast(BentoPredictionResponse, _refuse(answer))
     return answer.to_loaded_schema()
 
 
 def _refuse(error: Exception) -> Response:
     """Return a response, which BentoML passes on; an error it would put into its own form."""
     _scope()[TOLD] = True
-    return refusal(error, SERVICE.failed(error))
+    return error_response(error, SERVICE.failed(error))
 
 
 def _scope() -> Scope:
@@ -279,7 +287,7 @@ def _scope() -> Scope:
 
 
 DroneSegService.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a service now
-    Gate,
+    RequestMiddleware,
     settings=_SETTINGS,
     metrics=SERVICE.metrics,
     failed=SERVICE.failed,
@@ -287,5 +295,5 @@ DroneSegService.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a se
     open_paths=_OPEN,
 )
 DroneSegService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Door, service=SERVICE, bodies={_BASE64: from_json, _BYTES: from_image}, links=_LINKS
+    BentoMLMiddleware, service=SERVICE, bodies={_BASE64: parse_base64_body, _BYTES: parse_image_body}, links=_LINKS
 )

@@ -15,7 +15,7 @@ from droneseg.core.errors import NotReadyError, UnauthorizedError
 from droneseg.core.logs import request_id
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.error_responses import path_refusal, refusal
+from droneseg.serving.error_responses import error_response, not_found_response
 from droneseg.serving.schemas import ErrorDetail
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _OTHER = "other"
 METRICS = "/metrics"
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the whole application.
 
     Args:
@@ -77,12 +77,12 @@ class Gate:
             await send(message)
 
         async def refuse(error: Exception) -> None:
-            await refusal(error, self._failed(error))(scope, receive, answer)
+            await error_response(error, self._failed(error))(scope, receive, answer)
 
         try:
             if not path.isprintable():
                 # routes end before a last line break, names of paths do not
-                await path_refusal(HTTPStatus.NOT_FOUND, repr(path))(scope, receive, answer)
+                await not_found_response(HTTPStatus.NOT_FOUND, repr(path))(scope, receive, answer)
             elif self._needs_key(path) and not self._has_key(headers):
                 await refuse(UnauthorizedError(f"Send the API key in the header {API_KEY}."))
             else:

@@ -4,9 +4,9 @@ from typing import Any
 
 from droneseg.core import errors
 from droneseg.core.classes import CLASSES, NAMES
-from droneseg.serving.error_responses import FAILURES, INTERNAL, Failure
+from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL, ErrorSpec
 from droneseg.serving.request_body import FIELD
-from droneseg.serving.schemas import ErrorAnswer
+from droneseg.serving.schemas import ErrorResponse
 
 DESCRIPTION = """Photographs from a drone in, masks out: obstacles, water, soft surfaces, moving objects, landing zones.
 
@@ -40,15 +40,15 @@ MANY_FILES = _file_body({"type": "array", "items": _FILE, "minItems": 1})
 def _failures(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
     """Return the documentation of these errors, with an example of each, by status."""
     found: dict[int | str, dict[str, Any]] = {}
-    for failure in (*(FAILURES[kind] for kind in kinds), INTERNAL):
-        entry = found.setdefault(failure.status, {"model": ErrorAnswer, "description": ""})
+    for failure in (*(ERROR_SPECS[kind] for kind in kinds), INTERNAL):
+        entry = found.setdefault(failure.status, {"model": ErrorResponse, "description": ""})
         entry["description"] = f"{entry['description']} {failure.meaning}".strip()
         examples = entry.setdefault("content", {}).setdefault("application/json", {}).setdefault("examples", {})
         examples[failure.code] = {"value": _error(failure)}
     return found
 
 
-def _error(failure: Failure) -> dict[str, Any]:
+def _error(failure: ErrorSpec) -> dict[str, Any]:
     return {"error": {"code": failure.code, "message": failure.meaning}}
 
 
@@ -131,7 +131,7 @@ PREDICT: dict[int | str, dict[str, Any]] = {
     },
     **_failures(*_BODY, *_IMAGE),
 }
-_FAILED_ITEM = {"filename": "notes.txt", **_error(FAILURES[errors.UnsupportedImageError])}
+_FAILED_ITEM = {"filename": "notes.txt", **_error(ERROR_SPECS[errors.UnsupportedImageError])}
 BATCH: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One item per file, in order.",

@@ -33,13 +33,13 @@ class _Job(Generic[Input, Output]):
     future: "Future[Output]" = field(default_factory=Future)
 
 
-class _Rate:
+class _ThroughputEstimate:
     """Seconds of the clock that a unit of work takes, while there is any: a mean that forgets."""
 
     def __init__(self, seconds_per_unit: float) -> None:
         self._seconds, self._units = seconds_per_unit, 1.0
 
-    def learn(self, seconds: float, units: float) -> None:
+    def update(self, seconds: float, units: float) -> None:
         """Take in that so much was done in so much time."""
         seconds = min(seconds, _LARGEST_STEP * units * self.seconds_per_unit)
         # what is large counts for more, so sums are kept and not quotients
@@ -76,7 +76,7 @@ class WorkQueue(Generic[Input, Output]):
     ) -> None:
         self._process, self._clock = process, clock
         self._limit_s, self._timeout_s = limit_s, timeout_s
-        self._rate = _Rate(seconds_per_unit)
+        self._rate = _ThroughputEstimate(seconds_per_unit)
         self._jobs: deque[_Job[Input, Output]] = deque()
         self._running: list[_Job[Input, Output]] = []
         self._since = 0.0
@@ -97,12 +97,12 @@ class WorkQueue(Generic[Input, Output]):
         with self._changed:
             return self._size() * self._rate.seconds_per_unit
 
-    def begin_rate(self, seconds_per_unit: float) -> None:
+    def reset_rate(self, seconds_per_unit: float) -> None:
         """Forget the rate that was measured: what processes has changed."""
         with self._changed:
-            self._rate = _Rate(seconds_per_unit)
+            self._rate = _ThroughputEstimate(seconds_per_unit)
 
-    def require_room(self) -> None:
+    def check_capacity(self) -> None:
         """Refuse if not even the smallest piece of work would be admitted now: asked before a request is read.
 
         Raises:
@@ -112,7 +112,7 @@ class WorkQueue(Generic[Input, Output]):
         with self._changed:
             self._require_room(0.0)
 
-    def admit(self, works: Sequence[tuple[Input, float]]) -> "list[Future[Output]]":
+    def submit(self, works: Sequence[tuple[Input, float]]) -> "list[Future[Output]]":
         """Take work in, all of it or nothing.
 
         Args:
@@ -137,7 +137,7 @@ class WorkQueue(Generic[Input, Output]):
             job.future.add_done_callback(self._drop_cancelled)
         return [job.future for job in jobs]
 
-    def refuse_more(self) -> None:
+    def stop_accepting(self) -> None:
         """Take nothing more in; what was admitted is still done."""
         with self._changed:
             self._closed = True
@@ -146,7 +146,7 @@ class WorkQueue(Generic[Input, Output]):
     def close(self, timeout_s: float) -> None:
         """Take nothing more in, and wait for what was admitted; what is not done in time is refused."""
         end = self._clock() + timeout_s
-        self.refuse_more()
+        self.stop_accepting()
         for thread in self._threads:
             thread.join(max(0.0, end - self._clock()))
         with self._changed:
@@ -240,5 +240,5 @@ class WorkQueue(Generic[Input, Output]):
             self._running.remove(job)
             del job.work  # the traceback of a failure still holds the job
             if not job.future.cancelled() and job.future.exception() is None:
-                self._rate.learn(now - self._since, job.size)
+                self._rate.update(now - self._since, job.size)
             self._since = now

@@ -27,13 +27,13 @@ from droneseg.core.errors import (
 )
 from droneseg.core.images import EMPTY
 from droneseg.core.settings import Settings
-from droneseg.serving.schemas import Answer, Upload
+from droneseg.serving.schemas import PredictionResult, Upload
 from droneseg.serving.service import PredictionService
 
 _BODIES = 8  # of the largest allowed size that may be in memory at once
 
 
-class BodyMemory:
+class UploadBudget:
     """Bytes of all bodies that are being read or wait; what would exceed them is refused.
 
     Args:
@@ -47,21 +47,21 @@ class BodyMemory:
     @contextmanager
     def lease(self) -> Iterator["Lease"]:
         """Count what one request takes, until the block ends."""
-        lease = Lease(self)
+        lease = Reservation(self)
         try:
             yield lease
         finally:
             self.free_bytes += lease.taken_bytes
 
 
-class Lease:
+class Reservation:
     """What one request has taken of the memory for bodies."""
 
-    def __init__(self, memory: BodyMemory) -> None:
+    def __init__(self, memory: UploadBudget) -> None:
         self._memory = memory
         self.taken_bytes = 0
 
-    def require(self, headers: Headers) -> None:
+    def check_headers(self, headers: Headers) -> None:
         """Refuse a body by the size that its head states: before it is read.
 
         Raises:
@@ -143,7 +143,7 @@ class _Parser(MultiPartParser):
             raise MalformedRequestError("The multipart body ends before its last boundary.")
 
 
-async def read_files(request: Request, settings: Settings, lease: Lease) -> list[Upload]:
+async def read_files(request: Request, settings: Settings, lease: Reservation) -> list[Upload]:
     """Read the files in the field `data` of a multipart body.
 
     Raises:
@@ -156,7 +156,7 @@ async def read_files(request: Request, settings: Settings, lease: Lease) -> list
         QueueFullError: If all bodies together are too large.
         ClientDisconnect: If the client hangs up.
     """
-    lease.require(request.headers)
+    lease.check_headers(request.headers)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise WrongContentTypeError(f"Send multipart/form-data with the photograph as a file in the field {FIELD!r}.")
     parser = _Parser(
@@ -168,7 +168,7 @@ async def read_files(request: Request, settings: Settings, lease: Lease) -> list
     )
     parser.spool_max_size = settings.max_upload_bytes  # never to the disk
     try:
-        form = await in_time(parser.parse(), settings.timeout_seconds)
+        form = await read_with_timeout(parser.parse(), settings.timeout_seconds)
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise TooManyFilesError(
@@ -204,7 +204,7 @@ class Base64Request(BaseModel):
     req: Base64Image
 
 
-def from_image(content_type: str, body: bytes) -> bytes:
+def parse_image_body(content_type: str, body: bytes) -> bytes:
     """Return a body that is the file.
 
     Raises:
@@ -218,7 +218,7 @@ def from_image(content_type: str, body: bytes) -> bytes:
     return body
 
 
-def from_json(content_type: str, body: bytes) -> bytes:
+def parse_base64_body(content_type: str, body: bytes) -> bytes:
     """Return the file that lies in JSON, see `Base64Request`.
 
     Raises:
@@ -254,7 +254,7 @@ def from_json(content_type: str, body: bytes) -> bytes:
 _Result = TypeVar("_Result")
 
 
-async def in_time(reading: Awaitable[_Result], timeout_s: float) -> _Result:
+async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _Result:
     """Return what reading a body gives.
 
     Raises:
@@ -267,7 +267,7 @@ async def in_time(reading: Awaitable[_Result], timeout_s: float) -> _Result:
         raise SlowRequestError(f"The body did not arrive within {timeout_s:g} s.") from error
 
 
-async def unless_gone(answering: Awaitable[_Result], receive: Receive) -> _Result:
+async def cancel_on_disconnect(answering: Awaitable[_Result], receive: Receive) -> _Result:
     """Return an answer; if the client hangs up first, what is waited for is given up, and leaves the queue.
 
     Raises:
@@ -290,7 +290,7 @@ async def _hangup(receive: Receive) -> None:
         pass
 
 
-async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list[Answer | Exception]:
+async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list[PredictionResult | Exception]:
     """Return what became of each photograph, in order; none is computed any more for who stops waiting.
 
     What has not been begun when the time is over is taken out of the queue: work can be late although the queue
@@ -316,7 +316,7 @@ async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list
     return [_result(wrapped, timeout_s) for wrapped in waiting]
 
 
-def _result(done: "asyncio.Future[Answer]", timeout_s: float) -> Answer | Exception:
+def _result(done: "asyncio.Future[Answer]", timeout_s: float) -> PredictionResult | Exception:
     if done.cancelled():
         return TooLateError(f"It waited for {timeout_s:g} s and was not begun. Send it again later.")
     error = done.exception()

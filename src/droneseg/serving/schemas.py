@@ -15,11 +15,11 @@ Two = Field(min_length=2, max_length=2)
 Three = Field(min_length=3, max_length=3)
 
 
-class _Answer(BaseModel):
+class _Response(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class _PlainPredictionAnswer(_Answer):
+class _PlainPredictionAnswer(_Response):
     prediction_shape: Annotated[tuple[int, ...], Two] = Field(
         description="Height and width of the mask, those of the photograph."
     )
@@ -33,39 +33,39 @@ class _PlainPredictionAnswer(_Answer):
     timings_s: dict[str, float] = Field(description="Seconds of each stage.")
 
 
-class PredictionAnswer(_PlainPredictionAnswer):
+class PredictionResponse(_PlainPredictionAnswer):
     """What is where in one photograph of a form, which names its files."""
 
     filename: str | None = Field(description="As it was sent.")
 
 
-class LoadedPredictionAnswer(_PlainPredictionAnswer):
+class BentoPredictionResponse(_PlainPredictionAnswer):
     """What is where in one photograph that came without a name."""
 
     model_loaded: bool = Field(description="True: without a model there is no answer.")
 
 
-class ErrorDetail(_Answer):
+class ErrorDetail(_Response):
     """What went wrong."""
 
     code: str = Field(description="Stable word for programs.")
     message: str = Field(description="For people: what is wrong, and what to do.")
 
 
-class ErrorAnswer(_Answer):
+class ErrorResponse(_Response):
     """The body of every failed request."""
 
     error: ErrorDetail
 
 
-class FailedItem(_Answer):
+class BatchItemError(_Response):
     """A file of a batch that could not be predicted."""
 
     filename: str | None
     error: ErrorDetail
 
 
-class ClassAnswer(_Answer):
+class ClassInfo(_Response):
     """A class of the masks."""
 
     id: int
@@ -73,7 +73,7 @@ class ClassAnswer(_Answer):
     colour: Annotated[tuple[int, ...], Three] = Field(description="RGB in the masks' palette.")
 
 
-class ModelAnswer(_Answer):
+class ModelResponse(_Response):
     """The model that answers."""
 
     name: str
@@ -87,11 +87,11 @@ class ModelAnswer(_Answer):
     output_shape: Annotated[tuple[str, ...], Two] = Field(description="That of the photograph.")
     framework: str
     license: str
-    classes: tuple[ClassAnswer, ...]
+    classes: tuple[ClassInfo, ...]
     quality: dict[str, Any] | None = Field(description="Figures on held-out photographs, with what photographs.")
 
 
-class StatusAnswer(_Answer):
+class StatusResponse(_Response):
     """A service and where to go on."""
 
     service: str
@@ -101,13 +101,13 @@ class StatusAnswer(_Answer):
     links: dict[str, str]
 
 
-class HealthAnswer(_Answer):
+class HealthResponse(_Response):
     """Whether the process lives, or is ready."""
 
     status: str
 
 
-class DriftAnswer(_Answer):
+class DriftResponse(_Response):
     """Whether photographs are still like those the model was validated on."""
 
     url: str = Field(description="Of the report, a page; its figures lie beside it, `drift.json`.")
@@ -115,7 +115,7 @@ class DriftAnswer(_Answer):
     drifted: bool
 
 
-class ReloadAnswer(_Answer):
+class ReloadResponse(_Response):
     """What became of a reload."""
 
     model_id: str
@@ -131,7 +131,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PredictionResult:
     """What a service knows of one photograph; without its pixels, of which many may wait to be sent.
 
     Attributes:
@@ -166,13 +166,13 @@ class Answer:
             mask_png,
         )
 
-    def to_schema(self, *, with_mask: bool = True) -> PredictionAnswer:
+    def to_schema(self, *, with_mask: bool = True) -> PredictionResponse:
         """Return it as an answer to a form, which names its files."""
-        return PredictionAnswer(filename=self.filename, **self._fields(with_mask=with_mask))
+        return PredictionResponse(filename=self.filename, **self._fields(with_mask=with_mask))
 
-    def to_loaded_schema(self) -> LoadedPredictionAnswer:
+    def to_loaded_schema(self) -> BentoPredictionResponse:
         """Return it as an answer that also says that there is a model."""
-        return LoadedPredictionAnswer(model_loaded=True, **self._fields())
+        return BentoPredictionResponse(model_loaded=True, **self._fields())
 
     def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
         return {
@@ -186,10 +186,10 @@ class Answer:
         }
 
 
-def describe(segmenter: Segmenter) -> ModelAnswer:
+def describe(segmenter: Segmenter) -> ModelResponse:
     """Describe a model."""
     about = segmenter.about
-    return ModelAnswer(
+    return ModelResponse(
         name=about.name,
         version=about.version,
         description=about.description,
@@ -199,6 +199,6 @@ def describe(segmenter: Segmenter) -> ModelAnswer:
         output_shape=("H", "W"),
         framework=about.framework,
         license=about.license,
-        classes=tuple(ClassAnswer(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES),
+        classes=tuple(ClassInfo(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES),
         quality=about.quality,
     )

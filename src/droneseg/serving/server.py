@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from droneseg.serving.error_responses import code_of_status
 from droneseg.serving.middleware import REQUEST_ID
-from droneseg.serving.schemas import ErrorAnswer, ErrorDetail
+from droneseg.serving.schemas import ErrorDetail, ErrorResponse
 from droneseg.serving.service import GRACEFUL_S, PredictionService
 
 # HTTP/1.1 within bounds: heads, what follows a refusal, and errors below the application in the one body.
@@ -30,7 +30,7 @@ _UNWANTED_BYTES = 64 * 2**20
 _UNWANTED_S = 5.0
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds."""
 
     _timer: asyncio.TimerHandle | None = None
@@ -125,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         detail = ErrorDetail(code=code_of_status(status), message=message)
-        body = ErrorAnswer(error=detail).model_dump_json().encode()
+        body = ErrorResponse(error=detail).model_dump_json().encode()
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{REQUEST_ID.lower()}: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
@@ -144,7 +144,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take nothing more in."""
         super().handle_exit(sig, frame)
-        self._service.begin_stop()
+        self._service.start_shutdown()
 
 
 def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> None:
@@ -155,7 +155,7 @@ def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> No
         app,
         host=host,
         port=port,
-        http=BoundedProtocol,
+        http=LimitedHttpProtocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -174,7 +174,7 @@ def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
 logger = logging.getLogger(__name__)
 
 
-def bound_server(service: PredictionService) -> None:
+def configure_bentoml_server(service: PredictionService) -> None:
     """Bound the server of this process, which starts and does not listen yet; BentoML has no options for that.
 
     Args:
@@ -185,13 +185,13 @@ def bound_server(service: PredictionService) -> None:
     if not isinstance(server, uvicorn.Server):
         logger.warning("this is not uvicorn's process: heads and the time to end are not bounded")
         return
-    server.config.http_protocol_class = BoundedProtocol
+    server.config.http_protocol_class = LimitedHttpProtocol
     server.config.ws_protocol_class = None
     server.config.timeout_graceful_shutdown = GRACEFUL_S
 
     def end(number: int, frame: FrameType | None) -> None:
         server.handle_exit(number, frame)
-        service.begin_stop()
+        service.start_shutdown()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

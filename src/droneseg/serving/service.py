@@ -1,4 +1,4 @@
-"""The service without a framework: bytes in, `Answer` out, one model at a time, and what is kept of each prediction."""
+"""The service without a framework: bytes in, `PredictionResult` out, one model at a time, and what is kept of each prediction."""
 
 import gc
 import logging
@@ -18,10 +18,18 @@ from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving.background import DriftReports, Keeping
-from droneseg.serving.error_responses import failure_of, message_of
+from droneseg.serving.background import DriftReporter, PredictionLogger
+from droneseg.serving.error_responses import error_spec, message_of
 from droneseg.serving.queue import WorkQueue
-from droneseg.serving.schemas import Answer, ErrorDetail, FailedItem, ModelAnswer, StatusAnswer, Upload, describe
+from droneseg.serving.schemas import (
+    BatchItemError,
+    ErrorDetail,
+    ModelResponse,
+    PredictionResult,
+    StatusResponse,
+    Upload,
+    describe,
+)
 
 START_S = 1.0  # for a start that is not over
 DRAIN_S = 7.5  # for what was admitted
@@ -32,7 +40,7 @@ STOP_S = 9.0  # for the last records
 _FEW_TILES = 4  # are always allowed, however low the limit of pixels
 
 
-def work_of(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
+def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
     """Return the work of a photograph in units of what the network takes at a time; smaller ones cost as much.
 
     Raises:
@@ -50,7 +58,7 @@ def work_of(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
     return seen_height * seen_width / (patch_height * patch_width)
 
 
-def measure_unit_s(segmenter: Segmenter) -> float:
+def measure_seconds_per_unit(segmenter: Segmenter) -> float:
     """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
     height, width, _ = segmenter.about.input_shape
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
@@ -88,15 +96,15 @@ class PredictionService:
     ) -> None:
         self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
-        self._queue: WorkQueue[Upload, Answer] | None = None
-        self._why_not = "it is being loaded"
+        self._queue: WorkQueue[Upload, PredictionResult] | None = None
+        self._unavailable_reason = "it is being loaded"
         self._loading = threading.Lock()
-        self._keeping = Keeping(settings, metrics)
-        self.drift = DriftReports(
-            settings, metrics, flush=self._keeping.flush, answering=lambda: self._in_use().model_id
+        self._keeping = PredictionLogger(settings, metrics)
+        self.drift = DriftReporter(
+            settings, metrics, flush=self._keeping.flush, answering=lambda: self._require_model().model_id
         )
         self._loader = ThreadPoolExecutor(1, "loader")
-        self._turn = threading.Lock()
+        self._inference_lock = threading.Lock()
         self._stop_by: float | None = None
         self._draining: threading.Thread | None = None
 
@@ -107,31 +115,31 @@ class PredictionService:
             self._fetch()
             self.reload()
         except DronesegError as error:
-            self._why_not = str(error)  # the service stays up, so that health and metrics tell of it
+            self._unavailable_reason = str(error)  # the service stays up, so that health and metrics tell of it
             logger.error("no model: %s", error)
         # what is there by now stays: looking through it again and again holds up every thread
         gc.collect()
         gc.freeze()
 
-    def begin_stop(self) -> None:
+    def start_shutdown(self) -> None:
         """Take nothing more in, and be ready no more; what was admitted and is not done in time is answered so."""
         if self._stop_by is None:
             self._stop_by = time.monotonic() + STOP_S
             self.drift.stop()
             if self._queue:
-                self._queue.refuse_more()
+                self._queue.stop_accepting()
                 self._draining = threading.Thread(target=self._queue.close, args=(DRAIN_S,), name="drain")
                 self._draining.start()
 
     def stop(self) -> None:
         """Finish what was admitted, then write the last records, both within `STOP_S` of the first word of the end."""
-        self.begin_stop()
+        self.start_shutdown()
         if self._draining:
             self._draining.join()
         self._keeping.stop(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    def reload_aside(self) -> "Future[bool]":
+    def reload_async(self) -> "Future[bool]":
         """Reload in a thread of its own, one after the other; see `reload`."""
         return self._loader.submit(self.reload)
 
@@ -148,7 +156,7 @@ class PredictionService:
                 segmenter = self._load()
                 if self._answers_already(segmenter):
                     return False
-                seconds_per_unit = measure_unit_s(segmenter)
+                seconds_per_unit = measure_seconds_per_unit(segmenter)
             except Exception as error:
                 self.metrics.count_reload("refused")
                 if isinstance(error, DronesegError):
@@ -160,7 +168,7 @@ class PredictionService:
             self._segmenter = segmenter
             if self._queue is None:
                 self._queue = self._open_queue(seconds_per_unit)
-            self._queue.begin_rate(seconds_per_unit)
+            self._queue.reset_rate(seconds_per_unit)
             self.metrics.show_model(segmenter.model_id, segmenter.profile)
             logger.info("model %s answers, profile %s", segmenter.model_id, segmenter.profile)
             return True
@@ -170,14 +178,14 @@ class PredictionService:
         """The model that answers, if there is one."""
         return self._segmenter.model_id if self._segmenter else None
 
-    def require_room(self) -> None:
+    def check_capacity(self) -> None:
         """Refuse what would not be admitted whatever its size: asked before a request is read.
 
         Raises:
             NotReadyError: If there is no verified model.
             QueueFullError: If the queue is full.
         """
-        self._ready()[1].require_room()
+        self._ready()[1].check_capacity()
 
     def submit(self, uploads: Sequence[Upload]) -> "list[Future[Answer]]":
         """Admit the photographs of one request, all or none; those that cannot be opened fail by themselves.
@@ -193,21 +201,21 @@ class PredictionService:
             QueueFullError: If the queue has no room for them.
         """
         segmenter, queue = self._ready()
-        futures: list[Future[Answer]] = [Future() for _ in uploads]
+        futures: list[Future[PredictionResult]] = [Future() for _ in uploads]
         sizes = {}
         for place, upload in enumerate(uploads):
             try:
-                sizes[place] = work_of(upload, segmenter, self.settings.max_pixels)
+                sizes[place] = estimate_work(upload, segmenter, self.settings.max_pixels)
             except ImageError as error:
                 futures[place].set_exception(error)
-        admitted = queue.admit([(uploads[place], size) for place, size in sizes.items()])
+        admitted = queue.submit([(uploads[place], size) for place, size in sizes.items()])
         for place, future in zip(sizes, admitted, strict=True):
             futures[place] = future
         return futures
 
     def failed(self, error: Exception) -> ErrorDetail:
         """Return what a client is told of an error; count what was bad input, and count and log what is our fault."""
-        failure = failure_of(error)
+        failure = error_spec(error)
         if failure.status in _BAD_INPUT:
             self.metrics.count_bad_input(failure.code)
         elif failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -215,11 +223,11 @@ class PredictionService:
             logger.error("a request failed: %s", error, exc_info=error)
         return ErrorDetail(code=failure.code, message=message_of(error))
 
-    def failed_item(self, upload: Upload, error: Exception) -> FailedItem:
+    def failed_item(self, upload: Upload, error: Exception) -> BatchItemError:
         """Return what stands in a batch's answer for a file that failed."""
-        return FailedItem(filename=upload.filename, error=self.failed(error))
+        return BatchItemError(filename=upload.filename, error=self.failed(error))
 
-    def model_answer(self) -> ModelAnswer:
+    def model_answer(self) -> ModelResponse:
         """Describe the model that answers.
 
         Raises:
@@ -228,9 +236,9 @@ class PredictionService:
         segmenter, _ = self._ready()
         return describe(segmenter)
 
-    def status_answer(self, links: Mapping[str, str]) -> StatusAnswer:
+    def status_answer(self, links: Mapping[str, str]) -> StatusResponse:
         """Say what this is and whether it can answer."""
-        return StatusAnswer(
+        return StatusResponse(
             service="droneseg",
             version=version("droneseg"),
             ready=self.model_id is not None,
@@ -245,7 +253,7 @@ class PredictionService:
     def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
         if self._stop_by is not None:
             raise NotReadyError("The service is stopping. Send it again, to another instance.")
-        segmenter = self._in_use()
+        segmenter = self._require_model()
         if self._queue is None:
             raise NotReadyError("The model is being tried.")
         return segmenter, self._queue
@@ -260,14 +268,14 @@ class PredictionService:
         self.metrics.watch_queue(lambda: queue.waiting, lambda: queue.seconds)
         return queue
 
-    def _predict(self, upload: Upload, waited_s: float) -> Answer:
+    def _predict(self, upload: Upload, waited_s: float) -> PredictionResult:
         begin = time.perf_counter()
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
         decode_s = time.perf_counter() - begin
         # one photograph is in the network while another is decoded or encoded; waiting for that is waiting, too
-        with self._turn:
+        with self._inference_lock:
             waited_s += time.perf_counter() - begin - decode_s
-            prediction = self._in_use().segment(image)
+            prediction = self._require_model().segment(image)
         predicted = time.perf_counter()
         mask_png = encode_mask(prediction.mask)
         encode_s = time.perf_counter() - predicted
@@ -275,9 +283,9 @@ class PredictionService:
         prediction = replace(prediction, timings_s=timings_s | {"encode": round(encode_s, 5)})
         self.metrics.count_prediction(prediction)
         self._keeping.keep(upload, image, prediction, mask_png)
-        return Answer.of(upload.filename, prediction, mask_png)
+        return PredictionResult.of(upload.filename, prediction, mask_png)
 
-    def _in_use(self) -> Segmenter:
+    def _require_model(self) -> Segmenter:
         if self._segmenter is None:
-            raise NotReadyError(f"There is no verified model: {self._why_not}")
+            raise NotReadyError(f"There is no verified model: {self._unavailable_reason}")
         return self._segmenter
