@@ -125,8 +125,8 @@ def test_from_kaggle_to_a_service_that_takes_up_a_better_model_and_gives_it_back
     photograph = next(iter(sorted((tmp_path / "data").rglob(f"{IMAGES_FOLDER}/*.png"))))
     with serving(second.root, api_key=KEY) as server:
         assert served_id(server, photograph) == weak_id
-        exam = ("--data", str(tmp_path / "data/drone"), "--split", str(tmp_path / "split.json"), "--part", "test")
-        promoted = json.loads(second.run("models", "promote", str(tmp_path / "better"), *exam, "--json").stdout)
+        spec = ("--data", str(tmp_path / "data/drone"), "--split", str(tmp_path / "split.json"), "--part", "test")
+        promoted = json.loads(second.run("models", "promote", str(tmp_path / "better"), *spec, "--json").stdout)
         assert promoted["figures"]["images"] == 20
         assert promoted["figures"]["differences"]["miou"]["low"] > 0
         assert not promoted["forced"]

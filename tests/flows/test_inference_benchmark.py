@@ -7,7 +7,7 @@ import pytest
 
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
-from droneseg.flows.inference_benchmark import StockModel, run_benchmark
+from droneseg.flows.inference_benchmark import BaselineModel, run_benchmark
 from droneseg.flows.training_benchmark import plot_benchmark, plot_training_benchmark
 from support.workspace import TINY, Workspace
 
@@ -18,7 +18,7 @@ def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace,
     bundle = exported.root / "nnUNet_results/champion"
     (tmp_path / "photograph.png").write_bytes(encode_png(generate_scene(1, 130, 90)[0]))
     found = run_benchmark(
-        StockModel(exported.fold().parent, bundle, gflop=1.0),
+        BaselineModel(exported.fold().parent, bundle, gflop=1.0),
         model=bundle,
         image=tmp_path / "photograph.png",
         cache=tmp_path / "cache",

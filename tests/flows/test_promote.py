@@ -11,7 +11,7 @@ import pytest
 
 from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
-from droneseg.flows.promote import Exam, promote_model, roll_back
+from droneseg.flows.promote import EvaluationSpec, promote_model, roll_back
 from droneseg.model.bundle import model_id_of, read_bundle
 from droneseg.model.dvc_remote import DvcOutput, read_dvc_file
 from droneseg.model.registry import (
@@ -52,12 +52,12 @@ def settings(project: Path) -> Settings:
 
 
 @pytest.fixture
-def exam(photographs: Path, tmp_path: Path) -> Exam:
-    return Exam(photographs, None, "val", tmp_path / "comparison")
+def spec(photographs: Path, tmp_path: Path) -> EvaluationSpec:
+    return EvaluationSpec(photographs, None, "val", tmp_path / "comparison")
 
 
-def promote(candidate: Path, exam: Exam, settings: Settings, force: str | None = None) -> RegistryEntry:
-    return promote_model(candidate, exam, settings=settings, force=force, progress=lambda *_: None)
+def promote(candidate: Path, spec: EvaluationSpec, settings: Settings, force: str | None = None) -> RegistryEntry:
+    return promote_model(candidate, spec, settings=settings, force=force, progress=lambda *_: None)
 
 
 def state(project: Path) -> tuple[str, str, str, str]:
@@ -72,11 +72,11 @@ def state(project: Path) -> tuple[str, str, str, str]:
 
 
 def test_a_better_candidate_becomes_the_champion_and_git_knows(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     before = read_bundle(settings.model).model_id
     better = make_model(tmp_path / "better", GOOD)
-    entry = promote(better.folder, exam, settings)
+    entry = promote(better.folder, spec, settings)
     assert read_bundle(settings.model).model_id == better.model_id == entry.model.model_id
     assert entry.previous is not None
     assert entry.previous.model_id == before
@@ -103,26 +103,28 @@ def test_a_better_candidate_becomes_the_champion_and_git_knows(
     ids=["worse", "equal", "unsafe"],
 )
 def test_one_that_is_not_is_refused_with_its_reason_and_nothing_changes(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path, network: object, reason: str
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, network: object, reason: str
 ) -> None:
     before = state(project)
     candidate = make_model(tmp_path / "candidate", network, patch=(32, 24)).folder
     with pytest.raises(PromotionRefusedError) as refused:
-        promote(candidate, exam, settings)
+        promote(candidate, spec, settings)
     assert reason in str(refused.value)
     assert "--force REASON" in str(refused.value)
-    assert (exam.report / "report.md").is_file()
+    assert (spec.report / "report.md").is_file()
     assert state(project) == before
 
 
-def test_the_champion_itself_is_refused(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+def test_the_champion_itself_is_refused(
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
+) -> None:
     copy = shutil.copytree(settings.model, tmp_path / "copy")
     with pytest.raises(PromotionRefusedError, match="is the champion already"):
-        promote(Path(copy), exam, settings)
+        promote(Path(copy), spec, settings)
 
 
 def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     before = state(project)
     other, damaged = (make_model(tmp_path / name, GOOD).folder for name in ("other", "damaged"))
@@ -131,15 +133,15 @@ def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
     (other / "manifest.json").write_text(json.dumps(manifest))
     (damaged / "model.onnx").write_bytes((damaged / "model.onnx").read_bytes()[:-1])
     with pytest.raises(BundleError, match=r"made for another class table: .*runways"):
-        promote(other, exam, settings)
+        promote(other, spec, settings)
     with pytest.raises(BundleError, match=r"model\.onnx has .* bytes instead of"):
-        promote(damaged, exam, settings)
+        promote(damaged, spec, settings)
     assert state(project) == before
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["here", "not-pulled"])
 def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path, *, there: bool
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, *, there: bool
 ) -> None:
     manifest = settings.model / "manifest.json"
     manifest.write_text(manifest.read_text().replace("landing-zones", "runways"))
@@ -152,8 +154,8 @@ def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
         shutil.rmtree(project / ".dvc/cache")
     candidate = make_model(tmp_path / "candidate", GOOD)
     with pytest.raises(PromotionRefusedError, match="made for another class table, so the two cannot be compared"):
-        promote(candidate.folder, exam, settings)
-    entry = promote(candidate.folder, exam, settings, "a class has another name")
+        promote(candidate.folder, spec, settings)
+    entry = promote(candidate.folder, spec, settings, "a class has another name")
     assert read_bundle(settings.model).model_id == entry.model.model_id == candidate.model_id
     assert entry.previous is not None
     assert entry.previous.model_id == older
@@ -164,26 +166,26 @@ def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
 
 
 def test_too_few_photographs_are_no_proof(project: Path, settings: Settings, tmp_path: Path) -> None:
-    few = Exam(make_photographs(tmp_path / "few", 5), None, "val", tmp_path / "comparison")
+    few = EvaluationSpec(make_photographs(tmp_path / "few", 5), None, "val", tmp_path / "comparison")
     candidate = make_model(tmp_path / "better", GOOD).folder
     with pytest.raises(PromotionRefusedError, match="5 photographs are too few to tell; 20 are needed"):
         promote(candidate, few, settings)
 
 
-def test_force_promotes_it_and_says_so(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+def test_force_promotes_it_and_says_so(project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path) -> None:
     worse = make_model(tmp_path / "worse", WORSE)
-    entry = promote(worse.folder, exam, settings, "the other one is licensed wrongly")
+    entry = promote(worse.folder, spec, settings, "the other one is licensed wrongly")
     assert entry.forced
     assert entry.reason == "the other one is licensed wrongly"
     assert read_bundle(settings.model).model_id == worse.model_id
 
 
 def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     first = state(project)
     for name, network in (("worse", WORSE), ("better", GOOD)):
-        promote(make_model(tmp_path / name, network).folder, exam, settings, "to try it")
+        promote(make_model(tmp_path / name, network).folder, spec, settings, "to try it")
         dvc(project, "push", "--quiet", "nnUNet_results.dvc")
     second = read_registry(project)[0].model.model_id
     shutil.rmtree(project / ".dvc/cache")  # so they come from the remote
@@ -203,9 +205,9 @@ def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
 
 
 def test_a_rollback_whose_model_is_gone_changes_nothing(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
-    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     before = state(project)
     shutil.rmtree(project / ".dvc/cache")
     dvc(project, "remote", "modify", "models", "url", str(tmp_path / "empty"))
@@ -217,52 +219,54 @@ def test_a_rollback_whose_model_is_gone_changes_nothing(
 
 
 def test_a_commit_that_fails_takes_everything_back(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     hook = project / ".git/hooks/pre-commit"
     hook.write_text("#!/bin/sh\necho not on a Friday >&2\nexit 1\n")
     hook.chmod(0o755)
     before = state(project)
     with pytest.raises(StoreError, match="not on a Friday"):
-        promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+        promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     assert state(project) == before
     assert not (project / "model-registry.jsonl").exists()
     hook.unlink()
-    promote(tmp_path / "better", exam, settings)
+    promote(tmp_path / "better", spec, settings)
 
 
-def test_other_work_in_progress_stays_as_it_is(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+def test_other_work_in_progress_stays_as_it_is(
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
+) -> None:
     (project / "staged.txt").write_text("staged")
     git(project, "add", "staged.txt")
     with (project / ".gitignore").open("a") as ignored:
         ignored.write("/mine\n")
-    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     assert git(project, "status", "--porcelain").split("\n") == ["M .gitignore", "A  staged.txt"]
 
 
-def test_a_rollback_needs_no_network(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+def test_a_rollback_needs_no_network(project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path) -> None:
     first = state(project)[0]
     shutil.rmtree(project / ".dvc/cache")
-    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     shutil.rmtree(project.parent / "project-remote", ignore_errors=True)
     dvc(project, "remote", "modify", "--local", "models", "url", str(tmp_path / "nowhere"))
     assert roll_back(settings, "").model.model_id == first
 
 
 def test_work_that_is_not_committed_is_not_mixed_in(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
     pointer = project / "nnUNet_results.dvc"
     pointer.write_text(pointer.read_text() + "# mine\n")
     with pytest.raises(StoreError, match=r"nnUNet_results\.dvc has changes that are not committed"):
-        promote(candidate, exam, settings)
+        promote(candidate, spec, settings)
 
 
 def test_a_rollback_does_not_replace_somebodys_own_model(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
-    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     shutil.rmtree(settings.model)
     mine = make_model(settings.model, WORSE).model_id
     with pytest.raises(StoreError, match=r"is not the model that .* names"):
@@ -271,12 +275,12 @@ def test_a_rollback_does_not_replace_somebodys_own_model(
 
 
 def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     hook = project / ".git/hooks/pre-commit"
     hook.write_text(f"#!/bin/sh\nkill -INT {os.getpid()}\n")
     hook.chmod(0o755)
-    entry = promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    entry = promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     assert read_registry(project) == [entry]
     assert read_bundle(settings.model).model_id == entry.model.model_id
     assert git(project, "status", "--porcelain") == ""
@@ -285,7 +289,7 @@ def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
 @pytest.mark.parametrize("hook", ["pre-commit", "post-commit"])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["as-it-is", "git-checkout"])
 def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path, hook: str, *, cleaned: bool
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, hook: str, *, cleaned: bool
 ) -> None:
     before = state(project)
     better = make_model(tmp_path / "better", GOOD)
@@ -298,9 +302,9 @@ def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
         "promote",
         str(better.folder),
         "--data",
-        str(exam.data),
+        str(spec.data),
         "--report",
-        str(exam.report),
+        str(spec.report),
     ]
     assert subprocess.run(command, cwd=project, capture_output=True).returncode == -9
     file.unlink()
@@ -311,13 +315,13 @@ def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
     subprocess.run([*COMMAND, "models", "pull"], cwd=project, check=True, capture_output=True)
     if hook == "pre-commit":
         assert state(project) == before
-        promote(better.folder, exam, settings)
+        promote(better.folder, spec, settings)
     assert read_bundle(settings.model).model_id == better.model_id == read_registry(project)[-1].model.model_id
     assert git(project, "status", "--porcelain") == ""
     assert [path.name for path in settings.model.parent.iterdir()] == ["champion"]
 
 
-def test_what_is_pushed_into_the_repository_reaches_a_clone(exam: Exam, tmp_path: Path) -> None:
+def test_what_is_pushed_into_the_repository_reaches_a_clone(spec: EvaluationSpec, tmp_path: Path) -> None:
     project, shared, clone = tmp_path / "project", tmp_path / "shared.git", tmp_path / "clone"
     champion = make_project(project, remote=str(project / "dvc-remote"))
     shutil.copy(ROOT / ".dvc/config", project / ".dvc/config")  # the one that comes with droneseg
@@ -326,7 +330,7 @@ def test_what_is_pushed_into_the_repository_reaches_a_clone(exam: Exam, tmp_path
     git(project, "commit", "--quiet", "--message", "as it comes")
     git(tmp_path, "init", "--quiet", "--bare", str(shared))
     settings = Settings(model=champion, cache_dir=tmp_path / "compiled")
-    promoted = promote(make_model(tmp_path / "better", GOOD).folder, exam, settings).model.model_id
+    promoted = promote(make_model(tmp_path / "better", GOOD).folder, spec, settings).model.model_id
     said = subprocess.run([*COMMAND, "models", "push"], cwd=project, check=True, capture_output=True, text=True).stdout
     assert "git add dvc-remote && git commit && git push" in said
     git(project, "add", "dvc-remote")
@@ -339,22 +343,22 @@ def test_what_is_pushed_into_the_repository_reaches_a_clone(exam: Exam, tmp_path
 
 
 def test_a_report_that_would_overwrite_something_else_is_refused_before_anything_is_predicted(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
-    exam.report.mkdir()
-    (exam.report / "mine.txt").touch()
+    spec.report.mkdir()
+    (spec.report / "mine.txt").touch()
     asked: list[str] = []
     with pytest.raises(OutputExistsError, match="holds something else"):
         promote_model(
-            make_model(tmp_path / "better", GOOD).folder, exam, settings=settings, progress=lambda *_: asked.append("")
+            make_model(tmp_path / "better", GOOD).folder, spec, settings=settings, progress=lambda *_: asked.append("")
         )
     assert asked == []
 
 
-def test_two_promotions_at_once_are_one_after_the_other(project: Path, exam: Exam, tmp_path: Path) -> None:
+def test_two_promotions_at_once_are_one_after_the_other(project: Path, spec: EvaluationSpec, tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
-            [*COMMAND, "models", "promote", str(make_model(tmp_path / name, network).folder), "--data", str(exam.data),
+            [*COMMAND, "models", "promote", str(make_model(tmp_path / name, network).folder), "--data", str(spec.data),
              "--force", name, "--report", str(tmp_path / f"report-{name}")],
             cwd=project, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
@@ -375,35 +379,37 @@ def test_two_promotions_at_once_are_one_after_the_other(project: Path, exam: Exa
     assert read_bundle(project / "nnUNet_results/champion").model_id == entries[-1].model.model_id
 
 
-def test_a_lock_of_another_git_costs_nothing(project: Path, exam: Exam, settings: Settings, tmp_path: Path) -> None:
+def test_a_lock_of_another_git_costs_nothing(
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
+) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
     before = state(project)
     (project / ".git/index.lock").touch()
     with pytest.raises(StoreError, match=r"index\.lock"):
-        promote(candidate, exam, settings)
+        promote(candidate, spec, settings)
     (project / ".git/index.lock").unlink()
     assert state(project) == before
 
 
 def test_a_champion_changed_by_hand_is_not_compared_with(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
     shutil.rmtree(settings.model)
     make_model(settings.model, WORSE)
     with pytest.raises(StoreError, match=r"is not the model that .* names"):
-        promote(candidate, exam, settings)
+        promote(candidate, spec, settings)
 
 
 def test_a_champion_that_is_not_there_is_fetched_first(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     shutil.rmtree(project / "nnUNet_results")
-    promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+    promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     assert read_bundle(settings.model).model_id == read_bundle(tmp_path / "better").model_id
 
 
-def test_the_first_champion_needs_a_reason(tmp_path: Path, exam: Exam) -> None:
+def test_the_first_champion_needs_a_reason(tmp_path: Path, spec: EvaluationSpec) -> None:
     project = tmp_path / "fresh"
     shutil.rmtree(make_project(project).parent)
     for name in ("nnUNet_results.dvc",):
@@ -412,8 +418,8 @@ def test_the_first_champion_needs_a_reason(tmp_path: Path, exam: Exam) -> None:
     settings = Settings(model=project / "nnUNet_results/champion", cache_dir=tmp_path / "compiled")
     candidate = make_model(tmp_path / "first", GOOD).folder
     with pytest.raises(PromotionRefusedError, match="there is no champion to compare it with"):
-        promote(candidate, exam, settings)
-    entry = promote(candidate, exam, settings, "the first one")
+        promote(candidate, spec, settings)
+    entry = promote(candidate, spec, settings, "the first one")
     assert entry.previous is None
     assert git(project, "status", "--porcelain") == ""
     shutil.rmtree(project / "nnUNet_results")
@@ -421,7 +427,7 @@ def test_the_first_champion_needs_a_reason(tmp_path: Path, exam: Exam) -> None:
 
 
 def test_who_is_nobody_is_told_how_to_be_somebody(
-    project: Path, exam: Exam, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(project, "config", "--unset", "user.email")
     git(project, "config", "user.useConfigOnly", "true")
@@ -430,13 +436,13 @@ def test_who_is_nobody_is_told_how_to_be_somebody(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     with pytest.raises(StoreError, match=r"git config user\.name NAME"):
-        promote(make_model(tmp_path / "better", GOOD).folder, exam, settings)
+        promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
 
 
-def test_without_git_it_says_so(tmp_path: Path, exam: Exam) -> None:
+def test_without_git_it_says_so(tmp_path: Path, spec: EvaluationSpec) -> None:
     champion = make_project(tmp_path / "plain", scm=False)
     with pytest.raises(StoreError, match="not a git repository"):
-        promote(make_model(tmp_path / "better", GOOD).folder, exam, Settings(model=champion))
+        promote(make_model(tmp_path / "better", GOOD).folder, spec, Settings(model=champion))
 
 
 def test_two_promotions_in_a_row_are_a_line_and_a_rollback_leaves_it() -> None:

@@ -48,11 +48,11 @@ def _report(step: str) -> None:
 
 
 def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path | None, json: bool) -> None:
-    from droneseg.flows.inference_benchmark import run_benchmark, stock_model
+    from droneseg.flows.inference_benchmark import load_baseline_model, run_benchmark
     from droneseg.flows.training_benchmark import plot_benchmark
 
     cache = console.settings().cache_dir.expanduser()
-    stock = stock_model(cache, _report)
+    stock = load_baseline_model(cache, _report)
     found = run_benchmark(stock, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=_report)
     if plot:
         plot_benchmark(found, plot)

@@ -94,7 +94,7 @@ def promote(
 
     Both are compared on the same photographs. The registry, model-registry.jsonl, and the `.dvc` file are committed.
     """
-    from droneseg.flows.promote import Exam, promote_model
+    from droneseg.flows.promote import EvaluationSpec, promote_model
 
     if part and not split:
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
@@ -103,7 +103,7 @@ def promote(
     with console.progress("photographs") as progress:
         entry = promote_model(
             candidate,
-            Exam(data, split, (part or Part.VAL).value, report),
+            EvaluationSpec(data, split, (part or Part.VAL).value, report),
             settings=console.settings(),
             force=force,
             progress=lambda _name, done, total: progress(done, total),
@@ -123,10 +123,10 @@ def rollback(
 
 def _settled() -> "Settings":
     """Return the settings, once a promotion that was killed is undone."""
-    from droneseg.flows.transaction import undo_unfinished
+    from droneseg.flows.transaction import recover_unfinished
 
     settings = console.settings()
-    undo_unfinished(settings.model)
+    recover_unfinished(settings.model)
     return settings
 
 

@@ -36,7 +36,7 @@ _SUMMARY = "stock.json"
 
 
 @dataclass(frozen=True)
-class StockModel:
+class BaselineModel:
     """The stock plan with seeded, untrained weights.
 
     Attributes:
@@ -50,7 +50,7 @@ class StockModel:
     gflop: float
 
 
-def stock_model(cache: Path, report: Callable[[str], None]) -> StockModel:
+def load_baseline_model(cache: Path, report: Callable[[str], None]) -> BaselineModel:
     """Make the stock model, or take it from an earlier run of the same versions.
 
     Args:
@@ -64,7 +64,7 @@ def stock_model(cache: Path, report: Callable[[str], None]) -> StockModel:
             _make(aside, report)
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     read_bundle(folder / "bundle")
-    return StockModel(folder / summary["trained"], folder / "bundle", summary["gflop"])
+    return BaselineModel(folder / summary["trained"], folder / "bundle", summary["gflop"])
 
 
 def _make(folder: Path, report: Callable[[str], None]) -> None:
@@ -177,7 +177,7 @@ class _Process:
 
 
 def run_benchmark(
-    stock: StockModel, *, model: Path | None, image: Path | None, cache: Path, rounds: int, report: Report
+    stock: BaselineModel, *, model: Path | None, image: Path | None, cache: Path, rounds: int, report: Report
 ) -> dict[str, Any]:
     """Measure every row.
 
@@ -225,7 +225,7 @@ def _as_png(image: Path | None, folder: Path) -> Path:
     return folder / "image.png"
 
 
-def _rows(stock: StockModel, model: Path | None, image: Path, cache: Path, folder: Path) -> list[Row]:
+def _rows(stock: BaselineModel, model: Path | None, image: Path, cache: Path, folder: Path) -> list[Row]:
     rows = [
         Row(name, {"kind": "stock", "model": str(stock.trained), "mirrored": mirrored}, None)
         for name, mirrored in (("stock-tta", True), ("stock", False))
@@ -244,7 +244,7 @@ def _rows(stock: StockModel, model: Path | None, image: Path, cache: Path, folde
     return rows
 
 
-def _result(rows: Sequence[Row], stock: StockModel, image: Path | None) -> dict[str, Any]:
+def _result(rows: Sequence[Row], stock: BaselineModel, image: Path | None) -> dict[str, Any]:
     by_name = {row.name: row for row in rows}
     medians = {row.name: statistics.median(row.seconds) for row in rows}
     shown = []

@@ -15,13 +15,13 @@ from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.evaluation.report import REPORT_MARKER
 from droneseg.flows.export import choose_pairs
 from droneseg.flows.transaction import (
-    all_or_nothing,
     author,
+    block_signals,
+    champion_transaction,
     commit,
     now,
+    recover_unfinished,
     require_unchanged,
-    undo_unfinished,
-    uninterrupted,
 )
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import load_segmenter
@@ -110,12 +110,12 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     return f"{first.name}-A", f"{second.name}-B"
 
 
-_KEPT = ("images", "about", "figures", "differences")
+_REGISTRY_FIGURES = ("images", "about", "figures", "differences")
 """What of a comparison goes into the registry."""
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationSpec:
     """On what a candidate and the champion are compared.
 
     Attributes:
@@ -133,7 +133,7 @@ class Exam:
 
 def promote_model(
     candidate: Path,
-    exam: Exam,
+    spec: EvaluationSpec,
     *,
     settings: Settings,
     force: str | None = None,
@@ -158,13 +158,13 @@ def promote_model(
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = dvc_file_of(champion).parent
-    undo_unfinished(champion)
-    check_writable(exam.report, marker=REPORT_MARKER, replace=True)
+    recover_unfinished(champion)
+    check_writable(spec.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
     require_unchanged(root, champion)
-    previous, found, reasons = _examine(bundle, exam, settings, progress)
-    _require_allowed(candidate, reasons, exam, force)
-    with uninterrupted(), all_or_nothing(root, champion) as before:
+    previous, found, reasons = _examine(bundle, spec, settings, progress)
+    _require_allowed(candidate, reasons, spec, force)
+    with block_signals(), champion_transaction(root, champion) as before:
         require_unchanged(root, champion)
         if previous and read_dvc_file(dvc_file_of(champion)) != previous.version:
             raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
@@ -181,7 +181,7 @@ def promote_model(
         reason = force or "better with 95 % confidence, and not less safe"
         entry = RegistryEntry(
             when=now(), who=who, action="promote", model=model, previous=previous, reason=reason,
-            forced=bool(reasons), figures={key: found[key] for key in _KEPT if key in found},
+            forced=bool(reasons), figures={key: found[key] for key in _REGISTRY_FIGURES if key in found},
         )  # fmt: skip
         commit(root, entry, before)
     return entry
@@ -200,7 +200,7 @@ def roll_back(settings: Settings, reason: str) -> RegistryEntry:
     champion = settings.model
     pointer = dvc_file_of(champion)
     root = pointer.parent
-    undo_unfinished(champion)
+    recover_unfinished(champion)
     who = author(root)
     require_unchanged(root, champion)
     line = champion_lineage(read_registry(root))
@@ -216,7 +216,7 @@ def roll_back(settings: Settings, reason: str) -> RegistryEntry:
         )
     if champion.exists():
         require_tracked(champion)  # somebody's own model is not replaced
-    with all_or_nothing(root, champion) as before:
+    with champion_transaction(root, champion) as before:
         if read_dvc_file(pointer) != current.version:
             raise StoreError("Another model became the champion meanwhile; look at `droneseg models list`.")
         write_dvc_file(pointer, target.version)
@@ -227,7 +227,7 @@ def roll_back(settings: Settings, reason: str) -> RegistryEntry:
 
 
 def _examine(
-    candidate: Bundle, exam: Exam, settings: Settings, progress: Callable[[str, int, int], None]
+    candidate: Bundle, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
 ) -> tuple[RegisteredModel | None, dict[str, Any], list[str]]:
     """Return the champion, how the candidate compares with it, and what speaks against the candidate."""
     champion = settings.model
@@ -243,7 +243,7 @@ def _examine(
     previous = RegisteredModel(model_id=older, version=read_dvc_file(dvc_file_of(champion)))
     if not comparable:
         return previous, {}, ["the champion was made for another class table, so the two cannot be compared"]
-    found = _compare(champion, candidate.folder, exam, settings, progress)
+    found = _compare(champion, candidate.folder, spec, settings, progress)
     return previous, found, promotion_blockers(found)
 
 
@@ -259,26 +259,26 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
 
 
 def _compare(
-    champion: Path, candidate: Path, exam: Exam, settings: Settings, progress: Callable[[str, int, int], None]
+    champion: Path, candidate: Path, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     return compare_models(
         champion,
         candidate,
-        exam.data,
-        exam.report,
+        spec.data,
+        spec.report,
         settings=settings,
-        split_file=exam.split_file,
-        part=exam.part,
+        split_file=spec.split_file,
+        part=spec.part,
         replace=True,
         progress=progress,
     ).found
 
 
-def _require_allowed(candidate: Path, reasons: list[str], exam: Exam, force: str | None) -> None:
+def _require_allowed(candidate: Path, reasons: list[str], spec: EvaluationSpec, force: str | None) -> None:
     if not reasons or force is not None:
         return
     lines = "".join(f"\n  - {reason}" for reason in reasons)
-    where = f" The report: {exam.report / 'report.md'}." if exam.report.exists() else ""
+    where = f" The report: {spec.report / 'report.md'}." if spec.report.exists() else ""
     raise PromotionRefusedError(
         f"{candidate} does not become the champion:{lines}\n--force REASON does it nevertheless.{where}"
     )

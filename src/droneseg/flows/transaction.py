@@ -56,7 +56,7 @@ def _message(entry: RegistryEntry) -> str:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM while the block runs.
 
     For moments only. After a network has run, OpenVINO's threads and a signal end the process without any `finally`.
@@ -73,11 +73,11 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
+def champion_transaction(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
     """Put champion, pointer, registry and index back if the block fails; yields what the files held before.
 
     One process at a time: whoever waited must look again whether what it decided on is still there. What was there is
-    kept beside the champion, so that `undo_unfinished` can put it back after a kill.
+    kept beside the champion, so that `recover_unfinished` can put it back after a kill.
     """
     with directory_lock(root):
         _undo(root, champion)
@@ -91,7 +91,7 @@ def all_or_nothing(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes |
         _forget(champion)
 
 
-def undo_unfinished(champion: Path) -> None:
+def recover_unfinished(champion: Path) -> None:
     """Take back a change that a killed process began and did not commit; does nothing if there is none.
 
     Raises:
