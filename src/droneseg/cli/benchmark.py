@@ -1,4 +1,4 @@
-"""`droneseg benchmark`: how fast, how much memory, how equal, beside nnU-Net's own predictor and trainer."""
+"""droneseg benchmark."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""The settings, imported only when a command runs: `--help` has no use for pydantic."""
+"""Settings access, shared options, tables, progress bars, JSON output."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`droneseg data ...`: download, make, look at, split and convert datasets."""
+"""droneseg data ..."""
 
 import re
 import signal

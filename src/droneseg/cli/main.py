@@ -1,4 +1,4 @@
-"""The `droneseg` command."""
+"""Entry point and error handling; doctor, serve."""
 
 import errno
 import logging

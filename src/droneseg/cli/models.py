@@ -1,7 +1,8 @@
-"""`droneseg models ...`: fetch and send models, hold them against each other, promote one, blend two."""
+"""droneseg models ..."""
 
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from droneseg.cli.console import Part
 
 if TYPE_CHECKING:
     from droneseg.core.settings import Settings
+    from droneseg.model.registry import ModelVersion, RegistryEntry
 
 Remote = Annotated[
     str | None, typer.Option("--remote", help="DVC's remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
@@ -28,9 +30,7 @@ def list_models(
 
     found = run(console.settings().model, remote)
     if json:
-        from dataclasses import asdict
-
-        console.show_json([asdict(each) for each in found])
+        console.show_json([_as_json(version) for version in found])
         return
     rows = [
         [
@@ -130,7 +130,13 @@ def _settled() -> "Settings":
     return settings
 
 
-def _show(entry: "Entry", *, json: bool) -> None:
+def _as_json(version: "ModelVersion") -> dict[str, Any]:
+    entry = asdict(version)
+    entry["here"] = entry.pop("is_local")  # the key that scripts know
+    return entry
+
+
+def _show(entry: "RegistryEntry", *, json: bool) -> None:
     if json:
         console.show_json(entry.model_dump(mode="json"))
         return

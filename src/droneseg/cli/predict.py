@@ -1,4 +1,4 @@
-"""`droneseg predict`: photographs to masks."""
+"""droneseg export, predict, evaluate, drift."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from droneseg.core.images import Image
     from droneseg.evaluation.evaluate import Evaluation
     from droneseg.model.bundle import Bundle
+    from droneseg.nnunet.paths import NnunetPaths
 
 
 def export(
@@ -113,7 +114,7 @@ def _send(bundle: "Bundle", model_folder: Path) -> None:
         console.err().print(f"the bundle is an artifact of run {run} of W&B", markup=False)
 
 
-def _only_model(layout: "Layout") -> Path:
+def _only_model(layout: "NnunetPaths") -> Path:
     """Return the only trained model there is: nothing is chosen in silence."""
     from droneseg.core.errors import ModelError
     from droneseg.nnunet.paths import trained_folders

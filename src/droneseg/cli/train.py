@@ -1,4 +1,4 @@
-"""`droneseg preprocess` and `droneseg train`."""
+"""droneseg preprocess, train, sweep, demo."""
 
 import logging
 import shlex

@@ -1,4 +1,4 @@
-"""The class table: ids, names and colours. The only place that states them."""
+"""Class table: ids, names, colours (the only statement of them)."""
 
 from dataclasses import dataclass
 

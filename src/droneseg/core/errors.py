@@ -1,4 +1,4 @@
-"""Every expected failure.
+"""Exception hierarchy.
 
 The tree:
 

@@ -1,4 +1,4 @@
-"""Write aside, then rename: a reader never sees half a file or half a folder."""
+"""Atomic writes, atomic directory replacement, directory lock."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Bytes to arrays: every photograph enters here, checked, upright, and as RGB."""
+"""Decode and encode photographs."""
 
 import struct
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Logging, configured once at an entry point: text or JSON, to the terminal and, on request, to a file."""
+"""Logging setup: text or JSON formatter, request id."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Masks in and out: colours to class ids by look-up table, and the palette PNG that is both at once."""
+"""Decode colour or id masks, encode palette PNG."""
 
 import zlib
 from collections import Counter

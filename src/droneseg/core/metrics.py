@@ -1,4 +1,4 @@
-"""How good a mask is: every figure comes from confusion matrices, counted in pixels."""
+"""Confusion matrix, IoU, Dice, unsafe landing rate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A mask drawn over its photograph, with a legend: the picture people look at."""
+"""Draw a mask over its photograph, with a legend."""
 
 from collections.abc import Mapping
 

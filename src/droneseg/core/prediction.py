@@ -1,4 +1,4 @@
-"""What a prediction is, and what can make one: the seam between models and everything that uses them."""
+"""Prediction, ModelInfo, Segmenter protocol, image statistics."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

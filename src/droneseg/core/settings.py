@@ -1,4 +1,4 @@
-"""The settings of the environment; the only module that reads it."""
+"""Settings from the environment and .env; RuntimeName, LogFormat, LogLevel."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What the machine is, and how much of it this process may use."""
+"""CPU count, machine description, low-priority subprocesses, telemetry opt-out."""
 
 import os
 import platform

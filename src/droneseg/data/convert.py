@@ -1,4 +1,4 @@
-"""The Kaggle layout to nnU-Net's raw layout: one RGB PNG per case, grey id labels, dataset.json, fold 0."""
+"""Convert a dataset to nnU-Net raw format."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""How folders of photographs and masks are laid out. The one place to add a layout; what we write is Kaggle's."""
+"""Find, pair, decode and validate images and masks; dataset layouts."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Finds photographs of the same place: local features, matched and checked by a plane between them."""
+"""SIFT matching of photographs of the same place."""
 
 import hashlib
 import logging

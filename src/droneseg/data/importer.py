@@ -1,4 +1,4 @@
-"""Somebody's own folders and colours into the Kaggle layout and our colours."""
+"""Import image and mask folders with other colours."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Downloads a dataset from Kaggle with its own client: resumed, checked, and unpacked aside."""
+"""Download and unpack the Kaggle dataset."""
 
 import base64
 import hashlib

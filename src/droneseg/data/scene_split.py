@@ -1,4 +1,4 @@
-"""Cuts the graph of matches: parts that share no place, at the price of few dropped photographs."""
+"""Scene-disjoint split: graph cut over matched photographs."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

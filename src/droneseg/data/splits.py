@@ -1,4 +1,4 @@
-"""Split files: which photographs train, which validate, which are kept for the test."""
+"""Split files; random split."""
 
 import json
 from dataclasses import asdict, dataclass

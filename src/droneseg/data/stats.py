@@ -1,4 +1,4 @@
-"""What a dataset consists of: sizes and class shares, as figures and as a plot."""
+"""Dataset statistics and plot."""
 
 from collections import Counter
 from collections.abc import Sequence

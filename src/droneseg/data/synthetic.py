@@ -1,4 +1,4 @@
-"""What stands, lies and moves in a scene. Classes follow the Kaggle masks: trees are soft, roofs can be landed on."""
+"""Generate aerial scenes with exact masks: composition and objects."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A scene being painted: pixels and class ids change together, so that the mask is exact."""
+"""Canvas and textures of generated scenes."""
 
 from dataclasses import dataclass, field
 

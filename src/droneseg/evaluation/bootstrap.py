@@ -1,4 +1,4 @@
-"""How sure a figure is: percentile bootstrap over images, of one model or of the difference of two."""
+"""Bootstrap confidence intervals, paired differences."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

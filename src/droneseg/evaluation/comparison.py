@@ -1,4 +1,4 @@
-"""Two models on the same images: is one better, or is it chance?"""
+"""Paired comparison of two models and the promotion rule."""
 
 import json
 from collections.abc import Mapping, Sequence

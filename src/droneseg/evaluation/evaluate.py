@@ -1,4 +1,4 @@
-"""How far predicted borders between classes are from the true ones."""
+"""Evaluate a folder of masks; baselines, boundary distance, calibration."""
 
 import hashlib
 import json

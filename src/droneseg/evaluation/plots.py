@@ -1,4 +1,4 @@
-"""The report's plots."""
+"""Plots and image grids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report of quality: every figure with its interval, in Markdown, JSON and pictures."""
+"""Markdown and JSON report of one model; formatting of figures."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The whole flow on generated scenes: sample, check, convert, train, predict, evaluate."""
+"""Demo on generated scenes."""
 
 import json
 import logging

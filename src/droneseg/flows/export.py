@@ -1,4 +1,4 @@
-"""A trained model becomes a bundle: exported, quantised on request, measured, and described."""
+"""Trained model to bundle; evaluation images; drift reference."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The network that stock nnU-Net plans for 960x736 photographs, untrained: what every model is timed against."""
+"""Inference benchmark and the untrained baseline model."""
 
 import json
 import statistics

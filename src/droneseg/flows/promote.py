@@ -1,4 +1,4 @@
-"""A candidate becomes the champion, or the one before it comes back: everything that changes, or nothing."""
+"""Compare, promote, roll back."""
 
 import shutil
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def promote_model(
 
     Args:
         candidate: Its bundle.
-        exam: On what both are compared.
+        spec: On what both are compared.
         settings: Of the environment; `model` is the champion's folder, `dvc_remote` where it comes from.
         force: A reason to promote it whatever the figures say.
         progress: Called with a model's name, done and total.

@@ -1,4 +1,4 @@
-"""nnU-Net's own trainer beside ours and the pretrained network: seconds per iteration by part, Dice against time."""
+"""Training benchmark; benchmark plots."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Changes of the champion in git: everything that belongs to one, or nothing."""
+"""All-or-nothing change of champion, registry and git commit."""
 
 import shutil
 import signal

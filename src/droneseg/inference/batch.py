@@ -1,4 +1,4 @@
-"""Predicts many files: reading, inference and writing overlap, and one bad file never costs the others."""
+"""Predict files and folders; skip unchanged ones."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The `Segmenter` of a bundle: what nnU-Net does to a photograph, without nnU-Net and without torch."""
+"""BundleSegmenter and load_segmenter."""
 
 import time
 from pathlib import Path
@@ -58,7 +58,7 @@ class BundleSegmenter:
             patch=manifest.patch_size,
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
-            half_sums=chosen.half_sums,
+            accumulate_float16=chosen.half_sums,
         )
         self._runtime = _start(bundle, self._profile, runtime, cache)
 

@@ -1,4 +1,4 @@
-"""What nnU-Net does to a photograph before its network: crop to what is not black, then normalise."""
+"""Preprocessing, tiles, Gaussian weights, logit accumulation."""
 
 import time
 from collections.abc import Iterator

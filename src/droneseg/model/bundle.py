@@ -1,4 +1,4 @@
-"""The bundle: a folder with networks and a manifest, written whole and read only when everything in it verifies."""
+"""Bundle: manifest schema, read and verify, write."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the errors of a store's client mean: they come in many kinds."""
+"""DVC remote: fetch, push, .dvc files, md5 of a folder, timeouts."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The registry: a line in git for every model that became the champion, with who, when, why and the figures."""
+"""Model registry (model-registry.jsonl): entries, lineage, listing."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where models come from and go to: DVC's remotes. What is pulled is verified aside before it takes its place."""
+"""Pull and push the champion; fetch it at service start."""
 
 import logging
 import os

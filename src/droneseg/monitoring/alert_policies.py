@@ -1,4 +1,4 @@
-"""Prometheus' alarm rules as alert policies of Google Cloud Monitoring, which understands the same queries.
+"""Convert Prometheus rules to Cloud Monitoring policies.
 
 `python -m droneseg.monitoring.alert_policies RULES FOLDER` writes one JSON file per rule, for
 `gcloud alpha monitoring policies create --policy-from-file=FILE`.

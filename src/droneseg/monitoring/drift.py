@@ -1,4 +1,4 @@
-"""Whether the photographs of today are those the model was validated on: a test per figure, and one verdict.
+"""Drift test: features, reference table, Kolmogorov-Smirnov test.
 
 Each figure is put to a two-sample Kolmogorov-Smirnov test: it needs no assumption on the shape of a distribution, and
 sees its place, width and shape. With k figures a chance finding in one of them is likely, so each p value must fall
@@ -273,7 +273,7 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
     """
     if reference.images < MIN_RECORDS:
         raise DriftError(
-            f"The reference is of {reference.images} photographs; {MIN_RECORDS} are needed to tell a change from chance. "
+            f"The reference is of {reference.images} images; {MIN_RECORDS} are needed to tell a change from chance. "
             "Make another one with `droneseg models reference`."
         )
     if len(records) < MIN_RECORDS:

@@ -1,4 +1,4 @@
-"""A report on drift from end to end: records read, held against the reference, written where reports are kept."""
+"""Drift report: HTML page, plots, JSON."""
 
 import base64
 import io

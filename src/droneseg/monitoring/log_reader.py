@@ -1,4 +1,4 @@
-"""The newest records of a place: their files are named by time, so that only these are read."""
+"""Read recent records; least confident images; retention."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""One line per prediction, kept for drift: written in the background, never in the way of an answer."""
+"""Write one record per prediction, and sampled images, in the background."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a service: the same names for every backend."""
+"""Prometheus metrics of the service and of drift reports."""
 
 import math
 from collections.abc import Callable

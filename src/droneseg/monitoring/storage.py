@@ -1,4 +1,4 @@
-"""Places for what a service leaves behind: a folder, or any URL that fsspec knows."""
+"""Files in a local folder or an fsspec URL."""
 
 from pathlib import Path
 from typing import Any

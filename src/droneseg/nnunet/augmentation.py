@@ -1,4 +1,4 @@
-"""Augmentation cheaper than nnU-Net's own, for trainings of minutes."""
+"""Augmentation and oversampling of rare classes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set

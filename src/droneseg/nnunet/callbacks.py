@@ -1,4 +1,4 @@
-"""Tells of a training's epochs: a line for people, a file for programs, and W&B if it is asked to."""
+"""Training callbacks: epoch log, profiler."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net, loaded without running what they pickle, and the networks they belong to."""
+"""Load checkpoints safely; build networks; interpolate or initialise weights."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Networks of our own that nnU-Net builds from its plans: a small U-Net on an encoder trained on ImageNet."""
+"""U-Net with a pretrained EfficientNet-Lite encoder."""
 
 import importlib
 from collections.abc import Sequence

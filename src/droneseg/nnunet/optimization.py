@@ -1,4 +1,4 @@
-"""Losses beyond nnU-Net's own."""
+"""Losses, EMA of weights, learning-rate schedule, early stopping."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps things, and how it is told: its environment variables are set here and nowhere else."""
+"""nnU-Net directories, file names and environment variables; device choice."""
 
 import os
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class NnunetPaths:
     results: Path
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Layout":
+    def from_settings(cls, settings: Settings) -> "NnunetPaths":
         """Take the folders from the settings, made absolute."""
         return cls(
             settings.nnunet_raw.resolve(), settings.nnunet_preprocessed.resolve(), settings.nnunet_results.resolve()

@@ -1,4 +1,4 @@
-"""nnU-Net's plan: made by its own planner, with smaller configurations for small machines added beside it."""
+"""Read, extend and resolve plans."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""nnU-Net's own predictor, as its command line runs it: slow, and the yardstick for everything faster."""
+"""nnU-Net's own predictor, the reference for parity and speed."""
 
 from pathlib import Path
 

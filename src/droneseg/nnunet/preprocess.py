@@ -1,4 +1,4 @@
-"""nnU-Net's own fingerprint, planner and preprocessing, called in this process."""
+"""Planning and preprocessing, in threads; stdout to logging."""
 
 import io
 import logging

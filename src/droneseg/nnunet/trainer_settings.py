@@ -1,4 +1,4 @@
-"""What the trainer is told. nnU-Net builds trainers itself, by name, so the settings reach it through a file."""
+"""Settings of the trainer, passed through a file."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per training, which goes on when the training does, and takes the bundle made of it."""
+"""Weights & Biases runs and artifacts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The application: model, endpoints, page and error bodies put together."""
+"""FastAPI application: endpoints, exception handlers, web page."""
 
 import asyncio
 from collections.abc import AsyncIterator

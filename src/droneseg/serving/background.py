@@ -1,4 +1,4 @@
-"""Reports on drift for a service: one at a time, in a process of the lowest priority, so that predictions go on."""
+"""Background work: prediction log, retention, drift reports."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What stands before BentoML: bodies within bounds, errors in our words, and nothing computed for who has hung up.
+"""BentoML service and its middleware.
 
 BentoML reads a body of any size before it calls anything of ours, and puts every error into its own form.
 """

@@ -1,4 +1,4 @@
-"""One table from errors to HTTP: status, code and, with the exception's message, the body of every failed request."""
+"""Error codes, HTTP status table and error responses."""
 
 import math
 from dataclasses import dataclass

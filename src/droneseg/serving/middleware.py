@@ -1,4 +1,4 @@
-"""What every request passes: its id, its path, its key, and the clock that stops after the last byte of the answer."""
+"""Middleware: request id, API key, access log, metrics."""
 
 import asyncio
 import hmac

@@ -1,4 +1,4 @@
-"""What OpenAPI says beyond the code: bodies, and an example of every answer and error."""
+"""OpenAPI examples and response documentation."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Work that waits its turn: bounded in seconds of work, by the rate that is measured; whoever hangs up is taken out."""
+"""Work queue bounded in seconds of work."""
 
 import logging
 import threading

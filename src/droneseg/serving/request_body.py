@@ -1,4 +1,4 @@
-"""Bodies of requests within bounds: their bytes are counted as they come, over all requests together."""
+"""Request bodies: size limits, multipart, raw image, base64 JSON; deadlines and disconnects."""
 
 import asyncio
 import binascii
@@ -45,7 +45,7 @@ class UploadBudget:
         self.free_bytes = _BODIES * limit_bytes
 
     @contextmanager
-    def lease(self) -> Iterator["Lease"]:
+    def lease(self) -> Iterator["Reservation"]:
         """Count what one request takes, until the block ends."""
         lease = Reservation(self)
         try:
@@ -316,7 +316,7 @@ async def answers(service: PredictionService, uploads: Sequence[Upload]) -> list
     return [_result(wrapped, timeout_s) for wrapped in waiting]
 
 
-def _result(done: "asyncio.Future[Answer]", timeout_s: float) -> PredictionResult | Exception:
+def _result(done: "asyncio.Future[PredictionResult]", timeout_s: float) -> PredictionResult | Exception:
     if done.cancelled():
         return TooLateError(f"It waited for {timeout_s:g} s and was not begun. Send it again later.")
     error = done.exception()

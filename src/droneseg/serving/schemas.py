@@ -1,4 +1,4 @@
-"""What the services answer, field by field: the same for both backends."""
+"""Request and response models; Upload and PredictionResult."""
 
 import base64
 from dataclasses import dataclass
@@ -153,7 +153,7 @@ class PredictionResult:
     mask_png: bytes
 
     @classmethod
-    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> "Answer":
+    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> "PredictionResult":
         """Return what is sent of a prediction."""
         height, width = prediction.mask.shape
         return cls(

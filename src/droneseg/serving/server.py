@@ -1,4 +1,4 @@
-"""uvicorn for an application of ours: heads are bounded, and the service is told of the end at once."""
+"""uvicorn with header limits, header timeout and prompt shutdown."""
 
 import asyncio
 import logging

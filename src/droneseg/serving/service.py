@@ -1,4 +1,4 @@
-"""The service without a framework: bytes in, `PredictionResult` out, one model at a time, and what is kept of each prediction."""
+"""PredictionService: model lifecycle, admission, predict, status; shutdown times."""
 
 import gc
 import logging
@@ -187,7 +187,7 @@ class PredictionService:
         """
         self._ready()[1].check_capacity()
 
-    def submit(self, uploads: Sequence[Upload]) -> "list[Future[Answer]]":
+    def submit(self, uploads: Sequence[Upload]) -> "list[Future[PredictionResult]]":
         """Admit the photographs of one request, all or none; those that cannot be opened fail by themselves.
 
         Args:
@@ -250,7 +250,7 @@ class PredictionService:
         now = self._segmenter
         return now is not None and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile)
 
-    def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, Answer]]":
+    def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, PredictionResult]]":
         if self._stop_by is not None:
             raise NotReadyError("The service is stopping. Send it again, to another instance.")
         segmenter = self._require_model()
@@ -258,7 +258,7 @@ class PredictionService:
             raise NotReadyError("The model is being tried.")
         return segmenter, self._queue
 
-    def _open_queue(self, seconds_per_unit: float) -> "WorkQueue[Upload, Answer]":
+    def _open_queue(self, seconds_per_unit: float) -> "WorkQueue[Upload, PredictionResult]":
         queue = WorkQueue(
             self._predict,
             limit_s=self.settings.queue_seconds,

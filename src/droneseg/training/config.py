@@ -1,4 +1,4 @@
-"""The configuration of a training: presets in YAML, composed by Hydra, overridden by key=value, validated."""
+"""TrainingConfig: Hydra presets, overrides, validation."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches

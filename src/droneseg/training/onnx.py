@@ -1,4 +1,4 @@
-"""Trained networks to ONNX: folds averaged in one graph, checked against torch; and to INT8."""
+"""Export to ONNX, compare with torch, quantise to INT8."""
 
 import logging
 import warnings

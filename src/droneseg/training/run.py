@@ -1,4 +1,4 @@
-"""Starts, resumes and finishes a training with nnU-Net's own loop."""
+"""Start, resume and finish a training."""
 
 import json
 import logging

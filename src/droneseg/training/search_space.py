@@ -1,4 +1,4 @@
-"""The search space of a sweep: read from YAML, tried by Optuna, or written as a sweep file of W&B."""
+"""Search space of a sweep; W&B sweep file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

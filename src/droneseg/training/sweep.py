@@ -1,4 +1,4 @@
-"""A sweep: Optuna proposes, short trainings answer, weak ones are ended early; killed, it goes on where it was."""
+"""Optuna study: trials, pruning, resume."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, TrainingError
 from droneseg.core.files import write_text
-from droneseg.model.dvc_remote import short
+from droneseg.model.dvc_remote import summarize_error
 from droneseg.nnunet.paths import NnunetPaths
 from droneseg.training.config import load_config
 from droneseg.training.search_space import Choices, Range, SweepConfig, Value, as_overrides, own_values
@@ -72,7 +72,9 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, share
         driver = getattr(error.__cause__ or error.__context__, "name", None) or "the one it names"
         raise ConfigurationError(f"The database's driver is not installed: pip install {driver}") from error
     except Exception as error:  # whatever the database's driver raises
-        raise ConfigurationError(f"The study's database {_shown(storage)} cannot be opened: {short(error)}") from error
+        raise ConfigurationError(
+            f"The study's database {_shown(storage)} cannot be opened: {summarize_error(error)}"
+        ) from error
     # gone on with, it must not draw once more what it drew at the beginning
     own_seed = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) if shared else 0
     study.sampler = module.samplers.TPESampler(
@@ -106,7 +108,8 @@ def translate_storage_errors(storage: str) -> Iterator[None]:
         yield
     except (errors.StorageInternalError, SQLAlchemyError) as error:
         raise TrainingError(
-            f"The study's database {_shown(storage)} does not answer: {short(error)}. The same command goes on."
+            f"The study's database {_shown(storage)} does not answer: {summarize_error(error)}. "
+            "The same command goes on."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a picture: how each trial went, and what each key did."""
+"""Sweep plot."""
 
 import io
 from pathlib import Path

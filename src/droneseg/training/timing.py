@@ -1,4 +1,4 @@
-"""Where an iteration spends its time and how Dice grows with time: several trainers on the same data and seed."""
+"""Time per iteration and Dice over time."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a training in a process of its own, watched from outside, which ends when its watcher does."""
+"""One trial in a subprocess."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Class scores to winners: overlapping tiles are summed, and rows that no further tile touches are decided."""
+"""Runtime protocol; argmax and softmax of logits."""
 
 from typing import Protocol, TypeAlias
 
@@ -21,7 +21,7 @@ def argmax_with_confidence(logits: NDArray[np.float32] | NDArray[np.float16]) ->
     """Return the winning class of each pixel, the first of equals, and its softmax probability.
 
     Args:
-        scores: Logits, shape (C, H, W), dtype float32 or float16.
+        logits: Logits, shape (C, H, W), dtype float32 or float16.
 
     Raises:
         ModelError: If a score is not finite: then there is no answer, and none is made up.

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU anywhere, and CUDA where it is installed."""
+"""ONNX Runtime, CPU and CUDA."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: normalisation, network and decision in one compiled graph."""
+"""OpenVINO runtime and its compiled-model cache."""
 
 import hashlib
 import json

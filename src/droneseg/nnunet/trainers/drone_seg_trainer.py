@@ -1,4 +1,4 @@
-"""The trainer nnU-Net finds through `nnUNet_extTrainer`. Alone in its folder: nnU-Net imports all that lies there."""
+"""DroneSegTrainer, found by nnU-Net (fixed path)."""
 
 import logging
 import os
