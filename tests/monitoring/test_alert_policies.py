@@ -12,7 +12,7 @@ from droneseg.monitoring.alert_policies import policies_of
 from droneseg.monitoring.prometheus import ServiceMetrics
 from support.programs import require_program
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs/alarms"
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
 ALARMS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}

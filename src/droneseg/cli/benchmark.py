@@ -1,4 +1,4 @@
-"""droneseg benchmark."""
+"""The `droneseg benchmark` command."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""droneseg data ..."""
+"""The `droneseg data` commands."""
 
 import re
 import signal

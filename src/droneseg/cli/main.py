@@ -1,4 +1,4 @@
-"""Entry point and error handling; doctor, serve."""
+"""Entry point of the command line, error handling, and the `doctor` and `serve` commands."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""droneseg models ..."""
+"""The `droneseg models` commands."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""droneseg export, predict, evaluate, drift."""
+"""The `droneseg export`, `predict`, `evaluate` and `drift` commands."""
 
 from collections import Counter
 from collections.abc import Callable

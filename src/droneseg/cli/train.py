@@ -1,4 +1,4 @@
-"""droneseg preprocess, train, sweep, demo."""
+"""The `droneseg preprocess`, `train`, `sweep` and `demo` commands."""
 
 import logging
 import shlex
