@@ -215,12 +215,9 @@ def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]
 
 def test_every_message_of_the_troubleshooting_is_one_of_ours(pages: dict[str, Page]) -> None:
     texts = templates()
-    messages = [
-        row[0].get_text().strip()
-        for table in pages["troubleshooting"].tables()
-        for row in table
-        if row[0].select("code")
-    ]
+    paragraphs = [item.find("p", recursive=False) for item in pages["troubleshooting"].content.select("li")]
+    codes = [paragraph.find("code") for paragraph in paragraphs if paragraph]
+    messages = [code.get_text() for code in codes if code and code.parent.get_text() == code.get_text()]
     assert len(messages) > 35
     for message in messages:
         parts = [re.escape(part) for part in message.split("...")]
