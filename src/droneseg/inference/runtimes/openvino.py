@@ -192,9 +192,9 @@ class OpenVinoRuntime:
         outputs = [logits] if answer == "scores" else _decide(logits)
         ended = ov.Model(outputs, model.get_parameters(), "droneseg")
         prepared = ov.preprocess.PrePostProcessor(ended)
-        prepared.input().model().set_layout(ov.NnunetPaths("NCHW"))
+        prepared.input().model().set_layout(ov.Layout("NCHW"))
         if self._takes_bytes:
-            prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.NnunetPaths("NHWC"))
+            prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
             prepared.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
         return prepared.build()
 
