@@ -1,4 +1,4 @@
-"""The reference of the Python API: a page for every package, from its docstrings."""
+"""Generate the API reference: one page per package, from docstrings."""
 
 import ast
 from pathlib import Path
@@ -9,20 +9,20 @@ SOURCE = Path(__file__).parents[2] / "src" / "droneseg"
 
 
 def packages() -> list[Path]:
-    """Return the packages that stand for themselves."""
+    """Return the top-level packages."""
     return sorted(file.parent for file in SOURCE.glob("*/__init__.py"))
 
 
-def owned(module: Path) -> str:
-    """Return what a module says of itself, in one line."""
+def summary(module: Path) -> str:
+    """Return the first paragraph of a module's docstring as one line."""
     return (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
 
 
 for package in packages():
     with mkdocs_gen_files.open(f"reference/api/{package.name}.md", "w") as page:
-        page.write(f"# droneseg.{package.name}\n\n{owned(package / '__init__.py')}\n")
+        page.write(f"# droneseg.{package.name}\n\n{summary(package / '__init__.py')}\n")
         for module in sorted(package.rglob("*.py")):
-            # nnU-Net finds the trainer in a folder that is no package
+            # the trainer's folder is not a package: nnU-Net imports its files by path
             if module.name != "__init__.py" and (module.parent / "__init__.py").exists():
                 name = ".".join(module.relative_to(SOURCE.parent).with_suffix("").parts)
                 page.write(f"\n::: {name}\n")

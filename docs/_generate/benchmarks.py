@@ -1,4 +1,4 @@
-"""The page of the benchmarks: tables and plots of what `benchmarks/record.py` has kept."""
+"""Generate the benchmarks page: tables and plots of the results that `benchmarks/record.py` has stored."""
 
 import io
 import json
@@ -12,16 +12,19 @@ from matplotlib.figure import Figure
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 INTRODUCTION = """# Benchmarks
 
-Every figure is from one run of the command beside it, which compares things within that run: machines are noisy, so
-trust ratios and medians more than seconds. With a clone and `uv run python benchmarks/record.py NAME` you get your own;
-the tables and plots of this page are made of what that keeps. What else was measured, failed trials too, is in the
-[experiments](experiments.md), quality in the [model card](model-card.md), drift in
-[Operations](operations.md#sensitivity) and training in [Training](training.md#where-the-time-goes).
+Speed of prediction, serving and data processing, measured with the commands that are shown.
+
+- Each table comes from one run. Machine load varies, so compare ratios and medians within a table rather than seconds
+  between tables.
+- To measure on your machine, run `uv run python benchmarks/record.py NAME` in a clone. It stores the results from which
+  the tables and plots of this page are generated.
+- Other measurements: [Experiments](experiments.md) for all trials, the [model card](model-card.md) for quality,
+  [Operations](operations.md#sensitivity) for drift and [Training](training.md#where-the-time-goes) for trainers.
 """
 
 
 def look_up(row: dict[str, Any], key: str) -> Any:
-    """Return a value of a row, in which dots lead inwards."""
+    """Return a value of a row; dots in the key address nested values."""
     value: Any = row
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -29,22 +32,22 @@ def look_up(row: dict[str, Any], key: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a figure with three digits that count."""
+    """Format a number with three significant digits."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     if 0.99 < value < 1:
-        return f"{value:.5f}"  # nearly all is not all
+        return f"{value:.5f}"  # three digits would round it to 1
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def rows_of(entry: dict[str, Any], found: Any) -> list[dict[str, Any]]:
-    """Return the rows of what a benchmark said."""
+    """Return the rows of a benchmark result."""
     rows = found[entry["rows"]] if "rows" in entry else found
     return rows if isinstance(rows, list) else [rows]
 
 
 def plot(entry: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Return a bar chart as SVG, readable on light and on dark ground."""
+    """Return a bar chart as SVG, readable on light and dark backgrounds."""
     what = entry["plot"]
     figure = Figure(figsize=(8, 0.6 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

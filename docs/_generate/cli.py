@@ -1,4 +1,4 @@
-"""The command line's reference, from the commands themselves."""
+"""Generate the reference page of the command line from the commands."""
 
 import re
 
@@ -11,12 +11,12 @@ _HEADING = re.compile(r"^(##+) `(.+)`$", re.MULTILINE)
 
 
 def reference() -> str:
-    """Return what Typer says of every command, in Markdown."""
+    """Return Typer's documentation of every command in Markdown."""
     done = CliRunner().invoke(typer_cli, ["droneseg.cli.main", "utils", "docs", "--name", "droneseg"])
     if done.exit_code:
         raise RuntimeError(done.output)
     _, _, commands = done.output.partition("\n## ")
-    # its lists of commands are cut off in the middle of sentences; the table of contents says the same
+    # Typer cuts its lists of commands off in the middle of sentences; the table of contents replaces them
     text = _COMMANDS.sub("", f"## {commands}")
     return _HEADING.sub(lambda found: f"{found[1]} {found[2]}", text)
 
@@ -24,8 +24,14 @@ def reference() -> str:
 with mkdocs_gen_files.open("reference/cli.md", "w") as page:
     page.write(
         "# Command line\n\n"
-        "Every command has `--help`, which says the same. Exit codes: 0 done; 1 an expected error, or some inputs "
-        "failed; 2 wrong usage; 130 ended by Ctrl-C, 143 by SIGTERM.\n\n"
-        "`droneseg --version` shows the version; `droneseg --install-completion` teaches your shell the commands.\n\n"
+        "All commands with their arguments and options. `droneseg COMMAND --help` prints the same.\n\n"
+        "- `droneseg --version` prints the version.\n"
+        "- `droneseg --install-completion` installs completion for your shell.\n\n"
+        "| exit code | meaning |\n|---|---|\n"
+        "| 0 | success |\n"
+        "| 1 | expected error, or some inputs failed |\n"
+        "| 2 | wrong usage |\n"
+        "| 130 | interrupted by Ctrl-C |\n"
+        "| 143 | terminated by SIGTERM |\n\n"
     )
     page.write(reference())

@@ -1,4 +1,4 @@
-"""Lets a page load nothing from elsewhere: what the theme fetches to search in a folder comes from our own assets."""
+"""MkDocs hook that replaces the theme's script for offline search, loaded from a CDN, by a local copy."""
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
@@ -7,10 +7,10 @@ _FETCHED = "https://unpkg.com/iframe-worker/shim"
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Return a page that asks for our own copy."""
+    """Replace the address of the script in a page."""
     return output.replace(_FETCHED, "../" * page.url.count("/") + "assets/iframe-worker.js")
 
 
 def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
-    """Return a page that belongs to no file, such as of what is not found."""
+    """Replace the address of the script in a page without a source file, such as the 404 page."""
     return output_content.replace(_FETCHED, "assets/iframe-worker.js")

@@ -1,4 +1,4 @@
-"""The references of the settings: the environment's and a training's, from the models that check them."""
+"""Generate the reference pages of environment settings and training keys from their pydantic models."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from droneseg.training.config import TrainingConfig, WandbTracking, load_config,
 
 
 def table(heading: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
+    """Format a Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def bounds(name: str, schema: dict[str, Any]) -> str:
-    """Return what a value may be, in words."""
+    """Describe the allowed values of a field."""
     field = schema["properties"][name]
     options = [_one(each) for each in field.get("anyOf", [field]) if each.get("type") != "null"]
     return ", or ".join(dict.fromkeys(option for option in options if option))
@@ -45,14 +45,14 @@ def _one(field: dict[str, Any]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a default as one would write it."""
+    """Format a default value as a user would write it."""
     if value is None or value is PydanticUndefined:
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def environment() -> str:
-    """Return the table of the environment's settings."""
+    """Return the table of environment variables."""
     schema = Settings.model_json_schema(by_alias=False)
     rows = []
     for (name, field), variable in zip(Settings.model_fields.items(), variable_names(), strict=True):
@@ -70,7 +70,7 @@ def _resolved(name: str, schema: dict[str, Any]) -> str:
 
 
 def training() -> str:
-    """Return the table of a training's keys, with what each preset says."""
+    """Return the table of training keys, with the value of each preset."""
     presets = {name: load_config([f"preset={name}"]) for name in preset_names()}
     schemas = [model.model_json_schema() for model in (TrainingConfig, TrainerSettings)]
     rows = []
@@ -90,7 +90,7 @@ def _value(config: TrainingConfig, name: str) -> str:
 
 
 def tracking() -> str:
-    """Return the table of the keys of `tracking=wandb`."""
+    """Return the table of the keys of `tracking=wandb`, with their defaults."""
     schema = WandbTracking.model_json_schema()
     rows = [
         [f"`tracking.{name}`", shown(field.default), bounds(name, schema), field.description or ""]
@@ -103,19 +103,23 @@ def tracking() -> str:
 with mkdocs_gen_files.open("reference/settings.md", "w") as page:
     page.write(
         "# Settings\n\n"
-        "Variables of the environment, or lines of a file `.env` where a command is started; the environment goes "
-        "before it. A value that does not fit ends the command before it begins, and all such values are told at once; "
-        "a name that is nearly one of these is warned of. A bento is served from its own folder and reads no "
-        "`.env`.\n\n"
+        "Environment variables that configure all commands and services.\n\n"
+        "- Set them in the environment, or in a file `.env` in the working directory. The environment takes "
+        "precedence.\n"
+        "- If values are invalid, a command lists all of them and exits before it does anything else.\n"
+        "- A misspelt name causes a warning.\n"
+        "- A bento is served from its own folder and does not read `.env`.\n\n"
     )
     page.write(environment())
 with mkdocs_gen_files.open("reference/training.md", "w") as page:
     page.write(
-        "# Keys of a training\n\n"
-        "`droneseg train preset=cpu max_minutes=30 learning_rate=0.002`: any key, as `key=value`; lists as "
-        '`"crop_size=[384,384]"`, nothing as `null`. `droneseg train --show` prints what comes of it. The presets are '
-        "the files of `configs/preset`; a column shows what each sets, and nothing where nnU-Net's plan or "
-        "the machine decides.\n\n"
+        "# Training keys\n\n"
+        "Keys of `droneseg train`, with their values in each preset.\n\n"
+        "- Set a key as `key=value`: `droneseg train preset=cpu max_minutes=30 learning_rate=0.002`.\n"
+        '- Write a list as `"crop_size=[384,384]"` and an empty value as `null`.\n'
+        "- `droneseg train --show` prints the resulting configuration.\n"
+        "- The presets are the files in `configs/preset`. A cell is empty if nnU-Net's plan or the machine determines "
+        "the value.\n\n"
     )
     page.write(training())
     page.write("\n## With `tracking=wandb`\n\n")
