@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The FastAPI service: photographs in, masks out, with reports on drift.
+# FastAPI service: semantic segmentation of images, with drift reports.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -7,10 +7,10 @@ ARG UV_VERSION=0.13.9
 RUN python -m pip install --no-cache-dir "uv==${UV_VERSION}"
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
-# what others wrote changes seldom: a layer of its own
+# dependencies change rarely, so they get a layer of their own
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-default-groups --no-install-project --extra serve --extra drift --extra store
-# of OpenVINO what a CPU with ONNX needs; of the others what runs
+# remove unused files: OpenVINO plug-ins and readers other than ONNX on a CPU, and tests of large packages
 RUN find /opt/venv -path "*/openvino/libs/*" \( -name "*gpu*" -o -name "*npu*" -o -name "*tensorflow*" -o -name "*paddle*" \
         -o -name "*pytorch*" -o -name "*jax*" -o -name "*gguf*" \) -delete \
     && find /opt/venv -type d \( -regex ".*/site-packages/\(matplotlib\|numpy\|pandas\|pyarrow\|scipy\|sklearn\|statsmodels\)/.*tests" \
@@ -21,13 +21,17 @@ COPY src src
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-default-groups --no-editable --extra serve --extra drift --extra store
 
 FROM build AS model
-# baked: the champion lies in the image. pulled: DVC fetches it as the service starts, from DRONESEG_DVC_REMOTE.
+# baked: the image contains the champion; pulled: DVC fetches it from DRONESEG_DVC_REMOTE when the service starts
 ARG MODEL=baked
 COPY .dvc/config .dvc/config
 COPY dvc-remote dvc-remote
 COPY nnUNet_results.dvc ./
 RUN mkdir /model \
-    && case "$MODEL" in baked) /opt/venv/bin/droneseg models pull --remote models && mv nnUNet_results /model ;; pulled) ;; *) echo "MODEL is baked or pulled, not $MODEL" >&2; exit 1 ;; esac \
+    && case "$MODEL" in \
+        baked) /opt/venv/bin/droneseg models pull --remote models && mv nnUNet_results /model ;; \
+        pulled) ;; \
+        *) echo "MODEL must be baked or pulled, got $MODEL" >&2; exit 1 ;; \
+    esac \
     && rm -rf .dvc/cache .dvc/tmp && mv nnUNet_results.dvc .dvc /model
 
 FROM ${BASE_IMAGE}
@@ -39,7 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 DRONES
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="droneseg api" \
-      org.opencontainers.image.description="photographs in, masks out, with reports on drift" \
+      org.opencontainers.image.description="FastAPI service: semantic segmentation of drone photographs, with drift reports" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-droneseg-model-non-commercial"

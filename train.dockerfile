@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Training: a dataset in, a trained nnU-Net out, on a GPU or a CPU.
+# Training: trains nnU-Net on a dataset, on a GPU or a CPU.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -7,7 +7,7 @@ ARG UV_VERSION=0.13.9
 RUN python -m pip install --no-cache-dir "uv==${UV_VERSION}"
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
-# what others wrote changes seldom: a layer of its own
+# dependencies change rarely, so they get a layer of their own
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv uv sync --frozen --no-default-groups --no-install-project --extra train --extra store
 COPY README.md LICENSE ./
@@ -23,7 +23,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 USER=d
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="droneseg train" \
-      org.opencontainers.image.description="a dataset in, a trained nnU-Net out, on a GPU or a CPU" \
+      org.opencontainers.image.description="Training of nnU-Net for drone photographs, on a GPU or a CPU" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Asks the service for a report on drift every morning: PROJECT=... REGION=... [SERVICE=droneseg-api] deploy/schedule-drift.sh
+# Request a drift report from the service every morning:
+#   PROJECT=... REGION=... [SERVICE=droneseg-api] deploy/schedule-drift.sh
 set -euo pipefail
 : "${PROJECT:?}" "${REGION:?}"
 service="${SERVICE:-droneseg-api}"
@@ -12,7 +13,7 @@ action=create headers=--headers
 if gcloud scheduler jobs describe "$service-drift" --project="$PROJECT" --location="$REGION" >/dev/null 2>&1; then
     action=update headers=--update-headers
 fi
-# Cloud Run gives a request 300 s: timeoutSeconds in deploy/api.yaml
+# the request timeout of Cloud Run is 300 s: timeoutSeconds in deploy/api.yaml
 gcloud scheduler jobs "$action" http "$service-drift" --project="$PROJECT" --location="$REGION" \
     --schedule="0 6 * * *" --time-zone=Etc/UTC --uri="$url/drift?n=500" --http-method=GET --attempt-deadline=300s \
     --oidc-service-account-email="$caller" --oidc-token-audience="$url" "$headers=X-API-Key=$key"
