@@ -1,11 +1,14 @@
 """Nothing half-written is ever seen, and nothing that was there is lost."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from droneseg.core.errors import OutputExistsError
-from droneseg.core.files import atomic_directory, write_bytes
+from droneseg.core.files import atomic_directory, directory_lock, write_bytes
 
 
 def test_a_failing_block_leaves_nothing(tmp_path: Path) -> None:
@@ -104,3 +107,26 @@ def test_a_place_without_a_name_is_refused(tmp_path: Path, name: str, monkeypatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputExistsError, match="Name a new folder"), atomic_directory(Path(name), marker="kind.txt"):
         pytest.fail("must not get here")
+
+
+def test_directory_lock_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "tmp" / "test.lock"
+    script = (
+        "import sys, time; from pathlib import Path; from droneseg.core.files import directory_lock\n"
+        "with directory_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        waiting = threading.Thread(target=_acquire, args=(lock,))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        holder.kill()
+        waiting.join(30)
+        assert not waiting.is_alive()
+
+
+def _acquire(lock: Path) -> None:
+    with directory_lock(lock):
+        pass

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from droneseg.core.errors import StoreError
-from droneseg.core.files import atomic_directory, directory_lock, write_bytes
+from droneseg.core.files import atomic_directory, write_bytes
 from droneseg.evaluation.report import number
 from droneseg.model.bundle import MANIFEST_NAME, dvc_file_of
+from droneseg.model.dvc_remote import project_lock
 from droneseg.model.registry import REGISTRY_NAME, RegistryEntry, append_entry, run_git
 
 
@@ -79,7 +80,7 @@ def champion_transaction(root: Path, champion: Path) -> Iterator[Mapping[Path, b
     One process at a time: whoever waited must look again whether what it decided on is still there. What was there is
     kept beside the champion, so that `recover_unfinished` can put it back after a kill.
     """
-    with directory_lock(root):
+    with project_lock(root, "champion"):
         _undo(root, champion)
         before = {path: _content(path) for path in (*_tracked(root, champion), root / ".gitignore")}
         _keep(before, champion)
@@ -99,7 +100,7 @@ def recover_unfinished(champion: Path) -> None:
     """
     if _kept(champion).exists():
         root = dvc_file_of(champion).parent
-        with directory_lock(root):
+        with project_lock(root, "champion"):
             _undo(root, champion)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,6 +149,32 @@ def remote_md5(about: Mapping[str, Any], otherwise: str) -> str:
     return md5_of(Path(about["name"])) if Path(about["name"]).is_file() else otherwise.removesuffix(".dir")
 
 
+def find_dvc_directory(folder: Path) -> Path:
+    """Return the `.dvc` directory of the DVC project that contains a folder.
+
+    Raises:
+        StoreError: If the folder is not inside of a DVC project.
+    """
+    folder = folder.absolute()
+    for parent in (folder, *folder.parents):
+        if (parent / ".dvc").is_dir():
+            return parent / ".dvc"
+    raise StoreError(f"{folder} is not inside of a DVC repository. Clone the project again, or run `dvc init` in it.")
+
+
+def project_lock(folder: Path, name: str) -> AbstractContextManager[None]:
+    """Return a lock that processes share if they work in the same DVC project.
+
+    Args:
+        folder: Any folder of the project.
+        name: Operation that one process at a time may run. Locks of different names are independent.
+
+    Raises:
+        StoreError: If the folder is not inside of a DVC project.
+    """
+    return directory_lock(find_dvc_directory(folder) / "tmp" / f"droneseg-{name}.lock")
+
+
 @dataclass(frozen=True)
 class DvcOutput:
     """A version of the tracked folder, as DVC names it.
@@ -240,7 +266,7 @@ class Remote:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         try:
             # DVC's databases are locked for a moment while they are made; a rollback holds the lock of the project
-            with directory_lock(folder) if (folder := root / ".dvc").is_dir() else nullcontext():
+            with project_lock(root, "databases"):
                 # the checkout may be one without git, as in an image
                 repo = Repo(str(root), config={"core": {"no_scm": True}})
             self.name = name or str(repo.config["core"].get("remote", ""))

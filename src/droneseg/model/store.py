@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
-from droneseg.core.files import atomic_directory, check_writable, directory_lock
+from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
-from droneseg.model.dvc_remote import Remote, dvc_directory_hash, md5_of, read_dvc_file, require_dvc
+from droneseg.model.dvc_remote import Remote, dvc_directory_hash, md5_of, project_lock, read_dvc_file, require_dvc
 from droneseg.model.registry import is_known
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def pull_model(
     version = read_dvc_file(pointer)
     source = Remote(pointer.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with directory_lock(folder.parent), TemporaryDirectory() as temporary:
+    with project_lock(pointer.parent, "pull"), TemporaryDirectory() as temporary:
         if dvc_directory_hash(folder) == version.md5:
             return PullResult(read_bundle(folder), str(source), fetched=False)
         listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
