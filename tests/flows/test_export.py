@@ -71,7 +71,7 @@ def test_two_models_are_compared_on_the_same_photographs(exported: Workspace) ->
     text = (exported.root / "compared/report.md").read_text()
     assert "A: champion, model" in text
     assert "part test of split.json" in text
-    assert "So few images say little" in text
+    assert "**Few images**" in text
     assert not (exported.root / "compared_masks").exists()
     same = exported.run("models", "compare", champion, champion, *options, "--force", check=False)
     assert (same.returncode, "are the same model" in same.stderr) == (1, True)

@@ -96,8 +96,8 @@ def test_a_better_candidate_becomes_the_champion_and_git_knows(
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (WORSE, "its mIoU is worse: -"),
-        (POOR, "its mIoU is not better for sure: "),
+        (WORSE, "its mIoU is lower: -"),
+        (POOR, "its mIoU is not significantly higher: "),
         (UNSAFE, "its unsafe landing rate is higher: "),
     ],
     ids=["worse", "equal", "unsafe"],
@@ -168,7 +168,7 @@ def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
 def test_too_few_photographs_are_no_proof(project: Path, settings: Settings, tmp_path: Path) -> None:
     few = EvaluationSpec(make_photographs(tmp_path / "few", 5), None, "val", tmp_path / "comparison")
     candidate = make_model(tmp_path / "better", GOOD).folder
-    with pytest.raises(PromotionRefusedError, match="5 photographs are too few to tell; 20 are needed"):
+    with pytest.raises(PromotionRefusedError, match="5 images are too few for a comparison; at least 20 are needed"):
         promote(candidate, few, settings)
 
 

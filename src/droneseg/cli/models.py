@@ -13,6 +13,7 @@ from droneseg.cli.console import Part
 
 if TYPE_CHECKING:
     from droneseg.core.settings import Settings
+    from droneseg.evaluation.comparison import ComparisonReport
     from droneseg.model.registry import ModelVersion, RegistryEntry
 
 Remote = Annotated[
@@ -180,7 +181,7 @@ def compare(
         raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
     check_writable(report, marker=REPORT_MARKER, replace=force)
     with console.progress("photographs") as progress:
-        done = compare_models(
+        comparison = compare_models(
             first,
             second,
             data,
@@ -192,10 +193,10 @@ def compare(
             progress=lambda _name, count, total: progress(count, total),
         )
     if json:
-        console.show_json(done.found)
+        console.show_json(comparison.model_dump(mode="json"))
         return
-    console.out().print(_table(done.found))
-    console.out().print(f"report: {done.report / 'report.md'}", markup=False)
+    console.out().print(_table(comparison))
+    console.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
 app.command()(promote)
@@ -249,23 +250,19 @@ def blend(
     console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
 
 
-def _table(found: dict[str, Any]) -> Any:
-    from droneseg.evaluation.bootstrap import Interval
+def _table(report: "ComparisonReport") -> Any:
     from droneseg.evaluation.report import figure_title, interval_text, number, significance_label
 
-    rows = []
-    for name, values in found["differences"].items():
-        if name.startswith("dice/"):
-            continue
-        difference = Interval(**values)
-        rows.append(
-            [
-                figure_title(name),
-                *(number(figures[name]["value"]) for figures in found["figures"]),
-                number(difference.value, signed=True),
-                interval_text(difference),
-                significance_label(difference),
-            ]
-        )
-    title = "\n".join([*found["about"], f"{found['images']} photographs"])
-    return console.table(title, ["figure", "A", "B", "B - A", "95 % interval", ""], rows)
+    rows = [
+        [
+            figure_title(name),
+            *(number(figures[name].value) for figures in report.figures),
+            number(difference.value, signed=True),
+            interval_text(difference),
+            significance_label(difference),
+        ]
+        for name, difference in report.differences.items()
+        if not name.startswith("dice/")
+    ]
+    title = "\n".join([*report.about, f"{report.images} images"])
+    return console.table(title, ["metric", "A", "B", "B - A", "95 % interval", ""], rows)

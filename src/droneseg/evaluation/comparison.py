@@ -1,12 +1,12 @@
 """Paired comparison of two models and the promotion rule."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.files import atomic_directory, write_text
 from droneseg.evaluation.bootstrap import FEW_IMAGES, Interval, bootstrap_intervals, paired_differences
@@ -22,88 +22,120 @@ from droneseg.evaluation.report import (
 )
 
 _METHOD = """\
-Both models are drawn on the same images each time (paired percentile bootstrap, 2,000 draws, 95 %), so that what makes
-an image hard for both cancels out. A difference whose interval holds 0 may be chance.
+Each bootstrap resample draws the same images for both models (paired percentile bootstrap, 2,000 resamples, 95 %), so
+differences in image difficulty cancel out. A difference whose interval contains 0 may be due to chance.
 """
 
 
-def write_comparison(
-    first: Evaluation, second: Evaluation, names: tuple[str, str], out: Path, *, about: Sequence[str], replace: bool
-) -> Any:
-    """Write the report of two models on the same images: both figures, and the difference with its interval.
+class ComparisonReport(BaseModel):
+    """Metrics of two models on the same images, and their differences; the content of report.json.
+
+    Attributes:
+        kind: Type of the report.
+        models: Names of the first and the second model.
+        about: One line about each model and one about the data.
+        images: Number of images.
+        figures: Metrics of the first and of the second model, by name.
+        differences: Second model minus first, by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["comparison"] = "comparison"
+    models: tuple[str, str]
+    about: list[str]
+    images: int
+    figures: tuple[dict[str, Interval], dict[str, Interval]]
+    differences: dict[str, Interval]
+
+
+def compare_evaluations(
+    first: Evaluation, second: Evaluation, names: tuple[str, str], *, about: Sequence[str]
+) -> ComparisonReport:
+    """Compare two models by their evaluations on the same images.
 
     Args:
-        first: Of the model that is there.
-        second: Of the one that may replace it; the same images.
-        names: What to call them.
-        out: Folder of the report.
-        about: What to say of models and data, a line each.
-        replace: Whether an older report may be replaced.
-
-    Returns:
-        What is in report.json.
+        first: Evaluation of the current model.
+        second: Evaluation of the model that may replace it, on the same images in the same order.
+        names: Names of the two models.
+        about: Lines that describe models and data.
     """
-    matrices = [np.stack([image.matrix for image in each.images]) for each in (first, second)]
-    figures = [bootstrap_intervals(each) for each in matrices]
-    differences = paired_differences(*matrices)
-    found = {
-        "kind": "comparison",
-        "models": list(names),
-        "about": list(about),
-        "images": len(first.images),
-        "figures": [{name: asdict(interval) for name, interval in each.items()} for each in figures],
-        "differences": {name: asdict(interval) for name, interval in differences.items()},
-    }
-    lines = [f"# {names[1]} against {names[0]}", "", f"{len(first.images)} images, the same for both.", ""]
-    lines += [*(f"- {line}" for line in about), ""]
-    if len(first.images) < FEW_IMAGES:
-        lines += [f"**So few images say little**: intervals begin to hold what they promise at about {FEW_IMAGES}.", ""]
-    lines += [f"| figure | {names[0]} | {names[1]} | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
-    for name, difference in differences.items():
-        values = [number(each[name].value) for each in figures]
+    matrices = [np.stack([image.matrix for image in evaluation.images]) for evaluation in (first, second)]
+    return ComparisonReport(
+        models=names,
+        about=list(about),
+        images=len(first.images),
+        figures=(bootstrap_intervals(matrices[0]), bootstrap_intervals(matrices[1])),
+        differences=paired_differences(*matrices),
+    )
+
+
+def write_comparison(report: ComparisonReport, out: Path, *, replace: bool) -> None:
+    """Write report.json, report.md and a plot of the differences to a folder.
+
+    Args:
+        report: Comparison of two models.
+        out: Folder of the report.
+        replace: Whether to replace an older report.
+
+    Raises:
+        OutputExistsError: If the folder exists and may not be replaced.
+        MissingDependencyError: If matplotlib is not installed.
+    """
+    plotted = {name: value for name, value in report.differences.items() if not name.startswith("dice/")}
+    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as staging_dir:
+        write_text(staging_dir / REPORT_MARKER, "")
+        write_text(staging_dir / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
+        write_text(staging_dir / "report.md", _markdown(report))
+        plot_intervals(
+            {figure_title(name): interval for name, interval in plotted.items()},
+            staging_dir / "differences.png",
+            title=f"{report.models[1]} minus {report.models[0]}",
+        )
+
+
+def _markdown(report: ComparisonReport) -> str:
+    first, second = report.models
+    lines = [f"# {second} compared with {first}", "", f"{report.images} images, the same for both models.", ""]
+    lines += [*(f"- {line}" for line in report.about), ""]
+    if report.images < FEW_IMAGES:
+        lines += [f"**Few images**: with fewer than {FEW_IMAGES} images the intervals are too narrow.", ""]
+    lines += [f"| metric | {first} | {second} | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
+    for name, difference in report.differences.items():
+        values = " | ".join(number(figures[name].value) for figures in report.figures)
         lines.append(
-            f"| {figure_title(name)} | {values[0]} | {values[1]} | {number(difference.value, signed=True)} | "
+            f"| {figure_title(name)} | {values} | {number(difference.value, signed=True)} | "
             f"{interval_text(difference)} | {significance_label(difference)} |"
         )
-    lines += ["", "![differences](differences.png)", "", _METHOD]
-    shown = {name: differences[name] for name in differences if not name.startswith("dice/")}
-    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as aside:
-        write_text(aside / REPORT_MARKER, "")
-        write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
-        write_text(aside / "report.md", "\n".join(lines))
-        plot_intervals(
-            {figure_title(name): interval for name, interval in shown.items()},
-            aside / "differences.png",
-            title=f"{names[1]} minus {names[0]}",
-        )
-    return found
+    return "\n".join([*lines, "", "![differences](differences.png)", "", _METHOD])
 
 
-def promotion_blockers(found: Mapping[str, Any]) -> list[str]:
-    """Say why a candidate may not replace the champion; nothing if it may.
+def promotion_blockers(report: ComparisonReport) -> list[str]:
+    """Return the reasons why a candidate may not replace the champion; empty if it may.
 
-    It may if its mIoU is higher with 95 % confidence and its unsafe landing rate is not higher, both on the same
-    photographs, of which there are enough for an interval.
+    A candidate may replace the champion if its mIoU is higher with 95 % confidence and its unsafe landing rate is not
+    higher, both measured on at least `FEW_IMAGES` images.
 
     Args:
-        found: The report of the comparison, champion first, as `write_comparison` returns it.
+        report: Comparison of the champion (first) and the candidate (second).
     """
     reasons = []
-    if found["images"] < FEW_IMAGES:
-        reasons.append(f"{found['images']} photographs are too few to tell; {FEW_IMAGES} are needed")
-    miou = Interval(**found["differences"]["miou"])
+    if report.images < FEW_IMAGES:
+        reasons.append(f"{report.images} images are too few for a comparison; at least {FEW_IMAGES} are needed")
+    miou = report.differences["miou"]
     if miou.low is None:
-        reasons.append("the difference in mIoU has no interval on these photographs")
+        reasons.append("the difference in mIoU has no confidence interval on these images")
     elif miou.low <= 0:
-        kind = "worse" if miou.high is not None and miou.high < 0 else "not better for sure"
+        kind = "lower" if miou.high is not None and miou.high < 0 else "not significantly higher"
         reasons.append(
-            f"its mIoU is {kind}: {number(miou.value, signed=True)}, 95 % between {interval_text(miou)}; "
-            "the whole interval must lie above 0"
+            f"its mIoU is {kind}: {number(miou.value, signed=True)}, 95 % interval {interval_text(miou)}; "
+            "the whole interval must be above 0"
         )
-    unsafe = Interval(**found["differences"]["unsafe_landing_rate"])
+    unsafe = report.differences["unsafe_landing_rate"]
     if unsafe.value is None:
-        reasons.append("one of the two calls nothing a landing zone, so there is no unsafe landing rate to compare")
+        reasons.append(
+            "one of the two models predicts no landing zones, so their unsafe landing rates cannot be compared"
+        )
     elif unsafe.value > 0:
-        before, after = (number(figures["unsafe_landing_rate"]["value"]) for figures in found["figures"])
+        before, after = (number(figures["unsafe_landing_rate"].value) for figures in report.figures)
         reasons.append(f"its {figure_title('unsafe_landing_rate')} is higher: {after} instead of {before}")
     return reasons

@@ -51,10 +51,10 @@ def interval_text(interval: Interval) -> str:
 
 
 def significance_label(difference: Interval) -> str:
-    """Say whether a difference is more than chance."""
+    """Return whether a difference is significant: "higher", "lower", "not significant" or "no interval"."""
     if difference.low is None or difference.high is None:
-        return "unknown"
-    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "chance?"
+        return "no interval"
+    return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "not significant"
 
 
 def background_note(confusion: list[list[int]]) -> str:

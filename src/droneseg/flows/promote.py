@@ -10,7 +10,12 @@ from typing import Any
 from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.settings import Settings
-from droneseg.evaluation.comparison import promotion_blockers, write_comparison
+from droneseg.evaluation.comparison import (
+    ComparisonReport,
+    compare_evaluations,
+    promotion_blockers,
+    write_comparison,
+)
 from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.evaluation.report import REPORT_MARKER
 from droneseg.flows.export import choose_pairs
@@ -37,19 +42,6 @@ from droneseg.model.registry import (
 from droneseg.model.store import pull_model, require_tracked, run_dvc
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models compared.
-
-    Attributes:
-        found: What is in report.json.
-        report: Folder of the report.
-    """
-
-    found: dict[str, Any]
-    report: Path
-
-
 def compare_models(
     first: Path,
     second: Path,
@@ -61,8 +53,8 @@ def compare_models(
     part: str = "val",
     replace: bool = False,
     progress: Callable[[str, int, int], None],
-) -> Comparison:
-    """Predict the same photographs with two bundles and write the report of their difference.
+) -> ComparisonReport:
+    """Predict the same images with two bundles and write a report of the differences.
 
     Args:
         first: Bundle of the model that is there.
@@ -100,8 +92,9 @@ def compare_models(
         for letter, name, each in zip("AB", names, segmenters, strict=True)
     ]
     on = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
-    report = write_comparison(evaluations[0], evaluations[1], names, out, about=[*made, f"on: {on}"], replace=replace)
-    return Comparison(report, out)
+    report = compare_evaluations(evaluations[0], evaluations[1], names, about=[*made, f"on: {on}"])
+    write_comparison(report, out, replace=replace)
+    return report
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -111,7 +104,7 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 
 _REGISTRY_FIGURES = ("images", "about", "figures", "differences")
-"""What of a comparison goes into the registry."""
+"""Fields of a comparison that the registry keeps."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,7 @@ def promote_model(
     check_writable(spec.report, marker=REPORT_MARKER, replace=True)
     who = author(root)
     require_unchanged(root, champion)
-    previous, found, reasons = _examine(bundle, spec, settings, progress)
+    previous, report, reasons = _examine(bundle, spec, settings, progress)
     _require_allowed(candidate, reasons, spec, force)
     with block_signals(), champion_transaction(root, champion) as before:
         require_unchanged(root, champion)
@@ -181,7 +174,7 @@ def promote_model(
         reason = force or "better with 95 % confidence, and not less safe"
         entry = RegistryEntry(
             when=now(), who=who, action="promote", model=model, previous=previous, reason=reason,
-            forced=bool(reasons), figures={key: found[key] for key in _REGISTRY_FIGURES if key in found},
+            forced=bool(reasons), figures=_registry_figures(report),
         )  # fmt: skip
         commit(root, entry, before)
     return entry
@@ -228,23 +221,28 @@ def roll_back(settings: Settings, reason: str) -> RegistryEntry:
 
 def _examine(
     candidate: Bundle, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
-) -> tuple[RegisteredModel | None, dict[str, Any], list[str]]:
-    """Return the champion, how the candidate compares with it, and what speaks against the candidate."""
+) -> tuple[RegisteredModel | None, ComparisonReport | None, list[str]]:
+    """Return the champion, its comparison with the candidate, and the reasons against the candidate."""
     champion = settings.model
     if not dvc_file_of(champion).is_file():
         if champion.exists():
             raise StoreError(
                 f"{champion} is there, but {dvc_file_of(champion)} is not: move it elsewhere and promote it from there."
             )
-        return None, {}, ["there is no champion to compare it with"]
+        return None, None, ["there is no champion to compare it with"]
     older, comparable = _champion(champion, settings)
     if older == candidate.model_id:
         raise PromotionRefusedError(f"{candidate.folder} is the champion already: model {older}.")
     previous = RegisteredModel(model_id=older, version=read_dvc_file(dvc_file_of(champion)))
     if not comparable:
-        return previous, {}, ["the champion was made for another class table, so the two cannot be compared"]
-    found = _compare(champion, candidate.folder, spec, settings, progress)
-    return previous, found, promotion_blockers(found)
+        return previous, None, ["the champion was made for another class table, so the two cannot be compared"]
+    report = _compare(champion, candidate.folder, spec, settings, progress)
+    return previous, report, promotion_blockers(report)
+
+
+def _registry_figures(report: ComparisonReport | None) -> dict[str, Any]:
+    content = report.model_dump(mode="json") if report else {}
+    return {name: content[name] for name in _REGISTRY_FIGURES if name in content}
 
 
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
@@ -260,7 +258,7 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
 
 def _compare(
     champion: Path, candidate: Path, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+) -> ComparisonReport:
     return compare_models(
         champion,
         candidate,
@@ -271,7 +269,7 @@ def _compare(
         part=spec.part,
         replace=True,
         progress=progress,
-    ).found
+    )
 
 
 def _require_allowed(candidate: Path, reasons: list[str], spec: EvaluationSpec, force: str | None) -> None:
