@@ -10,14 +10,14 @@ from droneseg.nnunet.optimization import ExponentialMovingAverage
 def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.constant_(network[0].weight, 0.0)
-    average = ExponentialMovingAverage(network, keep=0.2)
+    average = ExponentialMovingAverage(network, decay=0.2)
     expected = 0.0
     for count in range(1, 60):
         nn.init.constant_(network[0].weight, float(count))
         average.update()
-        keep = min(0.2, (1 + count) / (10 + count))
-        expected = keep * expected + (1 - keep) * count
-    with average.in_place():
+        decay = min(0.2, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * count
+    with average.applied():
         assert network[0].weight.item() == pytest.approx(expected, rel=1e-5)
     assert network[0].weight.item() == 59
 
@@ -25,21 +25,21 @@ def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
 def test_at_first_the_average_forgets_how_the_network_began() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 1000.0)
-    average = ExponentialMovingAverage(network, keep=0.999)
+    average = ExponentialMovingAverage(network, decay=0.999)
     nn.init.constant_(network.weight, 0.0)
     for _ in range(40):
         average.update()
-    with average.in_place():
+    with average.applied():
         assert abs(network.weight.item()) < 1  # kept at 0.999 from the start it would still be 961
 
 
 def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> None:
     network = nn.BatchNorm1d(1)
-    average = ExponentialMovingAverage(network, keep=0.9)
+    average = ExponentialMovingAverage(network, decay=0.9)
     network(torch.rand(4, 1))
     average.update()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(RuntimeError, match="stop"), average.in_place():
+    with pytest.raises(RuntimeError, match="stop"), average.applied():
         assert network.num_batches_tracked == 1
         raise RuntimeError("stop")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -47,8 +47,8 @@ def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> N
 
 def test_a_restarted_average_begins_with_the_present_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
-    average = ExponentialMovingAverage(network, keep=0.9)
+    average = ExponentialMovingAverage(network, decay=0.9)
     nn.init.constant_(network.weight, 7.0)
     average.restart()
-    with average.in_place():
+    with average.applied():
         assert network.weight.item() == 7

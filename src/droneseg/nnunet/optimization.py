@@ -4,12 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
@@ -83,56 +85,53 @@ _WARM_UP = 10
 
 
 class ExponentialMovingAverage:
-    """An exponential moving average of weights and statistics (Polyak and Juditsky 1992).
+    """Exponential moving average of a network's parameters and buffers (Polyak and Juditsky 1992).
 
-    At first it follows faster: after n iterations it keeps at most (1 + n) / (10 + n), so that it does not remember how
-    the network began.
+    The decay warms up: after n updates it is at most (1 + n) / (10 + n), so that the average soon forgets the initial
+    weights.
 
     Args:
-        network: Whose weights are averaged.
-        keep: Share that the average keeps at each iteration.
+        network: Network whose weights are averaged.
+        decay: Fraction of the average that is kept at each update.
     """
 
-    def __init__(self, network: nn.Module, keep: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self._network = network
-        self._keep = keep
+        self._average = AveragedModel(network, multi_avg_fn=partial(_average_with_warm_up, decay), use_buffers=True)
         self.restart()
 
     def restart(self) -> None:
-        """Begin with the weights the network has now."""
-        self._count = 0
-        self._mean = self._weights()
+        """Reset the average to the network's current weights."""
+        self._average.n_averaged.zero_()
+        self.update()  # the first update copies
 
-    @torch.no_grad()
     def update(self) -> None:
-        """Take the present weights in."""
-        self._count += 1
-        keep = min(self._keep, (1 + self._count) / (_WARM_UP + self._count))
-        floats: list[tuple[Tensor, Tensor]] = []
-        others: list[tuple[Tensor, Tensor]] = []
-        for name, value in self._network.state_dict().items():
-            (floats if value.is_floating_point() else others).append((self._mean[name], value))
-        torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], 1 - keep)
-        for mean, value in others:
-            mean.copy_(value)
+        """Include the network's current weights in the average."""
+        self._average.update_parameters(self._network)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Give the network its averaged weights while the block runs."""
-        now = self._weights()
-        self._load(self._mean)
+    def applied(self) -> Iterator[None]:
+        """Replace the network's weights by their average inside a `with` block."""
+        weights = {name: value.clone() for name, value in self._network.state_dict().items()}
+        self._network.load_state_dict(self._average.module.state_dict())
         try:
             yield
         finally:
-            self._load(now)
+            self._network.load_state_dict(weights)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self._network.state_dict().items()}
 
-    @torch.no_grad()
-    def _load(self, weights: dict[str, Tensor]) -> None:
-        for name, value in self._network.state_dict().items():
-            value.copy_(weights[name])
+def _average_with_warm_up(
+    decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], previous_updates: Tensor | int
+) -> None:
+    """Update tensors of one device and dtype, in place; the `multi_avg_fn` of `AveragedModel`."""
+    updates = int(previous_updates)
+    if averages[0].is_floating_point():
+        warmed_up = min(decay, (1 + updates) / (_WARM_UP + updates))
+        get_ema_multi_avg_fn(warmed_up)(averages, values, updates)  # type: ignore[no-untyped-call]  # torch has no types here
+        return
+    # torch would average counters such as num_batches_tracked and truncate the result
+    for average, value in zip(averages, values, strict=True):
+        average.copy_(value)
 
 
 RATE_SHARE = "share"

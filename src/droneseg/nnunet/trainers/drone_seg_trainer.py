@@ -138,7 +138,7 @@ class DroneSegTrainer(nnUNetTrainer):
         return torch.autocast("cpu", dtype=torch.bfloat16) if self._uses_bf16() else nullcontext()
 
     def _averaged(self) -> AbstractContextManager[Any]:
-        return self.average.in_place() if self.average else nullcontext()
+        return self.average.applied() if self.average else nullcontext()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
