@@ -8,7 +8,7 @@ import pytest
 
 from droneseg.core.classes import colours
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
-from support.pictures import png
+from support.images import png
 from support.workspace import TINY, Workspace
 
 

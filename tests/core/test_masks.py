@@ -9,7 +9,7 @@ from PIL import Image
 from droneseg.core.classes import CLASSES, colours
 from droneseg.core.errors import BrokenImageError, InvalidIdsError, MaskError, UnknownColoursError
 from droneseg.core.masks import decode_colours, decode_ids, encode_grey_ids, encode_mask
-from support.pictures import png
+from support.images import png
 
 IDS = np.random.default_rng(2).integers(0, 6, (20, 30)).astype(np.uint8)
 

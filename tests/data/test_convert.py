@@ -13,7 +13,7 @@ from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.data.convert import DATASET, Conversion, Normalisation, convert_dataset
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
-from support.pictures import png
+from support.images import png
 
 
 def convert(source: Path, raw: Path, **options: object) -> Conversion:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from droneseg.core.masks import decode_colours, encode_mask
 from droneseg.data.dataset import KAGGLE, inspect_dataset
-from support.pictures import png
+from support.images import png
 from support.workspace import COMMAND
 
 GRASS, ROAD, CAR = (0, 102, 0), (128, 64, 128), (9, 143, 150)

@@ -9,7 +9,7 @@ from droneseg.core.classes import colours
 from droneseg.core.errors import DatasetError
 from droneseg.core.masks import encode_mask
 from droneseg.evaluation.evaluate import constant_miou, evaluate_folder
-from support.pictures import png
+from support.images import png
 
 LIMIT = 1000
 

@@ -14,7 +14,7 @@ from droneseg.core.errors import OutputExistsError
 from droneseg.core.masks import encode_mask
 from droneseg.evaluation.evaluate import Evaluation, boundary_error, calibrate, evaluate_folder
 from droneseg.evaluation.report import write_report
-from support.pictures import png
+from support.images import png
 from support.workspace import COMMAND
 
 LIMIT = 10_000

@@ -10,7 +10,7 @@ from PIL import Image
 from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.inference.batch import FileResult, find_inputs, predict_files, require_output
-from support.pictures import png
+from support.images import png
 from support.segmenters import BrightIsLanding
 
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from support.bundles import make_bundle
-from support.pictures import png
+from support.images import png
 from support.programs import require_program
 from support.server import free_port, serving
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from support.bundles import make_bundle
-from support.pictures import png
+from support.images import png
 from support.programs import require_program
 from support.server import Server, serving, until
 from support.workspace import COMMAND

@@ -21,7 +21,7 @@ from droneseg.serving.app import create_app
 from droneseg.serving.middleware import RequestMiddleware
 from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
-from support.pictures import png
+from support.images import png
 from support.segmenters import BrightIsLanding
 
 Start = Callable[..., TestClient]

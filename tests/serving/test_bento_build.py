@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from support.bundles import make_bundle
-from support.pictures import png
+from support.images import png
 from support.programs import require_program
 from support.server import BENTO_BASE64, serving
 

@@ -17,7 +17,7 @@ import pytest
 from droneseg.core.classes import CLASSES
 from droneseg.core.masks import read_mask
 from support.bundles import make_bundle
-from support.pictures import png
+from support.images import png
 from support.programs import require_program
 from support.server import BENTO, Server, serving
 

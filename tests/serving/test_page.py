@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from droneseg.core.masks import read_mask
 from support.bundles import make_bundle
-from support.pictures import png
+from support.images import png
 from support.programs import require_program
 from support.server import Server, serving
 

@@ -13,7 +13,7 @@ import pytest
 
 from support.bundles import make_bundle
 from support.hostile import corpus
-from support.pictures import png
+from support.images import png
 from support.server import BENTO, FASTAPI, Backend, Server, serving, until
 
 KEY = {"X-API-Key": "open sesame"}

@@ -10,7 +10,7 @@ from droneseg.core.classes import colours
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
-from support.pictures import png
+from support.images import png
 
 # what the network of support.bundles calls each class, and nothing else
 _PAINT = np.array([(0, 0, 0), (10, 10, 10), (20, 20, 220), (20, 220, 20), (220, 20, 20), (235, 235, 235)])

@@ -1,4 +1,4 @@
-"""Pictures encoded with Pillow alone, independent of the code under test."""
+"""Images encoded with Pillow, independently of the code under test."""
 
 from io import BytesIO
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def png(array: NDArray[np.generic], **options: object) -> bytes:
-    """Encode an array with Pillow, independent of the code under test."""
+    """Encode an array as PNG with Pillow."""
     buffer = BytesIO()
     Image.fromarray(array).save(buffer, format="PNG", **options)
     return buffer.getvalue()
