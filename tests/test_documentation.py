@@ -141,7 +141,7 @@ def test_every_command_and_option_is_in_the_reference(pages: dict[str, Page]) ->
 def bento_paths() -> set[str]:
     """Return the paths of the BentoML service; in a process of its own, since BentoML warns of itself."""
     script = (
-        "import json; from droneseg.serving import bento as b; "
+        "import json; from droneseg.serving import bentoml_service as b; "
         "print(json.dumps([*b._OPEN, b._BASE64, b._BYTES, b._MODEL, b.METRICS]))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
