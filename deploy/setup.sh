@@ -11,7 +11,7 @@ try() { # a new account takes a moment to be known everywhere
     local left
     for left in 5 4 3 2 1; do
         "$@" >/dev/null && return
-        echo "trying again in 15 s, $left times more" >&2
+        echo "retrying in 15 s, $left attempts left" >&2
         sleep 15
     done
     "$@" >/dev/null

@@ -229,7 +229,7 @@ def run_script(name: str) -> str:
 
 def test_an_empty_project_gets_all_of_it_and_a_second_run_makes_nothing(gcloud: Path) -> None:
     said = run_script("setup.sh")
-    assert "trying again in 15 s, 5 times more" in said
+    assert "retrying in 15 s, 5 attempts left" in said
     assert "SERVICE_ACCOUNT=droneseg-deploy@p.iam.gserviceaccount.com" in said
     assert len((gcloud / "secret").read_text()) >= 40
     first = (gcloud / "calls").read_text()

@@ -108,7 +108,7 @@ def test_photographs_that_drift_end_in_a_call_of_the_webhook(tmp_path: Path, mon
                     assert time.monotonic() < end, (tmp_path / "prometheus.log").read_text()
                     time.sleep(0.2)
         path, call = told[0]
-        assert path == "/tell"
+        assert path == "/notify"
         (alert,) = call["alerts"]
         assert alert["labels"]["alertname"] == "DronesegDrift"
         assert alert["status"] == "firing"
