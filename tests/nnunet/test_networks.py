@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.nnunet.networks import EfficientNetLite, EncoderName, PretrainedUNet
+from droneseg.nnunet.networks import EfficientNetLite, EncoderName, PretrainedUNet, unwrap
+from droneseg.nnunet.optimization import parameter_groups
 from droneseg.nnunet.plans import add_configuration
 
 BASE = {"patch_size": [768, 1024], "batch_size": 2, "spacing": [1.0, 1.0]}
@@ -113,3 +114,12 @@ def test_gradients_in_bfloat16_are_those_in_float32() -> None:
         gradients.append(torch.cat([gradient.flatten() for gradient in depthwise if gradient is not None]))
     likeness = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
     assert likeness > 0.98
+
+
+def test_unwrap_finds_the_network_below_torch_compile() -> None:
+    network = build()
+    compiled = torch.compile(network)
+    assert unwrap(compiled) is unwrap(network) is network
+    encoder, decoder = parameter_groups(unwrap(compiled), 0.5)
+    assert len(encoder["params"]) == len(list(network.encoder.parameters()))
+    assert len(decoder["params"]) == len(list(network.decoder.parameters()))

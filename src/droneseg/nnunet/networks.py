@@ -235,6 +235,13 @@ class PretrainedUNet(nn.Module):
         self.encoder.load_pretrained()
 
 
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return a network without the wrappers of distributed training and of `torch.compile`."""
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = cast(nn.Module, network.module)
+    return cast(nn.Module, getattr(network, "_orig_mod", network))  # set by torch.compile
+
+
 def _rounded(channels: float) -> int:
     """Round to a multiple of 8, by no more than a tenth downwards (as the original network does)."""
     near = max(8, int(channels + 4) // 8 * 8)

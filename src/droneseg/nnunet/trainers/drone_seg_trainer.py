@@ -19,7 +19,7 @@ from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, figures_of
-from droneseg.nnunet.networks import PretrainedUNet
+from droneseg.nnunet.networks import PretrainedUNet, unwrap
 from droneseg.nnunet.optimization import (
     BudgetPolyLR,
     ExponentialMovingAverage,
@@ -73,19 +73,19 @@ class DroneSegTrainer(nnUNetTrainer):
         torch.manual_seed(self.settings.seed + self.local_rank)
         np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
         super().initialize()
-        inner: Any = self.network.module if self.is_ddp else self.network
-        if isinstance(inner, PretrainedUNet):
-            inner.load_pretrained()
+        network = unwrap(self.network)
+        if isinstance(network, PretrainedUNet):
+            network.load_pretrained()
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
-            self.average = ExponentialMovingAverage(inner, self.settings.averaged_weights)
+            self.average = ExponentialMovingAverage(network, self.settings.averaged_weights)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a schedule that knows the time budget."""
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
-            groups = parameter_groups(self.network, self.settings.encoder_rate)
+            groups = parameter_groups(unwrap(self.network), self.settings.encoder_rate)
             optimizer = AdamW(groups, self.initial_lr, weight_decay=self.weight_decay, fused=True)
         return optimizer, BudgetPolyLR(optimizer, self.initial_lr, self.progress)
 
