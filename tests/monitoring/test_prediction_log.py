@@ -1,38 +1,39 @@
-"""Records are written in the background, many to a file, and the store's troubles are not the service's."""
+"""The prediction log writes in the background; its storage may fail without failing the service."""
 
 import json
+import re
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
-from droneseg.core.prediction import Prediction, class_fractions
-from droneseg.monitoring.prediction_log import PredictionLog, Record, _RecordWriter
+from droneseg.core.prediction import Prediction, class_fractions, image_statistics
+from droneseg.monitoring import prediction_log
+from droneseg.monitoring.prediction_log import PredictionLog
 from support.buckets import bucket
 
-
-def record(number: int) -> Record:
-    return Record(
-        time=datetime(2026, 3, 4, 5, 6, 7, 8900, tzinfo=UTC),
-        model_id="abc",
-        width=number,
-        height=1,
-        class_fractions={},
-        confidence=0.5,
-        statistics={},
-    )
+HANG_S = 30  # a limit against hanging, not a measure of speed
 
 
 class Counts(Counter[str]):
-    """Adds up what a writer tells."""
+    """Adds up the outcomes that a log counts."""
 
     def __call__(self, outcome: str, number: int) -> None:
         self[outcome] += number
+
+
+def log_widths(log: PredictionLog, *widths: int) -> None:
+    """Log one image of each width."""
+    for width in widths:
+        mask = np.full((1, width), 5, np.uint8)
+        prediction = Prediction(mask, class_fractions(mask), 0.5, {}, "abc")
+        log.log(None, np.zeros((1, width, 3), np.uint8), prediction)
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -40,110 +41,150 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_records_are_written_soon_together_and_named_by_time(tmp_path: Path) -> None:
-    counts = Counts()
-    writer = _RecordWriter(str(tmp_path), count=counts)
-    for number in range(5):
-        writer.add(record(number))
-    end = time.monotonic() + 10
-    while counts["written"] < 5 and time.monotonic() < end:
+def widths(folder: Path) -> list[object]:
+    return [line["width"] for line in lines(folder)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
-    assert [line["width"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
-    (file,) = tmp_path.rglob("*.jsonl")
-    assert str(file.relative_to(tmp_path)).startswith("2026/03/04/050607.008-")
-    writer.close(5)
 
 
-def test_flushing_waits_until_all_is_written_and_no_longer_than_it_may(tmp_path: Path) -> None:
-    writer = _RecordWriter(str(tmp_path), count=Counts())
-    for number in range(3):
-        writer.add(record(number))
-    writer.flush(10)
-    assert len(lines(tmp_path)) == 3
-    writer.flush(10)  # with nothing to write
-    (tmp_path / "2026/03/04").rename(tmp_path / "away")
-    (tmp_path / "2026/03/04").write_text("in the way")
-    writer.add(record(4))
-    begin = time.monotonic()
-    writer.flush(1)
-    assert 0.9 < time.monotonic() - begin < 5
-    writer.close(0)
-
-
-def test_closing_writes_what_is_left(tmp_path: Path) -> None:
+def test_records_are_written_soon_in_one_file_named_by_time(tmp_path: Path) -> None:
     counts = Counts()
-    writer = _RecordWriter(str(tmp_path), count=counts)
-    writer.add(record(1))
-    writer.close(5)
-    assert len(lines(tmp_path)) == 1
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log_widths(log, 1, 2, 3, 4, 5)
+    wait_until(lambda: counts["written"] == 5)
+    assert widths(tmp_path) == [1, 2, 3, 4, 5]
+    (file,) = tmp_path.rglob("*.jsonl")
+    name = str(file.relative_to(tmp_path))
+    moment = datetime.fromisoformat(str(lines(tmp_path)[0]["time"]))
+    assert name.startswith(f"{moment:%Y/%m/%d/%H%M%S}.{moment.microsecond // 1000:03d}-")
+    assert re.fullmatch(r"\d{4}/\d\d/\d\d/\d{6}\.\d{3}-[0-9a-f]{8}\.jsonl", name)
+    log.close(HANG_S)
+
+
+def test_flush_returns_once_everything_is_written(tmp_path: Path) -> None:
+    log = PredictionLog(str(tmp_path), count_records=Counts())
+    log_widths(log, 1, 2, 3)
+    log.flush(HANG_S)
+    assert widths(tmp_path) == [1, 2, 3]
+    log.flush(HANG_S)  # with nothing to write
+    log.close(HANG_S)
+
+
+def test_flush_returns_in_time_if_the_storage_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    log = PredictionLog(str(tmp_path / "file"), count_records=Counts())
+    log_widths(log, 1)
+    begin = time.monotonic()
+    log.flush(0.2)
+    assert 0.2 <= time.monotonic() - begin < HANG_S
+    log.close(0)
+
+
+def test_close_writes_what_is_queued(tmp_path: Path) -> None:
+    counts = Counts()
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log_widths(log, 1)
+    log.close(HANG_S)
+    assert widths(tmp_path) == [1]
     assert counts == {"written": 1}
 
 
-def test_while_the_store_is_away_records_wait_and_the_oldest_are_dropped(tmp_path: Path) -> None:
+def test_records_wait_for_the_storage_and_the_oldest_are_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     counts = Counts()
     (tmp_path / "store").write_text("a file where a folder should be")
-    writer = _RecordWriter(str(tmp_path / "store"), count=counts, capacity=3)
-    for number in range(10):
-        writer.add(record(number))
+    log = PredictionLog(str(tmp_path / "store"), count_records=counts, max_records=3)
+    log_widths(log, *range(1, 11))
+    wait_until(lambda: "cannot write records" in caplog.text)
     assert counts["written"] == 0
-    time.sleep(1.2)  # it has tried, and failed
     (tmp_path / "store").unlink()
-    writer.close(10)
-    assert [line["width"] for line in lines(tmp_path / "store")] == [7, 8, 9]
+    log.close(HANG_S)
+    assert widths(tmp_path / "store") == [8, 9, 10]
     assert counts == {"dropped": 7, "written": 3}
 
 
-def test_closing_without_a_store_ends_and_counts_the_loss(tmp_path: Path) -> None:
+def test_close_drops_and_counts_records_without_a_storage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts = Counts()
     (tmp_path / "store").write_text("in the way")
-    writer = _RecordWriter(str(tmp_path / "store"), count=counts)
-    writer.add(record(1))
-    writer.close(3)
+    log = PredictionLog(str(tmp_path / "store"), count_records=counts)
+    log_widths(log, 1)
+    log.close(HANG_S)
     assert counts == {"dropped": 1}
+    assert "dropped 1 records: cannot write to" in caplog.text
 
 
-def test_records_go_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_hangs_delays_neither_logging_nor_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, writing, release = Counts(), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        writing.set()
+        release.wait(HANG_S)
+
+    monkeypatch.setattr(prediction_log, "write_file", hang)
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log_widths(log, 1)
+    assert writing.wait(HANG_S)
+    log_widths(log, 2, 3)
+    log.close(0.1)
+    assert counts == {"dropped": 3}
+    release.set()  # the outcome of that write was counted already
+    log._worker.join(HANG_S)
+    assert counts == {"dropped": 3}
+
+
+def test_records_are_written_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
     with bucket("kept", monkeypatch) as kept:
-        writer = _RecordWriter(f"{kept.url}/champion", count=counts)
-        for number in range(3):
-            writer.add(record(number))
-        writer.close(20)
+        log = PredictionLog(f"{kept.url}/champion", count_records=counts)
+        log_widths(log, 1, 2, 3)
+        log.close(HANG_S)
         assert counts == {"written": 3}
         store = fsspec.filesystem("gs", skip_instance_cache=True)
         (name,) = store.find("kept")
-        assert name.startswith("kept/champion/2026/03/04/050607.008-")
-        assert [json.loads(line)["width"] for line in store.cat(name).splitlines()] == [0, 1, 2]
+        assert re.fullmatch(r"kept/champion/\d{4}/\d\d/\d\d/\d{6}\.\d{3}-[0-9a-f]{8}\.jsonl", name)
+        assert [json.loads(line)["width"] for line in store.cat(name).splitlines()] == [1, 2, 3]
 
 
-def test_a_recorder_holds_few_photographs_and_counts_what_it_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts, looking = Counts(), threading.Event()
-    monkeypatch.setattr("droneseg.monitoring.prediction_log._AHEAD_BYTES", 1000)
-    monkeypatch.setattr("droneseg.monitoring.prediction_log.image_statistics", lambda image: looking.wait(10) and {})
-    recorder = PredictionLog(str(tmp_path), count=counts)
+def test_the_memory_of_waiting_images_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, computing = Counts(), threading.Event()
+    monkeypatch.setattr(prediction_log, "_MAX_PENDING_BYTES", 300)
+    monkeypatch.setattr(prediction_log, "image_statistics", lambda image, row_step: computing.wait(HANG_S) and {})
+    log = PredictionLog(str(tmp_path), count_records=counts)
     image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
     prediction = Prediction(mask, class_fractions(mask), 0.75, {}, "abc")
-    for _ in range(5):  # of 300 bytes
-        recorder.keep(None, image, prediction)
+    for _ in range(5):  # three rows of 30 bytes each
+        log.log(None, image, prediction)
     assert counts == {"dropped": 2}
-    looking.set()
-    recorder.close(5)
-    recorder.keep(None, image, prediction)
+    computing.set()
+    log.close(HANG_S)
+    log.log(None, image, prediction)
     assert counts == {"dropped": 3, "written": 3}
 
 
-def test_a_record_holds_no_name_but_its_hash_and_no_picture(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
-    recorder = PredictionLog(str(tmp_path), count=counts)
-    image = np.full((8, 10, 3), 51, np.uint8)
+    monkeypatch.setattr(prediction_log, "image_statistics", lambda image, row_step: {}["missing"])
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log_widths(log, 1)
+    log.close(HANG_S)
+    assert counts == {"dropped": 1}
+
+
+def test_a_record_holds_a_hash_of_the_name_and_no_image(tmp_path: Path) -> None:
+    log = PredictionLog(str(tmp_path), count_records=Counts())
+    image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     mask = np.full((8, 10), 5, np.uint8)
-    recorder.keep("my garden.png", image, Prediction(mask, class_fractions(mask), 0.75, {}, "abc"))
-    recorder.close(5)
-    (found,) = lines(tmp_path)
-    assert "garden" not in json.dumps(found)
-    assert len(str(found["source"])) == 64
-    assert (found["width"], found["height"], found["confidence"]) == (10, 8, 0.75)
-    assert found["class_fractions"]["landing-zones"] == 1  # type: ignore[index]
-    assert found["statistics"]["brightness"] == pytest.approx(0.2, abs=1e-3)  # type: ignore[index]
+    log.log("my garden.png", image, Prediction(mask, class_fractions(mask), 0.75, {}, "abc"))
+    log.close(HANG_S)
+    (record,) = lines(tmp_path)
+    assert "garden" not in json.dumps(record)
+    assert len(str(record["source"])) == 64
+    assert (record["width"], record["height"], record["confidence"]) == (10, 8, 0.75)
+    assert record["class_fractions"]["landing-zones"] == 1  # type: ignore[index]
+    assert record["statistics"] == image_statistics(image)

@@ -37,14 +37,14 @@ def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, 
     counts: Counter[str] = Counter()
     recorder = PredictionLog(
         str(folder),
-        count=lambda *_: None,
+        count_records=lambda *_: None,
         count_samples=lambda result, number: counts.update({result: number}),
         sample_share=share,
-        names=names,
+        keep_names=names,
     )
     for place, confidence in enumerate(confidences):
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        recorder.keep(f"{chr(97 + place)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + place), encode_mask(MASK)))
+        recorder.log(f"{chr(97 + place)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + place), encode_mask(MASK)))
         recorder.flush(10)
     recorder.close(10)
     return counts
@@ -79,6 +79,24 @@ def test_a_sample_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None
     assert len(read_recent_records(str(tmp_path), 9).records) == 1
 
 
+def test_samples_beyond_the_memory_limit_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("droneseg.monitoring.prediction_log._MAX_SAMPLE_BYTES", 1)
+    counts: Counter[str] = Counter()
+    log = PredictionLog(
+        str(tmp_path),
+        count_records=lambda *_: None,
+        count_samples=lambda result, number: counts.update({result: number}),
+        sample_share=1.0,
+    )
+    sample = Sample(as_jpeg(IMAGE), encode_mask(MASK))
+    assert log._samples.add(NOON, sample) is not None  # the worker sleeps until something is logged
+    assert log._samples.add(NOON, sample) is None
+    log.close(10)
+    assert counts == {"dropped": 1, "written": 1}
+
+
 def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path) -> None:
     record(tmp_path, [0.9, 0.4, 0.7], names=True)
     record(tmp_path, [0.3], names=True)  # a.jpg once more: its newest counts
@@ -88,10 +106,10 @@ def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path)
 
 
 def test_equal_names_are_no_equal_photographs(tmp_path: Path) -> None:
-    recorder = PredictionLog(str(tmp_path), count=lambda *_: None, names=True)
+    recorder = PredictionLog(str(tmp_path), count_records=lambda *_: None, keep_names=True)
     for brightness, confidence in ((10, 0.5), (60, 0.3), (60, 0.2), (110, 0.4)):
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        recorder.keep("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
+        recorder.log("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
     recorder.close(10)
     found = find_hard_cases(str(tmp_path), 9, last=100)
     assert [case.confidence for case in found] == [0.2, 0.4, 0.5]

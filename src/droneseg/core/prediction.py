@@ -82,16 +82,18 @@ def class_fractions(mask: Mask) -> dict[str, float]:
     return {entry.name: float(counts[entry.id] / mask.size) for entry in CLASSES}
 
 
-_ROW_STEP = 4  # neighbours matter along a row only, so most rows can be left out
+STATISTICS_ROW_STEP = 4
+"""`image_statistics` uses every fourth row: it compares neighbours along a row only."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _NOISE_OF_MEDIAN = 1.4826 / 6**0.5  # median to standard deviation of a normal, and that of a second difference
 
 
-def image_statistics(image: Image) -> dict[str, float]:
+def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> dict[str, float]:
     """Return brightness, contrast, saturation, sharpness, noise, warmth and green share of a photograph.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
+        row_step: Use every `row_step`-th row; 1 for an image that consists of these rows already.
 
     Returns:
         `brightness` and `contrast`: mean and standard deviation of the luma, 0 to 1. `saturation`: mean of (largest -
@@ -99,7 +101,7 @@ def image_statistics(image: Image) -> dict[str, float]:
         `noise`: that standard deviation as its median gives it, in which edges do not count (after Immerkaer 1996).
         `warmth`: red / (red + blue). `green_share`: share of the pixels whose largest channel is green.
     """
-    rows = image[::_ROW_STEP].astype(np.float32) / 255
+    rows = image[::row_step].astype(np.float32) / 255
     luma = rows @ _LUMA
     highest = rows.max(axis=2)
     spread = highest - rows.min(axis=2)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from droneseg.core.errors import RecordsError
 from droneseg.core.files import atomic_directory
 from droneseg.monitoring.drift import record_features
-from droneseg.monitoring.prediction_log import FOLDER, MASK_SUFFIX, Record
+from droneseg.monitoring.prediction_log import MASK_SUFFIX, SAMPLES_FOLDER, Record
 from droneseg.monitoring.storage import open_url
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def _parse(name: str, content: bytes, latest: RecordsPage) -> Iterator[Record]:
 
 
 LIST_NAME = "hard-cases.json"
-_KEPT = re.compile(rf"{FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else of the store is copied
+_KEPT = re.compile(rf"{SAMPLES_FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else of the store is copied
 
 
 @dataclass(frozen=True)

@@ -1,358 +1,389 @@
-"""Write one record per prediction, and sampled images, in the background."""
+"""Prediction log: one JSON line per prediction, and sampled images, written in the background."""
 
 import hashlib
-import itertools
 import logging
+import queue
 import random
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
-from typing import Literal
+from itertools import islice
+from typing import Literal, TypeAlias
 
 from PIL import Image as pillow
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from droneseg.core.images import Image
-from droneseg.core.prediction import Prediction, image_statistics
+from droneseg.core.prediction import STATISTICS_ROW_STEP, Prediction, image_statistics
 from droneseg.monitoring.storage import write_file
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 0.5
-_CAPACITY = 10_000
-_LARGEST_FILE = 1_000
-_LONGEST_PAUSE_S = 30.0
-_LARGEST_SIDE = 1_000_000  # pixels
+SAMPLES_FOLDER = "samples"
+MASK_SUFFIX = ".mask.png"
+_FLUSH_S = 0.5
+_MAX_PAUSE_S = 30.0
+_MAX_PENDING_BYTES = 256 * 2**20  # of images that wait for their statistics
+_MAX_SAMPLE_BYTES = 128 * 2**20  # of samples that wait to be written
+_MAX_RECORDS = 10_000  # in memory while the storage is unavailable
+_MAX_RECORDS_PER_FILE = 1_000
+_MAX_SIDE = 1_000_000  # pixels
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 Outcome = Literal["written", "dropped"]
+Count: TypeAlias = Callable[[Outcome, int], None]
 
 
 class Record(BaseModel):
-    """What is kept of a prediction; by default neither the photograph nor its name is."""
+    """Log entry of one prediction. It holds neither the image nor, by default, the file name.
+
+    Attributes:
+        time: Time of the prediction.
+        model_id: Id of the model.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        class_fractions: Share of the predicted pixels by class name, 0 to 1.
+        confidence: Mean probability of the winning class, 0 to 1.
+        statistics: Image statistics as `image_statistics` returns them.
+        source: SHA-256 of the file name, or the name itself if names are kept; None for an upload without a name.
+        sample: Path of the stored image, relative to the log; None if the image was not sampled.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     time: AwareDatetime
     model_id: str
-    width: int = Field(ge=0, le=_LARGEST_SIDE)
-    height: int = Field(ge=0, le=_LARGEST_SIDE)
+    width: int = Field(ge=0, le=_MAX_SIDE)
+    height: int = Field(ge=0, le=_MAX_SIDE)
     class_fractions: dict[str, float]
     confidence: float
     statistics: dict[str, float]
     source: str | None = None
-    """SHA-256 of the file's name; the name itself if the service is asked to keep names."""
     sample: str | None = None
-    """Where the photograph is kept, below the records, if it is."""
-
-
-class _RecordWriter:
-    """Collects records and writes them, many to a file, within a second.
-
-    Files are named by time, `YYYY/MM/DD/HHMMSS.mmm-RANDOM.jsonl`, so that the latest are found without reading others.
-    While the store is away, records are kept up to a number and then the oldest dropped.
-
-    Args:
-        url: A folder or any place fsspec knows, such as gs://bucket/folder.
-        count: Told how many records were written or dropped.
-        capacity: How many are kept while they cannot be written.
-    """
-
-    def __init__(self, url: str, *, count: Callable[[Outcome, int], None], capacity: int = _CAPACITY) -> None:
-        self._url, self._count, self._capacity = url, count, capacity
-        self._waiting: deque[Record] = deque()
-        self._changed = threading.Condition()
-        self._closing = False
-        self._writing = 0
-        self._thread = threading.Thread(target=self._work, name="records", daemon=True)
-        self._thread.start()
-
-    def add(self, record: Record) -> None:
-        """Take a record; returns at once."""
-        with self._changed:
-            self._waiting.append(record)
-            dropped = len(self._waiting) - self._capacity
-            if dropped > 0:
-                self._waiting.popleft()
-            self._changed.notify_all()
-        if dropped > 0:
-            self._count("dropped", 1)
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait until all that was added is written, if it can be in that time."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._writing, timeout_s)
-
-    def close(self, timeout_s: float) -> None:
-        """Write what is left; what cannot be written in time is dropped, and counted."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        self._thread.join(timeout_s)
-        with self._changed:
-            left = len(self._waiting) + self._writing
-            self._waiting.clear()
-            self._writing = 0
-        if left:
-            logger.warning("%d records were dropped: %s was not there", left, self._url)
-            self._count("dropped", left)
-
-    def _work(self) -> None:
-        pause_s = FLUSH_S
-        while batch := self._next(pause_s):
-            try:
-                self._write(batch)
-            except Exception as error:  # noqa: BLE001  # a store can fail in any way, and none may stop the service
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                logger.warning("records cannot be written to %s: %s", self._url, error)
-                self._give_back(batch)
-                if self._closing:
-                    return
-            else:
-                pause_s = FLUSH_S
-                with self._changed:
-                    written, self._writing = self._writing, 0  # none, if they were given up meanwhile
-                    self._changed.notify_all()
-                self._count("written", written)
-
-    def _next(self, pause_s: float) -> list[Record]:
-        """Wait for records, and then a little for more; returns none when there will be no more."""
-        with self._changed:
-            while not self._waiting and not self._closing:
-                self._changed.wait()
-            if not self._closing:
-                self._changed.wait_for(lambda: self._closing, pause_s)
-            self._writing = min(len(self._waiting), _LARGEST_FILE)
-            return [self._waiting.popleft() for _ in range(self._writing)]
-
-    def _give_back(self, batch: list[Record]) -> None:
-        with self._changed:
-            if not self._writing:
-                return  # they were given up, and counted, meanwhile
-            self._writing = 0
-            room = max(0, self._capacity - len(self._waiting))
-            self._waiting.extendleft(reversed(batch[len(batch) - min(room, len(batch)) :]))
-        if len(batch) > room:
-            self._count("dropped", len(batch) - room)
-
-    def _write(self, batch: list[Record]) -> None:
-        first = batch[0].time.astimezone(UTC)
-        name = f"{first:%Y/%m/%d/%H%M%S}.{first.microsecond // 1000:03d}-{uuid.uuid4().hex[:8]}.jsonl"
-        lines = "".join(record.model_dump_json() + "\n" for record in batch)
-        write_file(self._url, name, lines.encode())
-
-
-FOLDER = "samples"
-MASK_SUFFIX = ".mask.png"
-_SAMPLES_AHEAD_BYTES = 128 * 2**20  # of files that wait to be written
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A photograph and its mask.
+    """An image and its predicted mask, to be stored beside the records.
 
     Attributes:
-        data: The photograph's file as it was sent.
-        mask_png: The mask file.
+        data: Content of the image file as uploaded.
+        mask_png: Content of the mask file.
     """
 
     data: bytes
     mask_png: bytes
 
-
-class _SampleWriter:
-    """Writes samples in the background; those that come while too much waits are left out.
-
-    Args:
-        url: Where records are; samples go below it.
-        count: Told how many were "written" or "dropped".
-    """
-
-    def __init__(self, url: str, *, count: Callable[[str, int], None]) -> None:
-        self._url, self._count = url, count
-        self._writing = ThreadPoolExecutor(1, "samples")
-        self._lock = threading.Lock()
-        self._ahead: dict[str, int] = {}  # bytes of each sample that waits
-
-    def keep(self, moment: datetime, token: str, sample: Sample) -> str | None:
-        """Take a sample, to be written soon.
-
-        Args:
-            moment: Of the prediction.
-            token: What tells it from others of the same moment.
-            sample: The files.
-
-        Returns:
-            The photograph's path below the records; None if there is no room.
-        """
-        name = f"{FOLDER}/{moment.astimezone(UTC):%Y/%m/%d/%H%M%S}.{moment.microsecond // 1000:03d}-{token}"
-        photograph = f"{name}{_suffix(sample.data)}"
-        size = len(sample.data) + len(sample.mask_png)
-        with self._lock:
-            fits = not self._ahead or sum(self._ahead.values()) + size <= _SAMPLES_AHEAD_BYTES
-            if fits:
-                self._ahead[photograph] = size
-                self._writing.submit(self._write, photograph, f"{name}{MASK_SUFFIX}", sample)
-        if not fits:
-            self._count("dropped", 1)
-        return photograph if fits else None
-
-    def close(self, timeout_s: float) -> None:
-        """Write what waits, within a time; what cannot be written in it is dropped, and counted."""
-        last = self._writing.submit(lambda: None)
-        wait([last], timeout_s)
-        self._writing.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            left = len(self._ahead)
-            self._ahead.clear()
-        if left:
-            self._count("dropped", left)
-
-    def _write(self, photograph: str, mask: str, sample: Sample) -> None:
-        try:
-            write_file(self._url, mask, sample.mask_png)
-            write_file(self._url, photograph, sample.data)
-        except Exception as error:  # noqa: BLE001  # a store can fail in any way
-            logger.warning("a sample cannot be written to %s: %s", self._url, error)
-            result = "dropped"
-        else:
-            result = "written"
-        with self._lock:
-            counted_already = self._ahead.pop(photograph, None) is None
-        if not counted_already:
-            self._count(result, 1)
-
-
-def _suffix(data: bytes) -> str:
-    with pillow.open(BytesIO(data)) as opened:
-        kind = opened.format or ""
-    return _SUFFIXES.get(kind, f".{kind.lower()}")
-
-
-_AHEAD_BYTES = 256 * 2**20  # of photographs kept in memory until their statistics are taken
+    @property
+    def size_bytes(self) -> int:
+        """Size of both files."""
+        return len(self.data) + len(self.mask_png)
 
 
 @dataclass(frozen=True)
 class _PendingRecord:
-    """A prediction to be recorded."""
+    """A prediction whose record is not made yet; `rows` are the image rows that the statistics use."""
 
-    moment: datetime
+    time: datetime
     filename: str | None
-    image: Image
+    rows: Image
     prediction: Prediction
     sample: Sample | None
 
+    @property
+    def size_bytes(self) -> int:
+        return self.rows.nbytes + (self.sample.size_bytes if self.sample else 0)
+
 
 class PredictionLog:
-    """Makes and writes a record of each prediction; never delays or fails one.
+    """Log of predictions, written by one background thread. Logging neither delays nor fails a prediction.
+
+    Records are collected for half a second and written together, one JSON line each, to files named by time
+    (`YYYY/MM/DD/HHMMSS.mmm-RANDOM.jsonl`), so that the latest are found without reading others. While the storage is
+    unavailable, writing is retried with growing pauses; records stay in memory up to a number, then the oldest are
+    dropped. Samples go to files of their own below `samples/`; they are written while no record is waiting and are
+    dropped if they take too much memory or cannot be written.
 
     Args:
-        url: See `_RecordWriter`.
-        count: Told how many records were written or dropped.
-        count_samples: Told the same of samples.
-        sample_share: Share of the photographs that are kept with their masks, 0 to 1.
-        names: Whether to keep the names of files as they are, rather than their SHA-256.
+        url: Local folder or any URL that fsspec supports, such as gs://bucket/folder.
+        count_records: Callback with an outcome and a number of records.
+        count_samples: Callback with an outcome and a number of samples.
+        sample_share: Share of the images to store with their masks, 0 to 1.
+        keep_names: Whether to keep file names instead of their SHA-256.
+        max_records: Number of records kept in memory while they cannot be written.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        count: Callable[[Outcome, int], None],
-        count_samples: Callable[[str, int], None] = lambda _result, _number: None,
+        count_records: Count,
+        count_samples: Count = lambda _outcome, _number: None,
         sample_share: float = 0.0,
-        names: bool = False,
+        keep_names: bool = False,
+        max_records: int = _MAX_RECORDS,
     ) -> None:
-        self._writer = _RecordWriter(url, count=count)
-        self._samples = _SampleWriter(url, count=count_samples)
-        self._count, self._share, self._names = count, sample_share, names
-        self._aside = ThreadPoolExecutor(1, "statistics")
+        self._url, self._sample_share, self._keep_names = url, sample_share, keep_names
+        self._record_count, self._sample_count = _OutcomeCounter(count_records), _OutcomeCounter(count_samples)
+        self._records = _RecordWriter(url, self._record_count, capacity=max_records)
+        self._samples = _SampleWriter(url, self._sample_count)
+        # an event asks for a flush, None for the end
+        self._queue: queue.Queue[_PendingRecord | threading.Event | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._ahead: dict[int, int] = {}  # bytes of each photograph that waits, by a number
-        self._numbers = itertools.count()
+        self._pending_bytes = 0
         self._closed = False
+        self._worker = threading.Thread(target=self._work, name="prediction-log", daemon=True)
+        self._worker.start()
 
-    def keep(self, filename: str | None, image: Image, prediction: Prediction, sample: Sample | None = None) -> None:
-        """Leave a prediction to the background; one that finds no room there is dropped, and counted."""
-        if random.random() >= self._share:
+    def log(self, filename: str | None, image: Image, prediction: Prediction, sample: Sample | None = None) -> None:
+        """Queue a prediction; return at once. It is dropped and counted if too many images are waiting.
+
+        Args:
+            filename: Name of the uploaded file, if any.
+            image: RGB, shape (H, W, 3), dtype uint8.
+            prediction: Prediction for the image.
+            sample: Files to store if this image is sampled.
+        """
+        if random.random() >= self._sample_share:
             sample = None
-        done = _PendingRecord(datetime.now(UTC), filename, image, prediction, sample)
-        size = image.nbytes + (len(sample.data) + len(sample.mask_png) if sample else 0)
+        # a quarter of the rows is all that the statistics need, so the image itself can go
+        rows = image[::STATISTICS_ROW_STEP].copy()
+        pending = _PendingRecord(datetime.now(UTC), filename, rows, prediction, sample)
         with self._lock:
-            taken = sum(self._ahead.values())
-            fits = not self._closed and (not taken or taken + size <= _AHEAD_BYTES)
-            if fits:
-                number = next(self._numbers)
-                self._ahead[number] = size
-                self._aside.submit(self._record, number, done)
-        if not fits:
-            self._count("dropped", 1)
+            fits = not self._pending_bytes or self._pending_bytes + pending.size_bytes <= _MAX_PENDING_BYTES
+            queued = fits and not self._closed
+            if queued:
+                self._pending_bytes += pending.size_bytes
+                self._record_count.accept()
+                self._queue.put(pending)
+        if not queued:
+            self._record_count.reject()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until what was predicted so far is written, if it can be in that time."""
-        end = time.monotonic() + timeout_s
+        """Write all records logged so far, or return after `timeout_s` seconds."""
+        written = threading.Event()
         with self._lock:
             if self._closed:
                 return
-            last = self._aside.submit(lambda: None)
-        wait([last], timeout_s)
-        self._writer.flush(max(0.0, end - time.monotonic()))
+            self._queue.put(written)
+        written.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Write what is left; what cannot be written in time is dropped, and counted."""
-        end = time.monotonic() + timeout_s
+        """Write everything that is queued; drop and count what cannot be written in time."""
         with self._lock:
+            if not self._closed:
+                self._queue.put(None)
             self._closed = True
-            last = self._aside.submit(lambda: None)
-        wait([last], timeout_s / 2)
-        self._aside.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            left = len(self._ahead)
-            self._ahead.clear()
-        if left:
-            self._count("dropped", left)
-        self._samples.close(max(0.0, end - time.monotonic()) / 2)
-        self._writer.close(max(0.0, end - time.monotonic()))
+        self._worker.join(timeout_s)
+        self._sample_count.drop_unsettled()
+        if dropped := self._record_count.drop_unsettled():
+            logger.warning("dropped %d records: cannot write to %s", dropped, self._url)
 
-    def _record(self, number: int, done: _PendingRecord) -> None:
+    def _work(self) -> None:
+        while True:
+            if self._records.wait_s() == 0:
+                self._records.write()
+            try:
+                item = self._queue.get(timeout=0 if self._samples.pending else self._records.wait_s())
+            except queue.Empty:
+                if self._samples.pending:
+                    self._samples.write()
+                continue
+            if item is None:
+                break
+            if isinstance(item, threading.Event):
+                self._records.flush(item)
+            else:
+                self._add_record(item)
+        while self._records.pending and self._records.write():
+            pass
+        while self._samples.pending:
+            self._samples.write()
+
+    def _add_record(self, pending: _PendingRecord) -> None:
         try:
-            record = self._record_of(done)
+            self._records.add(self._make_record(pending))
         except Exception:
-            logger.exception("a record was lost")
-            record = None
+            logger.exception("dropped a record that could not be made")
+            self._record_count.settle("dropped", 1)
         with self._lock:
-            counted_already = self._ahead.pop(number, None) is None
-        if counted_already:
-            return
-        if record:
-            self._writer.add(record)
-        else:
-            self._count("dropped", 1)
+            self._pending_bytes -= pending.size_bytes
 
-    def _record_of(self, done: _PendingRecord) -> Record:
-        prediction = done.prediction
+    def _make_record(self, pending: _PendingRecord) -> Record:
+        prediction = pending.prediction
         height, width = prediction.mask.shape
-        statistics = image_statistics(done.image)
-        kept = self._samples.keep(done.moment, uuid.uuid4().hex[:8], done.sample) if done.sample else None
         return Record(
-            time=done.moment,
+            time=pending.time,
             model_id=prediction.model_id,
             width=width,
             height=height,
             class_fractions={name: round(share, 6) for name, share in prediction.class_fractions.items()},
             confidence=round(prediction.confidence, 6),
-            statistics=statistics,
-            source=self._source_of(done.filename),
-            sample=kept,
+            statistics=image_statistics(pending.rows, row_step=1),
+            source=self._source(pending.filename),
+            sample=self._samples.add(pending.time, pending.sample) if pending.sample else None,
         )
 
-    def _source_of(self, filename: str | None) -> str | None:
+    def _source(self, filename: str | None) -> str | None:
         if not filename:
             return None
-        return filename if self._names else hashlib.sha256(filename.encode()).hexdigest()
+        return filename if self._keep_names else hashlib.sha256(filename.encode()).hexdigest()
+
+
+class _OutcomeCounter:
+    """Counts each item once, as written or dropped. Thread-safe."""
+
+    def __init__(self, count: Count) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._unsettled = 0
+        self._closed = False
+
+    def accept(self) -> None:
+        """Expect one more item to be settled."""
+        with self._lock:
+            self._unsettled += 1
+
+    def reject(self) -> None:
+        """Count an item that was not accepted as dropped."""
+        self._count("dropped", 1)
+
+    def settle(self, outcome: Outcome, number: int) -> None:
+        """Count accepted items, unless `drop_unsettled` has counted them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._unsettled -= number
+        self._count(outcome, number)
+
+    def drop_unsettled(self) -> int:
+        """Count all unsettled items as dropped and ignore later outcomes; return their number."""
+        with self._lock:
+            number, self._unsettled, self._closed = self._unsettled, 0, True
+        if number:
+            self._count("dropped", number)
+        return number
+
+
+class _RecordWriter:
+    """Batches records and writes them; used by the worker thread alone."""
+
+    def __init__(self, url: str, count: _OutcomeCounter, *, capacity: int) -> None:
+        self._url, self._count, self._capacity = url, count, capacity
+        self._records: deque[Record] = deque()
+        self._flushes: list[threading.Event] = []
+        self._pause_s = _FLUSH_S
+        self._due = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether records wait to be written."""
+        return bool(self._records)
+
+    def wait_s(self) -> float | None:
+        """Return the seconds until the next write is due; None if nothing waits."""
+        return max(0.0, self._due - time.monotonic()) if self._records else None
+
+    def add(self, record: Record) -> None:
+        """Add a record to the next batch; drop the oldest beyond the capacity."""
+        if not self._records:
+            self._due = time.monotonic() + self._pause_s
+        self._records.append(record)
+        if len(self._records) > self._capacity:
+            self._records.popleft()
+            self._count.settle("dropped", 1)
+
+    def flush(self, written: threading.Event) -> None:
+        """Write as soon as possible, and set the event once nothing waits."""
+        self._flushes.append(written)
+        if self._pause_s == _FLUSH_S:  # after a failure the pause remains
+            self._due = 0.0
+        self._finish_flushes()
+
+    def write(self) -> bool:
+        """Write one file; return False if the storage is unavailable."""
+        batch = list(islice(self._records, _MAX_RECORDS_PER_FILE))
+        lines = "".join(record.model_dump_json() + "\n" for record in batch)
+        try:
+            write_file(self._url, f"{_name_by_time(batch[0].time)}.jsonl", lines.encode())
+        except Exception as error:  # noqa: BLE001  # any storage error; none may stop the service
+            self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S)
+            self._due = time.monotonic() + self._pause_s
+            logger.warning("cannot write records to %s: %s", self._url, error)
+            return False
+        for _ in batch:
+            self._records.popleft()
+        self._pause_s = _FLUSH_S
+        self._due = 0.0 if self._flushes else time.monotonic() + _FLUSH_S
+        self._count.settle("written", len(batch))
+        self._finish_flushes()
+        return True
+
+    def _finish_flushes(self) -> None:
+        if not self._records:
+            for written in self._flushes:
+                written.set()
+            self._flushes.clear()
+
+
+class _SampleWriter:
+    """Writes samples one by one; used by the worker thread alone."""
+
+    def __init__(self, url: str, count: _OutcomeCounter) -> None:
+        self._url, self._count = url, count
+        self._samples: deque[tuple[str, str, Sample]] = deque()
+        self._size_bytes = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether samples wait to be written."""
+        return bool(self._samples)
+
+    def add(self, moment: datetime, sample: Sample) -> str | None:
+        """Queue a sample.
+
+        Args:
+            moment: Time of the prediction, which names the files.
+            sample: Image file and mask file.
+
+        Returns:
+            The image's path below the log; None if the sample was dropped because too many wait.
+        """
+        name = f"{SAMPLES_FOLDER}/{_name_by_time(moment)}"
+        image_name = f"{name}{_suffix(sample.data)}"
+        if self._samples and self._size_bytes + sample.size_bytes > _MAX_SAMPLE_BYTES:
+            self._count.reject()
+            return None
+        self._count.accept()
+        self._samples.append((image_name, f"{name}{MASK_SUFFIX}", sample))
+        self._size_bytes += sample.size_bytes
+        return image_name
+
+    def write(self) -> None:
+        """Write the oldest sample; drop it if the storage is unavailable."""
+        image_name, mask_name, sample = self._samples.popleft()
+        self._size_bytes -= sample.size_bytes
+        try:
+            write_file(self._url, mask_name, sample.mask_png)
+            write_file(self._url, image_name, sample.data)
+        except Exception as error:  # noqa: BLE001  # any storage error; none may stop the service
+            logger.warning("dropped a sample: cannot write to %s: %s", self._url, error)
+            self._count.settle("dropped", 1)
+        else:
+            self._count.settle("written", 1)
+
+
+def _name_by_time(moment: datetime) -> str:
+    moment = moment.astimezone(UTC)
+    return f"{moment:%Y/%m/%d/%H%M%S}.{moment.microsecond // 1000:03d}-{uuid.uuid4().hex[:8]}"
+
+
+def _suffix(data: bytes) -> str:
+    with pillow.open(BytesIO(data)) as opened:  # reads the header only
+        kind = opened.format or ""
+    return _SUFFIXES.get(kind, f".{kind.lower()}")

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from droneseg.monitoring.prediction_log import FOLDER
+from droneseg.monitoring.prediction_log import SAMPLES_FOLDER
 from droneseg.monitoring.storage import is_folder, open_url
 
 _DATE, _MOMENT = r"\d{4}/\d\d/\d\d", r"\d{6}\.\d{3}-[0-9a-f]{8}"
 _OWN = re.compile(
     rf"(?P<day>{_DATE})/{_MOMENT}\.jsonl"
-    rf"|{FOLDER}/(?P<in_samples>{_DATE})/{_MOMENT}\.(?:mask\.png|[a-z0-9]{{2,4}})"
+    rf"|{SAMPLES_FOLDER}/(?P<in_samples>{_DATE})/{_MOMENT}\.(?:mask\.png|[a-z0-9]{{2,4}})"
     rf"|(?P<of_report>{_DATE})/drift-\d{{6}}-[0-9a-f]{{6}}/drift\.(?:html|json)"
 )
 _DELETERS = 16

@@ -161,10 +161,10 @@ class PredictionLogger:
             return
         self._recorder = PredictionLog(
             settings.records_url,
-            count=self._metrics.count_records,
+            count_records=self._metrics.count_records,
             count_samples=self._metrics.count_samples,
             sample_share=settings.sample_share,
-            names=settings.record_names,
+            keep_names=settings.record_names,
         )
         if settings.retention_days or settings.retention_mb:
             threading.Thread(target=self._prune_now_and_then, name="retention", daemon=True).start()
@@ -172,7 +172,7 @@ class PredictionLogger:
     def keep(self, upload: Upload, image: Image, prediction: Prediction, mask_png: bytes) -> None:
         """Leave a prediction to the background."""
         if self._recorder:
-            self._recorder.keep(upload.filename, image, prediction, Sample(upload.data, mask_png))
+            self._recorder.log(upload.filename, image, prediction, Sample(upload.data, mask_png))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until what was predicted so far is written, if it can be in that time."""
