@@ -167,6 +167,30 @@ def test_the_memory_of_waiting_images_is_limited(tmp_path: Path, monkeypatch: py
     assert counts == {"dropped": 3, "written": 3}
 
 
+def test_close_writes_the_records_made_so_far_if_statistics_take_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, computing, release = Counts(), threading.Event(), threading.Event()
+
+    def compute(image: np.ndarray, *, row_step: int) -> dict[str, float]:
+        computing.set()
+        release.wait(HANG_S)
+        return {}
+
+    monkeypatch.setattr(prediction_log, "image_statistics", compute)
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log_widths(log, 1, 2, 3)
+    assert computing.wait(HANG_S)
+    closing = threading.Thread(target=log.close, args=(2 * HANG_S,))
+    closing.start()
+    wait_until(lambda: log._closed)
+    log._statistics_until = 0.0  # half of the time has passed
+    release.set()
+    closing.join(HANG_S)
+    assert widths(tmp_path) == [1]
+    assert counts == {"written": 1, "dropped": 2}
+
+
 def test_a_record_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counts()
     monkeypatch.setattr(prediction_log, "image_statistics", lambda image, row_step: {}["missing"])

@@ -79,9 +79,7 @@ def test_a_sample_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None
     assert len(read_recent_records(str(tmp_path), 9).records) == 1
 
 
-def test_samples_beyond_the_memory_limit_are_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_beyond_the_memory_limit_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("droneseg.monitoring.prediction_log._MAX_SAMPLE_BYTES", 1)
     counts: Counter[str] = Counter()
     log = PredictionLog(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import queue
 import random
 import threading
@@ -137,6 +138,7 @@ class PredictionLog:
         self._lock = threading.Lock()
         self._pending_bytes = 0
         self._closed = False
+        self._statistics_until = math.inf
         self._worker = threading.Thread(target=self._work, name="prediction-log", daemon=True)
         self._worker.start()
 
@@ -174,7 +176,14 @@ class PredictionLog:
         written.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Write everything that is queued; drop and count what cannot be written in time."""
+        """Write everything that is queued; drop and count what cannot be written in time.
+
+        Statistics are computed for half of the time, so that the records made so far can be written.
+
+        Args:
+            timeout_s: Time limit in seconds.
+        """
+        self._statistics_until = time.monotonic() + timeout_s / 2
         with self._lock:
             if not self._closed:
                 self._queue.put(None)
@@ -198,7 +207,7 @@ class PredictionLog:
                 break
             if isinstance(item, threading.Event):
                 self._records.flush(item)
-            else:
+            elif time.monotonic() < self._statistics_until:
                 self._add_record(item)
         while self._records.pending and self._records.write():
             pass
