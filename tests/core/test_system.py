@@ -1,4 +1,4 @@
-"""CPU count under affinity and CPU quotas."""
+"""CPU count under affinity and CPU quotas, and low-priority subprocesses."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from droneseg.core.system import usable_cores
+from droneseg.core.system import background_command, usable_cores
 
 CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
@@ -76,3 +76,11 @@ def test_quota_of_a_real_cgroup_limits_cores() -> None:
     finally:
         inner.rmdir()
         group.rmdir()
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="needs POSIX priorities")
+def test_background_command_runs_a_module_at_the_lowest_priority(tmp_path: Path) -> None:
+    (tmp_path / "shown.py").write_text("import os, sys; print(os.nice(0), *sys.argv[1:])")
+    command = background_command("shown", ["a", "b c"])
+    child = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert child.stdout == "19 a b c\n"

@@ -1,10 +1,11 @@
-"""CPU count, machine description, low-priority subprocesses, telemetry opt-out."""
+"""CPU count, machine description, low-priority subprocesses and telemetry opt-out."""
 
 import math
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,21 +58,36 @@ def _cpu_quota(cgroup: Path) -> float | None:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Return the platform, the usable cores and Python's version."""
+    """Return the platform, the number of usable cores and the Python version."""
     return {"platform": platform.platform(), "cores": usable_cores(), "python": platform.python_version()}
 
 
-_PACKAGE = "openvino_telemetry"
+def background_command(module: str, arguments: Sequence[str]) -> list[str]:
+    """Return the command line that runs a Python module at the lowest CPU priority, where `nice` exists."""
+    nice = ["nice", "-n", "19"] if shutil.which("nice") else []
+    return [*nice, sys.executable, "-W", "ignore", "-m", module, *arguments]
+
+
+def background_environment() -> Mapping[str, str]:
+    """Return the environment of a background process: one thread, so that it competes for one core at most."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+_TELEMETRY = "openvino_telemetry"
 
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Let what is imported in the block find no telemetry: both have a stand-in for when its package is missing."""
-    before = sys.modules.get(_PACKAGE)
-    sys.modules[_PACKAGE] = None  # type: ignore[assignment]  # makes importing it fail
+    """Hide OpenVINO's telemetry package from imports inside a `with` block.
+
+    OpenVINO and NNCF report to Google Analytics when they are imported or used, and store an identifier in `~/intel`.
+    Both replace the package by a stub if it is missing.
+    """
+    before = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         yield
     finally:
-        del sys.modules[_PACKAGE]
+        del sys.modules[_TELEMETRY]
         if before:
-            sys.modules[_PACKAGE] = before
+            sys.modules[_TELEMETRY] = before

@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 
 from droneseg.core import errors
-from droneseg.core.background import background_command, background_environment
 from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
+from droneseg.core.system import background_command, background_environment
 from droneseg.monitoring.drift_report import DriftResult, require_somewhere
 from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.prometheus import ServiceMetrics
