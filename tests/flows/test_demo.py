@@ -44,5 +44,5 @@ def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path_factory: pytest.Temp
     (space.root / "mine/thesis.txt").write_text("precious")
     done = space.run("demo", "--out", "mine", check=False)
     assert done.returncode == 1
-    assert "holds something that is not a demo" in done.stderr
+    assert "contains something other than a demo" in done.stderr
     assert [path.name for path in (space.root / "mine").iterdir()] == ["thesis.txt"]

@@ -1,154 +1,184 @@
 """The `droneseg benchmark` command."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from droneseg.cli import console
+from droneseg.cli.console import Json, Plot
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def benchmark(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="With --training: as `droneseg train` takes.", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="With --training: configuration, as for `droneseg train`.",
+            show_default=False,
+        ),
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="A bundle of your own to set beside the stock network.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A photograph; default: a generated one of 960x736.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Predictions per row, taking turns.")] = 5,
-    training: Annotated[bool, typer.Option("--training", help="Time nnU-Net's own trainer beside ours.")] = False,
-    iterations: Annotated[int, typer.Option(min=1, help="With --training: iterations timed by part.")] = 20,
-    minutes: Annotated[float, typer.Option(min=0, help="With --training: minutes of training for the Dice.")] = 3,
+    model: Annotated[Path | None, typer.Option(help="Bundle to measure as well, such as your own model.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to predict; default: a generated one, 960x736.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of predictions per row.")] = 5,
+    training: Annotated[bool, typer.Option("--training", help="Compare the trainers instead.")] = False,
+    iterations: Annotated[int, typer.Option(min=1, help="With --training: number of iterations to time.")] = 20,
+    minutes: Annotated[float, typer.Option(min=0, help="With --training: minutes of training; 0 to skip.")] = 3,
     our_minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="With --training: minutes of ours, if fewer.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="With --training: minutes for droneseg's trainer, if they differ.",
+            show_default=False,
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    plot: Plot = None,
+    json: Json = False,
 ) -> None:
-    """Time every runtime and profile beside nnU-Net's own predictor; with --training, our trainer beside its own.
+    """Measure speed and memory of prediction or training.
 
-    Predicting: same photograph, same untrained weights of the stock plan, one process per row, taking turns. The first
-    run exports that network, which takes some minutes. Training: same plan, data and seed; the dataset is the
-    preprocessed one, or generated scenes.
+    Without --training: every runtime and profile is compared with nnU-Net's own predictor, on the same image and the
+    same untrained weights. Each row runs in its own process, and the rows take turns. The first run exports the
+    network, which takes some minutes.
+
+    With --training: droneseg's trainer is compared with nnU-Net's own trainer, with the same plan, data and seed, on
+    the preprocessed dataset or, without one, on generated scenes.
     """
-    console.require_plot_suffix(plot)
+    console.check_plot_suffix(plot)
     if overrides and not training:
         raise typer.BadParameter(f"{overrides[0]} is for --training only", param_hint="KEY=VALUE")
     if training and (model or image):
-        raise typer.BadParameter("--model and --image do not go with --training", param_hint="--training")
+        raise typer.BadParameter("--model and --image cannot be used with --training", param_hint="--training")
     console.require_nnunet()
     if training:
-        _show_training(_training(overrides or [], iterations, minutes, our_minutes), plot, json)
+        _benchmark_training(overrides or [], iterations, minutes, our_minutes, plot, json=json)
     else:
-        _prediction(model, image, rounds, plot, json)
+        _benchmark_prediction(model, image, rounds, plot, json=json)
 
 
-def _report(step: str) -> None:
-    console.err().print(f"{step} ...", markup=False)
-
-
-def _prediction(model: Path | None, image: Path | None, rounds: int, plot: Path | None, json: bool) -> None:
+def _benchmark_prediction(
+    model: Path | None, image: Path | None, rounds: int, plot: Path | None, *, json: bool
+) -> None:
     from droneseg.flows.inference_benchmark import load_baseline_model, run_benchmark
     from droneseg.flows.training_benchmark import plot_benchmark
 
     cache = console.settings().cache_dir.expanduser()
-    stock = load_baseline_model(cache, _report)
-    found = run_benchmark(stock, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=_report)
+    baseline = load_baseline_model(cache, console.show_step)
+    result = run_benchmark(
+        baseline, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=console.show_step
+    )
     if plot:
-        plot_benchmark(found, plot)
+        plot_benchmark(result, plot)
     if json:
-        console.show_json(found)
-        return
+        console.show_json(result)
+    else:
+        _show_prediction(result)
+
+
+def _show_prediction(result: dict[str, Any]) -> None:
     columns = ["row", "seconds", "x stock-tta", "x stock", "agreement", "network", "peak MB", "start s"]
-    title = f"{found['image']}, {found['machine']['cores']} cores"
-    console.out().print(console.table(title, columns, [_cells(row) for row in found["rows"]]))
-    console.out().print(_parts_table(found["rows"]))
-    network = found["network"]
+    title = f"{result['image']}, {result['machine']['cores']} cores"
+    console.out().print(console.table(title, columns, [_prediction_cells(row) for row in result["rows"]]))
+    console.out().print(_stage_table(result["rows"]))
+    network = result["network"]
     matmul = network["bf16_matmul_gflops"]
     console.out().print(
-        f"fast runs the network's {network['gflop']:.0f} GFLOP at {network['fast_gflops']:.0f} GFLOPS"
-        + (f"; a bf16 matrix product of 4096 reaches {matmul:.0f}" if matmul else "")
+        f"profile fast computes the {network['gflop']:.0f} GFLOP of the network at {network['fast_gflops']:.0f} GFLOPS"
+        + (f"; a bfloat16 product of 4096x4096 matrices reaches {matmul:.0f} GFLOPS" if matmul else "")
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    parts = row["parts_s_median"]
-    share = parts["network"] / row["seconds_median"] if parts else None
+def _prediction_cells(row: dict[str, Any]) -> list[str]:
+    stages = row["parts_s_median"]
+    network_share = stages["network"] / row["seconds_median"] if stages else None
     return [
         row["name"],
-        console.figure(row["seconds_median"]),
+        console.number(row["seconds_median"]),
         f"{row['ratio_to_stock_tta']:.1f}",
         f"{row['ratio_to_stock']:.1f}",
         console.percent(row["agreement"], 3),
-        console.percent(share),
+        console.percent(network_share),
         f"{row['peak_mb']:.0f}",
         f"{row['start_s']:.1f}",
     ]
 
 
-def _parts_table(rows: list[dict[str, Any]]) -> Any:
-    known = [row for row in rows if row["parts_s_median"]]
-    parts = list(known[0]["parts_s_median"])
-    cells = [[row["name"], *(f"{1000 * row['parts_s_median'][part]:.1f}" for part in parts)] for row in known]
-    return console.table("where the milliseconds go", ["row", *parts], cells)
+def _stage_table(rows: list[dict[str, Any]]) -> Table:
+    timed = [row for row in rows if row["parts_s_median"]]
+    stages = list(timed[0]["parts_s_median"])
+    cells = [[row["name"], *(f"{1000 * row['parts_s_median'][stage]:.1f}" for stage in stages)] for row in timed]
+    return console.table("milliseconds per stage", ["row", *stages], cells)
 
 
-def _training(overrides: list[str], iterations: int, minutes: float, our_minutes: float | None) -> dict[str, Any]:
-    from droneseg.flows.training_benchmark import benchmark_training
+def _benchmark_training(
+    overrides: list[str],
+    iterations: int,
+    minutes: float,
+    our_minutes: float | None,
+    plot: Path | None,
+    *,
+    json: bool,
+) -> None:
+    from droneseg.flows.training_benchmark import benchmark_training, plot_training_benchmark
     from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.config import load_config
 
-    return benchmark_training(
+    result = benchmark_training(
         load_config(overrides),
         load_config(["preset=pretrained"]),
         NnunetPaths.from_settings(console.settings()),
         iterations=iterations,
         minutes=minutes,
         our_minutes=our_minutes,
-        report=_report,
+        report=console.show_step,
     )
-
-
-def _show_training(found: dict[str, Any], plot: Path | None, json: bool) -> None:
-    from droneseg.flows.training_benchmark import plot_training_benchmark
-
     if plot:
-        plot_training_benchmark(found, plot)
+        plot_training_benchmark(result, plot)
     if json:
-        console.show_json(found)
-        return
-    parts = list(found["trainers"][0]["parts_s"])
+        console.show_json(result)
+    else:
+        _show_training(result)
+
+
+def _show_training(result: dict[str, Any]) -> None:
+    stages = list(result["trainers"][0]["parts_s"])
     rows = [
-        [row["name"], console.figure(row["iteration_s"]), *(console.figure(row["parts_s"][part]) for part in parts)]
-        for row in found["trainers"]
+        [row["name"], console.number(row["iteration_s"]), *(console.number(row["parts_s"][stage]) for stage in stages)]
+        for row in result["trainers"]
     ]
-    title = f"seconds per iteration, {found['configuration']}, {found['data']}, {found['machine']['cores']} cores"
-    console.out().print(console.table(title, ["trainer", "in all", *parts], rows))
-    if found["target_dice"] is not None:
-        console.out().print(_dice_table(found))
+    title = f"seconds per iteration, {result['configuration']}, {result['data']}, {result['machine']['cores']} cores"
+    console.out().print(console.table(title, ["trainer", "total", *stages], rows))
+    if result["target_dice"] is not None:
+        console.out().print(_dice_table(result))
 
 
-def _dice_table(found: dict[str, Any]) -> Any:
+def _dice_table(result: dict[str, Any]) -> Table:
     rows = []
-    for row in found["trainers"]:
-        sooner = row["times_sooner"]
+    for row in result["trainers"]:
+        speedup = row["times_sooner"]
         rows.append(
             [
                 row["name"],
                 str(len(row["dice"])),
-                *(console.figure(value) for value in _dice_by_thirds(row["dice"])),
-                "never" if row["reached_s"] is None else f"{row['reached_s'] / 60:.1f}",
-                "" if sooner is None else f"{sooner:.1f}x",
+                *(console.number(value) for value in _dice_by_thirds(row["dice"])),
+                "not reached" if row["reached_s"] is None else f"{row['reached_s'] / 60:.1f}",
+                "" if speedup is None else f"{speedup:.1f}x",
             ]
         )
-    columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {found['target_dice']:.3f}", "sooner"]
+    columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {result['target_dice']:.3f}", "speedup"]
     return console.table("pseudo Dice on validation patches", columns, rows)
 
 
 def _dice_by_thirds(epochs: list[dict[str, float]]) -> list[float | None]:
-    """Return the Dice of the last epoch that ended within one third, two thirds and all of the time."""
-    found: list[float | None] = []
+    """Return the Dice of the last epoch within one third, two thirds and all of the time."""
+    values: list[float | None] = []
     for third in (1, 2, 3):
-        done = [epoch["dice"] for epoch in epochs if epoch["seconds"] <= epochs[-1]["seconds"] * third / 3]
-        found.append(done[-1] if done else None)
-    return found
+        end_s = epochs[-1]["seconds"] * third / 3
+        dice = [epoch["dice"] for epoch in epochs if epoch["seconds"] <= end_s]
+        values.append(dice[-1] if dice else None)
+    return values

@@ -1,7 +1,10 @@
-"""Settings access, shared options, tables, progress bars, JSON output."""
+"""Shared by all commands: settings, options, tables, progress bars and JSON output."""
+
+from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +23,53 @@ if TYPE_CHECKING:
     from droneseg.core.settings import Settings
 
 
-def settings() -> "Settings":
+class Part(StrEnum):
+    """Part of a split."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+Model = Annotated[Path | None, typer.Option("--model", help="Model bundle; default: $DRONESEG_MODEL.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot to this file (.png, .svg or .pdf).")]
+Records = Annotated[
+    str | None, typer.Option("--records", help="Folder or URL of the records; default: $DRONESEG_RECORDS_URL.")
+]
+SplitFile = Annotated[Path | None, typer.Option("--split", help="Use only one part of this split file.")]
+ValPart = Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: val.")]
+
+_PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Packages that are named differently from their modules."""
+
+
+def settings() -> Settings:
     """Read the settings from the environment and `.env`."""
     from droneseg.core.settings import load_settings
 
     return load_settings()
+
+
+def choose_part(split: Path | None, part: Part | None, *, default: Part) -> str:
+    """Return the name of the part of a split to use.
+
+    Raises:
+        typer.BadParameter: If a part is given without a split file.
+    """
+    if part and not split:
+        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+    return (part or default).value
+
+
+def check_plot_suffix(path: Path | None) -> None:
+    """Check that matplotlib can write the file type of a plot.
+
+    Raises:
+        typer.BadParameter: If the suffix is not .png, .svg or .pdf.
+    """
+    if path and path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{path} must end with .png, .svg or .pdf", param_hint="--plot")
 
 
 def require_nnunet() -> None:
@@ -38,41 +83,36 @@ def require_nnunet() -> None:
             raise MissingDependencyError(package, "train")
 
 
-_PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-
-
 def extra_of(module: str) -> str | None:
-    """Return the extra of droneseg that brings a module, None if none does: it is part of all, or not ours to bring."""
+    """Return the extra of droneseg that installs a module; None if no extra does."""
     from importlib.metadata import requires
 
     name = module.partition(".")[0]
     package = _PACKAGES.get(name, name.replace("_", "-"))
-    found = re.compile(rf"{package}\b(?!-).*extra == ['\"](\w+)['\"]", re.IGNORECASE)
-    return next((match[1] for stated in requires("droneseg") or [] if (match := found.match(stated))), None)
+    pattern = re.compile(rf"{package}\b(?!-).*extra == ['\"](\w+)['\"]", re.IGNORECASE)
+    matches = (pattern.match(requirement) for requirement in requires("droneseg") or [])
+    return next((match[1] for match in matches if match), None)
 
 
-class Part(StrEnum):
-    """Part of a split."""
-
-    TRAIN = "train"
-    VAL = "val"
-    TEST = "test"
+def exit_on_sigterm() -> None:
+    """Treat SIGTERM like Ctrl-C, so that unfinished output is removed before the process exits."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 @cache
-def out() -> "Console":
-    """Return the console of stdout."""
+def out() -> Console:
+    """Return the console for stdout."""
     return _console(stderr=False)
 
 
 @cache
-def err() -> "Console":
-    """Return the console of stderr."""
+def err() -> Console:
+    """Return the console for stderr."""
     return _console(stderr=True)
 
 
-def _console(*, stderr: bool) -> "Console":
-    from rich.console import Console  # `--help` has no use for it
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console  # not needed for `--help`
 
     return Console(stderr=stderr, soft_wrap=True, highlight=False)
 
@@ -83,77 +123,66 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> "Table":
+def show_step(step: str) -> None:
+    """Write the step that begins to stderr."""
+    err().print(f"{step} ...", markup=False)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """Build a table; all columns but the first are aligned to the right."""
     from rich.table import Table
 
-    built = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        built.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
     for row in rows:
-        built.add_row(*row)
-    return built
+        table.add_row(*row)
+    return table
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """Return a share as a percentage, a dash for none."""
+    """Format a fraction as a percentage; None as a dash."""
     return "-" if value is None else f"{value:.{decimals}%}"
 
 
-def figure(value: float | None) -> str:
-    """Return a figure with three decimals, a dash for none."""
+def number(value: float | None) -> str:
+    """Format a number with three decimals; None as a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def require_plot_suffix(path: Path | None) -> None:
-    """Refuse a file for a plot that matplotlib could not write.
-
-    Raises:
-        typer.BadParameter: If the suffix is another.
-    """
-    if path and path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{path} must end with .png, .svg or .pdf", param_hint="--plot")
-
-
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show on a terminal that something of unknown length is going on."""
+def spinner(message: str) -> Iterator[None]:
+    """Show a spinner on a terminal while the block runs."""
     if not err().is_terminal:
         yield
         return
-    with err().status(what):
+    with err().status(message):
         yield
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, a line per quarter elsewhere; yields a function that takes (done, total)."""
-    with progress_of(what) as update:
-        yield lambda done, total: update(what, done, total)
+def progress_bar(step: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, and a line per quarter elsewhere; yields a function of (done, total)."""
+    with progress_bars(step) as update:
+        yield lambda done, total: update(step, done, total)
 
 
 @contextmanager
-def progress_of(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar per step, as `progress` does; yields a function that takes (step, done, total)."""
+def progress_bars(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar per step, as `progress_bar` does; yields a function of (step, done, total)."""
     if not err().is_terminal:
-        plain = {step: _plain_progress(step) for step in steps}
-        yield lambda step, done, total: plain[step](done, total)
+        updates = {step: _plain_progress(step) for step in steps}
+        yield lambda step, done, total: updates[step](done, total)
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err(), transient=True) as bar:
-        tasks = {step: bar.add_task(step, total=None) for step in steps}
-        yield lambda step, done, total: bar.update(tasks[step], completed=done, total=total)
+    with Progress(*columns, console=err(), transient=True) as progress:
+        tasks = {step: progress.add_task(step, total=None) for step in steps}
+        yield lambda step, done, total: progress.update(tasks[step], completed=done, total=total)
 
 
-def _plain_progress(what: str) -> Callable[[int, int], None]:
+def _plain_progress(step: str) -> Callable[[int, int], None]:
     shown = 0
 
     def update(done: int, total: int) -> None:
@@ -161,6 +190,6 @@ def _plain_progress(what: str) -> Callable[[int, int], None]:
         quarter = 4 * done // total if total else 4
         if quarter > shown:
             shown = quarter
-            err().print(f"{what}: {done} of {total}")
+            err().print(f"{step}: {done} of {total}")
 
     return update

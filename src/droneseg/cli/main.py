@@ -1,5 +1,7 @@
 """Entry point of the command line, error handling, and the `doctor` and `serve` commands."""
 
+from __future__ import annotations
+
 import errno
 import logging
 import platform
@@ -11,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from droneseg.cli import benchmark, console, data, models, predict, train
+from droneseg.cli.console import Json
 from droneseg.core.errors import DronesegError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from typer._click import Context, HelpFormatter
+
     from droneseg.core.settings import Settings
 
 _EXTRAS = {
@@ -27,9 +33,76 @@ _EXTRAS = {
     "drift": ("evidently",),
 }
 
+_SECTIONS = {
+    "Start": ("demo", "doctor"),
+    "Data and training": ("data", "preprocess", "train", "sweep", "export"),
+    "Models and predictions": ("models", "predict", "evaluate", "benchmark"),
+    "Service": ("serve", "drift"),
+}
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
-    """Show what is installed, what is where, and what is missing."""
+
+class SectionedGroup(TyperGroup):
+    """Command group whose help lists the commands in sections.
+
+    Typer's own sections (`rich_help_panel`) need rich.
+    """
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:  # noqa: ARG002  # Typer's signature
+        """Write the names and the short help of all commands."""
+        width = max(map(len, self.commands))
+        for section, names in _SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(
+                    [
+                        (name.ljust(width), self.commands[name].get_short_help_str(formatter.width - width - 6))
+                        for name in names
+                    ]
+                )
+
+    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002  # Typer's signature
+        """Return the names of all commands in the order of the sections."""
+        return [name for names in _SECTIONS.values() for name in names]
+
+
+app = typer.Typer(
+    name="droneseg",
+    cls=SectionedGroup,
+    help="Train nnU-Net on drone photographs and serve the model: semantic segmentation for safe landing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich takes longer than everything else of `--help`
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"droneseg {version('droneseg')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Configure logging before any command runs."""
+    from droneseg.core.logs import configure_logging
+    from droneseg.core.settings import warn_of_misspelt
+
+    # torch warns about its own future changes during import; users of a command cannot act on them
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    settings = console.settings()
+    configure_logging(settings.log_level, settings.log_format)
+    warn_of_misspelt()
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show installed packages, devices and folders."""
     from droneseg.core.system import usable_cores
 
     settings = console.settings()
@@ -52,54 +125,55 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Write JSON to stdo
 def _packages() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for extra, packages in _EXTRAS.items():
         for package in packages:
             try:
-                found[package] = version(package)
+                versions[package] = version(package)
             except PackageNotFoundError:
-                found[package] = f"not installed; uv sync --extra {extra}" if extra else "not installed"
-    return found
+                versions[package] = f"not installed; run `uv sync --extra {extra}`" if extra else "not installed"
+    return versions
 
 
 def _devices() -> dict[str, str]:
-    from importlib.util import find_spec
-
     if find_spec("torch") is None:
         return {"training device": "none: torch is not installed"}
     from droneseg.nnunet.paths import choose_device, cpu_has_bf16
 
     return {
         "training device": choose_device("auto").type,
-        "bfloat16 on the CPU": "in hardware" if cpu_has_bf16() else "not in hardware; float32 is used",
+        "bfloat16 on the CPU": "supported" if cpu_has_bf16() else "not supported; float32 is used",
     }
 
 
-def _folders(settings: "Settings") -> dict[str, str]:
+def _folders(settings: Settings) -> dict[str, str]:
     from droneseg.nnunet.paths import NnunetPaths, trained_folders
 
-    layout = NnunetPaths.from_settings(settings)
+    paths = NnunetPaths.from_settings(settings)
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     return {
-        "nnUNet_raw": _state(layout.raw_dataset, "run `droneseg data convert`"),
-        "nnUNet_preprocessed": _state(layout.plans_file, "run `droneseg preprocess`"),
-        "nnUNet_results": f"{len(trained_folders(layout.results))} trained model(s) in {layout.results}",
-        "DRONESEG_MODEL": _state(settings.model, "name a model with --model"),
+        "nnUNet_raw": _path_or_remedy(paths.raw_dataset, "run `droneseg data convert`"),
+        "nnUNet_preprocessed": _path_or_remedy(paths.plans_file, "run `droneseg preprocess`"),
+        "nnUNet_results": f"{len(trained_folders(paths.results))} trained model(s) in {paths.results}",
+        "DRONESEG_MODEL": _path_or_remedy(settings.model, "name a model with --model"),
         "free disk": f"{free_gb:.0f} GB",
     }
 
 
-def _state(path: Path, remedy: str) -> str:
-    return str(path) if path.exists() else f"{path} is not there; {remedy}"
+def _path_or_remedy(path: Path, remedy: str) -> str:
+    return str(path) if path.exists() else f"{path} does not exist; {remedy}"
 
 
+@app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: $DRONESEG_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; default: $DRONESEG_PORT.", min=0, max=65535)] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; default: $DRONESEG_PORT.")
+    ] = None,
 ) -> None:
-    """Serve predictions over HTTP, with a page at /ui.
+    """Serve the model over HTTP, with a web page at /ui.
 
-    SIGTERM ends it: what was admitted is finished first.
+    On SIGTERM, the service finishes the requests it has accepted and exits.
     """
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         if find_spec(package) is None:
@@ -110,69 +184,36 @@ def serve(
 
     settings = console.settings()
     configure_logging(settings.log_level, settings.log_format, also=("uvicorn",))
-    app = create_app(settings)
-    run(app, app.state.service, host=host or settings.host, port=settings.port if port is None else port)
+    service = create_app(settings)
+    run(service, service.state.service, host=host or settings.host, port=settings.port if port is None else port)
 
 
-app = typer.Typer(
-    name="droneseg",
-    help="Drone photographs with colour masks in, a trained nnU-Net and what-is-where masks out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing rich takes longer than everything else of `--help`
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
 app.command()(train.demo)
+app.add_typer(data.app, name="data")
 app.command()(train.preprocess)
-app.command(context_settings={"allow_extra_args": False})(train.train)
+app.command()(train.train)
 app.command()(train.sweep)
 app.command()(predict.export)
+app.add_typer(models.app, name="models")
 app.command()(predict.predict)
 app.command()(predict.evaluate)
 app.command()(benchmark.benchmark)
-app.command()(serve)
 app.command()(predict.drift)
-app.command()(doctor)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"droneseg {version('droneseg')}")
-        raise typer.Exit
-
-
-@app.callback()
-def start(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Configure logging before any command runs."""
-    from droneseg.core.logs import configure_logging
-    from droneseg.core.settings import warn_of_misspelt
-
-    # torch warns of its own future while it is imported; nobody who runs a command can act on that
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    settings = console.settings()
-    configure_logging(settings.log_level, settings.log_format)
-    warn_of_misspelt()
 
 
 def main() -> None:
-    """Run the command line: expected errors become one message on stderr and exit code 1."""
+    """Run the command line; expected errors become one message on stderr and exit code 1."""
     try:
         app(prog_name="droneseg")
     except DronesegError as error:
         _fail(str(error), None)
     except OSError as error:
-        # the disk is full, a folder is read-only, a name is taken: a traceback is for those who ask for it
-        where = f"{error.filename}: " if error.filename else ""
-        advice = ". Make room, and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        _fail(f"{where}{error.strerror or error}{advice}", error)
+        # such as a full disk or a read-only folder: users need no traceback
+        path = f"{error.filename}: " if error.filename else ""
+        remedy = (
+            ". Free some disk space and run the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        )
+        _fail(f"{path}{error.strerror or error}{remedy}", error)
     except ModuleNotFoundError as error:
         extra = console.extra_of(error.name or "")
         if not extra:
@@ -181,12 +222,12 @@ def main() -> None:
 
 
 def _fail(message: str, error: Exception | None) -> NoReturn:
-    """Say what went wrong, as a person or as a program reads it, and end."""
+    """Write an error message to stderr, as text or as a JSON log entry, and exit with code 1."""
     from droneseg.core.logs import logs_json
 
     logger = logging.getLogger("droneseg")
     if error:
-        logger.debug("what led to the error", exc_info=error)
+        logger.debug("cause of the error", exc_info=error)
     if logs_json():
         logger.error(message)
     else:

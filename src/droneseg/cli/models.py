@@ -1,7 +1,7 @@
 """The `droneseg models` commands."""
 
-import signal
-import sys
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,121 +9,114 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Part
+from droneseg.cli.console import Json, Part, SplitFile, ValPart
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from droneseg.core.settings import Settings
     from droneseg.evaluation.comparison import ComparisonReport
     from droneseg.model.registry import ModelVersion, RegistryEntry
 
 Remote = Annotated[
-    str | None, typer.Option("--remote", help="DVC's remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
+    str | None, typer.Option("--remote", help="DVC remote; default: $DRONESEG_DVC_REMOTE or the one in .dvc.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+ReportFolder = Annotated[Path, typer.Option("--report", help="Folder for the report.")]
+EvaluationData = Annotated[
+    Path, typer.Option("--data", help="Dataset folder; use images not seen in training.", show_default=False)
+]
+
+_STATES = {"before it": "previous"}
+"""States of models as the table names them; JSON keeps the names that scripts know."""
+
+app = typer.Typer(help="Fetch, upload, compare, promote and blend models.", no_args_is_help=True)
 
 
+@app.callback()
+def models() -> None:
+    """Fetch, upload, compare, promote and blend models."""
+    console.exit_on_sigterm()
+
+
+@app.command("list")
 def list_models(
-    remote: Annotated[str | None, typer.Option("--remote", help="Ask this remote which of them it holds.")] = None,
+    remote: Annotated[
+        str | None, typer.Option("--remote", help="Also show which models this DVC remote stores.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the champion and the models before it."""
-    from droneseg.model.registry import list_models as run
+    """List the champion and its predecessors."""
+    from droneseg.model.registry import list_models
 
-    found = run(console.settings().model, remote)
+    versions = list_models(console.settings().model, remote)
     if json:
-        console.show_json([_as_json(version) for version in found])
+        console.show_json([_version_json(version) for version in versions])
         return
     rows = [
         [
-            each.model_id or "not fetched",
-            each.state + (", here" if each.is_local else ""),
-            (each.since or "-")[:10],
-            console.figure(each.figures.get("miou")),
-            console.percent(each.figures.get("unsafe_landing_rate")),
-            *([] if each.in_remote is None else ["yes" if each.in_remote else "no"]),
-            each.why or "-",
+            version.model_id or "not fetched",
+            _STATES.get(version.state, version.state) + (", local" if version.is_local else ""),
+            (version.since or "-")[:10],
+            console.number(version.figures.get("miou")),
+            console.percent(version.figures.get("unsafe_landing_rate")),
+            *([] if version.in_remote is None else ["yes" if version.in_remote else "no"]),
+            version.why or "-",
         ]
-        for each in found
+        for version in versions
     ]
-    columns = ["model", "is", "since", "mIoU", "unsafe", *([f"in {remote}"] if remote else []), "why"]
-    console.out().print(console.table("champions, the newest first", columns, rows))
+    columns = ["model", "state", "since", "mIoU", "unsafe", *([f"in {remote}"] if remote else []), "reason"]
+    console.out().print(console.table("champions, newest first", columns, rows))
 
 
+def _version_json(version: ModelVersion) -> dict[str, Any]:
+    entry = asdict(version)
+    entry["here"] = entry.pop("is_local")  # the key that scripts know
+    return entry
+
+
+@app.command()
 def pull(
     remote: Remote = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that the registry does not know.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the current model even if it is not in the registry.")
+    ] = False,
 ) -> None:
-    """Fetch the champion, and nothing else, as its `.dvc` file names it; works without git."""
+    """Download the champion from a DVC remote.
+
+    The version is the one named in the .dvc file. Nothing else is downloaded, and git is not needed.
+    """
     from droneseg.model.registry import is_known
     from droneseg.model.store import pull_model
 
-    settings = _settled()
-    with console.progress("MB") as progress:
-        done = pull_model(
+    settings = _recovered_settings()
+    with console.progress_bar("MB") as progress:
+        pulled = pull_model(
             settings.model,
             remote or settings.dvc_remote,
             replace=force or is_known(settings.model),
-            progress=lambda now, total: progress(round(now / 1e6), round(total / 1e6)),
+            progress=lambda done, total: progress(round(done / 1e6), round(total / 1e6)),
         )
-    came = f"from {done.remote}" if done.fetched else "was there already"
-    console.out().print(f"{done.bundle.folder}: model {done.bundle.model_id}, {came}", markup=False)
+    origin = f"downloaded from {pulled.remote}" if pulled.fetched else "already up to date"
+    console.out().print(f"{pulled.bundle.folder}: model {pulled.bundle.model_id}, {origin}", markup=False)
 
 
+@app.command()
 def push(remote: Remote = None) -> None:
-    """Send the champion to a remote; what it holds already is not sent again."""
+    """Upload the champion to a DVC remote.
+
+    Files that the remote already stores are not uploaded again.
+    """
     from droneseg.model.store import push_model
 
-    settings = _settled()
-    place = push_model(settings.model, remote or settings.dvc_remote)
-    console.out().print(f"{settings.model} is in {place}", markup=False)
-    if str(Path.cwd()) in place:
-        console.out().print("it lies in this repository: git add dvc-remote && git commit && git push", markup=False)
+    settings = _recovered_settings()
+    target = push_model(settings.model, remote or settings.dvc_remote)
+    console.out().print(f"{settings.model} is stored in {target}", markup=False)
+    if str(Path.cwd()) in target:
+        console.out().print("next: git add dvc-remote && git commit && git push", markup=False)
 
 
-def promote(
-    candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder, held out.", show_default=False)],
-    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
-    force: Annotated[
-        str | None, typer.Option("--force", metavar="REASON", help="Promote it whatever the figures say.")
-    ] = None,
-    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
-    json: Json = False,
-) -> None:
-    """Make a model the champion if it is better with 95 % confidence and not less safe.
-
-    Both are compared on the same photographs. The registry, model-registry.jsonl, and the `.dvc` file are committed.
-    """
-    from droneseg.flows.promote import EvaluationSpec, promote_model
-
-    if part and not split:
-        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
-    if force is not None and not force.strip():
-        raise typer.BadParameter("give the reason, for those who will read the registry", param_hint="--force")
-    with console.progress("photographs") as progress:
-        entry = promote_model(
-            candidate,
-            EvaluationSpec(data, split, (part or Part.VAL).value, report),
-            settings=console.settings(),
-            force=force,
-            progress=lambda _name, done, total: progress(done, total),
-        )
-    _show(entry, json=json)
-
-
-def rollback(
-    reason: Annotated[str, typer.Option("--reason", help="For those who will read the registry.")] = "not given",
-    json: Json = False,
-) -> None:
-    """Give the model before the champion its place back; again goes one further back."""
-    from droneseg.flows.promote import roll_back
-
-    _show(roll_back(console.settings(), reason), json=json)
-
-
-def _settled() -> "Settings":
-    """Return the settings, once a promotion that was killed is undone."""
+def _recovered_settings() -> Settings:
+    """Return the settings, after undoing a promotion that was killed."""
     from droneseg.flows.transaction import recover_unfinished
 
     settings = console.settings()
@@ -131,56 +124,28 @@ def _settled() -> "Settings":
     return settings
 
 
-def _as_json(version: "ModelVersion") -> dict[str, Any]:
-    entry = asdict(version)
-    entry["here"] = entry.pop("is_local")  # the key that scripts know
-    return entry
-
-
-def _show(entry: "RegistryEntry", *, json: bool) -> None:
-    if json:
-        console.show_json(entry.model_dump(mode="json"))
-        return
-    before = f" instead of {entry.previous.model_id}" if entry.previous else ""
-    console.out().print(f"champion: model {entry.model.model_id}{before}: {entry.reason}", markup=False)
-    console.out().print("next: droneseg models push, git push, and POST /admin/reload to what serves it", markup=False)
-
-
-app = typer.Typer(help="Fetch, send, compare, promote and blend models.", no_args_is_help=True)
-
-
-@app.callback()
-def models() -> None:
-    """Fetch, send, compare, promote and blend models."""
-    # like Ctrl-C: what is half done is taken back before the end
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-
-
-app.command("list")(list_models)
-app.command()(pull)
-app.command()(push)
-
-
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model that is there.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Bundle of the one that may replace it.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder.", show_default=False)],
-    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
-    report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("comparison"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    first: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the current model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Bundle of the model that may replace it.")],
+    data: EvaluationData,
+    split: SplitFile = None,
+    part: ValPart = None,
+    report: ReportFolder = Path("comparison"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
+    json: Json = False,
 ) -> None:
-    """Compare two models on the same photographs, with intervals of the differences."""
+    """Compare two models on the same images.
+
+    Shows the metrics of both with 95 % confidence intervals of the differences.
+    """
     from droneseg.core.files import check_writable
     from droneseg.evaluation.report import REPORT_MARKER
     from droneseg.flows.promote import compare_models
 
-    if part and not split:
-        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+    part_name = console.choose_part(split, part, default=Part.VAL)
     check_writable(report, marker=REPORT_MARKER, replace=force)
-    with console.progress("photographs") as progress:
+    with console.progress_bar("images") as progress:
         comparison = compare_models(
             first,
             second,
@@ -188,69 +153,18 @@ def compare(
             report,
             settings=console.settings(),
             split_file=split,
-            part=(part or Part.VAL).value,
+            part=part_name,
             replace=force,
-            progress=lambda _name, count, total: progress(count, total),
+            progress=lambda _name, done, total: progress(done, total),
         )
     if json:
         console.show_json(comparison.model_dump(mode="json"))
         return
-    console.out().print(_table(comparison))
+    console.out().print(_comparison_table(comparison))
     console.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
-app.command()(promote)
-app.command()(rollback)
-
-
-@app.command()
-def reference(
-    model: Annotated[Path, typer.Argument(metavar="A", help="Bundle.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
-    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: val.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
-) -> None:
-    """Write a copy of a model with a reference for drift, from photographs it was not trained on.
-
-    `droneseg export` does it by itself; this is for other photographs, when the world has changed for good.
-    """
-    from droneseg.flows.export import add_reference
-
-    if part and not split:
-        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
-    settings = console.settings()
-    with console.progress("photographs") as progress:
-        bundle = add_reference(
-            model, data, out, split_file=split, part=(part or Part.VAL).value, max_pixels=settings.max_pixels,
-            replace=force, progress=progress,
-        )  # fmt: skip
-    stated = bundle.manifest.drift_reference
-    on = f", {stated.images} photographs ({stated.data})" if stated else ""
-    console.out().print(f"{bundle.folder}: model {bundle.model_id}{on}", markup=False)
-
-
-@app.command()
-def blend(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Model folder of nnU-Net.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="The same, trained further on other data.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of B in the weights.")] = 0.5,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older blend; a training never is.")] = False,
-) -> None:
-    """Make a model whose weights lie between those of A and of what B became of it.
-
-    A model trained further on new flights forgets some of the old; one in between often keeps both.
-    """
-    console.require_nnunet()
-    from droneseg.nnunet.checkpoint import interpolate_weights
-
-    interpolate_weights(first, second, out, share=share, replace=force)
-    console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
-
-
-def _table(report: "ComparisonReport") -> Any:
+def _comparison_table(report: ComparisonReport) -> Table:
     from droneseg.evaluation.report import figure_title, interval_text, number, significance_label
 
     rows = [
@@ -266,3 +180,112 @@ def _table(report: "ComparisonReport") -> Any:
     ]
     title = "\n".join([*report.about, f"{report.images} images"])
     return console.table(title, ["metric", "A", "B", "B - A", "95 % interval", ""], rows)
+
+
+@app.command()
+def promote(
+    candidate: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the candidate.")],
+    data: EvaluationData,
+    split: SplitFile = None,
+    part: ValPart = None,
+    force: Annotated[
+        str | None,
+        typer.Option("--force", metavar="REASON", help="Promote the candidate regardless of the comparison."),
+    ] = None,
+    report: ReportFolder = Path("comparison"),
+    json: Json = False,
+) -> None:
+    """Make a model the champion if it is better and as safe.
+
+    The candidate and the champion are compared on the same images. The candidate must be better with 95 % confidence
+    and not less safe. The registry, model-registry.jsonl, and the .dvc file are committed to git.
+    """
+    from droneseg.flows.promote import EvaluationSpec, promote_model
+
+    part_name = console.choose_part(split, part, default=Part.VAL)
+    if force is not None and not force.strip():
+        raise typer.BadParameter("give a reason; it is written to the registry", param_hint="--force")
+    with console.progress_bar("images") as progress:
+        entry = promote_model(
+            candidate,
+            EvaluationSpec(data, split, part_name, report),
+            settings=console.settings(),
+            force=force,
+            progress=lambda _name, done, total: progress(done, total),
+        )
+    _show_champion(entry, json=json)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option("--reason", help="Reason, written to the registry.")] = "not given",
+    json: Json = False,
+) -> None:
+    """Make the previous model the champion again.
+
+    Run it again to go back one more model.
+    """
+    from droneseg.flows.promote import roll_back
+
+    _show_champion(roll_back(console.settings(), reason), json=json)
+
+
+def _show_champion(entry: RegistryEntry, *, json: bool) -> None:
+    if json:
+        console.show_json(entry.model_dump(mode="json"))
+        return
+    replaced = f", replaces {entry.previous.model_id}" if entry.previous else ""
+    console.out().print(f"champion: model {entry.model.model_id}{replaced}: {entry.reason}", markup=False)
+    console.out().print("next: droneseg models push; git push; POST /admin/reload on running services", markup=False)
+
+
+@app.command()
+def reference(
+    model: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model.")],
+    data: EvaluationData,
+    out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
+    split: SplitFile = None,
+    part: ValPart = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+) -> None:
+    """Write a copy of a model with a new drift reference.
+
+    Use it when the images have changed permanently. `droneseg export` makes the first reference from the validation
+    images.
+    """
+    from droneseg.flows.export import add_reference
+
+    part_name = console.choose_part(split, part, default=Part.VAL)
+    with console.progress_bar("images") as progress:
+        bundle = add_reference(
+            model,
+            data,
+            out,
+            split_file=split,
+            part=part_name,
+            max_pixels=console.settings().max_pixels,
+            replace=force,
+            progress=progress,
+        )
+    drift_reference = bundle.manifest.drift_reference
+    images = f", reference from {drift_reference.images} images ({drift_reference.data})" if drift_reference else ""
+    console.out().print(f"{bundle.folder}: model {bundle.model_id}{images}", markup=False)
+
+
+@app.command()
+def blend(
+    first: Annotated[Path, typer.Argument(metavar="A", help="nnU-Net's model folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Model folder of the model fine-tuned from A.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.", show_default=False)],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Weight of B, from 0 to 1.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier blend, never a trained model.")] = False,
+) -> None:
+    """Interpolate the weights of a model and its fine-tuned copy.
+
+    A model fine-tuned on new flights often gets worse on old ones. Interpolated weights often work well on both.
+    """
+    console.require_nnunet()
+    from droneseg.nnunet.checkpoint import interpolate_weights
+
+    interpolate_weights(first, second, out, share=share, replace=force)
+    console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)

@@ -1,5 +1,7 @@
 """The `droneseg export`, `predict`, `evaluate` and `drift` commands."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
@@ -9,39 +11,51 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Part
+from droneseg.cli.console import Json, Model, Part, Records, SplitFile
 from droneseg.core.settings import RuntimeName
 
 if TYPE_CHECKING:
     from droneseg.core.images import Image
+    from droneseg.core.prediction import Segmenter
     from droneseg.evaluation.evaluate import Evaluation
+    from droneseg.inference.batch import FileResult
     from droneseg.model.bundle import Bundle
     from droneseg.nnunet.paths import NnunetPaths
+
+
+class TruthKind(StrEnum):
+    """Encoding of ground truth masks."""
+
+    COLOURS = "colours"
+    IDS = "ids"
 
 
 def export(
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Model folder of nnU-Net; default: the only one below nnUNet_results."),
+        typer.Option("--from", help="nnU-Net's model folder; default: the only one in nnUNet_results."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: $DRONESEG_MODEL.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Checkpoint file in each fold.")] = "checkpoint_final.pth",
-    fold: Annotated[list[int] | None, typer.Option(help="Fold to take, repeatable; default: all, averaged.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Add a calibrated INT8 network as a profile.")] = False,
-    default_profile: Annotated[str, typer.Option(help="Profile used unless another is named.")] = "fast",
+    checkpoint: Annotated[str, typer.Option(help="File name of the checkpoint in each fold.")] = "checkpoint_final.pth",
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Fold to export, repeatable; default: the average of all folds.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Add a profile with a calibrated INT8 network.")] = False,
+    default_profile: Annotated[str, typer.Option(help="Default profile of the bundle.")] = "fast",
     licence: Annotated[
-        str, typer.Option("--license", help="Terms of the weights.")
+        str, typer.Option("--license", help="Licence of the weights.")
     ] = "the terms of the data it was trained on",
-    images: Annotated[int, typer.Option(min=4, help="Photographs to measure on, at most.")] = 8,
+    images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Load a checkpoint that pickles code: only if you know where it is from.")
+        bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
 ) -> None:
-    """Make a bundle of a trained model: no pickle, no torch.
+    """Export a trained model to a bundle for inference.
 
-    The exported network is held against the trained one, and every profile is measured on the validation part.
+    The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
+    profile is measured on the validation images.
     """
     from droneseg.core.files import check_writable
     from droneseg.model.bundle import MANIFEST_NAME
@@ -53,11 +67,11 @@ def export(
     from droneseg.flows.export import export_model
     from droneseg.nnunet.paths import NnunetPaths
 
-    layout = NnunetPaths.from_settings(settings)
-    model_folder = source or _only_model(layout)
+    paths = NnunetPaths.from_settings(settings)
+    model_folder = source or _only_trained_model(paths)
     bundle = export_model(
         model_folder,
-        layout,
+        paths,
         target,
         checkpoint=checkpoint,
         folds=tuple(fold) if fold else None,
@@ -66,32 +80,35 @@ def export(
         default_profile=default_profile,
         licence=licence,
         images=images,
-        report=lambda step: console.err().print(f"{step} ...", markup=False),
+        report=console.show_step,
     )
-    _send(bundle, model_folder)
+    _upload_bundle(bundle, model_folder)
     if json:
         console.show_json(bundle.manifest.model_dump(mode="json"))
-        return
-    _show(bundle)
+    else:
+        _show_bundle(bundle)
 
 
-def _show(bundle: "Bundle") -> None:
-    manifest = bundle.manifest
-    rows = [
-        [
-            f"{name}{' (default)' if name == manifest.default_profile else ''}",
-            console.percent(profile.figures["agreement_with_exact"], 2),
-            console.figure(profile.figures["miou"]),
-        ]
-        for name, profile in manifest.profiles.items()
-    ]
-    source_of_figures = (manifest.quality or {}).get("data", "")
-    console.out().print(console.table(f"on {source_of_figures}", ["profile", "as exact", "mIoU"], rows))
-    console.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
+def _only_trained_model(paths: NnunetPaths) -> Path:
+    """Return the folder of the only trained model.
+
+    Raises:
+        ModelError: If there are none or several.
+    """
+    from droneseg.core.errors import ModelError
+    from droneseg.nnunet.paths import trained_folders
+
+    folders = trained_folders(paths.results)
+    if len(folders) == 1:
+        return folders[0]
+    if not folders:
+        raise ModelError(f"No trained model in {paths.results}. Train one with `droneseg train`.")
+    names = "".join(f"\n  - {folder}" for folder in folders)
+    raise ModelError(f"Several trained models in {paths.results}. Choose one with --from:{names}")
 
 
-def _send(bundle: "Bundle", model_folder: Path) -> None:
-    """Send the bundle to W&B if the training was tracked; whether or not that works, the bundle is made."""
+def _upload_bundle(bundle: Bundle, model_folder: Path) -> None:
+    """Upload the bundle to W&B if the training was tracked; a failed upload is only reported."""
     from droneseg.core.errors import DronesegError
     from droneseg.model.bundle import MANIFEST_NAME
     from droneseg.nnunet.wandb_logger import choose_mode, send_bundle
@@ -108,77 +125,63 @@ def _send(bundle: "Bundle", model_folder: Path) -> None:
             name=f"bundle-{provenance.configuration}",
         )
     except DronesegError as error:
-        console.err().print(f"the bundle was not sent to W&B: {error}", markup=False)
+        console.err().print(f"note: the bundle was not uploaded to W&B: {error}", markup=False)
         return
     if run:
-        console.err().print(f"the bundle is an artifact of run {run} of W&B", markup=False)
+        console.err().print(f"note: the bundle was uploaded to W&B as an artifact of run {run}", markup=False)
 
 
-def _only_model(layout: "NnunetPaths") -> Path:
-    """Return the only trained model there is: nothing is chosen in silence."""
-    from droneseg.core.errors import ModelError
-    from droneseg.nnunet.paths import trained_folders
-
-    found = trained_folders(layout.results)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise ModelError(f"No trained model below {layout.results}. Train one with `droneseg train`.")
-    listed = "".join(f"\n  - {folder}" for folder in found)
-    raise ModelError(f"Several trained models below {layout.results}. Name one with --from:{listed}")
+def _show_bundle(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    rows = [
+        [
+            f"{name}{' (default)' if name == manifest.default_profile else ''}",
+            console.percent(profile.figures["agreement_with_exact"], 2),
+            console.number(profile.figures["miou"]),
+        ]
+        for name, profile in manifest.profiles.items()
+    ]
+    title = f"measured on: {(manifest.quality or {}).get('data', '-')}"
+    console.out().print(console.table(title, ["profile", "agreement with exact", "mIoU"], rows))
+    console.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
 
 
 def predict(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Photographs, folders, datasets or glob patterns.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the masks, STEM.png each.", show_default=False)],
-    model: Annotated[Path | None, typer.Option(help="Model bundle; default: $DRONESEG_MODEL.")] = None,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Images, folders, datasets or glob patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks, named like the images.", show_default=False)],
+    model: Model = None,
     profile: Annotated[
         str | None,
         typer.Option(
-            help="exact: nnU-Net's own answer, mirrored; fast: one pass; int8 if the bundle has it. "
-            "Default: $DRONESEG_PROFILE, or as the bundle says."
+            help="exact: same result as nnU-Net with mirroring; fast: one pass; int8: if the bundle has it. "
+            "Default: $DRONESEG_PROFILE or the bundle's default."
         ),
     ] = None,
-    runtime: Annotated[
-        RuntimeName | None, typer.Option(help="What runs the network; default: $DRONESEG_RUNTIME.")
-    ] = None,
-    split: Annotated[Path | None, typer.Option(help="Take only a part of this split file.")] = None,
-    part: Annotated[Part | None, typer.Option(help="Which part of the split; default: test.")] = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Write STEM_overlay.png pictures too.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Predict again what was made before, and replace other masks.")
+    runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
+    split: SplitFile = None,
+    part: Annotated[Part | None, typer.Option(help="Part of the split to use; default: test.")] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write NAME_overlay.png: the mask drawn over the image.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict all images again and replace any existing masks.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Predict the masks of photographs.
+    """Segment images and write their masks.
 
-    One bad file is reported and the others go on; exit code 1 at the end.
+    Images that were already predicted with the same model are skipped. If a file cannot be read, it is reported, the
+    other files are predicted, and the exit code is 1.
     """
-    from droneseg.inference.batch import find_inputs, predict_files, require_output
+    from droneseg.inference.batch import require_output
     from droneseg.inference.segmenter import load_segmenter
 
-    if part and not split:
-        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+    part_name = console.choose_part(split, part, default=Part.TEST)
     settings = console.settings()
-    sources = find_inputs([_photographs(given) for given in inputs])
-    if split:
-        from droneseg.data.splits import read_split
-
-        chosen = set(getattr(read_split(split, [source.stem for source in sources]), (part or Part.TEST).value))
-        sources = [source for source in sources if source.stem in chosen]
-    require_output(sources, out, overlay=overlay, force=force)
+    images = _find_images(inputs, split, part_name)
+    require_output(images, out, overlay=overlay, force=force)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
-    results = []
-    with console.progress("photographs") as progress:
-        for result in predict_files(
-            segmenter, sources, out, overlay=overlay, force=force, max_pixels=settings.max_pixels
-        ):
-            results.append(result)
-            progress(len(results), len(sources))
-            if result.error:
-                console.err().print(f"failed: {result.source}: {result.error}", markup=False)
+    results = _predict(segmenter, images, out, overlay=overlay, force=force)
     counts = Counter(result.status for result in results)
     if json:
         console.show_json({"model_id": segmenter.model_id, "results": [vars(result) for result in results]})
@@ -186,48 +189,74 @@ def predict(
         summary = ", ".join(
             f"{counts[status]} {status}" for status in ("predicted", "skipped", "failed") if counts[status]
         )
-        how = f"model {segmenter.model_id}, {segmenter.profile}, {segmenter.runtime}"
-        console.out().print(f"{out}: {summary} ({how})", markup=False)
+        configuration = f"model {segmenter.model_id}, {segmenter.profile}, {segmenter.runtime}"
+        console.out().print(f"{out}: {summary} ({configuration})", markup=False)
     if counts["failed"]:
         raise typer.Exit(1)
 
 
-def _photographs(given: str) -> str:
-    """Return the folder of photographs of a dataset; anything else as it was given."""
+def _find_images(inputs: list[str], split: Path | None, part: str) -> list[Path]:
+    """Return the image files of the inputs, or those of one part of a split."""
+    from droneseg.inference.batch import find_inputs
+
+    images = find_inputs([_image_folder(entry) for entry in inputs])
+    if not split:
+        return images
+    from droneseg.data.splits import read_split
+
+    stems = set(getattr(read_split(split, [image.stem for image in images]), part))
+    return [image for image in images if image.stem in stems]
+
+
+def _image_folder(entry: str) -> str:
+    """Return the image folder of a dataset; any other input unchanged."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES
     from droneseg.data.dataset import find_dataset
 
-    folder = Path(given)
+    folder = Path(entry)
     if not folder.is_dir() or any(file.suffix.lower() in SUFFIXES for file in folder.iterdir()):
-        return given
+        return entry
     try:
         return str(find_dataset(folder).images)
     except DatasetError:
-        return given
+        return entry
 
 
-class TruthKind(StrEnum):
-    """How true masks say their class."""
+def _predict(segmenter: Segmenter, images: list[Path], out: Path, *, overlay: bool, force: bool) -> list[FileResult]:
+    """Predict files with a progress bar; failures are reported as they occur."""
+    from droneseg.inference.batch import predict_files
 
-    COLOURS = "colours"
-    IDS = "ids"
+    max_pixels = console.settings().max_pixels
+    results = []
+    with console.progress_bar("images") as progress:
+        for result in predict_files(segmenter, images, out, overlay=overlay, force=force, max_pixels=max_pixels):
+            results.append(result)
+            progress(len(results), len(images))
+            if result.error:
+                console.err().print(f"failed: {result.source}: {result.error}", markup=False)
+    return results
 
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
-    truth: Annotated[Path, typer.Argument(help="Folder of true masks, or a dataset folder.", show_default=False)],
+    truth: Annotated[
+        Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
+    ],
     truth_kind: Annotated[
-        TruthKind, typer.Option("--truth", help="Whether true masks say their class by colour or by id.")
+        TruthKind, typer.Option("--truth", help="Encoding of the ground truth masks.")
     ] = TruthKind.COLOURS,
     report: Annotated[
-        Path | None, typer.Option(help="Write a report with intervals, plots and pictures to this folder.")
+        Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
     ] = None,
-    scores: Annotated[Path | None, typer.Option(help="Write the figures into this JSON file, for DVC.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an older report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    scores: Annotated[Path | None, typer.Option(help="Write the metrics to this JSON file, for DVC.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
+    json: Json = False,
 ) -> None:
-    """Score predicted masks against true ones of the same stem."""
+    """Compare predicted masks with ground truth masks.
+
+    Masks are matched by file name.
+    """
     from droneseg.core.files import check_writable
     from droneseg.evaluation.evaluate import evaluate_folder
     from droneseg.evaluation.report import REPORT_MARKER
@@ -235,64 +264,43 @@ def evaluate(
     max_pixels = console.settings().max_pixels
     if report:
         check_writable(report, marker=REPORT_MARKER, replace=force)
-    with console.progress("masks") as progress:
-        found = evaluate_folder(
+    with console.progress_bar("masks") as progress:
+        evaluation = evaluate_folder(
             predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
         )
     if scores:
-        from json import dumps
-
-        from droneseg.core.files import write_text
-
-        write_text(scores, dumps(vars(found.scores), indent=2) + "\n")
+        _write_scores(evaluation, scores)
     if report:
         from droneseg.evaluation.report import write_report
 
         write_report(
-            found, report, title=f"Quality of {predictions.name}", truth_kind=truth_kind.value, max_pixels=max_pixels,
-            find_image=_photograph_finder(truth, max_pixels), replace=force,
-        )  # fmt: skip
+            evaluation,
+            report,
+            title=f"Quality of {predictions.name}",
+            truth_kind=truth_kind.value,
+            max_pixels=max_pixels,
+            find_image=_image_finder(truth, max_pixels),
+            replace=force,
+        )
     if json:
-        console.show_json(_as_json(found))
+        console.show_json(_evaluation_json(evaluation))
         return
-    _show_evaluation(found)
+    _show_evaluation(evaluation)
     if report:
         console.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
-def _as_json(found: "Evaluation") -> dict[str, object]:
-    return {
-        "scores": vars(found.scores),
-        "image_miou": {image.stem: image.miou for image in found.images},
-        "without_prediction": found.without_prediction,
-    }
+def _mask_folder(truth: Path) -> Path:
+    """Return the folder of masks: `truth` itself if it holds PNG files, otherwise the masks of the dataset."""
+    if not truth.is_dir() or any(truth.glob("*.png")):
+        return truth
+    from droneseg.data.dataset import find_dataset
+
+    return find_dataset(truth).masks
 
 
-def _show_evaluation(found: "Evaluation") -> None:
-    from droneseg.evaluation.report import background_note
-
-    scores = found.scores
-    rows = [
-        [name, console.figure(scores.per_class_iou[name]), console.figure(scores.per_class_dice[name])]
-        for name in scores.per_class_iou
-    ]
-    console.out().print(console.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
-    console.out().print(
-        f"mIoU {console.figure(scores.miou)}   image-wise mIoU {console.figure(scores.image_wise_miou)}"
-    )
-    console.out().print(
-        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
-        f"landing recall {console.percent(scores.landing_recall)}   "
-        f"pixel accuracy {console.percent(scores.pixel_accuracy)}"
-    )
-    if note := background_note(scores.confusion):
-        console.err().print(f"note: {note}")
-    if found.without_prediction:
-        console.err().print(f"note: {len(found.without_prediction)} true masks have no prediction and do not count")
-
-
-def _photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image | None]":
-    """Return what finds the photograph of a stem in a dataset folder; None for each elsewhere."""
+def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:
+    """Return a function that reads the image of a stem from a dataset folder; it returns None if there is none."""
     from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES, read_image
     from droneseg.data.dataset import find_dataset
@@ -302,53 +310,85 @@ def _photograph_finder(truth: Path, max_pixels: int) -> "Callable[[str], Image |
     except DatasetError:
         return lambda _stem: None
 
-    def find(stem: str) -> "Image | None":
+    def find_image(stem: str) -> Image | None:
         for suffix in SUFFIXES:
             if (folder / f"{stem}{suffix}").is_file():
                 return read_image(folder / f"{stem}{suffix}", max_pixels=max_pixels)
         return None
 
-    return find
+    return find_image
 
 
-def _mask_folder(truth: Path) -> Path:
-    """Return the folder of masks: `truth` itself if it holds PNGs, else the masks of the dataset there."""
-    if not truth.is_dir() or any(truth.glob("*.png")):
-        return truth
-    from droneseg.data.dataset import find_dataset
+def _write_scores(evaluation: Evaluation, file: Path) -> None:
+    from json import dumps
 
-    return find_dataset(truth).masks
+    from droneseg.core.files import write_text
+
+    write_text(file, dumps(vars(evaluation.scores), indent=2) + "\n")
+
+
+def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
+    return {
+        "scores": vars(evaluation.scores),
+        "image_miou": {image.stem: image.miou for image in evaluation.images},
+        "without_prediction": evaluation.without_prediction,
+    }
+
+
+def _show_evaluation(evaluation: Evaluation) -> None:
+    from droneseg.evaluation.report import background_note
+
+    scores = evaluation.scores
+    rows = [
+        [name, console.number(scores.per_class_iou[name]), console.number(scores.per_class_dice[name])]
+        for name in scores.per_class_iou
+    ]
+    console.out().print(console.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
+    console.out().print(
+        f"mIoU {console.number(scores.miou)}   image-wise mIoU {console.number(scores.image_wise_miou)}"
+    )
+    console.out().print(
+        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
+        f"landing recall {console.percent(scores.landing_recall)}   "
+        f"pixel accuracy {console.percent(scores.pixel_accuracy)}"
+    )
+    if note := background_note(scores.confusion):
+        console.err().print(f"note: {note}")
+    if missing := len(evaluation.without_prediction):
+        console.err().print(f"note: {missing} ground truth masks have no prediction and are not counted")
 
 
 def drift(
     number: Annotated[
-        int, typer.Option("--n", min=20, max=20_000, help="How many of the last records, at most.")
+        int, typer.Option("--n", min=20, max=20_000, help="Maximum number of recent records to compare.")
     ] = 200,
-    model: Annotated[Path | None, typer.Option(help="Bundle; default: $DRONESEG_MODEL.")] = None,
-    records: Annotated[str | None, typer.Option(help="Folder or URL; default: $DRONESEG_RECORDS_URL.")] = None,
-    reports: Annotated[str | None, typer.Option(help="Folder or URL; default: $DRONESEG_REPORTS_URL.")] = None,
-    metrics: Annotated[
-        Path | None, typer.Option(help="Write the verdict into this file, for Prometheus' textfile collector.")
+    model: Model = None,
+    records: Records = None,
+    reports: Annotated[
+        str | None, typer.Option(help="Folder or URL for the report; default: $DRONESEG_REPORTS_URL.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Also write the result to this file, for Prometheus' textfile collector.")
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Hold the last records of predictions against the photographs the model was validated on.
+    """Compare recent predictions with the validation images.
 
-    The report, a page and its figures, goes to --reports. Exit code 0, whether or not there is drift.
+    Writes an HTML report and a JSON file to --reports. The exit code is 0 with and without drift.
     """
     from droneseg.monitoring.drift_report import make_report
 
     settings = console.settings()
-    with console.working("reading records and writing the report"):
-        found = make_report(
+    with console.spinner("reading records and writing the report"):
+        report = make_report(
             model or settings.model, records or settings.records_url, reports or settings.reports_url, number
         )
     if metrics:
         from droneseg.monitoring.prometheus import write_drift
 
-        write_drift(metrics, drifted=found.drifted, share=found.share)
+        write_drift(metrics, drifted=report.drifted, share=report.share)
     if json:
-        console.show_json(found.model_dump())
+        console.show_json(report.model_dump())
         return
-    console.out().print(found.message, markup=False)
-    console.out().print(f"report: {found.url}", markup=False)
+    console.out().print(report.message, markup=False)
+    console.out().print(f"report: {report.url}", markup=False)

@@ -1,179 +1,74 @@
 """The `droneseg preprocess`, `train`, `sweep` and `demo` commands."""
 
+from __future__ import annotations
+
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from droneseg.cli import console
+from droneseg.cli.console import Json
 
 if TYPE_CHECKING:
+    from droneseg.flows.demo import DemoResult
     from droneseg.training.search_space import SweepConfig
-    from droneseg.training.sweep import SweepResult
-
-
-def sweep(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE", help="What all trials have in common, as for `droneseg train`.", show_default=False
-        ),
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many shall have ended, those of earlier runs included.")] = 20,
-    config: Annotated[Path | None, typer.Option(help="What to try; default: configs/sweep.yaml.")] = None,
-    name: Annotated[str, typer.Option(help="Of the study; the same name goes on with it.")] = "sweep",
-    storage: Annotated[
-        str | None, typer.Option(help="URL of a database that several machines share, such as postgresql://...")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: runs/sweeps/NAME.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
-    wandb_file: Annotated[
-        Path | None, typer.Option(help="Write the same search as a sweep file of W&B, and stop.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
-) -> None:
-    """Search for a better configuration with Optuna; weak trials are ended early.
-
-    The first trial is the preset itself. Ctrl-C and kill -9 lose nothing but the last epoch: the same command goes on.
-    """
-    from droneseg.training.search_space import load_sweep
-
-    search = load_sweep(config, overrides or [])
-    if wandb_file:
-        _write_for_wandb(search, wandb_file)
-        return
-    console.require_nnunet()
-    from droneseg.nnunet.paths import NnunetPaths
-    from droneseg.training.sweep import Trial, run_sweep
-    from droneseg.training.sweep_plot import plot_sweep
-
-    def tell(trial: Trial, done: int) -> None:
-        what = f"Dice {console.figure(trial.dice)}" if trial.error is None else trial.error
-        console.err().print(f"{done}/{trials}  trial {trial.number} {trial.state}: {what}", markup=False)
-
-    out = out or Path("runs/sweeps") / name
-    layout = NnunetPaths.from_settings(console.settings())
-    result = run_sweep(search, layout, out, name=name, trials=trials, storage=storage, seed=seed, on_trial=tell)
-    plot_sweep(result, out / "sweep.png")
-    if json:
-        console.show_json(result)
-        return
-    _show(result, search.space, out)
-
-
-def _write_for_wandb(search: "SweepConfig", file: Path) -> None:
-    import yaml
-
-    from droneseg.core.files import write_text
-    from droneseg.training.search_space import wandb_sweep
-
-    write_text(file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
-    console.out().print(f"{file}: `wandb sweep {file}`, then `wandb agent ID` on each machine")
-
-
-def _show(result: "SweepResult", keys: Iterable[str], out: Path) -> None:
-    rows = [
-        [
-            f"{trial.number}{' (preset)' if trial.preset else ''}",
-            trial.state,
-            console.figure(trial.dice),
-            str(len(trial.dices)),
-            f"{trial.seconds:.0f}",
-            ", ".join(f"{key}={_short(trial.values.get(key))}" for key in keys),
-        ]
-        for trial in result.trials
-    ]
-    shown = console.table(f"{result.name}, the best first", ["trial", "", "Dice", "epochs", "s", "values"], rows)
-    shown.columns[5].justify = "left"
-    console.out().print(shown)
-    console.out().print(f"plots: {out / 'sweep.png'}", markup=False)
-    if result.command:
-        console.out().print(f"best: droneseg train {shlex.join(result.command)}", markup=False)
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    from droneseg.training.sweep import SweepResult, Trial
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for all output of the demo.")] = Path("demo"),
     json: Annotated[bool, typer.Option("--json", help="Write report.json to stdout at the end.")] = False,
 ) -> None:
-    """Run the whole flow on generated scenes.
+    """Run the whole workflow on generated scenes.
 
-    Generates scenes, trains a small nnU-Net on them, predicts held-out ones and says how good it is.
+    Generates scenes, trains a small nnU-Net on them, predicts held-out scenes and evaluates the masks. Needs no data.
     """
     from droneseg.flows.demo import STAGES, run_demo
 
-    with _stages(STAGES) as report:
-        result = run_demo(out, report, max_pixels=console.settings().max_pixels)
-    if json:
-        console.out().file.write(result.report.read_text(encoding="utf-8"))
-        return
-    scores = result.scores
-    rows = [[name, console.figure(value)] for name, value in scores.per_class_iou.items()]
-    rows += [["mIoU", console.figure(scores.miou)]]
-    rows += [["  of the best constant answer", console.figure(result.baseline_miou)]]
-    rows += [["  of colour alone", console.figure(result.colour_classifier_miou)]]
-    rows += [["unsafe landing rate", console.percent(scores.unsafe_landing_rate)]]
-    rows += [["landing recall", console.percent(scores.landing_recall)]]
-    console.out().print(console.table(f"{scores.images} held-out scenes", ["IoU", ""], rows))
-    console.out().print(f"{sum(result.seconds.values()):.0f} s; report {result.report}; picture {result.overlay}")
-
-
-@contextmanager
-def _stages(stages: tuple[str, ...]) -> Iterator[Callable[[str, float], None]]:
-    """Show one line per stage: bars on a terminal, plain lines elsewhere."""
-    # the display stands for the log here; warnings still come through
+    # the progress bars replace the log; warnings are still shown
     for handler in logging.getLogger("droneseg").handlers:
         handler.setLevel(logging.WARNING)
-    if not console.err().is_terminal:
-        yield _plain_stages()
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console.err()) as bars:
-        tasks = {stage: bars.add_task(stage, total=1.0, start=False) for stage in stages}
-
-        def update(stage: str, share: float) -> None:
-            if share == 0.0:
-                bars.start_task(tasks[stage])
-            bars.update(tasks[stage], completed=share)
-            if share >= 1.0:
-                bars.stop_task(tasks[stage])
-
-        yield update
+    with console.progress_bars(*STAGES) as progress:
+        result = run_demo(out, progress, max_pixels=console.settings().max_pixels)
+    if json:
+        console.out().file.write(result.report.read_text(encoding="utf-8"))
+    else:
+        _show_demo(result)
 
 
-def _plain_stages() -> Callable[[str, float], None]:
-    shown: dict[str, int] = {}
-
-    def update(stage: str, share: float) -> None:
-        quarter = int(4 * share)
-        if quarter > shown.get(stage, -1):
-            shown[stage] = quarter
-            console.err().print(f"{stage}: {25 * quarter} %")
-
-    return update
+def _show_demo(result: DemoResult) -> None:
+    scores = result.scores
+    rows = [[f"IoU {name}", console.number(value)] for name, value in scores.per_class_iou.items()]
+    rows += [
+        ["mIoU", console.number(scores.miou)],
+        ["mIoU of the best constant mask", console.number(result.baseline_miou)],
+        ["mIoU of a colour classifier", console.number(result.colour_classifier_miou)],
+        ["unsafe landing rate", console.percent(scores.unsafe_landing_rate)],
+        ["landing recall", console.percent(scores.landing_recall)],
+    ]
+    console.out().print(console.table(f"{scores.images} held-out scenes", ["metric", "value"], rows))
+    seconds = sum(result.seconds.values())
+    console.out().print(f"{seconds:.0f} s; report: {result.report}; overlay: {result.overlay}", markup=False)
 
 
 def preprocess(
     processes: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core, at most 8.")] = None,
 ) -> None:
-    """Let nnU-Net plan and preprocess the converted dataset."""
+    """Plan and preprocess the converted dataset with nnU-Net."""
     console.require_nnunet()
     from droneseg.nnunet.paths import NnunetPaths
-    from droneseg.nnunet.preprocess import preprocess as run
+    from droneseg.nnunet.preprocess import preprocess
 
-    layout = NnunetPaths.from_settings(console.settings())
-    done = run(layout, processes=processes, show_progress=console.err().is_terminal)
-    height, width = done.patch_size
-    console.out().print(f"{done.folder}: nnU-Net plans patches of {width}x{height}, batches of {done.batch_size}")
+    paths = NnunetPaths.from_settings(console.settings())
+    result = preprocess(paths, processes=processes, show_progress=console.err().is_terminal)
+    height, width = result.patch_size
+    console.out().print(
+        f"{result.folder}: planned patch size {width}x{height}, batch size {result.batch_size}", markup=False
+    )
 
 
 def train(
@@ -181,15 +76,15 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ... See --show for all keys.",
+            help="preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ...; --show lists all keys.",
             show_default=False,
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Show the resolved configuration and stop.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show the resolved configuration and exit.")] = False,
 ) -> None:
-    """Train one fold with nnU-Net's own loop.
+    """Train a model with nnU-Net.
 
-    Ctrl-C and a crash cost the last epoch at most: the same command with resume=true goes on.
+    If training is interrupted, run the same command with resume=true; at most one epoch is lost.
     """
     from droneseg.training.config import load_config
 
@@ -200,11 +95,101 @@ def train(
         return
     console.require_nnunet()
     from droneseg.nnunet.paths import NnunetPaths
-    from droneseg.training.run import train as run
+    from droneseg.training.run import train
 
     settings = console.settings()
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
-    done = run(config, NnunetPaths.from_settings(settings), wandb_key=key)
-    dice = f", mean validation Dice {done.mean_validation_dice:.3f}" if done.mean_validation_dice is not None else ""
-    console.out().print(f"trained: {done.model_folder}{dice}")
-    console.out().print(f"next: droneseg export --from {done.model_folder}")
+    result = train(config, NnunetPaths.from_settings(settings), wandb_key=key)
+    mean_dice = result.mean_validation_dice
+    dice = f", mean validation Dice {mean_dice:.3f}" if mean_dice is not None else ""
+    console.out().print(f"trained: {result.model_folder}{dice}", markup=False)
+    console.out().print(f"next: droneseg export --from {result.model_folder}", markup=False)
+
+
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Configuration of all trials, as for `droneseg train`.",
+            show_default=False,
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials to finish, including earlier runs.")] = 20,
+    config: Annotated[Path | None, typer.Option(help="Search space; default: configs/sweep.yaml.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the study; the name of an earlier study resumes it.")] = "sweep",
+    storage: Annotated[
+        str | None,
+        typer.Option(help="URL of a database shared by several machines, such as postgresql://..."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: runs/sweeps/NAME.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the search.")] = 0,
+    wandb_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the search space as a W&B sweep file and exit."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Search for better training settings with Optuna.
+
+    The first trial uses the preset unchanged. Unpromising trials are stopped early. If the sweep is interrupted, run
+    the same command again; at most one epoch is lost.
+    """
+    from droneseg.training.search_space import load_sweep
+
+    search = load_sweep(config, overrides or [])
+    if wandb_file:
+        _write_wandb_sweep(search, wandb_file)
+        return
+    console.require_nnunet()
+    from droneseg.nnunet.paths import NnunetPaths
+    from droneseg.training.sweep import run_sweep
+    from droneseg.training.sweep_plot import plot_sweep
+
+    def show_trial(trial: Trial, finished: int) -> None:
+        outcome = f"Dice {console.number(trial.dice)}" if trial.error is None else trial.error
+        console.err().print(f"{finished}/{trials}  trial {trial.number} {trial.state}: {outcome}", markup=False)
+
+    out = out or Path("runs/sweeps") / name
+    paths = NnunetPaths.from_settings(console.settings())
+    result = run_sweep(search, paths, out, name=name, trials=trials, storage=storage, seed=seed, on_trial=show_trial)
+    plot_sweep(result, out / "sweep.png")
+    if json:
+        console.show_json(result)
+    else:
+        _show_sweep(result, search.space, out)
+
+
+def _write_wandb_sweep(search: SweepConfig, file: Path) -> None:
+    import yaml
+
+    from droneseg.core.files import write_text
+    from droneseg.training.search_space import wandb_sweep
+
+    write_text(file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
+    console.out().print(f"{file}: run `wandb sweep {file}`, then `wandb agent ID` on each machine", markup=False)
+
+
+def _show_sweep(result: SweepResult, keys: Iterable[str], out: Path) -> None:
+    rows = [
+        [
+            f"{trial.number}{' (preset)' if trial.preset else ''}",
+            trial.state,
+            console.number(trial.dice),
+            str(len(trial.dices)),
+            f"{trial.seconds:.0f}",
+            ", ".join(f"{key}={_format_value(trial.values.get(key))}" for key in keys),
+        ]
+        for trial in result.trials
+    ]
+    columns = ["trial", "state", "Dice", "epochs", "seconds", "values"]
+    table = console.table(f"{result.name}, best trial first", columns, rows)
+    table.columns[-1].justify = "left"
+    console.out().print(table)
+    console.out().print(f"plot: {out / 'sweep.png'}", markup=False)
+    if result.command:
+        console.out().print(f"best: droneseg train {shlex.join(result.command)}", markup=False)
+
+
+def _format_value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

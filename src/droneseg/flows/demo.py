@@ -24,39 +24,54 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.paths import NnunetPaths
 
-StageReport = Callable[[str, float], None]
-"""Called with a stage and the share of it that is done, 0 to 1."""
+StageProgress = Callable[[str, int, int], None]
+"""Called with the name of a stage, the steps done and the total number of steps."""
 
 
 @dataclass
 class StageClock:
-    """Tells a stage's progress and keeps its time."""
+    """Report the progress of stages and measure their time.
 
-    report: StageReport
+    Attributes:
+        report: Called as the stages progress.
+        seconds: Time of each finished stage.
+    """
+
+    report: StageProgress
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Time a stage; yields a function that takes (done, total)."""
+        """Measure the time of a stage; yields a function of (done, total)."""
+        last_total = 1
+
+        def update(done: int, total: int) -> None:
+            nonlocal last_total
+            last_total = total
+            self.report(name, done, total)
+
         begin = time.perf_counter()
-        self.report(name, 0.0)
-        yield lambda done, total: self.report(name, done / total)
+        self.report(name, 0, last_total)
+        yield update
         self.seconds[name] = round(time.perf_counter() - begin, 2)
-        self.report(name, 1.0)
+        self.report(name, last_total, last_total)
 
 
 class TrainingProgress(logging.Handler):
-    """Passes on the share of the training that its log records carry."""
+    """Log handler that reports training progress in percent.
+
+    The trainer's log records carry it as a fraction in the attribute `share_done`.
+    """
 
     def __init__(self, update: Callable[[int, int], None]) -> None:
         super().__init__(logging.INFO)
         self._update = update
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Read the share, if the record has one."""
-        share = getattr(record, "share_done", None)
-        if share is not None:
-            self._update(round(1000 * share), 1000)
+        """Report the progress of a record that has one."""
+        fraction = getattr(record, "share_done", None)
+        if fraction is not None:
+            self._update(round(100 * fraction), 100)
 
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
@@ -68,13 +83,13 @@ _OVERLAY_SCENES = 4
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """Result of the demo.
 
     Attributes:
-        scores: On the held-out scenes.
-        baseline_miou: mIoU of the best constant class on the same scenes.
-        colour_classifier_miou: mIoU of a classifier that sees colour only, on the same scenes.
-        seconds: By stage.
+        scores: Metrics on the held-out scenes.
+        baseline_miou: mIoU of the best constant mask on the same scenes.
+        colour_classifier_miou: mIoU of a classifier that uses only the colour of each pixel, on the same scenes.
+        seconds: Time by stage.
         report: Path of report.json.
         overlay: Path of overlay.png.
     """
@@ -89,7 +104,7 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _Folders:
-    """Where the demo keeps what: everything below one folder."""
+    """Paths of the demo, all below one folder."""
 
     out: Path
 
@@ -118,24 +133,24 @@ class _Folders:
         return NnunetPaths(self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results")
 
     def pairs(self, stems: Sequence[str]) -> list[tuple[Image, Mask]]:
-        """Read photographs and their true masks."""
+        """Read images and their ground truth masks."""
         return [
             (read_image(self.images / f"{stem}.png"), read_mask(self.truth / f"{stem}.png", "colours"))
             for stem in stems
         ]
 
 
-def run_demo(out: Path, report: StageReport, *, max_pixels: int, overrides: tuple[str, ...] = ()) -> DemoResult:
-    """Run the whole flow on generated scenes; everything is written below `out`.
+def run_demo(out: Path, report: StageProgress, *, max_pixels: int, overrides: tuple[str, ...] = ()) -> DemoResult:
+    """Run the whole workflow on generated scenes; all output is written below `out`.
 
     Args:
         out: Folder for data, model, predictions, report.json and overlay.png; an earlier demo in it is replaced.
-        report: Told about progress.
-        max_pixels: Largest photograph accepted.
-        overrides: Of the training configuration, after `preset=smoke`.
+        report: Called as the stages progress.
+        max_pixels: Maximum number of pixels of an image.
+        overrides: Overrides of the training configuration `preset=smoke`.
 
     Raises:
-        DronesegError: If `out` holds something that is not a demo, or a step fails.
+        DronesegError: If `out` contains something other than a demo, or a stage fails.
     """
     folders = _Folders(out.resolve())
     _require_demo_folder(folders.out)
@@ -148,21 +163,18 @@ def run_demo(out: Path, report: StageReport, *, max_pixels: int, overrides: tupl
     with clock.stage("evaluate"):
         scores = evaluate_folder(folders.predictions, folders.truth, max_pixels=max_pixels).scores
         held_out = folders.pairs(split.test)
-        baseline = constant_miou([mask for _, mask in held_out])
-        colour = colour_classifier_miou(folders.pairs(split.train), held_out)
+        baseline_miou = constant_miou([mask for _, mask in held_out])
+        colour_miou = colour_classifier_miou(folders.pairs(split.train), held_out)
     result = DemoResult(
-        scores, baseline, colour, clock.seconds, folders.out / "report.json", folders.out / "overlay.png"
+        scores, baseline_miou, colour_miou, clock.seconds, folders.out / "report.json", folders.out / "overlay.png"
     )
-    shown = [read_mask(folders.predictions / f"{stem}.png", "ids") for stem in split.test[:_OVERLAY_SCENES]]
-    caption = f"mIoU {scores.miou or 0:.3f} on {scores.images} held-out scenes"
-    triples = [(image, truth, mask) for (image, truth), mask in zip(held_out, shown, strict=False)]
-    write_bytes(result.overlay, encode_png(contact_sheet(triples, caption=caption)))
+    _write_overlay(result, folders, split.test[:_OVERLAY_SCENES])
     write_text(result.report, json.dumps(_summary(result, folders), indent=2) + "\n")
     return result
 
 
 def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
-    """Generate, check and convert the scenes; the last ones are held out."""
+    """Generate, check and convert the scenes; the last ones are the test part."""
     stems = [f"{index:03d}" for index in range(TRAIN_SCENES + VAL_SCENES + TEST_SCENES)]
     split = Split(tuple(stems[:TRAIN_SCENES]), tuple(stems[TRAIN_SCENES:-TEST_SCENES]), tuple(stems[-TEST_SCENES:]))
     with clock.stage("sample") as progress:
@@ -185,7 +197,7 @@ def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
 
 
 def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]) -> Bundle:
-    """Preprocess, train and export."""
+    """Preprocess the data, train a model and export it."""
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
 
@@ -209,9 +221,9 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
 
 
 def _require_demo_folder(out: Path) -> None:
-    """Refuse to mix a demo into something else: a demo replaces what it finds."""
+    """Raise `DronesegError` unless the folder is empty, missing or an earlier demo, which is replaced."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
-        raise DronesegError(f"{out} holds something that is not a demo. Choose another folder with --out.")
+        raise DronesegError(f"{out} contains something other than a demo. Choose another folder with --out.")
 
 
 def _train(layout: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
@@ -238,6 +250,15 @@ def _predict(
         if result.error:
             raise DronesegError(f"{result.source}: {result.error}")
         progress(done, len(images))
+
+
+def _write_overlay(result: DemoResult, folders: _Folders, stems: Sequence[str]) -> None:
+    """Draw image, ground truth and prediction of some scenes side by side."""
+    predictions = [read_mask(folders.predictions / f"{stem}.png", "ids") for stem in stems]
+    triples = [(image, truth, mask) for (image, truth), mask in zip(folders.pairs(stems), predictions, strict=True)]
+    scores = result.scores
+    caption = f"mIoU {scores.miou or 0:.3f} on {scores.images} held-out scenes"
+    write_bytes(result.overlay, encode_png(contact_sheet(triples, caption=caption)))
 
 
 def _summary(result: DemoResult, folders: _Folders) -> dict[str, object]:
