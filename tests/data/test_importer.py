@@ -33,7 +33,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def import_dataset(folder: Path, *options: str, masks: str = "drawn") -> "subprocess.CompletedProcess[str]":
-    command = [*COMMAND, "data", "adopt", "photos", masks, "--mask-suffix", "_mask", "--out", "mine", *options]
+    command = [*COMMAND, "data", "import", "photos", masks, "--mask-suffix", "_mask", "--out", "mine", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 

@@ -184,7 +184,7 @@ def test_away_is_told(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_convert_takes_what_the_command_downloaded(kaggle: Kaggle, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     done = workspace.run("data", "download", KAGGLE_API_TOKEN=TOKEN)
-    assert "data/drone: 4 pairs (3 files nobody needs here were left out)" in done.stdout
+    assert "data/drone: 4 pairs (3 other files were not unpacked)" in done.stdout
     assert "MB: 8 of 8" in done.stderr
     converted = workspace.run("data", "convert", "data/drone", "--test-share", "0.25")
     assert "3 training cases, 1 test cases" in converted.stdout

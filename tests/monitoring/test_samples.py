@@ -158,7 +158,7 @@ def test_the_command_lists_and_copies(tmp_path: Path) -> None:
     (first, second) = json.loads(workspace.run("data", "hard-cases", "--json").stdout)
     assert (first["source"], second["source"]) == ("b.jpg", "a.jpg")
     done = workspace.run("data", "hard-cases", "--n", "1", "--out", "hard")
-    assert "hard: 1 photographs and their masks" in done.stderr
+    assert "hard: 1 images and their masks" in done.stderr
     assert "b.jpg" in done.stdout
     assert (tmp_path / "hard/001.jpg").is_file()
 

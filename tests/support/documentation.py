@@ -68,7 +68,7 @@ class Command:
 
 
 def droneseg_commands() -> dict[tuple[str, ...], Command]:
-    """Return all commands of `droneseg`, groups included."""
+    """Return all commands and groups of `droneseg` that are not hidden."""
     found = {}
 
     def visit(command: object, path: tuple[str, ...]) -> None:
@@ -77,7 +77,8 @@ def droneseg_commands() -> dict[tuple[str, ...], Command]:
         }  # type: ignore[attr-defined]  # Typer's own copy of click
         found[path] = Command(path, options | {"--help", "-h"})
         for name, inner in getattr(command, "commands", {}).items():
-            visit(inner, (*path, name))
+            if not inner.hidden:
+                visit(inner, (*path, name))
 
     visit(typer.main.get_command(app), ())
     return found
