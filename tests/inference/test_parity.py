@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image
-from droneseg.core.settings import RUNTIMES, RuntimeName
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import generate_scene, write_samples

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
-from droneseg.core.settings import RUNTIMES, RuntimeName
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter

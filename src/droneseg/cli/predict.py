@@ -12,7 +12,7 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Model, Part, Records, SplitFile
-from droneseg.core.settings import RuntimeName
+from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
     from droneseg.core.images import Image

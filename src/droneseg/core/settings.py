@@ -1,4 +1,4 @@
-"""Settings from the environment and .env; RuntimeName, LogFormat, LogLevel."""
+"""Settings from the environment and .env; LogFormat, LogLevel."""
 
 import logging
 import os
@@ -13,18 +13,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from droneseg.core.errors import ConfigurationError
-
-
-class RuntimeName(StrEnum):
-    """What runs the network; auto is ONNX Runtime with a GPU and OpenVINO without."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
-
-
-RUNTIMES: tuple[RuntimeName, ...] = tuple(name for name in RuntimeName if name is not RuntimeName.AUTO)
-
+from droneseg.core.runtimes import RuntimeName
 
 logger = logging.getLogger(__name__)
 

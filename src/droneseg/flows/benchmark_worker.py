@@ -36,7 +36,7 @@ class BundleRow:
     """A bundle with one profile and runtime."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        from droneseg.core.settings import RuntimeName
+        from droneseg.core.runtimes import RuntimeName
         from droneseg.inference.segmenter import BundleSegmenter
         from droneseg.model.bundle import read_bundle
 

@@ -19,7 +19,7 @@ from droneseg.core.errors import DronesegError
 from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, read_image
 from droneseg.core.masks import Mask
-from droneseg.core.settings import RUNTIMES, RuntimeName
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.core.system import describe_machine, usable_cores
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split

@@ -9,7 +9,8 @@ from droneseg.core.classes import BACKGROUND_ID
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
-from droneseg.core.settings import RuntimeName, Settings
+from droneseg.core.runtimes import RuntimeName
+from droneseg.core.settings import Settings
 from droneseg.inference.runtimes import Network, start_runtime
 from droneseg.inference.runtimes.base import Runtime
 from droneseg.inference.sliding_window import (

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from droneseg.core.settings import RuntimeName
+from droneseg.core.runtimes import RuntimeName
 from droneseg.inference.runtimes.base import Runtime
 
 
