@@ -25,7 +25,7 @@ def benchmark(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Bundle to measure as well, such as your own model.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image to predict; default: a generated one, 960x736.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of predictions per row.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of predictions per configuration.")] = 5,
     training: Annotated[bool, typer.Option("--training", help="Compare the trainers instead.")] = False,
     iterations: Annotated[int, typer.Option(min=1, help="With --training: number of iterations to time.")] = 20,
     minutes: Annotated[float, typer.Option(min=0, help="With --training: minutes of training; 0 to skip.")] = 3,
@@ -43,7 +43,7 @@ def benchmark(
     """Measure speed and memory of prediction or training.
 
     Without --training: every runtime and profile is compared with nnU-Net's own predictor, on the same image and the
-    same untrained weights. Each row runs in its own process, and the rows take turns. The first run exports the
+    same untrained weights. Each configuration runs in its own process, and they take turns. The first run exports the
     network, which takes some minutes.
 
     With --training: droneseg's trainer is compared with nnU-Net's own trainer, with the same plan, data and seed, on
@@ -81,9 +81,19 @@ def _benchmark_prediction(
 
 
 def _show_prediction(result: dict[str, Any]) -> None:
-    columns = ["row", "seconds", "x stock-tta", "x stock", "agreement", "network", "peak MB", "start s"]
+    columns = [
+        "configuration",
+        "seconds",
+        "speedup over stock-tta",
+        "speedup over stock",
+        "agreement",
+        "network share",
+        "peak MB",
+        "start (s)",
+    ]
     title = f"{result['image']}, {result['machine']['cores']} cores"
     console.out().print(console.table(title, columns, [_prediction_cells(row) for row in result["rows"]]))
+    console.out().print("stock: nnU-Net's own predictor without mirroring; stock-tta: with mirroring")
     console.out().print(_stage_table(result["rows"]))
     network = result["network"]
     matmul = network["bf16_matmul_gflops"]
@@ -112,7 +122,7 @@ def _stage_table(rows: list[dict[str, Any]]) -> Table:
     timed = [row for row in rows if row["parts_s_median"]]
     stages = list(timed[0]["parts_s_median"])
     cells = [[row["name"], *(f"{1000 * row['parts_s_median'][stage]:.1f}" for stage in stages)] for row in timed]
-    return console.table("milliseconds per stage", ["row", *stages], cells)
+    return console.table("milliseconds per stage", ["configuration", *stages], cells)
 
 
 def _benchmark_training(

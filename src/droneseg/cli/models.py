@@ -195,7 +195,7 @@ def promote(
     report: ReportFolder = Path("comparison"),
     json: Json = False,
 ) -> None:
-    """Make a model the champion if it is better and as safe.
+    """Make a model the champion if it is better and not less safe.
 
     The candidate and the champion are compared on the same images. The candidate must be better with 95 % confidence
     and not less safe. The registry, model-registry.jsonl, and the .dvc file are committed to git.

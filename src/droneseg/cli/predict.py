@@ -244,7 +244,7 @@ def evaluate(
         Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
     ],
     truth_kind: Annotated[
-        TruthKind, typer.Option("--truth", help="Encoding of the ground truth masks.")
+        TruthKind, typer.Option("--truth", help="Encoding of the ground truth masks: class colours or class ids.")
     ] = TruthKind.COLOURS,
     report: Annotated[
         Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
