@@ -81,7 +81,7 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
     with (
-        pytest.raises(OutputExistsError, match=r"holds something else \(no kind\.txt\)"),
+        pytest.raises(OutputExistsError, match=r"is a folder of another kind \(no kind\.txt\)"),
         atomic_directory(tmp_path / "out", marker="kind.txt", replace=True),
     ):
         pytest.fail("must not get here")

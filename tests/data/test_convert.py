@@ -253,7 +253,7 @@ def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp
 def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / DATASET).mkdir()
     (tmp_path / DATASET / "thesis.txt").write_text("precious")
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
         convert(dataset, tmp_path, force=True)
     assert (tmp_path / DATASET / "thesis.txt").read_text() == "precious"
 

@@ -171,7 +171,7 @@ def test_what_is_there_is_not_replaced_unasked(kaggle: Kaggle, tmp_path: Path) -
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
         download(mine, replace=True)
 
 

@@ -147,7 +147,7 @@ def test_a_folder_with_a_report_json_of_somebody_else_is_not_replaced(evaluation
     for name in ("report.json", "thesis.txt"):
         (theirs / name).write_text("mine")
     options = {"title": "Test", "truth_kind": "colours", "max_pixels": LIMIT, "find_image": lambda _: None}
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
         write_report(evaluation, theirs, **options, replace=True)
     assert (theirs / "thesis.txt").read_text() == "mine"
     write_report(evaluation, tmp_path / "ours", **options)

@@ -38,7 +38,7 @@ def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Worksp
 def test_an_existing_bundle_is_not_replaced_unasked(exported: Workspace) -> None:
     refused = exported.run("export", "--from", str(exported.fold().parent), check=False)
     assert refused.returncode == 1
-    assert "already there and was left untouched. Use --force" in refused.stderr
+    assert "already exists and was not changed. Use --force" in refused.stderr
 
 
 def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:

@@ -348,7 +348,7 @@ def test_a_report_that_would_overwrite_something_else_is_refused_before_anything
     spec.report.mkdir()
     (spec.report / "mine.txt").touch()
     asked: list[str] = []
-    with pytest.raises(OutputExistsError, match="holds something else"):
+    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
         promote_model(
             make_model(tmp_path / "better", GOOD).folder, spec, settings=settings, progress=lambda *_: asked.append("")
         )

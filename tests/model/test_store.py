@@ -67,7 +67,7 @@ def test_always_does_not_replace_a_model_that_nobody_ever_promoted(
     mine = (champion / "manifest.json").read_bytes()
     with pytest.raises(StoreError, match="DVC could not fetch"):
         fetch_model(champion, "always")
-    assert "is already there and was left untouched" in caplog.text
+    assert "already exists and was not changed" in caplog.text
     assert (champion / "manifest.json").read_bytes() == mine
 
 

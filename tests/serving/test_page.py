@@ -118,7 +118,7 @@ def test_mask_and_overlay_are_saved(page: Page, tmp_path: Path) -> None:
 
 def test_errors_are_said_in_words(page: Page) -> None:
     choose(page, b"not a photograph", "notes.txt")
-    expect(page.get_by_role("alert")).to_contain_text("Not an image of a known format")
+    expect(page.get_by_role("alert")).to_contain_text("Unknown image format")
     expect(page.locator("#result")).to_be_hidden()
     choose(page)
     expect(page.locator("#status")).to_have_text("Done: field.png")

@@ -17,7 +17,7 @@ class BrightIsLanding:
         self.calls = 0
         self.gate = threading.Event()
         self.gate.set()
-        self.about = ModelInfo(
+        self.info = ModelInfo(
             name="fake",
             version="0",
             description="bright is landing",

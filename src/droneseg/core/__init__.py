@@ -1,1 +1,1 @@
-"""The vocabulary every other package shares; depends on numpy, Pillow and pydantic only."""
+"""Types and functions shared by all packages; depends on NumPy, Pillow and pydantic only."""

@@ -1,4 +1,4 @@
-"""Class table: ids, names, colours (the only statement of them)."""
+"""Class table: ids, names and colours of the segmentation classes, defined here only."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class SegmentationClass:
-    """One class of the five-class drone set.
+    """A segmentation class of the five-class drone dataset.
 
     Attributes:
-        id: Value of the class in a mask.
-        name: Name in reports and JSON.
-        colour: RGB colour in colour-coded masks, each 0-255.
+        id: Pixel value of the class in a mask.
+        name: Class name in reports and JSON.
+        colour: RGB colour of the class in colour-coded masks, each 0-255.
     """
 
     id: int
@@ -35,12 +35,16 @@ FOREGROUND: tuple[SegmentationClass, ...] = CLASSES[1:]
 _BY_NAME = {c.name: c.id for c in CLASSES}
 BACKGROUND_ID = _BY_NAME["background"]
 LANDING_ID = _BY_NAME["landing-zones"]
-# Landing on one of these can end a flight; soft ground is unwanted, not dangerous.
+# Landing on one of these classes can destroy the drone; soft ground is undesirable, but not dangerous.
 UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAME["moving-objects"])
 
 
 def class_id(name: str) -> int:
-    """Return the id of the class called `name`; `KeyError` if there is none."""
+    """Return the id of the class called `name`.
+
+    Raises:
+        KeyError: If no class has that name.
+    """
     return _BY_NAME[name]
 
 

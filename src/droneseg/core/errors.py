@@ -1,64 +1,63 @@
-"""Exception hierarchy.
-
-The tree:
+"""Exception hierarchy of the package.
 
 DronesegError
-├── ImageError               a photograph cannot be used
-│   ├── UnsupportedImageError    not one of the accepted formats or pixel types
-│   ├── ImageTooLargeError       more pixels or bytes than the limit
-│   └── BrokenImageError         truncated or corrupt data
+├── ImageError               an image cannot be used
+│   ├── UnsupportedImageError    unsupported format or pixel type
+│   ├── ImageTooLargeError       image exceeds a size limit
+│   └── BrokenImageError         truncated or corrupt image data
 ├── MaskError                a mask cannot be used
-│   ├── UnknownColoursError      colours that are in no class
-│   └── InvalidIdsError          ids that are in no class
-├── ShapeMismatchError       two arrays that belong together differ in shape
-├── DatasetError             a dataset folder has problems; carries all of them
+│   ├── UnknownColoursError      mask contains colours of no class
+│   └── InvalidIdsError          mask contains ids of no class
+├── ShapeMismatchError       image and mask, or two masks, differ in shape
+├── DatasetError             a dataset folder has problems; lists all of them
 ├── DownloadError            a dataset cannot be downloaded
-├── SplitError               a split file is wrong or does not fit the data
-├── OutputExistsError        something is in the way and was not touched
-├── ConfigurationError       a setting, preset or override is wrong
+├── SplitError               a split file is invalid or does not match the dataset
+├── OutputExistsError        the output path is already in use
+├── ConfigurationError       invalid setting, preset or override
 ├── MissingDependencyError   an optional package is not installed
-├── TrainingError            a training cannot start, go on or finish
+├── TrainingError            training cannot start, resume or finish
 ├── ModelError               a model cannot be found, loaded or run
-│   ├── BundleError              a bundle does not verify
-│   ├── StoreError               the place where models are kept does not give it
-│   ├── PromotionRefusedError    a candidate may not become the champion
-│   └── UntrustedCheckpointError a checkpoint would run code when loaded
-├── DriftError               there is nothing to tell drift by
-├── RecordsError             the records of a service cannot be read, or its reports written
-├── RequestError             what a service was sent cannot be used
-│   ├── UnauthorizedError        no API key, or a wrong one
-│   ├── MalformedRequestError    not what its headers say, or cut off
-│   ├── WrongContentTypeError    another kind of body than the endpoint takes
-│   ├── MissingInputError        the body lacks what is needed, or has too much of it
-│   ├── RequestTooLargeError     more bytes than the limit
-│   ├── TooManyFilesError        more files than the limit
-│   └── SlowRequestError         it was not sent in time
-└── ServiceError             a service cannot answer now
-    ├── NotReadyError            there is no verified model
-    ├── ModelRefusedError        a new model does not verify, so the old one goes on
-    ├── QueueFullError           there is more work than can be done in time
-    └── TooLateError             it would not be done in time
+│   ├── BundleError              a bundle is incomplete, corrupt or incompatible
+│   │   └── OtherClassesError        a bundle was exported for another class table
+│   ├── StoreError               the model store is unreachable or lacks the model
+│   ├── PromotionRefusedError    a candidate does not meet the promotion rule
+│   └── UntrustedCheckpointError loading a checkpoint could execute code
+├── DriftError               too few records, or no reference, for the drift test
+├── RecordsError             prediction records or drift reports cannot be read or written
+├── RequestError             invalid request to a service
+│   ├── UnauthorizedError        API key missing or wrong
+│   ├── MalformedRequestError    body truncated or inconsistent with its headers
+│   ├── WrongContentTypeError    unsupported content type
+│   ├── MissingInputError        required input missing, or unexpected input present
+│   ├── RequestTooLargeError     body exceeds the size limit
+│   ├── TooManyFilesError        body exceeds the limit on files
+│   └── SlowRequestError         body did not arrive in time
+└── ServiceError             the service cannot process the request now
+    ├── NotReadyError            no verified model is loaded
+    ├── ModelRefusedError        a new model failed verification; the current one stays active
+    ├── QueueFullError           more work is queued than can be done in time
+    └── TooLateError             the request timed out in the queue
 
-A message says what is wrong, with the value, and what to do about it.
+Each message states the problem, the offending value and a remedy.
 """
 
 from collections.abc import Sequence
 
 
 class DronesegError(Exception):
-    """Base of every failure this package expects and explains."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ImageError(DronesegError):
-    """A photograph cannot be used."""
+    """An image cannot be used."""
 
 
 class UnsupportedImageError(ImageError):
-    """The data is not an image of an accepted format or pixel type."""
+    """The data is not an image of a supported format or pixel type."""
 
 
 class ImageTooLargeError(ImageError):
-    """The image exceeds a size limit; found out before it is decoded."""
+    """The image exceeds a size limit; raised before it is decoded."""
 
 
 class BrokenImageError(ImageError):
@@ -70,22 +69,22 @@ class MaskError(DronesegError):
 
 
 class UnknownColoursError(MaskError):
-    """A colour mask holds colours that belong to no class."""
+    """A colour mask contains colours that belong to no class."""
 
 
 class InvalidIdsError(MaskError):
-    """A mask of class ids holds values that belong to no class."""
+    """An id mask contains values that are not class ids."""
 
 
 class ShapeMismatchError(DronesegError):
-    """Two arrays that belong together differ in shape."""
+    """An image and its mask, or two masks of one image, differ in shape."""
 
 
 class DatasetError(DronesegError):
     """A dataset folder has problems; the message lists all of them.
 
     Attributes:
-        problems: One line per problem.
+        problems: The problems, one line each.
     """
 
     def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
@@ -98,19 +97,19 @@ class DownloadError(DronesegError):
 
 
 class SplitError(DronesegError):
-    """A split file is malformed or names images that are not there."""
+    """A split file is malformed or names images that do not exist."""
 
 
 class OutputExistsError(DronesegError):
-    """The output is already there and was left untouched."""
+    """The output path is already in use; nothing was changed."""
 
 
 class ConfigurationError(DronesegError):
-    """A setting, preset or override is wrong."""
+    """A setting, preset or override is invalid."""
 
 
 class TrainingError(DronesegError):
-    """A training cannot start, go on or finish."""
+    """Training cannot start, resume or finish."""
 
 
 class ModelError(DronesegError):
@@ -118,15 +117,15 @@ class ModelError(DronesegError):
 
 
 class BundleError(ModelError):
-    """A model bundle is incomplete, damaged, too new or made for other classes."""
+    """A model bundle is incomplete, corrupt, too new or exported for other classes."""
 
 
 class OtherClassesError(BundleError):
-    """A model bundle was made for another class table.
+    """A model bundle was exported for another class table.
 
     Args:
-        message: Both tables.
-        model_id: Of the bundle.
+        message: Error message; shows both class tables.
+        model_id: Id of the bundle's model.
     """
 
     def __init__(self, message: str, model_id: str) -> None:
@@ -135,23 +134,23 @@ class OtherClassesError(BundleError):
 
 
 class StoreError(ModelError):
-    """The place where models are kept cannot be reached, or does not have the model."""
+    """The model store cannot be reached, or does not contain the model."""
 
 
 class PromotionRefusedError(ModelError):
-    """A candidate may not become the champion; the message lists all reasons."""
+    """A candidate does not meet the promotion rule; the message lists all reasons."""
 
 
 class UntrustedCheckpointError(ModelError):
-    """A checkpoint holds pickled objects beyond numbers and text, which could run code when loaded."""
+    """A checkpoint contains pickled objects other than numbers and text; loading them could execute code."""
 
 
 class MissingDependencyError(DronesegError):
     """An optional package is not installed.
 
     Args:
-        package: The package that could not be imported.
-        extra: The extra of droneseg that brings it.
+        package: Name of the package that could not be imported.
+        extra: Extra of droneseg that installs the package.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -161,39 +160,39 @@ class MissingDependencyError(DronesegError):
 
 
 class DriftError(DronesegError):
-    """There is too little to tell drift by: records, or what to hold them against."""
+    """There are too few prediction records for the drift test, or the model has no reference."""
 
 
 class RecordsError(DronesegError):
-    """The place where a service keeps its records cannot be read, or that of its reports not written."""
+    """Prediction records cannot be read, or a drift report cannot be written."""
 
 
 class RequestError(DronesegError):
-    """What a service was sent cannot be used."""
+    """A request to the service is invalid."""
 
 
 class UnauthorizedError(RequestError):
-    """The request has no API key, or a wrong one."""
+    """The request has no API key or a wrong one."""
 
 
 class MalformedRequestError(RequestError):
-    """The body is not what its headers say, or was cut off."""
+    """The body is truncated or does not match its headers."""
 
 
 class WrongContentTypeError(RequestError):
-    """The body is of another kind than the endpoint takes."""
+    """The endpoint does not support the body's content type."""
 
 
 class MissingInputError(RequestError):
-    """The body lacks what the endpoint needs, or has more of it than it takes."""
+    """The body lacks a required input or contains an unexpected one."""
 
 
 class RequestTooLargeError(RequestError):
-    """The body has more bytes than the limit."""
+    """The body exceeds the size limit."""
 
 
 class TooManyFilesError(RequestError):
-    """The body has more files than the limit."""
+    """The body contains more files than allowed."""
 
 
 class SlowRequestError(RequestError):
@@ -201,22 +200,22 @@ class SlowRequestError(RequestError):
 
 
 class ServiceError(DronesegError):
-    """A service cannot answer now."""
+    """The service cannot process the request at the moment."""
 
 
 class NotReadyError(ServiceError):
-    """There is no verified model."""
+    """No verified model is loaded."""
 
 
 class ModelRefusedError(ServiceError):
-    """A new model does not verify, so the old one goes on."""
+    """A new model failed verification; the current model stays active."""
 
 
 class QueueFullError(ServiceError):
-    """There is more work waiting than can be done in time.
+    """More work is queued than the service can finish in time.
 
     Attributes:
-        retry_after_s: When there should be room again.
+        retry_after_s: Seconds until the queue is expected to have room.
     """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
@@ -225,4 +224,4 @@ class QueueFullError(ServiceError):
 
 
 class TooLateError(ServiceError):
-    """The answer would not have been there in time, so it was not computed."""
+    """The request timed out in the queue and was not processed."""

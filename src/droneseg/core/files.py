@@ -11,54 +11,54 @@ from droneseg.core.errors import OutputExistsError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` in one step; the parent folders are made, an older file is replaced."""
+    """Write `data` to `path` atomically; create parent folders and replace an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        staging.write_bytes(data)
+        os.replace(staging, path)
     finally:
-        aside.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` in one step."""
+    """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
 def atomic_directory(path: Path, *, marker: str, replace: bool = False) -> Iterator[Path]:
-    """Give a folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that is renamed to `path` if the block succeeds and removed if it raises.
 
-    What was there before is kept until the new folder stands in its place, and given back if that fails.
+    An existing folder is kept until the new one has replaced it, and restored if that fails.
 
     Args:
-        path: Where the folder shall be.
-        marker: Name of something that every folder of this kind holds: one without it was made by somebody else and is
-            never replaced.
-        replace: Whether a folder of this kind may be replaced. An empty one always may.
+        path: Folder to create.
+        marker: Name of an entry that every folder of this kind contains. A folder without it belongs to someone else
+            and is never replaced.
+        replace: Whether an existing folder of this kind may be replaced. An empty folder may always be replaced.
 
     Yields:
-        An empty folder beside `path`.
+        An empty folder next to `path`.
 
     Raises:
-        OutputExistsError: If something is in the way. Nothing is touched then.
+        OutputExistsError: If `path` is in use; nothing is changed.
     """
     check_writable(path, marker=marker, replace=replace)
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     token = uuid.uuid4().hex[:8]
-    aside, old = (path.with_name(f".{path.name}.{token}.{suffix}") for suffix in ("part", "old"))
-    aside.mkdir()
+    staging, old = (path.with_name(f".{path.name}.{token}.{suffix}") for suffix in ("part", "old"))
+    staging.mkdir()
     try:
-        yield aside
-        # somebody else may have been quicker
+        yield staging
+        # another process may have created it meanwhile
         check_writable(path, marker=marker, replace=replace)
-        _swap(aside, path, old)
+        _swap(staging, path, old)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
-            # only those that nothing was put in
+            # removes empty folders only
             with suppress(OSError):
                 folder.rmdir()
 
@@ -81,31 +81,31 @@ def directory_lock(lock_file: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, *, marker: str, replace: bool) -> None:
-    """Refuse to write a folder over something: asked before work begins, so that none is in vain.
+    """Check that a folder may be written to `path`. Call this before long work, so that no result is lost.
 
     Raises:
-        OutputExistsError: If a file is in the way, or a folder that is not empty and may not be replaced.
+        OutputExistsError: If `path` is a file, or a non-empty folder that may not be replaced.
     """
     if not path.name or path.name == "..":
-        raise OutputExistsError(f"{path} cannot be replaced as a whole. Name a new folder in it.")
+        raise OutputExistsError(f"{path} cannot be replaced as a whole. Choose a new folder inside it.")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise OutputExistsError(f"{path} is a file or a link and was left untouched. Name another place.")
+        raise OutputExistsError(f"{path} is a file or a link and was not changed. Choose another path.")
     if not path.exists() or not any(path.iterdir()):
         return
     if not (path / marker).exists():
         raise OutputExistsError(
-            f"{path} holds something else (no {marker}) and was left untouched. Name another place."
+            f"{path} is a folder of another kind (no {marker}) and was not changed. Choose another path."
         )
     if not replace:
-        raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
+        raise OutputExistsError(f"{path} already exists and was not changed. Use --force to replace it.")
 
 
-def _swap(aside: Path, path: Path, old: Path) -> None:
-    """Put a folder in the place of another one; if that fails, the other one stays."""
+def _swap(staging: Path, path: Path, old: Path) -> None:
+    """Replace folder `path` by `staging`; keep the original as `old` until that has succeeded."""
     with ExitStack() as undo:
         if path.exists():
             os.replace(path, old)
             undo.callback(os.replace, old, path)
-        os.replace(aside, path)
+        os.replace(staging, path)
         undo.pop_all()
     shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Decode and encode photographs."""
+"""Decode photographs to RGB arrays and encode arrays as PNG."""
 
 import struct
 from contextlib import suppress
@@ -28,30 +28,30 @@ DEFAULT_MAX_PIXELS = 40_000_000
 EMPTY = "The file is empty."
 
 _ORIENTATION_TAG, _UPRIGHT = 0x0112, 1
-_MAX_JPEG_SCANS = 500  # each costs a pass over all pixels, for a few bytes; libjpeg-turbo's fuzzers stop there, too
+_MAX_JPEG_SCANS = 500  # a scan of a few bytes costs a pass over all pixels; libjpeg-turbo's fuzzers use this limit
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
-# What Pillow raises on corrupt data, by format: OSError and SyntaxError (PNG), ValueError (WebP, TIFF), EOFError,
+# Errors that Pillow raises on corrupt data: OSError and SyntaxError (PNG), ValueError (WebP, TIFF), EOFError,
 # IndexError and TypeError (TIFF tags).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError)
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
-    """Decode a photograph fully and return it upright, as RGB.
+    """Decode a photograph to an upright RGB array.
 
-    EXIF orientation is applied. Grey is repeated, 16-bit grey is scaled to 8 bits, CMYK is converted, a palette is
-    resolved, and what alpha hides becomes black, which nnU-Net crops away. Of a file with several pictures (the MPO
-    files of some drones) the first is taken.
+    EXIF orientation is applied. Grey is repeated in all channels, 16-bit grey is scaled to 8 bits, CMYK is converted,
+    palettes are resolved, and transparent pixels become black, which nnU-Net crops away. If a file contains several
+    images (such as the MPO files of some drones), the first one is decoded.
 
     Args:
-        data: The bytes of a JPEG, PNG, WebP, TIFF or BMP file.
-        max_pixels: Largest width x height accepted; read from the header, before any pixel is decoded.
+        data: Content of a JPEG, PNG, WebP, TIFF or BMP file.
+        max_pixels: Maximum width x height; checked in the header, before any pixel is decoded.
 
     Returns:
         RGB, shape (H, W, 3), dtype uint8, C-contiguous.
 
     Raises:
-        UnsupportedImageError: If the data is no image of these formats, or has a pixel type without a fixed range.
-        ImageTooLargeError: If the header states more than `max_pixels`.
+        UnsupportedImageError: If the format is not supported, or the pixel type has no fixed range.
+        ImageTooLargeError: If the image has more than `max_pixels` pixels.
         BrokenImageError: If the data is truncated or corrupt.
     """
     opened = open_image(data, max_pixels=max_pixels)
@@ -60,7 +60,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
 
 
 def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
-    """Read a photograph; see `decode_image`. The error's message begins with the path."""
+    """Read a photograph from a file; see `decode_image`. Error messages start with the path."""
     try:
         return decode_image(path.read_bytes(), max_pixels=max_pixels)
     except ImageError as error:
@@ -70,11 +70,12 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
 
 
 def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.Image:
-    """Read an image's header only and check what it states.
+    """Open an image and check its header; no pixel is decoded.
 
     Raises:
-        UnsupportedImageError: If the format is not accepted.
-        ImageTooLargeError: If it states more than `max_pixels`.
+        UnsupportedImageError: If the format is not supported.
+        ImageTooLargeError: If the image has more than `max_pixels` pixels.
+        BrokenImageError: If the header is corrupt.
     """
     if not data:
         raise BrokenImageError(EMPTY)
@@ -83,13 +84,13 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
     except pillow.DecompressionBombError as error:
         raise ImageTooLargeError(f"Image is far above the limit of {max_pixels:,} pixels. Send tiles.") from error
     except UnidentifiedImageError as error:
-        raise UnsupportedImageError(f"Not an image of a known format; accepted are {', '.join(FORMATS)}.") from error
+        raise UnsupportedImageError(f"Unknown image format; supported formats are {', '.join(FORMATS)}.") from error
     except _BROKEN as error:
         raise BrokenImageError(f"Image header is corrupt: {error}") from error
-    # within what is compressed 0xFF is followed by 0, so this counts the heads of scans
+    # in compressed data 0xFF is followed by 0, so this counts scan headers only
     if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise UnsupportedImageError(
-            f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as an ordinary one."
+            f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG."
         )
     width, height = opened.size
     if width * height > max_pixels:
@@ -113,9 +114,9 @@ def load(opened: pillow.Image) -> None:
 
 
 def is_plain_rgb_png(opened: pillow.Image) -> bool:
-    """Say whether an image is an 8-bit RGB PNG, upright and without alpha: one that any reader reads alike.
+    """Return whether an image is an upright 8-bit RGB PNG without alpha, which all readers decode alike.
 
-    Decodes the image. Ask before `load`, which drops what tells 8 bits from 16.
+    Decodes the image. Call it before `load`, which drops the raw mode that distinguishes 8 bits from 16.
 
     Raises:
         BrokenImageError: If the data is truncated or corrupt.
@@ -135,14 +136,14 @@ def is_plain_rgb_png(opened: pillow.Image) -> bool:
 
 
 def to_rgb(opened: pillow.Image) -> Image:
-    """Turn a loaded image of any accepted mode into an upright RGB array; the image itself is turned upright, too.
+    """Convert a loaded image of any supported mode to an upright RGB array. `opened` itself is rotated, too.
 
     Raises:
         UnsupportedImageError: If the pixel type has no fixed range (32-bit integers, floats).
-        BrokenImageError: If it wants a palette and has none.
+        BrokenImageError: If a palette image has no palette.
     """
     if opened.mode == "P" and opened.palette is None:
-        raise BrokenImageError("Image data is corrupt: there is no palette.")
+        raise BrokenImageError("Image data is corrupt: the palette is missing.")
     upright = opened
     _turn_upright(upright)
     if upright.mode in _SIXTEEN_BIT_MODES:
@@ -161,9 +162,9 @@ def to_rgb(opened: pillow.Image) -> Image:
 
 
 def _turn_upright(opened: pillow.Image) -> None:
-    """Apply the orientation in an image's EXIF, if it has one that can be read."""
+    """Apply the EXIF orientation of an image, if there is a readable one."""
     with suppress(*_BROKEN, struct.error):
-        ImageOps.exif_transpose(opened, in_place=True)  # in place, as every copy of a photograph is felt
+        ImageOps.exif_transpose(opened, in_place=True)  # in place, since a copy of a large photograph is expensive
 
 
 def _orientation(opened: pillow.Image) -> int:
@@ -173,7 +174,10 @@ def _orientation(opened: pillow.Image) -> int:
 
 
 def encode_png(image: Image, *, compress_level: int = 3) -> bytes:
-    """Encode RGB pixels as PNG bytes; level 3 costs a third of the default's time for a few per cent of size."""
+    """Encode an RGB image as PNG.
+
+    Compression level 3 takes a third of the default level's time and makes files a few per cent larger.
+    """
     buffer = BytesIO()
     pillow.fromarray(image).save(buffer, format="PNG", compress_level=compress_level)
     return buffer.getvalue()

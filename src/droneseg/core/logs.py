@@ -1,4 +1,4 @@
-"""Logging setup: text or JSON formatter, request id."""
+"""Logging set-up: text and JSON formatters, with the request id."""
 
 import json
 import logging
@@ -15,14 +15,14 @@ from droneseg.core.settings import LogFormat, LogLevel
 ROOT = "droneseg"
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The request that is being answered, if any: it stands beside what is logged."""
+"""Id of the request being processed, or empty; the formatters add it to log records."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, the `fields` it was given and a failure's traceback."""
+    """One JSON object per line: time, severity, logger, message, the record's `fields` and its traceback, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return `record` as one line of JSON."""
+        """Format `record` as one line of JSON."""
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "severity": record.levelname,
@@ -37,13 +37,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level and message, and the request's id where something is wrong."""
+    """One line of text: time, level and message, plus the request id for warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """Return one line."""
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # named by logging
+        """Format `record` as one line of text."""
         line = super().formatMessage(record)
         return (
             f"{line} (request {request_id.get()})" if request_id.get() and record.levelno >= logging.WARNING else line
@@ -51,7 +51,7 @@ class TextFormatter(logging.Formatter):
 
 
 def formatter(log_format: LogFormat) -> logging.Formatter:
-    """Return the formatter for `log_format`."""
+    """Return a formatter for `log_format`."""
     if log_format is LogFormat.JSON:
         return JsonFormatter()
     return TextFormatter()
@@ -60,7 +60,10 @@ def formatter(log_format: LogFormat) -> logging.Formatter:
 def configure_logging(
     level: LogLevel = LogLevel.INFO, log_format: LogFormat = LogFormat.TEXT, *, also: tuple[str, ...] = ()
 ) -> None:
-    """Send what droneseg logs to stderr, and what the loggers named in `also` do; a later call replaces an earlier."""
+    """Send the log of droneseg, and of the loggers named in `also`, to stderr.
+
+    A later call replaces the handlers of an earlier one.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(log_format))
     for name in (ROOT, *also):
@@ -71,13 +74,13 @@ def configure_logging(
 
 
 def logs_json() -> bool:
-    """Say whether the terminal is sent JSON."""
+    """Return whether the log is written as JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger(ROOT).handlers)
 
 
 @contextmanager
 def log_file(path: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[None]:
-    """Send what droneseg logs to `path` as well, appended, while the block runs."""
+    """Append the log of droneseg to the file `path`, too, while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(formatter(log_format))

@@ -1,4 +1,4 @@
-"""Decode colour or id masks, encode palette PNG."""
+"""Decode masks from class colours or class ids, and encode them as palette PNG."""
 
 import zlib
 from collections import Counter
@@ -40,13 +40,13 @@ _SHOWN_COLOURS = 5
 
 @dataclass(frozen=True)
 class UnknownColour:
-    """A colour of no class, found in a mask.
+    """A colour in a mask that belongs to no class.
 
     Attributes:
         colour: RGB, each 0-255.
-        pixels: How many pixels have it.
-        x: Column of the first one, counted row by row.
-        y: Row of the first one.
+        pixels: Number of pixels of that colour.
+        x: Column of the first such pixel in row-major order.
+        y: Row of that pixel.
     """
 
     colour: Colour
@@ -55,7 +55,7 @@ class UnknownColour:
     y: int
 
     def __str__(self) -> str:
-        """Say which colour, how often, and where first."""
+        """Return the colour, its number of pixels and the position of the first one."""
         return f"{self.colour} on {self.pixels:,} pixels, first at x={self.x} y={self.y}"
 
 
@@ -66,67 +66,69 @@ def decode_colours(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     table: ColourTable | None = None,
 ) -> tuple[Mask, list[UnknownColour]]:
-    """Decode a colour-coded mask; only its colours count, never the indices of its palette.
+    """Decode a colour-coded mask. Palette images are decoded by colour, never by palette index.
 
     Args:
-        data: The bytes of a palette or RGB image without loss (PNG, BMP, TIFF, lossless WebP).
-        unknown: What to do with colours of no class: fail, or make them background.
-        max_pixels: Largest width x height accepted.
-        table: Other colours than the classes' own; a grey image then has colours of three equal parts.
+        data: Content of a losslessly compressed palette or RGB image (PNG, BMP, TIFF, lossless WebP).
+        unknown: Whether a colour of no class is an error ("fail") or becomes background.
+        max_pixels: Maximum width x height.
+        table: Colours to use instead of the class colours. With a table, grey images are accepted, too; grey g
+            counts as colour (g, g, g).
 
     Returns:
-        Class ids, shape (H, W), dtype uint8, and the colours that were made background.
+        Class ids, shape (H, W), dtype uint8, and the unknown colours that became background.
 
     Raises:
-        UnknownColoursError: If there are colours of no class and `unknown` is "fail"; all are named and counted.
-        MaskError: If the image is grey without a table, has see-through pixels, or is a JPEG.
-        ImageError: If it cannot be decoded.
+        UnknownColoursError: If the mask contains colours of no class and `unknown` is "fail"; the message lists them.
+        MaskError: If the image is a JPEG, is grey and no table is given, or has transparent pixels.
+        ImageError: If the image cannot be decoded.
     """
     opened = open_image(data, max_pixels=max_pixels)
     if opened.format in ("JPEG", "MPO"):
-        raise MaskError("Mask is a JPEG, whose compression changes colours. Use PNG.")
+        raise MaskError("Mask is a JPEG; lossy compression changes its colours. Use PNG.")
     load(opened)
     mask = _lookup_palette(opened, table) if opened.mode == "P" else _lookup_rgb(opened, table)
     if mask.max(initial=0) != _UNKNOWN:
         return mask, []
-    found = _unknown_colours(opened, mask)
+    unknown_colours = _unknown_colours(opened, mask)
     if unknown == "fail":
-        shown = "; ".join(str(item) for item in found[:_SHOWN_COLOURS])
-        more = f"; and {len(found) - _SHOWN_COLOURS:,} more" if len(found) > _SHOWN_COLOURS else ""
-        raise UnknownColoursError(f"Mask has {len(found):,} unknown colours: {shown}{more}.")
+        shown = "; ".join(str(colour) for colour in unknown_colours[:_SHOWN_COLOURS])
+        hidden = len(unknown_colours) - _SHOWN_COLOURS
+        more = f"; and {hidden:,} more" if hidden > 0 else ""
+        raise UnknownColoursError(f"Mask has {len(unknown_colours):,} unknown colours: {shown}{more}.")
     mask[mask == _UNKNOWN] = BACKGROUND_ID
-    return mask, found
+    return mask, unknown_colours
 
 
 def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
     """Decode a mask whose pixel values (grey) or palette indices are class ids.
 
     Raises:
-        InvalidIdsError: If a value is no class id; such values are named and counted.
+        InvalidIdsError: If a value is not a class id; the message lists and counts such values.
         MaskError: If the image has more than one channel, or a palette of class colours that contradicts its values.
-        ImageError: If it cannot be decoded.
+        ImageError: If the image cannot be decoded.
     """
     opened = open_image(data, max_pixels=max_pixels)
     load(opened)
     if opened.mode not in ("P", "L"):
-        raise MaskError(f"Mask of ids must be grey or palette, not {opened.mode!r}. Is it a colour mask?")
+        raise MaskError(f"An id mask must be a grey or palette image, not {opened.mode!r}. Is it a colour mask?")
     mask = np.array(opened)
     if opened.mode == "P":
         by_colour = _lookup_palette(opened)
         if (by_colour != _UNKNOWN).all() and (by_colour != mask).any():
             raise MaskError(
-                "Mask could be read either way: its palette shows class colours, and its values are other class ids. "
-                "Declare it as colours, or save it as grey ids."
+                "Mask is ambiguous: its palette contains class colours, but its values are other class ids. "
+                "Declare it as a colour mask, or save it as grey ids."
             )
     if mask.max(initial=0) >= len(CLASSES):
         values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
         shown = ", ".join(f"{value} on {count:,} pixels" for value, count in zip(values[:5], counts[:5], strict=True))
-        raise InvalidIdsError(f"Mask has values that are no class id (0-{len(CLASSES) - 1}): {shown}.")
+        raise InvalidIdsError(f"Mask contains values that are not class ids (0-{len(CLASSES) - 1}): {shown}.")
     return mask
 
 
 def read_mask(path: Path, kind: MaskKind, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
-    """Read a mask by its colours or by its ids; an error's message begins with the path."""
+    """Read a mask from a file, by colours or by ids. Error messages start with the path."""
     try:
         data = path.read_bytes()
         if kind == "ids":
@@ -143,32 +145,33 @@ def encode_mask(mask: Mask) -> bytes:
         mask: Class ids, shape (H, W), dtype uint8.
 
     Returns:
-        PNG bytes; `convert("RGB")` shows the colours, the raw array holds the ids. Equal masks give equal bytes.
+        PNG bytes; the pixel values are class ids, `convert("RGB")` gives the class colours. Equal masks give equal
+        bytes.
 
     Raises:
-        InvalidIdsError: If a value is no class id.
+        InvalidIdsError: If a value is not a class id.
     """
     if mask.max(initial=0) >= len(CLASSES):
-        raise InvalidIdsError(f"Mask holds {int(mask.max())}; class ids end at {len(CLASSES) - 1}.")
+        raise InvalidIdsError(f"Mask contains {int(mask.max())}; the largest class id is {len(CLASSES) - 1}.")
     picture = pillow.fromarray(np.ascontiguousarray(mask))
     picture.putpalette(colours().tobytes())
     return _png(picture)
 
 
 def encode_grey_ids(mask: Mask) -> bytes:
-    """Encode class ids as a grey PNG, the form of nnU-Net's labels."""
+    """Encode class ids as a grey PNG, the format of nnU-Net's labels."""
     return _png(pillow.fromarray(np.ascontiguousarray(mask)))
 
 
 def _png(picture: pillow.Image) -> bytes:
     buffer = BytesIO()
-    # only runs of equal bytes are looked for: as fast as the lowest level of zlib's own search, and a fifth smaller
+    # run-length matches only: as fast as zlib's lowest level, and files are a fifth smaller
     picture.save(buffer, format="PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
 def colour_table(ids: Mapping[Colour, int]) -> ColourTable:
-    """Return the table that says which colour is which class."""
+    """Return the look-up table from packed colour to class id."""
     table = np.full(1 << 24, _UNKNOWN, dtype=np.uint8)
     for (red, green, blue), class_id in ids.items():
         table[red | green << 8 | blue << 16] = class_id
@@ -181,10 +184,10 @@ def _own_table() -> ColourTable:
 
 
 def count_colours(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Counter[Colour]:
-    """Count the pixels of each colour of an image; grey counts as a colour of three equal parts.
+    """Count the pixels of each colour in an image; grey g counts as colour (g, g, g).
 
     Raises:
-        ImageError: If it cannot be decoded.
+        ImageError: If the image cannot be decoded.
     """
     opened = open_image(data, max_pixels=max_pixels)
     load(opened)
@@ -197,7 +200,7 @@ def _unpack(packed: int) -> Colour:
 
 
 def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
-    """Colour of each pixel as one number, r + 256 g + 65536 b, shape (H, W)."""
+    """Return the packed colour of each pixel, r + 256 g + 65536 b, shape (H, W), dtype uint32."""
     four = np.ascontiguousarray(opened.convert("RGB").convert("RGBX"))
     return four.view(np.dtype("<u4"))[..., 0] & np.uint32(0xFFFFFF)
 
@@ -205,17 +208,17 @@ def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
 def _lookup_rgb(opened: pillow.Image, table: ColourTable | None) -> Mask:
     if opened.mode == "RGBA":
         if opened.getchannel("A").getextrema() != (255, 255):
-            raise MaskError("Mask has see-through pixels. Save it without alpha.")
+            raise MaskError("Mask has transparent pixels. Save it without an alpha channel.")
     elif opened.mode != "RGB" and (table is None or opened.mode != "L"):
         raise MaskError(
-            f"Mask is {opened.mode!r}, not a colour mask (palette or RGB). "
-            "If its values are ids, declare them so (--truth ids)."
+            f"Mask has mode {opened.mode!r}; a colour mask must be a palette or RGB image. "
+            "If its values are class ids, say so with --truth ids."
         )
     return (_own_table() if table is None else table)[_pack(opened)]
 
 
 def _lookup_palette(opened: pillow.Image, table: ColourTable | None = None) -> Mask:
-    """Translate palette indices through the palette's colours: 256 look-ups build the table for all pixels."""
+    """Map palette indices to class ids by the colours of the palette."""
     flat = opened.getpalette("RGB") or []
     palette = np.zeros((256, 3), dtype=np.uint32)
     entries = np.array(flat, dtype=np.uint32).reshape(-1, 3)
@@ -227,12 +230,12 @@ def _lookup_palette(opened: pillow.Image, table: ColourTable | None = None) -> M
 
 
 def _unknown_colours(opened: pillow.Image, mask: Mask) -> list[UnknownColour]:
-    """List the colours of the pixels that have no class, most frequent first."""
-    places = np.flatnonzero(mask.ravel() == _UNKNOWN)
-    packed, first, counts = np.unique(_pack(opened).ravel()[places], return_index=True, return_counts=True)
+    """List the colours of pixels without a class, most frequent first."""
+    indices = np.flatnonzero(mask.ravel() == _UNKNOWN)
+    packed, first, counts = np.unique(_pack(opened).ravel()[indices], return_index=True, return_counts=True)
     width = mask.shape[1]
-    found = [
+    unknown = [
         UnknownColour(_unpack(int(c)), int(n), int(p) % width, int(p) // width)
-        for c, n, p in zip(packed, counts, places[first], strict=True)
+        for c, n, p in zip(packed, counts, indices[first], strict=True)
     ]
-    return sorted(found, key=lambda item: (-item.pixels, item.colour))
+    return sorted(unknown, key=lambda item: (-item.pixels, item.colour))

@@ -1,4 +1,4 @@
-"""Confusion matrix, IoU, Dice, unsafe landing rate."""
+"""Segmentation metrics from confusion matrices: IoU, Dice, unsafe landing rate, landing recall."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from droneseg.core.masks import Mask
 Confusion: TypeAlias = NDArray[np.int64]
 """Pixel counts, shape (C, C); rows are true classes, columns predicted ones."""
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
-"""One such matrix, or a stack of them, shape (..., C, C); float64 holds counts exactly up to 2^53."""
+"""One confusion matrix or a stack of them, shape (..., C, C); float64 represents counts exactly up to 2^53."""
 
 
 def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> Confusion:
@@ -30,38 +30,41 @@ def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> 
 
     Raises:
         ShapeMismatchError: If the two masks differ in shape.
-        InvalidIdsError: If an id is not below C.
+        InvalidIdsError: If an id is C or larger.
     """
     if truth.shape != prediction.shape:
         raise ShapeMismatchError(
-            f"Truth is {truth.shape[1]}x{truth.shape[0]}, prediction {prediction.shape[1]}x{prediction.shape[0]}."
+            f"True mask is {truth.shape[1]}x{truth.shape[0]}, predicted mask is {prediction.shape[1]}x{prediction.shape[0]}."
         )
     highest = max(int(truth.max(initial=0)), int(prediction.max(initial=0)))
     if highest >= classes:
-        raise InvalidIdsError(f"Mask holds {highest}; class ids end at {classes - 1}.")
+        raise InvalidIdsError(f"Mask contains {highest}; the largest class id is {classes - 1}.")
     pairs = truth.astype(np.int64).ravel() * classes + prediction.ravel()
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:
-    """Return intersection over union by class, shape (..., C); NaN where a class is in neither truth nor prediction.
+    """Return the intersection over union of each class.
 
     Args:
-        counts: One matrix, shape (C, C), or a stack of them, shape (..., C, C).
+        counts: One confusion matrix, shape (C, C), or a stack of them, shape (..., C, C).
+
+    Returns:
+        IoU, shape (..., C); NaN where a class occurs in neither truth nor prediction.
     """
-    hit = np.diagonal(counts, axis1=-2, axis2=-1)
-    return _ratio(hit, counts.sum(axis=-2) + counts.sum(axis=-1) - hit)
+    intersection = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _ratio(intersection, counts.sum(axis=-2) + counts.sum(axis=-1) - intersection)
 
 
 def dice(counts: Counts) -> NDArray[np.float64]:
-    """Return 2 |A and B| / (|A| + |B|) by class, shape (..., C); NaN where a class is in neither; see `iou`."""
+    """Return the Dice coefficient of each class, 2 |A and B| / (|A| + |B|), shape (..., C); NaN as in `iou`."""
     return _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2) + counts.sum(axis=-1))
 
 
 def mean_iou(counts: Counts) -> NDArray[np.float64]:
-    """Return the mean IoU over the foreground classes that occur in truth or prediction, shape (...); NaN if none does.
+    """Return the mean IoU over the foreground classes in truth or prediction, shape (...); NaN if there are none.
 
-    A predicted background pixel is an error of its true class and adds no class to the mean.
+    Background is not a class of the mean; a pixel predicted as background counts as an error of its true class.
     """
     values = iou(counts)[..., [entry.id for entry in FOREGROUND]]
     present = np.isfinite(values)
@@ -69,42 +72,46 @@ def mean_iou(counts: Counts) -> NDArray[np.float64]:
 
 
 def unsafe_landing_rate(counts: Counts) -> NDArray[np.float64]:
-    """Return the share of the pixels called landing zone that are truly obstacle, water or moving; NaN if none is."""
-    called = counts[..., :, LANDING_ID]
-    return _ratio(called[..., list(UNSAFE_IDS)].sum(axis=-1), called.sum(axis=-1))
+    """Return the share of pixels predicted as landing zone that are obstacle, water or moving object.
+
+    NaN if no pixel is predicted as landing zone.
+    """
+    predicted = counts[..., :, LANDING_ID]
+    return _ratio(predicted[..., list(UNSAFE_IDS)].sum(axis=-1), predicted.sum(axis=-1))
 
 
 def landing_recall(counts: Counts) -> NDArray[np.float64]:
-    """Return the share of the true landing zone that is called so; NaN if there is none."""
+    """Return the share of true landing-zone pixels that are predicted as such; NaN if there are none."""
     return _ratio(counts[..., LANDING_ID, LANDING_ID], counts[..., LANDING_ID, :].sum(axis=-1))
 
 
 def background_share(counts: Counts) -> NDArray[np.float64]:
-    """Return the share of the pixels that are truly of no class; NaN if there is none.
+    """Return the share of pixels whose true class is background; NaN if there are no pixels.
 
-    Whatever is predicted there is wrong for IoU, and not unsafe for landing: much of it makes both say little.
+    Any class predicted on background lowers IoU, but not landing safety, so a large share makes both less meaningful.
     """
     return _ratio(counts[..., 0, :].sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def pixel_accuracy(counts: Counts) -> NDArray[np.float64]:
-    """Return the share of the pixels whose class is right; NaN if there is none."""
+    """Return the share of pixels predicted correctly; NaN if there are no pixels."""
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum(axis=(-2, -1)))
 
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """The quality of predictions over a set of images.
+    """Segmentation quality over a set of images.
 
     Attributes:
         images: Number of images.
-        miou: Mean IoU over classes 1-5 that occur, from one confusion matrix over the whole set; None if none occurs.
-        image_wise_miou: Mean over images of each image's own mean IoU, where it has one.
-        per_class_iou: IoU by class name, over the whole set; None where the class does not occur.
-        per_class_dice: Dice by class name; None where the class does not occur.
-        pixel_accuracy: Share of pixels whose class is right.
-        unsafe_landing_rate: Share of pixels called landing zone that are truly class 1, 2 or 4; None if none is.
-        landing_recall: Share of the true landing zone that is called so; None if there is none.
+        miou: Mean IoU over the classes 1-5 that occur, from one confusion matrix of all images; None if none occurs.
+        image_wise_miou: Mean of the per-image mean IoU; None if it is undefined for every image.
+        per_class_iou: IoU by class name over all images; None for a class that does not occur.
+        per_class_dice: Dice coefficient by class name over all images; None for a class that does not occur.
+        pixel_accuracy: Share of pixels predicted correctly.
+        unsafe_landing_rate: Share of pixels predicted as landing zone whose true class is 1, 2 or 4; None if no pixel
+            is predicted as landing zone.
+        landing_recall: Share of true landing-zone pixels predicted as such; None if there are none.
         confusion: Pixel counts; rows are true classes, columns predicted ones.
     """
 
@@ -120,14 +127,14 @@ class SegmentationMetrics:
 
 
 def compute_metrics(matrices: Iterable[Confusion]) -> SegmentationMetrics:
-    """Compute all figures from one confusion matrix per image.
+    """Compute all metrics from one confusion matrix per image.
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If `matrices` is empty.
     """
     per_image = list(matrices)
     if not per_image:
-        raise ValueError("No image to score.")
+        raise ValueError("No confusion matrices.")
     total = np.sum(per_image, axis=0)
     ious, dices = iou(total), dice(total)
     image_wise = [float(value) for value in map(mean_iou, per_image) if not np.isnan(value)]
@@ -145,7 +152,7 @@ def compute_metrics(matrices: Iterable[Confusion]) -> SegmentationMetrics:
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    """Divide, with NaN where the divisor is 0."""
+    """Divide element-wise; NaN where the divisor is 0."""
     divisor = np.asarray(whole, np.float64)
     ratios = np.full(divisor.shape, np.nan)
     np.divide(np.asarray(part, np.float64), divisor, out=ratios, where=divisor > 0)

@@ -1,4 +1,4 @@
-"""Draw a mask over its photograph, with a legend."""
+"""Overlays: a mask drawn over its image, with a legend of classes."""
 
 from collections.abc import Mapping
 
@@ -15,22 +15,22 @@ _OPACITY = 0.45
 
 
 def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
-    """Tint a photograph by class and draw the borders between classes in full colour.
+    """Tint an image by class and draw the borders between classes in full colour.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
-        opacity: Share of the class colour, 0 to 1.
+        opacity: Weight of the class colour, 0 to 1.
 
     Returns:
         RGB, shape (H, W, 3), dtype uint8.
 
     Raises:
-        ShapeMismatchError: If photograph and mask differ in size.
+        ShapeMismatchError: If image and mask differ in size.
     """
     if image.shape[:2] != mask.shape:
         raise ShapeMismatchError(
-            f"Photograph is {image.shape[1]}x{image.shape[0]}, mask {mask.shape[1]}x{mask.shape[0]}."
+            f"Image is {image.shape[1]}x{image.shape[0]}, mask is {mask.shape[1]}x{mask.shape[0]}."
         )
     tint = colours()[mask]
     mixed = (image * (1 - opacity) + tint * opacity).astype(np.uint8)
@@ -42,13 +42,13 @@ def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
 
 
 def draw_overlay(image: Image, mask: Mask, class_fractions: Mapping[str, float], *, caption: str = "") -> Image:
-    """Blend a mask over its photograph and add a legend of the classes that occur, with their shares.
+    """Blend a mask over its image and append a legend of the classes that occur, with their shares of the image.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
-        class_fractions: Share of the pixels by class name, 0 to 1.
-        caption: A line below the legend.
+        class_fractions: Share of pixels by class name, 0 to 1.
+        caption: Line of text below the legend.
 
     Returns:
         RGB, shape (H + legend, W, 3), dtype uint8.
@@ -81,7 +81,7 @@ def draw_overlay(image: Image, mask: Mask, class_fractions: Mapping[str, float],
 
 
 def _flow(widths: list[float], limit: float) -> list[int]:
-    """Return the row of each item when items flow from left to right within `limit`."""
+    """Return the row of each item when items of these widths flow from left to right within `limit` pixels."""
     rows, row, used = [], 0, 0.0
     for item in widths:
         if used and used + item > limit:

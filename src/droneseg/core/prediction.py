@@ -1,4 +1,4 @@
-"""Prediction, ModelInfo, Segmenter protocol, image statistics."""
+"""Prediction of an image, the `Segmenter` protocol, and image statistics."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,17 +10,24 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 
+STATISTICS_ROW_STEP = 4
+"""Row step of `image_statistics`, which compares neighbours along rows only."""
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_NOISE_OF_MEDIAN = (
+    1.4826 / 6**0.5
+)  # median to standard deviation of a normal distribution, divided by that of a second difference
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one photograph.
+    """The segmentation of one image.
 
     Attributes:
-        mask: Class ids, shape (H, W) of the photograph, dtype uint8.
-        class_fractions: Share of the pixels by class name, all six, summing to 1.
-        confidence: Mean over the pixels of the winning class's probability, 0 to 1.
-        timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), those that took place.
-        model_id: The model that made it.
+        mask: Class ids, shape (H, W) of the image, dtype uint8.
+        class_fractions: Share of pixels by class name, for all six classes; sums to 1.
+        confidence: Mean probability of the predicted class over all pixels, 0 to 1.
+        timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), for the stages that ran.
+        model_id: Id of the model.
     """
 
     mask: Mask
@@ -32,16 +39,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model says of itself.
+    """Description of a loaded model.
 
     Attributes:
-        name: Of the project or product.
-        version: Of the software that exported it.
-        description: One line.
-        input_shape: What its network takes, (height, width, channels).
-        framework: What runs it.
-        license: Terms of its weights.
-        quality: Figures on held-out photographs, with what photographs; None if it was not measured.
+        name: Name of the project or product.
+        version: Version of the software that exported the model.
+        description: Description in one line.
+        input_shape: Input shape of the network, (height, width, channels).
+        framework: Runtime that executes the network.
+        license: Licence of the weights.
+        quality: Metrics on held-out images, with a description of these images; None if not measured.
     """
 
     name: str
@@ -54,21 +61,21 @@ class ModelInfo:
 
 
 class Segmenter(Protocol):
-    """Anything that says what is where: the only way to predict."""
+    """Segments images. All prediction goes through this protocol."""
 
     @property
     def model_id(self) -> str:
-        """Short hash that tells this model from every other."""
+        """Short hash that identifies the model."""
         ...
 
     @property
     def profile(self) -> str:
-        """Name of the trade between speed and fidelity it runs with."""
+        """Name of the bundle profile, for example `fast` or `exact`."""
         ...
 
     @property
-    def about(self) -> ModelInfo:
-        """What the model says of itself."""
+    def info(self) -> ModelInfo:
+        """Description of the model."""
         ...
 
     def segment(self, image: Image) -> Prediction:
@@ -77,19 +84,13 @@ class Segmenter(Protocol):
 
 
 def class_fractions(mask: Mask) -> dict[str, float]:
-    """Return the share of the pixels by class name, all classes, summing to 1."""
+    """Return the share of pixels by class name, for all classes; sums to 1."""
     counts = np.bincount(mask.ravel(), minlength=len(CLASSES))
     return {entry.name: float(counts[entry.id] / mask.size) for entry in CLASSES}
 
 
-STATISTICS_ROW_STEP = 4
-"""`image_statistics` uses every fourth row: it compares neighbours along a row only."""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_NOISE_OF_MEDIAN = 1.4826 / 6**0.5  # median to standard deviation of a normal, and that of a second difference
-
-
 def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> dict[str, float]:
-    """Return brightness, contrast, saturation, sharpness, noise, warmth and green share of a photograph.
+    """Return brightness, contrast, saturation, sharpness, noise, warmth and green share of an image.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
@@ -98,8 +99,8 @@ def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> di
     Returns:
         `brightness` and `contrast`: mean and standard deviation of the luma, 0 to 1. `saturation`: mean of (largest -
         smallest) / largest channel. `sharpness`: standard deviation of the luma's second difference along rows.
-        `noise`: that standard deviation as its median gives it, in which edges do not count (after Immerkaer 1996).
-        `warmth`: red / (red + blue). `green_share`: share of the pixels whose largest channel is green.
+        `noise`: the same standard deviation estimated from the median, which ignores edges (after Immerkaer 1996).
+        `warmth`: red / (red + blue). `green_share`: share of pixels whose largest channel is green.
     """
     rows = image[::row_step].astype(np.float32) / 255
     luma = rows @ _LUMA
@@ -107,7 +108,7 @@ def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> di
     spread = highest - rows.min(axis=2)
     second = luma[:, 2:] - 2 * luma[:, 1:-1] + luma[:, :-2]
     red, _, blue = rows.mean(axis=(0, 1))
-    found = {
+    statistics = {
         "brightness": luma.mean(),
         "contrast": luma.std(),
         "saturation": np.divide(spread, highest, out=np.zeros_like(spread), where=highest > 0).mean(),
@@ -116,7 +117,7 @@ def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> di
         "warmth": red / (red + blue) if red + blue else 0.5,
         "green_share": (rows[..., 1] > np.maximum(rows[..., 0], rows[..., 2])).mean(),
     }
-    return {name: round(float(value), 5) for name, value in found.items()}
+    return {name: round(float(value), 5) for name, value in statistics.items()}
 
 
 def _median(values: NDArray[np.float32]) -> float:

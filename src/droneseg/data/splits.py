@@ -67,7 +67,7 @@ def require_split_place(path: Path, *, replace: bool) -> None:
     except SplitError as error:
         raise OutputExistsError(f"{path} is no split file and was left untouched. Name another place.") from error
     if not replace:
-        raise OutputExistsError(f"{path} is already there and was left untouched. Use --force to replace it.")
+        raise OutputExistsError(f"{path} already exists and was not changed. Use --force to replace it.")
 
 
 def write_split(split: Split, path: Path, *, replace: bool = False) -> None:

@@ -79,7 +79,7 @@ class BundleSegmenter:
         return self._runtime.name
 
     @property
-    def about(self) -> ModelInfo:
+    def info(self) -> ModelInfo:
         """What the bundle says of itself."""
         manifest = self._bundle.manifest
         return ModelInfo(

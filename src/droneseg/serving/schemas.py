@@ -188,17 +188,17 @@ class PredictionResult:
 
 def describe(segmenter: Segmenter) -> ModelResponse:
     """Describe a model."""
-    about = segmenter.about
+    info = segmenter.info
     return ModelResponse(
-        name=about.name,
-        version=about.version,
-        description=about.description,
+        name=info.name,
+        version=info.version,
+        description=info.description,
         model_id=segmenter.model_id,
         profile=segmenter.profile,
-        input_shape=about.input_shape,
+        input_shape=info.input_shape,
         output_shape=("H", "W"),
-        framework=about.framework,
-        license=about.license,
+        framework=info.framework,
+        license=info.license,
         classes=tuple(ClassInfo(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES),
-        quality=about.quality,
+        quality=info.quality,
     )

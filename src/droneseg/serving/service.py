@@ -47,7 +47,7 @@ def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> floa
         ImageError: If the photograph is no image, or too large.
     """
     width, height = open_image(upload.data, max_pixels=max_pixels).size
-    patch_height, patch_width, _ = segmenter.about.input_shape
+    patch_height, patch_width, _ = segmenter.info.input_shape
     seen_height, seen_width = max(height, patch_height), max(width, patch_width)
     # a strip one pixel wide is no larger than a photograph, but as much work as its tiles
     if seen_height * seen_width > max(max_pixels, _FEW_TILES * patch_height * patch_width):
@@ -60,7 +60,7 @@ def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> floa
 
 def measure_seconds_per_unit(segmenter: Segmenter) -> float:
     """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
-    height, width, _ = segmenter.about.input_shape
+    height, width, _ = segmenter.info.input_shape
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
     segmenter.segment(image)
     begin = time.perf_counter()
