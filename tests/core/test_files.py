@@ -1,4 +1,4 @@
-"""Nothing half-written is ever seen, and nothing that was there is lost."""
+"""Atomic writes: readers never see partial files, and existing data is never lost."""
 
 import subprocess
 import sys
@@ -11,14 +11,14 @@ from droneseg.core.errors import OutputExistsError
 from droneseg.core.files import atomic_directory, directory_lock, write_bytes
 
 
-def test_a_failing_block_leaves_nothing(tmp_path: Path) -> None:
+def test_failing_block_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", marker="kind.txt") as aside:
         (aside / "half").write_text("x")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_block_leaves_the_older_folder(tmp_path: Path) -> None:
+def test_failing_block_keeps_the_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out", marker="kind.txt", replace=True):
@@ -26,7 +26,7 @@ def test_a_failing_block_leaves_the_older_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "kind.txt"]
 
 
-def test_an_existing_folder_is_not_touched_unasked(tmp_path: Path) -> None:
+def test_existing_folder_is_not_replaced_without_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
     with pytest.raises(OutputExistsError, match="--force"), atomic_directory(tmp_path / "out", marker="kind.txt"):
@@ -34,7 +34,7 @@ def test_an_existing_folder_is_not_touched_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "kind.txt").read_text() == "old"
 
 
-def test_a_folder_is_replaced_on_request(tmp_path: Path) -> None:
+def test_existing_folder_is_replaced_with_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kind.txt").write_text("old")
     with atomic_directory(tmp_path / "out", marker="kind.txt", replace=True) as aside:
@@ -42,13 +42,13 @@ def test_a_folder_is_replaced_on_request(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "out"]
 
 
-def test_write_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_write_replaces_a_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a" / "file", b"1")
     write_bytes(tmp_path / "a" / "file", b"2")
     assert [path.read_bytes() for path in (tmp_path / "a").iterdir()] == [b"2"]
 
 
-def test_a_swap_that_fails_gives_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_swap_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     (tmp_path / "out").mkdir()
@@ -67,7 +67,7 @@ def test_a_swap_that_fails_gives_the_old_folder_back(tmp_path: Path, monkeypatch
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_file_in_the_way_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
+def test_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("precious")
     with (
         pytest.raises(OutputExistsError, match="is a file"),
@@ -77,7 +77,7 @@ def test_a_file_in_the_way_is_never_replaced_by_a_folder(tmp_path: Path) -> None
     assert (tmp_path / "out").read_text() == "precious"
 
 
-def test_somebody_elses_folder_is_never_replaced(tmp_path: Path) -> None:
+def test_folder_without_the_marker_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
     with (
@@ -88,7 +88,7 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "out/thesis.txt").read_text() == "precious"
 
 
-def test_who_was_quicker_keeps_the_place(tmp_path: Path) -> None:
+def test_folder_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="--force"), atomic_directory(tmp_path / "out", marker="kind.txt"):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/kind.txt").write_text("first")
@@ -96,16 +96,16 @@ def test_who_was_quicker_keeps_the_place(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_folders_made_on_the_way_vanish_with_a_failure(tmp_path: Path) -> None:
+def test_failing_block_removes_created_parents(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "a/b/out", marker="kind.txt"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [".", "x/.."])
-def test_a_place_without_a_name_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_without_a_name_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputExistsError, match="Name a new folder"), atomic_directory(Path(name), marker="kind.txt"):
+    with pytest.raises(OutputExistsError, match="Choose a new folder"), atomic_directory(Path(name), marker="kind.txt"):
         pytest.fail("must not get here")
 
 

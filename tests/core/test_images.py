@@ -1,4 +1,4 @@
-"""Photographs of every kind enter as upright RGB, and broken ones do not enter at all."""
+"""All supported images decode to upright RGB; broken ones raise an error."""
 
 from io import BytesIO
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_decode_scales_16_bit_grey() -> None:
     assert decode_image(encode(Image.fromarray(deep)))[0, :, 0].tolist() == [0, 1, 255, 128]
 
 
-def test_decode_makes_hidden_pixels_black_and_keeps_opaque_ones() -> None:
+def test_decode_turns_transparent_pixels_black_and_keeps_opaque_ones() -> None:
     rgba = np.dstack([RGB, np.where(np.arange(32) < 16, 255, 0).astype(np.uint8) * np.ones((24, 1), np.uint8)])
     decoded = decode_image(encode(Image.fromarray(rgba)))
     assert np.array_equal(decoded[:, :16], RGB[:, :16])
@@ -62,7 +62,7 @@ def test_decode_resolves_a_palette() -> None:
     assert decode_image(encode(picture))[0, 0].tolist() == [10, 20, 30]
 
 
-def test_decode_refuses_pixels_without_a_range() -> None:
+def test_decode_refuses_pixel_types_without_a_fixed_range() -> None:
     with pytest.raises(UnsupportedImageError, match="'F'"):
         decode_image(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
 
@@ -83,29 +83,29 @@ def test_decode_refuses_a_png_with_flipped_bytes() -> None:
 
 
 @pytest.mark.parametrize(("data", "error"), [(b"", BrokenImageError), (b"not an image", UnsupportedImageError)])
-def test_decode_refuses_what_is_no_image(data: bytes, error: type[Exception]) -> None:
+def test_decode_refuses_data_that_is_not_an_image(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         decode_image(data)
 
 
-def test_decode_refuses_a_format_that_is_not_accepted() -> None:
-    with pytest.raises(UnsupportedImageError, match="accepted are JPEG"):
+def test_decode_refuses_an_unsupported_format() -> None:
+    with pytest.raises(UnsupportedImageError, match="supported formats are JPEG"):
         decode_image(encode(Image.fromarray(RGB), "GIF"))
 
 
-def test_size_limit_is_read_from_the_header_alone() -> None:
+def test_size_limit_is_checked_in_the_header() -> None:
     data = encode(Image.fromarray(RGB))[:60]  # header only: decoding it would fail otherwise
     with pytest.raises(ImageTooLargeError, match=r"32x24; the limit is 700 pixels\. Raise DRONESEG_MAX_PIXELS"):
         decode_image(data, max_pixels=700)
 
 
-def test_read_names_the_file(tmp_path: Path) -> None:
+def test_read_image_error_starts_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"junk")
-    with pytest.raises(UnsupportedImageError, match=r"a\.png: Not an image"):
+    with pytest.raises(UnsupportedImageError, match=r"a\.png: Unknown image format"):
         read_image(tmp_path / "a.png")
 
 
-def test_only_an_upright_8_bit_rgb_png_is_plain() -> None:
+def test_only_upright_8_bit_rgb_png_is_plain() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.fromarray(RGB)

@@ -1,4 +1,4 @@
-"""Masks are read by colour, exactly, and written as one file that is ids and colours at once."""
+"""Masks decode exactly by colour and encode as palette PNG with ids and colours."""
 
 from io import BytesIO
 
@@ -24,7 +24,7 @@ def kaggle_palette_png(ids: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_table_is_the_contract() -> None:
+def test_class_table_has_the_documented_ids_names_and_colours() -> None:
     assert [(c.id, c.name, c.colour) for c in CLASSES] == [
         (0, "background", (0, 0, 0)),
         (1, "obstacles", (155, 38, 182)),
@@ -35,16 +35,16 @@ def test_the_table_is_the_contract() -> None:
     ]
 
 
-def test_rgb_mask_is_read_by_colour() -> None:
+def test_rgb_mask_is_decoded_by_colour() -> None:
     assert np.array_equal(decode_colours(png(colours()[IDS]))[0], IDS)
 
 
-def test_palette_mask_is_read_by_colour_not_by_index() -> None:
+def test_palette_mask_is_decoded_by_colour_not_by_index() -> None:
     ids = np.clip(IDS, 1, 5)
     assert np.array_equal(decode_colours(kaggle_palette_png(ids))[0], ids)
 
 
-def test_opaque_alpha_is_accepted_and_see_through_refused() -> None:
+def test_mask_with_opaque_alpha_is_accepted_and_transparent_refused() -> None:
     opaque = np.dstack([colours()[IDS], np.full(IDS.shape, 255, np.uint8)])
     assert np.array_equal(decode_colours(png(opaque))[0], IDS)
     opaque[3, 4, 3] = 128
@@ -52,7 +52,7 @@ def test_opaque_alpha_is_accepted_and_see_through_refused() -> None:
         decode_colours(png(opaque))
 
 
-def test_unknown_colours_are_named_counted_and_located() -> None:
+def test_unknown_colours_are_listed_with_count_and_position() -> None:
     rgb = colours()[IDS]
     rgb[5, 7] = rgb[9, 2] = (1, 2, 3)
     rgb[11, 0] = (9, 9, 9)
@@ -63,7 +63,7 @@ def test_unknown_colours_are_named_counted_and_located() -> None:
         decode_colours(png(rgb))
 
 
-def test_unknown_colours_become_background_on_request_only() -> None:
+def test_unknown_colours_become_background_only_if_requested() -> None:
     rgb = colours()[IDS]
     rgb[5, 7] = (1, 2, 3)
     mask, replaced = decode_colours(png(rgb), unknown="background")
@@ -83,7 +83,7 @@ def test_unknown_palette_colours_are_found() -> None:
 
 
 def test_grey_and_jpeg_masks_are_refused() -> None:
-    with pytest.raises(MaskError, match="not a colour mask"):
+    with pytest.raises(MaskError, match="must be a palette or RGB image"):
         decode_colours(png(IDS))
     buffer = BytesIO()
     Image.fromarray(colours()[IDS]).save(buffer, format="JPEG")
@@ -97,7 +97,7 @@ def test_truncated_mask_is_refused() -> None:
         decode_colours(data[: len(data) // 2])
 
 
-def test_written_mask_holds_ids_and_shows_colours() -> None:
+def test_encoded_mask_contains_ids_and_class_colours() -> None:
     opened = Image.open(BytesIO(encode_mask(IDS)))
     assert opened.mode == "P"
     assert np.array_equal(np.asarray(opened), IDS)
@@ -105,20 +105,20 @@ def test_written_mask_holds_ids_and_shows_colours() -> None:
 
 
 @pytest.mark.parametrize("only", range(6))
-def test_written_mask_of_one_class_is_read_back_both_ways(only: int) -> None:
+def test_encoded_mask_of_one_class_decodes_by_colour_and_by_id(only: int) -> None:
     mask = np.full((7, 9), only, np.uint8)
     assert np.array_equal(decode_ids(encode_mask(mask)), mask)
     assert np.array_equal(decode_colours(encode_mask(mask))[0], mask)
 
 
-def test_grey_ids_are_read_back() -> None:
+def test_encoded_grey_ids_decode_to_the_same_mask() -> None:
     opened = Image.open(BytesIO(encode_grey_ids(IDS)))
     assert opened.mode == "L"
     assert np.array_equal(np.asarray(opened), IDS)
     assert np.array_equal(decode_ids(encode_grey_ids(IDS)), IDS)
 
 
-def test_ids_beyond_the_table_are_refused() -> None:
+def test_ids_outside_the_class_table_are_refused() -> None:
     wrong = IDS.copy()
     wrong[0, 0] = 6
     with pytest.raises(InvalidIdsError, match="6 on 1 pixels"):
@@ -129,7 +129,7 @@ def test_ids_beyond_the_table_are_refused() -> None:
         decode_ids(png(colours()[IDS]))
 
 
-def test_a_palette_that_contradicts_its_values_is_refused_as_ids() -> None:
+def test_id_mask_with_contradicting_palette_is_refused() -> None:
     ids = np.array([[1, 2], [3, 5]], np.uint8)
     kaggle = kaggle_palette_png(ids)
     with pytest.raises(MaskError, match="ambiguous"):

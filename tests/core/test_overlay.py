@@ -1,4 +1,4 @@
-"""The overlay tints by class, marks borders, and adds a legend below."""
+"""Overlays tint classes, mark borders and add a legend below the image."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from droneseg.core.overlay import blend, draw_overlay
 from droneseg.core.prediction import class_fractions
 
 
-def test_blend_mixes_inside_and_draws_borders_in_full_colour() -> None:
+def test_blend_tints_classes_and_draws_borders_in_full_colour() -> None:
     image = np.full((4, 6, 3), 100, np.uint8)
     mask = np.array([[2, 2, 2, 5, 5, 5]] * 4, np.uint8)
     blended = blend(image, mask, opacity=0.5)
@@ -17,12 +17,12 @@ def test_blend_mixes_inside_and_draws_borders_in_full_colour() -> None:
     assert blended[1, 3].tolist() == colours()[5].tolist()
 
 
-def test_blend_refuses_another_size() -> None:
-    with pytest.raises(ShapeMismatchError, match="6x4, mask 4x4"):
+def test_blend_refuses_a_mask_of_another_size() -> None:
+    with pytest.raises(ShapeMismatchError, match="6x4, mask is 4x4"):
         blend(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 4), np.uint8))
 
 
-def test_legend_lies_below_and_shows_the_colours_that_occur() -> None:
+def test_legend_below_the_image_shows_occurring_classes() -> None:
     image = np.zeros((60, 300, 3), np.uint8)
     mask = np.full((60, 300), 3, np.uint8)
     drawn = draw_overlay(image, mask, class_fractions(mask))

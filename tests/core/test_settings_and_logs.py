@@ -1,4 +1,4 @@
-"""Settings come from the environment, wrong ones are listed; logs are text or JSON."""
+"""Settings from the environment, and text and JSON logs."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from droneseg.core.logs import configure_logging, log_file
 from droneseg.core.settings import LogFormat, LogLevel, load_settings, misspelt_variables, variable_names
 
 
-def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRONESEG_MAX_PIXELS", "77")
     monkeypatch.setenv("nnUNet_raw", "/somewhere")
@@ -20,7 +20,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert settings.nnunet_raw == Path("/somewhere")
 
 
-def test_the_port_may_come_as_cloud_run_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_port_is_read_from_the_variable_of_cloud_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", "9001")
     assert load_settings().port == 9001
@@ -31,7 +31,7 @@ def test_the_port_may_come_as_cloud_run_names_it(monkeypatch: pytest.MonkeyPatch
         load_settings()
 
 
-def test_all_wrong_settings_are_listed_by_their_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_lists_all_invalid_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRONESEG_MAX_PIXELS", "0")
     monkeypatch.setenv("DRONESEG_LOG_FORMAT", "xml")
     with pytest.raises(ConfigurationError) as caught:
@@ -40,7 +40,7 @@ def test_all_wrong_settings_are_listed_by_their_variable(monkeypatch: pytest.Mon
     assert "DRONESEG_LOG_FORMAT='xml'" in str(caught.value)
 
 
-def test_a_misspelt_setting_is_told_from_other_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_misspelt_setting_is_reported_and_other_variables_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRONESEG_PROFIL", "fast")
     monkeypatch.setenv("DRONESEG_SOMETHING_ELSE", "1")
@@ -59,14 +59,14 @@ def test_env_example_lists_every_setting_and_no_other() -> None:
     assert listed == set(variable_names())
 
 
-def test_fields_of_a_log_line_stand_beside_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_line_contains_the_record_fields(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LogLevel.INFO, LogFormat.JSON)
     logging.getLogger("droneseg.test").info("answered", extra={"fields": {"request_id": "r1", "status": 200}})
     line = json.loads(capsys.readouterr().err)
     assert (line["message"], line["request_id"], line["status"]) == ("answered", "r1", 200)
 
 
-def test_json_log_lines_are_objects_in_terminal_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_goes_to_terminal_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LogLevel.INFO, LogFormat.JSON)
     with log_file(tmp_path / "a.log", LogFormat.JSON):
         logging.getLogger("droneseg.test").info("hello %s", "there")

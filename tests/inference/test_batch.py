@@ -1,4 +1,4 @@
-"""Many files are predicted, finished ones are skipped, broken ones cost nobody else anything."""
+"""Batch prediction: finished files are skipped, and broken files do not affect the others."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def run(segmenter: BrightIsLanding, photos: Path, out: Path, **options: bool) ->
     return list(predict_files(segmenter, sources, out, max_pixels=DEFAULT_MAX_PIXELS, **options))
 
 
-def test_each_photograph_gets_its_own_mask(photos: Path, tmp_path: Path) -> None:
+def test_predict_writes_one_mask_per_image(photos: Path, tmp_path: Path) -> None:
     results = run(BrightIsLanding(), photos, tmp_path / "out", overlay=True)
     assert [r.status for r in results] == ["predicted"] * 3
     values = [int(np.asarray(Image.open(tmp_path / "out" / f"p{i}.png"))[0, 0]) for i in range(3)]
@@ -36,7 +36,7 @@ def test_each_photograph_gets_its_own_mask(photos: Path, tmp_path: Path) -> None
     assert (tmp_path / "out" / "p1_overlay.png").is_file()
 
 
-def test_one_bad_file_never_costs_the_others(photos: Path, tmp_path: Path) -> None:
+def test_broken_file_does_not_stop_the_others(photos: Path, tmp_path: Path) -> None:
     (photos / "p1.png").write_bytes(b"junk")
     results = run(BrightIsLanding(), photos, tmp_path / "out")
     assert [r.status for r in results] == ["predicted", "failed", "predicted"]
@@ -44,7 +44,7 @@ def test_one_bad_file_never_costs_the_others(photos: Path, tmp_path: Path) -> No
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["p0.png", "p2.png", "predictions.jsonl"]
 
 
-def test_only_what_the_same_model_made_from_the_same_bytes_is_skipped(photos: Path, tmp_path: Path) -> None:
+def test_skips_only_masks_of_the_same_model_and_image_bytes(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(BrightIsLanding(), photos, out)
     again = BrightIsLanding()
@@ -57,7 +57,7 @@ def test_only_what_the_same_model_made_from_the_same_bytes_is_skipped(photos: Pa
     assert [r.status for r in run(BrightIsLanding("bbb"), photos, out, force=True)] == ["predicted"] * 3
 
 
-def test_a_log_cut_short_by_a_crash_is_survived(photos: Path, tmp_path: Path) -> None:
+def test_truncated_log_is_tolerated(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(BrightIsLanding(), photos, out)
     log = out / "predictions.jsonl"
@@ -66,12 +66,12 @@ def test_a_log_cut_short_by_a_crash_is_survived(photos: Path, tmp_path: Path) ->
     assert json.loads(log.read_text().splitlines()[0])["model_id"] == "aaa"
 
 
-def test_inputs_are_files_folders_and_globs_each_once(photos: Path) -> None:
+def test_find_inputs_expands_files_folders_and_globs_without_duplicates(photos: Path) -> None:
     found = find_inputs([str(photos / "p2.png"), str(photos), str(photos / "*.png")])
     assert [f.name for f in found] == ["p2.png", "p0.png", "p1.png"]
 
 
-def test_inputs_that_match_nothing_or_collide_are_all_listed(photos: Path, tmp_path: Path) -> None:
+def test_find_inputs_lists_all_missing_and_colliding_inputs(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "p0.jpg").write_bytes(b"")
     with pytest.raises(DronesegError) as caught:
         find_inputs([str(photos), str(tmp_path / "p0.jpg"), str(tmp_path / "none*.png")])
@@ -79,7 +79,7 @@ def test_inputs_that_match_nothing_or_collide_are_all_listed(photos: Path, tmp_p
     assert "none*.png: no image file there" in str(caught.value)
 
 
-def test_photographs_and_files_of_others_are_not_written_over(photos: Path, tmp_path: Path) -> None:
+def test_inputs_and_foreign_files_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
     sources = find_inputs([str(photos)])
     with pytest.raises(OutputExistsError, match=r"p0.png is one of the photographs(.|\n)*p2.png is one of the"):
         require_output(sources, photos, overlay=False, force=True)
@@ -98,7 +98,7 @@ def test_photographs_and_files_of_others_are_not_written_over(photos: Path, tmp_
         require_output(sources, tmp_path / "file", overlay=False, force=False)
 
 
-def test_a_mask_is_never_an_overlay_too(photos: Path, tmp_path: Path) -> None:
+def test_mask_and_overlay_with_the_same_name_are_refused(photos: Path, tmp_path: Path) -> None:
     (photos / "p0.png").rename(photos / "p1_overlay.png")
     sources = find_inputs([str(photos)])
     require_output(sources, tmp_path / "out", overlay=False, force=False)
@@ -106,14 +106,14 @@ def test_a_mask_is_never_an_overlay_too(photos: Path, tmp_path: Path) -> None:
         require_output(sources, tmp_path / "out", overlay=True, force=False)
 
 
-def test_a_mask_that_cannot_be_written_costs_only_itself(photos: Path, tmp_path: Path) -> None:
+def test_unwritable_mask_does_not_stop_the_others(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "p1.png").mkdir(parents=True)
     results = run(BrightIsLanding(), photos, tmp_path / "out")
     assert [result.status for result in results] == ["predicted", "failed", "predicted"]
     assert "p1.png cannot be written" in str(results[1].error)
 
 
-def test_a_mask_corrected_by_hand_is_kept(photos: Path, tmp_path: Path) -> None:
+def test_manually_edited_mask_is_kept(photos: Path, tmp_path: Path) -> None:
     sources, out = find_inputs([str(photos)]), tmp_path / "out"
     run(BrightIsLanding("aaa"), photos, out, overlay=True)
     run(BrightIsLanding("bbb"), photos, out, overlay=True)
@@ -123,7 +123,7 @@ def test_a_mask_corrected_by_hand_is_kept(photos: Path, tmp_path: Path) -> None:
         require_output(sources, out, overlay=True, force=False)
 
 
-def test_a_mask_is_in_the_log_before_it_is_written(photos: Path, tmp_path: Path) -> None:
+def test_log_entry_is_written_before_the_mask(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "p1.png").mkdir(parents=True)
     run(BrightIsLanding(), photos, out)
@@ -133,7 +133,7 @@ def test_a_mask_is_in_the_log_before_it_is_written(photos: Path, tmp_path: Path)
     assert [result.status for result in run(BrightIsLanding(), photos, out)] == ["skipped", "predicted", "skipped"]
 
 
-def test_a_folder_whose_photographs_lie_deeper_says_where(tmp_path: Path) -> None:
+def test_error_names_subfolders_with_images(tmp_path: Path) -> None:
     (tmp_path / "flight" / "photos").mkdir(parents=True)
     (tmp_path / "flight" / "photos" / "a.png").write_bytes(b"")
     with pytest.raises(DronesegError, match=r"no image file there; there are some in .*photos"):

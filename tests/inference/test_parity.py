@@ -1,4 +1,4 @@
-"""What is predicted without nnU-Net equals what nnU-Net's own functions give, not our code."""
+"""Predictions equal those of nnU-Net's own functions."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def same(found: np.ndarray, wanted: np.ndarray, bundle: Bundle) -> bool:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("case", SIZES)
-def test_exact_equals_stock_with_mirroring(
+def test_exact_profile_equals_nnunet_with_mirroring(
     model: tuple[Path, Bundle, NnunetPaths], case: str, runtime: RuntimeName
 ) -> None:
     trained, bundle, layout = model
@@ -103,7 +103,7 @@ def test_exact_equals_stock_with_mirroring(
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, Bundle, NnunetPaths], case: str) -> None:
+def test_single_float32_pass_equals_nnunet_without_mirroring(model: tuple[Path, Bundle, NnunetPaths], case: str) -> None:
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     # ONNX Runtime computes the fast profile in float32
@@ -113,7 +113,7 @@ def test_one_pass_in_float32_equals_stock_without_mirroring(model: tuple[Path, B
     assert np.mean(found == wanted) > 0.99
 
 
-def test_a_black_border_is_cropped_as_nnunet_does(model: tuple[Path, Bundle, NnunetPaths]) -> None:
+def test_black_border_is_cropped_like_nnunet(model: tuple[Path, Bundle, NnunetPaths]) -> None:
     trained, bundle, layout = model
     image = np.zeros((130, 120, 3), np.uint8)
     image[17:101, 30:111] = scene(84, 81)
@@ -122,7 +122,7 @@ def test_a_black_border_is_cropped_as_nnunet_does(model: tuple[Path, Bundle, Nnu
     assert not found[:17].any()
 
 
-def test_window_starts_equal_nnunets() -> None:
+def test_window_starts_equal_nnunet() -> None:
     from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
     for patch in (16, 48, 100, 768):
@@ -132,7 +132,7 @@ def test_window_starts_equal_nnunets() -> None:
 
 
 @pytest.mark.parametrize("patch", [(64, 48), (768, 1024), (33, 47), (7, 5), (1, 9), (384, 384)])
-def test_gaussian_equals_nnunets(patch: tuple[int, int]) -> None:
+def test_gaussian_equals_nnunet(patch: tuple[int, int]) -> None:
     import torch
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
@@ -141,7 +141,7 @@ def test_gaussian_equals_nnunets(patch: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("normalisation", ["rgb_to_0_1", "zscore"])
-def test_preprocessing_equals_nnunets(planned: NnunetPaths, normalisation: str) -> None:
+def test_preprocessing_equals_nnunet(planned: NnunetPaths, normalisation: str) -> None:
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

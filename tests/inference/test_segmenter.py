@@ -1,4 +1,4 @@
-"""A bundle predicts the same with every runtime, in one tile or many, from one thread or eight."""
+"""A bundle gives the same masks with all runtimes, numbers of tiles and numbers of threads."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
 @pytest.mark.parametrize("size", [(16, 24), (7, 9), (1, 40), (50, 1), (61, 83), (16, 100)])
-def test_every_pixel_keeps_its_place(bundle: Bundle, runtime: RuntimeName, profile: str, size: tuple[int, int]) -> None:
+def test_mask_pixels_align_with_image_pixels(bundle: Bundle, runtime: RuntimeName, profile: str, size: tuple[int, int]) -> None:
     image, ids = picture(*size)
     found = BundleSegmenter(bundle, profile=profile, runtime=runtime).segment(image)
     assert np.array_equal(found.mask, ids)
@@ -46,7 +46,7 @@ def test_every_pixel_keeps_its_place(bundle: Bundle, runtime: RuntimeName, profi
     assert set(found.timings_s) == {"preprocess", "network", "postprocess"}
 
 
-def test_a_second_start_takes_the_compiled_network(
+def test_second_start_uses_the_compiled_network(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, ids = picture(40, 60)
@@ -57,7 +57,7 @@ def test_a_second_start_takes_the_compiled_network(
     assert not compiled
 
 
-def test_a_cache_that_may_not_be_read_costs_a_slow_start_and_no_more(
+def test_unreadable_cache_only_slows_the_start(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, ids = picture(40, 60)
@@ -74,7 +74,7 @@ def test_a_cache_that_may_not_be_read_costs_a_slow_start_and_no_more(
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
-def test_a_damaged_compiled_network_is_made_anew(
+def test_corrupt_compiled_network_is_recompiled(
     bundle: Bundle,
     tmp_path: Path,
     damage: str,
@@ -98,7 +98,7 @@ def test_a_damaged_compiled_network_is_made_anew(
     assert not caplog.text
 
 
-def test_a_black_border_is_background_and_the_rest_is_predicted(bundle: Bundle) -> None:
+def test_black_border_is_background(bundle: Bundle) -> None:
     image, ids = picture(30, 40)
     framed = np.zeros((50, 70, 3), np.uint8)
     framed[12:42, 20:60] = image
@@ -107,11 +107,11 @@ def test_a_black_border_is_background_and_the_rest_is_predicted(bundle: Bundle) 
     assert found.sum() == ids.sum(dtype=np.int64)
 
 
-def test_a_black_image_gets_an_answer(bundle: Bundle) -> None:
+def test_black_image_is_predicted(bundle: Bundle) -> None:
     assert set(np.unique(BundleSegmenter(bundle).segment(np.zeros((20, 30, 3), np.uint8)).mask)) == {1}
 
 
-def test_eight_threads_give_the_masks_of_one(bundle: Bundle) -> None:
+def test_eight_threads_give_the_same_masks_as_one(bundle: Bundle) -> None:
     segmenter = BundleSegmenter(bundle)
     images = [generate_scene(seed, 70 + 3 * seed, 50)[0] for seed in range(24)]
     directory_lock = [segmenter.segment(image).mask for image in images]
@@ -120,14 +120,14 @@ def test_eight_threads_give_the_masks_of_one(bundle: Bundle) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(directory_lock * 4, together, strict=True))
 
 
-def test_an_unknown_profile_is_an_error_that_names_the_known_ones(bundle: Bundle) -> None:
+def test_unknown_profile_error_lists_the_profiles(bundle: Bundle) -> None:
     with pytest.raises(ConfigurationError, match="has no profile 'int8'; it has exact, fast"):
         BundleSegmenter(bundle, profile="int8")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
-def test_scores_that_are_not_finite_are_an_error_not_an_answer(
+def test_non_finite_logits_raise_an_error(
     tmp_path: Path, runtime: RuntimeName, profile: str
 ) -> None:
     write_network(tmp_path / "nan.onnx", biases=(0, 0, float("nan"), 0, 0, 0))
@@ -137,13 +137,13 @@ def test_scores_that_are_not_finite_are_an_error_not_an_answer(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_file_that_is_no_network_is_an_error(tmp_path: Path, runtime: RuntimeName) -> None:
+def test_invalid_network_file_is_an_error(tmp_path: Path, runtime: RuntimeName) -> None:
     (tmp_path / "text.onnx").write_text("not a network")
     with pytest.raises(ModelError, match="cannot run"):
         BundleSegmenter(make_bundle(tmp_path / "bundle", network=tmp_path / "text.onnx"), runtime=runtime)
 
 
-def test_serving_side_packages_load_without_torch_and_nnunet() -> None:
+def test_serving_packages_import_neither_torch_nor_nnunet() -> None:
     script = """
 import importlib, pkgutil, sys
 class Refuse:
@@ -171,7 +171,7 @@ print(found)
     assert int(done.stdout) >= 10
 
 
-def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+def test_openvino_telemetry_is_off(tmp_path: Path) -> None:
     script = (
         "import sys, droneseg.inference.runtimes.openvino\n"
         "print([m for m in sys.modules if m.startswith('openvino_telemetry')])"
@@ -182,7 +182,7 @@ def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / "intel").exists()
 
 
-def test_a_model_replaced_on_disk_does_not_become_the_one_in_use(tmp_path: Path) -> None:
+def test_model_replaced_on_disk_does_not_change_the_loaded_one(tmp_path: Path) -> None:
     large = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     bundle = make_bundle(tmp_path / "bundle", patch=(16, 24))
     expected = BundleSegmenter(bundle).segment(large).mask

@@ -232,7 +232,7 @@ def test_a_misspelt_setting_is_warned_of(tmp_path: Path, backend: Backend) -> No
     make_bundle(tmp_path / "champion", patch=(64, 64))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_second=60) as server:
         told = server.log.read_text()
-    assert told.count("DRONESEG_QUEUE_SECOND is no setting") == 1
+    assert told.count("DRONESEG_QUEUE_SECOND is not a setting") == 1
     assert "DRONESEG_QUEUE_SECONDS" in told
 
 

@@ -33,9 +33,8 @@ def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> 
         InvalidIdsError: If an id is C or larger.
     """
     if truth.shape != prediction.shape:
-        raise ShapeMismatchError(
-            f"True mask is {truth.shape[1]}x{truth.shape[0]}, predicted mask is {prediction.shape[1]}x{prediction.shape[0]}."
-        )
+        (height, width), (rows, columns) = truth.shape, prediction.shape
+        raise ShapeMismatchError(f"True mask is {width}x{height}, predicted mask {columns}x{rows}.")
     highest = max(int(truth.max(initial=0)), int(prediction.max(initial=0)))
     if highest >= classes:
         raise InvalidIdsError(f"Mask contains {highest}; the largest class id is {classes - 1}.")

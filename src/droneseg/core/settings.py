@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     retention_mb: int = Field(
         default=1000,
         ge=0,
-        description="Maximum total size of records and samples, in 10^6 bytes; the oldest are deleted first; 0: no limit.",
+        description="Maximum total size of records and samples, in 10^6 bytes; the oldest go first; 0: no limit.",
     )
     reports_url: str = Field(
         default="reports", description="Where drift reports are written: a folder, gs://BUCKET/FOLDER or none."
