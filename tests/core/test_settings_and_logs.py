@@ -40,7 +40,9 @@ def test_error_lists_all_invalid_variables(monkeypatch: pytest.MonkeyPatch) -> N
     assert "DRONESEG_LOG_FORMAT='xml'" in str(caught.value)
 
 
-def test_misspelt_setting_is_reported_and_other_variables_are_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_misspelt_setting_is_reported_and_other_variables_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRONESEG_PROFIL", "fast")
     monkeypatch.setenv("DRONESEG_SOMETHING_ELSE", "1")

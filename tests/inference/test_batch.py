@@ -40,7 +40,7 @@ def test_broken_file_does_not_stop_the_others(photos: Path, tmp_path: Path) -> N
     (photos / "p1.png").write_bytes(b"junk")
     results = run(BrightIsLanding(), photos, tmp_path / "out")
     assert [r.status for r in results] == ["predicted", "failed", "predicted"]
-    assert "Not an image" in str(results[1].error)
+    assert "Unknown image format" in str(results[1].error)
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["p0.png", "p2.png", "predictions.jsonl"]
 
 
@@ -76,17 +76,17 @@ def test_find_inputs_lists_all_missing_and_colliding_inputs(photos: Path, tmp_pa
     with pytest.raises(DronesegError) as caught:
         find_inputs([str(photos), str(tmp_path / "p0.jpg"), str(tmp_path / "none*.png")])
     assert "would both be written to p0.png" in str(caught.value)
-    assert "none*.png: no image file there" in str(caught.value)
+    assert "none*.png: no image file found" in str(caught.value)
 
 
 def test_inputs_and_foreign_files_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
     sources = find_inputs([str(photos)])
-    with pytest.raises(OutputExistsError, match=r"p0.png is one of the photographs(.|\n)*p2.png is one of the"):
+    with pytest.raises(OutputExistsError, match=r"p0.png is an input image(.|\n)*p2.png is an input"):
         require_output(sources, photos, overlay=False, force=True)
     out = tmp_path / "out"
     out.mkdir()
     (out / "p1.png").write_bytes(b"mine")
-    with pytest.raises(OutputExistsError, match=r"p1.png was not made by `droneseg predict`"):
+    with pytest.raises(OutputExistsError, match=r"p1.png was not written by `droneseg predict`"):
         require_output(sources, out, overlay=False, force=False)
     require_output(sources, out, overlay=False, force=True)
     (out / "p1.png").unlink()
@@ -102,7 +102,7 @@ def test_mask_and_overlay_with_the_same_name_are_refused(photos: Path, tmp_path:
     (photos / "p0.png").rename(photos / "p1_overlay.png")
     sources = find_inputs([str(photos)])
     require_output(sources, tmp_path / "out", overlay=False, force=False)
-    with pytest.raises(OutputExistsError, match=r"p1_overlay.png would be a mask and an overlay"):
+    with pytest.raises(OutputExistsError, match=r"p1_overlay.png would be both a mask and an overlay"):
         require_output(sources, tmp_path / "out", overlay=True, force=False)
 
 
@@ -119,7 +119,7 @@ def test_manually_edited_mask_is_kept(photos: Path, tmp_path: Path) -> None:
     run(BrightIsLanding("bbb"), photos, out, overlay=True)
     require_output(sources, out, overlay=True, force=False)
     (out / "p1.png").write_bytes(png(np.full((6, 8), 3, np.uint8)))
-    with pytest.raises(OutputExistsError, match=r"p1.png was not made by `droneseg predict`, or was changed since"):
+    with pytest.raises(OutputExistsError, match=r"p1.png was not written by `droneseg predict`, or was changed since"):
         require_output(sources, out, overlay=True, force=False)
 
 
@@ -136,5 +136,5 @@ def test_log_entry_is_written_before_the_mask(photos: Path, tmp_path: Path) -> N
 def test_error_names_subfolders_with_images(tmp_path: Path) -> None:
     (tmp_path / "flight" / "photos").mkdir(parents=True)
     (tmp_path / "flight" / "photos" / "a.png").write_bytes(b"")
-    with pytest.raises(DronesegError, match=r"no image file there; there are some in .*photos"):
+    with pytest.raises(DronesegError, match=r"no image file found; there are images in .*photos"):
         find_inputs([str(tmp_path / "flight")])

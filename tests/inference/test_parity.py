@@ -103,7 +103,9 @@ def test_exact_profile_equals_nnunet_with_mirroring(
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_single_float32_pass_equals_nnunet_without_mirroring(model: tuple[Path, Bundle, NnunetPaths], case: str) -> None:
+def test_single_float32_pass_equals_nnunet_without_mirroring(
+    model: tuple[Path, Bundle, NnunetPaths], case: str
+) -> None:
     trained, bundle, layout = model
     image = scene(*SIZES[case])
     # ONNX Runtime computes the fast profile in float32

@@ -36,7 +36,9 @@ def picture(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
 @pytest.mark.parametrize("size", [(16, 24), (7, 9), (1, 40), (50, 1), (61, 83), (16, 100)])
-def test_mask_pixels_align_with_image_pixels(bundle: Bundle, runtime: RuntimeName, profile: str, size: tuple[int, int]) -> None:
+def test_mask_pixels_align_with_image_pixels(
+    bundle: Bundle, runtime: RuntimeName, profile: str, size: tuple[int, int]
+) -> None:
     image, ids = picture(*size)
     found = BundleSegmenter(bundle, profile=profile, runtime=runtime).segment(image)
     assert np.array_equal(found.mask, ids)
@@ -57,9 +59,7 @@ def test_second_start_uses_the_compiled_network(
     assert not compiled
 
 
-def test_unreadable_cache_only_slows_the_start(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_cache_only_slows_the_start(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, ids = picture(40, 60)
     BundleSegmenter(bundle, cache=tmp_path).segment(image)
     real = Path.is_file
@@ -92,7 +92,7 @@ def test_corrupt_compiled_network_is_recompiled(
         file.write_bytes({"flipped": content, "short": content[:100], "empty": b""}[damage])
     with caplog.at_level("WARNING", "droneseg"):
         assert np.array_equal(BundleSegmenter(bundle, cache=tmp_path).segment(image).mask, ids)
-    assert "is damaged and made anew" in caplog.text
+    assert "discarding corrupt cache file" in caplog.text
     caplog.clear()
     BundleSegmenter(bundle, cache=tmp_path).segment(image)
     assert not caplog.text
@@ -127,9 +127,7 @@ def test_unknown_profile_error_lists_the_profiles(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
-def test_non_finite_logits_raise_an_error(
-    tmp_path: Path, runtime: RuntimeName, profile: str
-) -> None:
+def test_non_finite_logits_raise_an_error(tmp_path: Path, runtime: RuntimeName, profile: str) -> None:
     write_network(tmp_path / "nan.onnx", biases=(0, 0, float("nan"), 0, 0, 0))
     broken = make_bundle(tmp_path / "bundle", network=tmp_path / "nan.onnx")
     with pytest.raises(ModelError, match="not finite"):
@@ -190,5 +188,5 @@ def test_model_replaced_on_disk_does_not_change_the_loaded_one(tmp_path: Path) -
     segmenter.segment(large[:16, :24])  # one tile: the graph for several is not compiled yet
     write_network(tmp_path / "bundle" / "model.onnx", biases=(99, 0, 0, 0, 0, 0))
     assert np.array_equal(segmenter.segment(large).mask, expected)
-    with pytest.raises(BundleError, match="changed while it was loaded"):
+    with pytest.raises(BundleError, match="changed while it was being loaded"):
         BundleSegmenter(bundle)

@@ -1,1 +1,1 @@
-"""Photographs to masks with anything that is a `Segmenter`; no torch, no nnU-Net."""
+"""Inference from model bundles, without torch or nnU-Net."""

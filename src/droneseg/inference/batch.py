@@ -1,4 +1,4 @@
-"""Predict files and folders; skip unchanged ones."""
+"""Batch prediction: files and folders to masks, skipping unchanged images."""
 
 import hashlib
 import json
@@ -24,15 +24,15 @@ _AHEAD = 3
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one input file.
+    """Result for one input file.
 
     Attributes:
-        source: The photograph.
-        mask: The mask file, or None if it failed.
-        status: "predicted", "skipped" (made earlier by the same model from the same bytes) or "failed".
-        error: Why it failed.
-        confidence: Mean winning probability, if predicted.
-        class_fractions: Share by class name, if predicted.
+        source: Path of the image.
+        mask: Path of the mask, or None if the file failed.
+        status: "predicted", "skipped" (predicted earlier by the same model from the same bytes) or "failed".
+        error: Error message, if failed.
+        confidence: Mean probability of the predicted class, if predicted.
+        class_fractions: Share of pixels by class name, if predicted.
         timings_s: Seconds by stage, if predicted.
     """
 
@@ -46,48 +46,49 @@ class FileResult:
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Expand files, folders and glob patterns into image files, in order, each once.
+    """Expand files, folders and glob patterns to image files, in order and without duplicates.
 
     Raises:
-        DronesegError: If an input matches nothing, or two files would have the same mask name; all are listed.
+        DronesegError: If an input matches no image, or two images would have the same mask name. The message lists all
+            such inputs.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     problems = []
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         else:
-            matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]  # noqa: PTH207  # absolute patterns too
+            matches = [path] if path.is_file() else [Path(match) for match in sorted(glob(entry, recursive=True))]  # noqa: PTH207  # Path.glob takes no absolute patterns
             matches = [match for match in matches if match.is_file()]
         if not matches:
             below = sorted({file.parent for file in path.rglob("*") if file.suffix.lower() in SUFFIXES})
-            hint = f"; there are some in {', '.join(map(str, below[:4]))}" if below else ""
-            problems.append(f"{entry}: no image file there{hint}")
-        found.update(dict.fromkeys(matches))
+            hint = f"; there are images in {', '.join(map(str, below[:4]))}" if below else ""
+            problems.append(f"{entry}: no image file found{hint}")
+        files.update(dict.fromkeys(matches))
     same: dict[str, list[Path]] = defaultdict(list)
-    for path in found:
+    for path in files:
         same[path.stem].append(path)
     problems += [f"{' and '.join(map(str, p))} would both be written to {s}.png" for s, p in same.items() if len(p) > 1]
     if problems:
         raise DronesegError("\n".join(["Cannot use the inputs:", *(f"  - {line}" for line in problems)]))
-    return list(found)
+    return list(files)
 
 
 def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: bool) -> None:
-    """Refuse to write masks over anything that `predict` did not make: asked before work begins.
+    """Check, before any prediction, that no file will be overwritten that `predict` did not write.
 
     Args:
-        sources: Photographs.
-        out: Folder for masks.
-        overlay: Whether `STEM_overlay.png` are written, too.
-        force: Whether files that are no photographs of this run may be replaced.
+        sources: Input images.
+        out: Output folder.
+        overlay: Whether `STEM_overlay.png` files are written, too.
+        force: Whether files that `predict` did not write may be replaced; input images never are.
 
     Raises:
-        OutputExistsError: If something is in the way; all of it is listed.
+        OutputExistsError: If files would be overwritten; the message lists all of them.
     """
     if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is a file and was left untouched. Name a folder.")
+        raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
     own = _written_hashes(out)
     photographs = {source.resolve() for source in sources}
     stems = {source.stem for source in sources}
@@ -95,16 +96,22 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
     for source in sources:
         target = out / f"{source.stem}.png"
         if target.resolve() in photographs:
-            problems.append(f"{target} is one of the photographs")
+            problems.append(f"{target} is an input image")
         elif target.is_file() and not force and _sha256(target.read_bytes()) not in own.get(source.stem, ()):
-            problems.append(f"{target} was not made by `droneseg predict`, or was changed since; --force replaces it")
+            problems.append(
+                f"{target} was not written by `droneseg predict`, or was changed since; --force replaces it"
+            )
         elif overlay and (out / f"{source.stem}{OVERLAY_SUFFIX}").exists() and source.stem not in own and not force:
-            problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} was not made by `droneseg predict`")
+            problems.append(
+                f"{out / (source.stem + OVERLAY_SUFFIX)} was not written by `droneseg predict`; --force replaces it"
+            )
         if overlay and f"{source.stem}{OVERLAY_SUFFIX}".removesuffix(".png") in stems:
-            problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} would be a mask and an overlay")
+            problems.append(f"{out / (source.stem + OVERLAY_SUFFIX)} would be both a mask and an overlay")
     if problems:
         raise OutputExistsError(
-            "\n".join(["Nothing was predicted. Name another --out:", *(f"  - {line}" for line in problems)])
+            "\n".join(
+                ["Nothing was predicted. Choose another folder for --out:", *(f"  - {line}" for line in problems)]
+            )
         )
 
 
@@ -117,21 +124,23 @@ def predict_files(
     force: bool = False,
     max_pixels: int,
 ) -> Iterator[FileResult]:
-    """Predict files one after the other and write `out/STEM.png` for each.
+    """Predict images one by one and write `out/STEM.png` for each.
 
-    A file is skipped if `out` holds its mask, unchanged, made by the same model and profile from the same bytes;
-    `out/predictions.jsonl` remembers that, one line per mask written.
+    An image is skipped if `out` contains its unchanged mask, predicted by the same model and profile from the same
+    bytes. `out/predictions.jsonl` records this, one line per mask.
+
+    Images are decoded, and masks written, in threads of their own while the network runs.
 
     Args:
-        segmenter: What predicts.
-        sources: Image files with different stems.
-        out: Folder for masks and, with `overlay`, pictures of them.
-        overlay: Whether to write `STEM_overlay.png` too.
-        force: Whether to predict again what could be skipped.
-        max_pixels: Largest photograph accepted.
+        segmenter: Segmenter to use.
+        sources: Image files with distinct stems.
+        out: Output folder for masks and overlays.
+        overlay: Whether to write `STEM_overlay.png`, too.
+        force: Whether to predict images again that could be skipped.
+        max_pixels: Largest accepted image, in pixels.
 
     Yields:
-        One result per file, in order.
+        One result per image, in the order of `sources`.
     """
     out.mkdir(parents=True, exist_ok=True)
     made = {} if force else _made_before(out)
@@ -151,7 +160,7 @@ def predict_files(
             else:
                 prediction = segmenter.segment(image)
                 finish = partial(_write, source, data, image, prediction, segmenter.profile, out, overlay)
-            # the previous file's mask was written while this one was in the network
+            # the previous mask was written while the network processed this image
             if writing:
                 yield writing.result()
             writing = writer.submit(finish)
@@ -173,7 +182,7 @@ def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
 def _is_made(
     source: Path, data: bytes, out: Path, made: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
 ) -> bool:
-    """Say whether the mask is there, whole, from these bytes, by this model and profile, with its overlay if wanted."""
+    """Return whether `out` contains the unchanged mask of these bytes, model and profile, and its overlay if needed."""
     target = out / f"{source.stem}.png"
     if not target.is_file() or (overlay and not (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
         return False
@@ -206,7 +215,7 @@ def _write(
         timings_s=prediction.timings_s,
     )
     try:
-        # the log first: a mask that is in no log would be taken for somebody else's
+        # log first: a mask without a log entry would count as written by another program
         with (out / LOG_NAME).open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry | {"prediction": asdict(result)}) + "\n")
         write_bytes(target, encoded)
@@ -225,15 +234,15 @@ def _made_before(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _written_hashes(out: Path) -> dict[str, set[str]]:
-    """Return, by stem, the checksums of all masks that were ever written there."""
-    found: dict[str, set[str]] = defaultdict(set)
+    """Return the SHA-256 of all masks ever written to `out`, by stem."""
+    hashes: dict[str, set[str]] = defaultdict(set)
     for stem, entry in _log_entries(out):
-        found[stem].add(entry["mask_sha256"])
-    return found
+        hashes[stem].add(entry["mask_sha256"])
+    return hashes
 
 
 def _log_entries(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield stem and origin of each mask written, oldest first; a line cut short by a crash counts for nothing."""
+    """Yield stem and provenance of each logged mask, oldest first; truncated lines are skipped."""
     log = out / LOG_NAME
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:

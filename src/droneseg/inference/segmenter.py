@@ -1,4 +1,4 @@
-"""BundleSegmenter and load_segmenter."""
+"""The segmenter for model bundles."""
 
 import time
 from pathlib import Path
@@ -25,16 +25,16 @@ _BYTES = "rgb_to_0_1"
 
 
 class BundleSegmenter:
-    """Predicts with a bundle; one serves many threads.
+    """Segments images with a model bundle. Safe to use from several threads.
 
     Args:
-        bundle: The model.
-        profile: One of the bundle's profiles; None for its default.
-        runtime: What runs the network.
-        cache: Folder for compiled networks; None for none.
+        bundle: Model bundle.
+        profile: Profile of the bundle; None for its default profile.
+        runtime: Inference runtime.
+        cache: Folder for compiled networks; None disables the cache.
 
     Raises:
-        ConfigurationError: If the bundle has no such profile.
+        ConfigurationError: If the bundle has no profile of that name.
         ModelError: If the runtime cannot run the network.
     """
 
@@ -65,22 +65,22 @@ class BundleSegmenter:
 
     @property
     def model_id(self) -> str:
-        """Short hash of the bundle."""
+        """Short hash of the bundle's manifest."""
         return self._bundle.model_id
 
     @property
     def profile(self) -> str:
-        """Name of the profile it runs with."""
+        """Name of the active profile."""
         return self._profile
 
     @property
     def runtime(self) -> str:
-        """Name of what runs the network."""
+        """Display name of the runtime."""
         return self._runtime.name
 
     @property
     def info(self) -> ModelInfo:
-        """What the bundle says of itself."""
+        """Description of the model, from the bundle's manifest."""
         manifest = self._bundle.manifest
         return ModelInfo(
             name=manifest.name,
@@ -96,26 +96,26 @@ class BundleSegmenter:
         """Predict the class of every pixel of an RGB image, shape (H, W, 3), dtype uint8.
 
         Raises:
-            ModelError: If the network gives no finite scores.
+            ModelError: If the network returns logits that are not finite.
         """
         begin = time.perf_counter()
         box = nonzero_box(image)
         cropped = image[box]
         table = None if self._takes_bytes else normalisation_table(cropped, self._bundle.manifest.normalisation)
         prepared = time.perf_counter()
-        answer = sliding_window_inference(self._runtime, cropped, table, self._window)
-        mask, outside = answer.mask, 0
+        result = sliding_window_inference(self._runtime, cropped, table, self._window)
+        mask, outside = result.mask, 0
         if cropped.shape != image.shape:
-            # what was cropped away is background for certain, as in nnU-Net
+            # the black border that was cropped is background with probability 1, as in nnU-Net
             mask = np.full(image.shape[:2], BACKGROUND_ID, np.uint8)
-            mask[box] = answer.mask
-            outside = mask.size - answer.mask.size
+            mask[box] = result.mask
+            outside = mask.size - result.mask.size
         fractions = class_fractions(mask)
-        network_s = answer.network_s
+        network_s = result.network_s
         return Prediction(
             mask=mask,
             class_fractions=fractions,
-            confidence=(answer.probability_sum + outside) / mask.size,
+            confidence=(result.probability_sum + outside) / mask.size,
             timings_s={
                 "preprocess": round(prepared - begin, 5),
                 "network": round(network_s, 5),
@@ -143,18 +143,18 @@ def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | Non
 def load_segmenter(
     settings: Settings, *, model: Path | None = None, profile: str | None = None, runtime: RuntimeName | None = None
 ) -> BundleSegmenter:
-    """Load the model that the settings name.
+    """Load the model bundle named in the settings.
 
     Args:
-        settings: Of the environment.
-        model: Another bundle than theirs.
-        profile: Another profile than theirs.
-        runtime: Another runtime than theirs.
+        settings: Application settings.
+        model: Bundle folder; overrides the settings.
+        profile: Profile name; overrides the settings.
+        runtime: Inference runtime; overrides the settings.
 
     Raises:
-        BundleError: If the bundle does not verify.
-        ConfigurationError: If it has no such profile.
-        ModelError: If the runtime cannot run it.
+        BundleError: If the bundle cannot be verified.
+        ConfigurationError: If the bundle has no profile of that name.
+        ModelError: If the runtime cannot run the network.
     """
     return BundleSegmenter(
         read_bundle(model or settings.model),

@@ -1,4 +1,4 @@
-"""Preprocessing, tiles, Gaussian weights, logit accumulation."""
+"""Sliding-window inference, equal to nnU-Net's: normalisation, tiles, Gaussian weights, logit accumulation."""
 
 import time
 from collections.abc import Iterator
@@ -12,20 +12,24 @@ from numpy.typing import NDArray
 
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.inference.runtimes.base import LogitAccumulator, Patches, Runtime
+from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence
 
 Normalisation: TypeAlias = Literal["rgb_to_0_1", "zscore"]
 
-_ZSCORE_EPS = 1e-8  # of nnU-Net's ZScoreNormalization
+_ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
+# as in nnU-Net's `compute_gaussian` and SciPy's `gaussian_filter`, which it calls
+_SIGMA_SHARE = 1 / 8
+_TRUNCATE = 4.0
+_PEAK = 10.0
 
 
 def nonzero_box(image: Image) -> tuple[slice, slice]:
-    """Return rows and columns of the smallest box around all pixels that are not black; all of a black image.
+    """Return the rows and columns of the bounding box of all non-black pixels; the whole image if all are black.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
     """
-    # most photographs have no black border: their four edges tell
+    # most images have no black border, which their four edges show
     if image[0].any() and image[-1].any() and image[:, 0].any() and image[:, -1].any():
         return slice(0, image.shape[0]), slice(0, image.shape[1])
     rows = np.flatnonzero(np.any(image, axis=(1, 2)))
@@ -36,11 +40,11 @@ def nonzero_box(image: Image) -> tuple[slice, slice]:
 
 
 def normalisation_table(image: Image, normalisation: Normalisation) -> NDArray[np.float32]:
-    """Return what each byte value becomes, by channel, shape (3, 256), dtype float32.
+    """Return the look-up table from byte value to normalised value by channel, shape (3, 256), dtype float32.
 
     Args:
-        image: The cropped photograph, shape (H, W, 3), dtype uint8.
-        normalisation: `rgb_to_0_1` divides by 255; `zscore` makes each channel mean 0 and deviation 1.
+        image: Cropped RGB image, shape (H, W, 3), dtype uint8.
+        normalisation: `rgb_to_0_1` divides by 255; `zscore` gives each channel mean 0 and standard deviation 1.
     """
     values = np.arange(256, dtype=np.float32)
     if normalisation == "rgb_to_0_1":
@@ -56,45 +60,39 @@ def _zscored(values: NDArray[np.float32], channel: NDArray[np.uint8]) -> NDArray
     return (values - np.float32(mean)) / np.float32(max(deviation, _ZSCORE_EPS))
 
 
-# of nnU-Net's `compute_gaussian` and scipy's `gaussian_filter`, which it calls
-_SIGMA_SHARE = 1 / 8
-_TRUNCATE = 4.0
-_PEAK = 10.0
-
-
 def window_starts(size: int, patch: int, step: float) -> list[int]:
-    """Return where tiles begin along one axis, as nnU-Net's `compute_steps_for_sliding_window` does.
+    """Return the start of each tile along one axis, as nnU-Net's `compute_steps_for_sliding_window` does.
 
     Args:
-        size: Length of the axis, at least `patch`.
-        patch: Length of a tile.
-        step: Largest distance of two tiles, as a share of `patch`, above 0 and at most 1.
+        size: Length of the axis in pixels, at least `patch`.
+        patch: Length of a tile in pixels.
+        step: Largest distance between tiles, as a share of `patch`; above 0 and at most 1.
 
     Raises:
         ValueError: If the axis is shorter than a tile.
     """
     if size < patch:
-        raise ValueError(f"An axis of {size} is shorter than a tile of {patch}.")
+        raise ValueError(f"The axis of {size} pixels is shorter than a tile of {patch}.")
     count = int(np.ceil((size - patch) / (patch * step))) + 1
     distance = (size - patch) / (count - 1) if count > 1 else 0.0
     return [int(np.round(distance * index)) for index in range(count)]
 
 
 def padding(size: int, patch: int) -> int:
-    """Return how many pixels nnU-Net puts before an axis that is shorter than a tile; the rest goes behind it."""
+    """Return how many pixels nnU-Net pads before an axis that is shorter than a tile; the rest is padded after it."""
     return max(patch - size, 0) // 2
 
 
 @lru_cache(maxsize=4)
 def gaussian(patch: tuple[int, int]) -> NDArray[np.float16]:
-    """Return the weight of each pixel of a tile, shape (h, w), dtype float16, highest 10: nnU-Net's `compute_gaussian`.
+    """Return the weight of each pixel of a tile, shape (h, w), dtype float16, maximum 10.
 
-    Scipy's filter of one bright pixel is the product of its two kernels; where it or float16 leaves 0, the smallest
-    other weight stands, so that no sum of weights is 0.
+    Equals nnU-Net's `compute_gaussian`. SciPy's Gaussian filter of a single bright pixel is the product of two kernels.
+    Weights of 0, from the filter or from float16, are replaced by the smallest other weight, so that no sum is 0.
     """
     rows, columns = (_kernel(side) for side in patch)
     product = rows[:, None] * columns[None, :]
-    # torch rounds to float16 by way of float32
+    # torch converts to float32 before it rounds to float16
     weights: NDArray[np.float16] = (product / (product.max() / _PEAK)).astype(np.float32).astype(np.float16)
     weights[weights == 0] = weights[weights > 0].min()
     weights.setflags(write=False)
@@ -102,28 +100,28 @@ def gaussian(patch: tuple[int, int]) -> NDArray[np.float16]:
 
 
 def _kernel(side: int) -> NDArray[np.float64]:
-    """Return the filter's answer to a bright pixel in the middle of an axis, shape (side,)."""
+    """Return the impulse response of the Gaussian filter, centred on an axis, shape (side,)."""
     sigma = side * _SIGMA_SHARE
     radius = int(_TRUNCATE * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     values = np.exp(-0.5 / sigma**2 * offsets**2)
     values /= values.sum()
-    answer = np.zeros(side)
-    places = offsets + side // 2
-    inside = (places >= 0) & (places < side)
-    answer[places[inside]] = values[inside]
-    return answer
+    response = np.zeros(side)
+    positions = offsets + side // 2
+    inside = (positions >= 0) & (positions < side)
+    response[positions[inside]] = values[inside]
+    return response
 
 
 @dataclass(frozen=True)
 class SlidingWindowConfig:
-    """How the sliding window goes.
+    """Parameters of sliding-window inference.
 
     Attributes:
         patch: Height and width of a tile.
-        step: Largest distance of two tiles, as a share of the patch.
-        mirror_axes: Axes of the image along which mirrored passes are averaged; none for one pass.
-        half_sums: Whether tiles are summed in float16, as nnU-Net does.
+        step: Largest distance between tiles, as a share of the patch.
+        mirror_axes: Image axes along which mirrored passes are averaged; empty for a single pass.
+        accumulate_float16: Whether logits are accumulated in float16, as in nnU-Net.
     """
 
     patch: tuple[int, int]
@@ -134,12 +132,12 @@ class SlidingWindowConfig:
 
 @dataclass
 class SlidingWindowResult:
-    """What the window found.
+    """Result of sliding-window inference.
 
     Attributes:
         mask: Class ids, shape (H, W), dtype uint8.
-        probability_sum: Of the winning class over all pixels.
-        network_s: Seconds in the network.
+        probability_sum: Sum of the predicted class's probability over all pixels.
+        network_s: Seconds spent in the network.
     """
 
     mask: Mask
@@ -147,46 +145,85 @@ class SlidingWindowResult:
     network_s: float = field(default=0.0)
 
 
-# a score that overflows is told as an error where rows are decided
+class LogitAccumulator:
+    """Weighted sums of the logits of overlapping tiles, for the rows that further tiles may still cover.
+
+    Tiles are added row by row, so memory is needed for one row of tiles only. Sums are float32, or float16 as in
+    nnU-Net's predictor, whose rounding decides ties.
+
+    Args:
+        classes: Number of classes C.
+        width: Width of the padded image.
+        weights: Weight of each pixel of a tile, shape (h, w), dtype float16.
+        half: Whether to accumulate in float16.
+    """
+
+    def __init__(self, classes: int, width: int, weights: NDArray[np.float16], *, half: bool) -> None:
+        dtype = np.float16 if half else np.float32
+        self._weights = weights
+        self._factor = weights.astype(np.float32)
+        self._logits = np.zeros((classes, weights.shape[0], width), dtype)
+        self._total = np.zeros((weights.shape[0], width), dtype)
+
+    def add(self, left: int, logits: Logits) -> None:
+        """Add the logits of a tile, shape (C, h, w), whose left edge is at column `left`."""
+        columns = slice(left, left + self._weights.shape[1])
+        target, total = self._logits[:, :, columns], self._total[:, columns]
+        # float16 sums are computed in float32 and rounded at each step, as in torch
+        np.add(target, logits * self._factor, out=target, casting="same_kind")
+        np.add(total, self._factor, out=total, casting="same_kind")
+
+    def close(self, rows: int) -> tuple[Mask, Probabilities]:
+        """Return classes and probabilities of the first `rows` rows, and move the buffer down by as many."""
+        logits, total = self._logits[:, :rows], self._total[:rows]
+        np.divide(logits, total, out=logits)
+        result = argmax_with_confidence(logits)
+        remaining = self._logits.shape[1] - rows
+        for buffer in (self._logits, self._total):
+            # in place: rows move up, in order
+            buffer[..., :remaining, :] = buffer[..., rows:, :].copy() if remaining else 0
+            buffer[..., remaining:, :] = 0
+        return result
+
+
+# logits that overflow raise an error in `require_finite`
 @np.errstate(over="ignore", invalid="ignore")
 def sliding_window_inference(
     runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig
 ) -> SlidingWindowResult:
-    """Predict the classes of a cropped photograph.
+    """Segment a cropped image.
 
     Args:
-        runtime: Runs batches of tiles.
+        runtime: Runtime that predicts batches of tiles.
         image: RGB, shape (H, W, 3), dtype uint8.
-        table: What each byte value becomes, shape (3, 256); None if the runtime normalises.
-        window: How to slide.
+        table: Normalisation table, shape (3, 256), see `normalisation_table`; None if the runtime normalises.
+        window: Parameters of the sliding window.
     """
-    cutter = _TileExtractor(image, table, window)
-    answer = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
-    if len(cutter.places) == 1 and not window.mirror_axes and not window.accumulate_float16:
-        _one_tile(runtime, cutter, answer)
+    tiles = _TileExtractor(image, table, window)
+    result = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
+    if len(tiles.positions) == 1 and not window.mirror_axes and not window.accumulate_float16:
+        _one_tile(runtime, tiles, result)
     else:
-        _many_tiles(runtime, cutter, window, answer)
-    return answer
+        _many_tiles(runtime, tiles, window, result)
+    return result
 
 
 def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the normalised tile in the middle of an image, shape (3, h, w), dtype float32, zero beyond the image.
+    """Return the normalised tile in the centre of an image, shape (3, h, w), dtype float32, zero outside the image.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
-        table: What each byte value becomes, shape (3, 256).
+        table: Normalisation table, shape (3, 256).
         patch: Height and width of the tile.
     """
-    cutter = _TileExtractor(
-        image, table, SlidingWindowConfig(patch, step=0.5, mirror_axes=(), accumulate_float16=False)
-    )
-    top, left = ((side - tile) // 2 for side, tile in zip(cutter.padded, patch, strict=True))
-    tile: NDArray[np.float32] = cutter.extract([(top, left)])[0].astype(np.float32, copy=False)
+    tiles = _TileExtractor(image, table, SlidingWindowConfig(patch, step=0.5, mirror_axes=(), accumulate_float16=False))
+    top, left = ((side - tile) // 2 for side, tile in zip(tiles.padded, patch, strict=True))
+    tile: NDArray[np.float32] = tiles.extract([(top, left)])[0].astype(np.float32, copy=False)
     return tile
 
 
 class _TileExtractor:
-    """Knows where tiles lie and cuts them, with zeros beyond the image."""
+    """Positions of the tiles of an image, and extraction of tiles, padded with zeros."""
 
     def __init__(self, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig) -> None:
         self._image, self._table, self.patch = image, table, window.patch
@@ -196,14 +233,14 @@ class _TileExtractor:
         self.tops, self.lefts = (
             window_starts(side, patch, window.step) for side, patch in zip(self.padded, window.patch, strict=True)
         )
-        self.places = [(top, left) for top in self.tops for left in self.lefts]
+        self.positions = [(top, left) for top in self.tops for left in self.lefts]
 
-    def extract(self, places: list[tuple[int, int]]) -> Patches:
-        """Return the tiles that begin at (top, left) each, as the runtime wants them."""
+    def extract(self, positions: list[tuple[int, int]]) -> Patches:
+        """Return the tiles at positions (top, left), in the form that the runtime takes."""
         height, width = self.patch
-        bytes_ = np.zeros((len(places), height, width, 3), np.uint8)
-        values = None if self._table is None else np.zeros((len(places), 3, height, width), np.float32)
-        for index, (top, left) in enumerate(places):
+        pixels = np.zeros((len(positions), height, width, 3), np.uint8)
+        values = None if self._table is None else np.zeros((len(positions), 3, height, width), np.float32)
+        for index, (top, left) in enumerate(positions):
             (y, rows), (x, columns) = (
                 _inside(start, side, before, patch)
                 for start, side, before, patch in zip(
@@ -213,71 +250,71 @@ class _TileExtractor:
             part = self._image[rows, columns]
             area = slice(y, y + part.shape[0]), slice(x, x + part.shape[1])
             if values is None or self._table is None:
-                bytes_[index][area] = part
+                pixels[index][area] = part
             else:
                 for channel in range(3):
                     values[index, channel][area] = self._table[channel][part[..., channel]]
-        return bytes_ if values is None else values
+        return pixels if values is None else values
 
 
 def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]:
-    """Return where in a tile the image begins, and which part of the image lies in the tile, along one axis."""
+    """Return, along one axis, where the image starts in a tile and which part of the image the tile covers."""
     first, last = max(start - before, 0), min(start - before + patch, side)
     return max(before - start, 0), slice(first, last)
 
 
-def _one_tile(runtime: Runtime, cutter: _TileExtractor, answer: SlidingWindowResult) -> None:
-    """Let the runtime decide: a single tile's weights cancel out."""
-    patches = cutter.extract(cutter.places)
+def _one_tile(runtime: Runtime, tiles: _TileExtractor, result: SlidingWindowResult) -> None:
+    """Use the runtime's argmax: the weights of a single tile cancel out."""
+    patches = tiles.extract(tiles.positions)
     begin = time.perf_counter()
-    ids, winning = runtime.argmax(patches)
-    answer.network_s = time.perf_counter() - begin
-    height, width = answer.mask.shape
-    area = slice(cutter.before[0], cutter.before[0] + height), slice(cutter.before[1], cutter.before[1] + width)
-    answer.mask[:] = ids[0][area]
-    answer.probability_sum = float(winning[0][area].sum(dtype=np.float64))
+    ids, probabilities = runtime.argmax(patches)
+    result.network_s = time.perf_counter() - begin
+    height, width = result.mask.shape
+    area = slice(tiles.before[0], tiles.before[0] + height), slice(tiles.before[1], tiles.before[1] + width)
+    result.mask[:] = ids[0][area]
+    result.probability_sum = float(probabilities[0][area].sum(dtype=np.float64))
 
 
 def _many_tiles(
-    runtime: Runtime, cutter: _TileExtractor, window: SlidingWindowConfig, answer: SlidingWindowResult
+    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig, result: SlidingWindowResult
 ) -> None:
-    height, width = answer.mask.shape
-    (above, beside), bottom = cutter.before, cutter.padded[0]
+    height, width = result.mask.shape
+    (above, beside), bottom = tiles.before, tiles.padded[0]
     rows: LogitAccumulator | None = None
-    following = dict(zip(cutter.tops, [*cutter.tops[1:], bottom], strict=True))
-    for (top, left), logits in _scores_by_tile(runtime, cutter, window, answer):
+    following = dict(zip(tiles.tops, [*tiles.tops[1:], bottom], strict=True))
+    for (top, left), logits in _logits_by_tile(runtime, tiles, window, result):
         rows = rows or LogitAccumulator(
-            len(logits), cutter.padded[1], gaussian(window.patch), half=window.accumulate_float16
+            len(logits), tiles.padded[1], gaussian(window.patch), half=window.accumulate_float16
         )
         rows.add(left, logits)
-        if left != cutter.lefts[-1]:
+        if left != tiles.lefts[-1]:
             continue
-        ids, winning = rows.close(following[top] - top)
-        # the decided rows, without those that only pad the image
+        ids, probabilities = rows.close(following[top] - top)
+        # the finished rows without padding
         first, last = max(top, above), min(following[top], above + height)
         if first < last:
-            decided = slice(first - top, last - top), slice(beside, beside + width)
-            answer.mask[first - above : last - above] = ids[decided]
-            answer.probability_sum += float(winning[decided].sum(dtype=np.float64))
+            finished = slice(first - top, last - top), slice(beside, beside + width)
+            result.mask[first - above : last - above] = ids[finished]
+            result.probability_sum += float(probabilities[finished].sum(dtype=np.float64))
 
 
-def _scores_by_tile(
-    runtime: Runtime, cutter: _TileExtractor, window: SlidingWindowConfig, answer: SlidingWindowResult
+def _logits_by_tile(
+    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig, result: SlidingWindowResult
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
-    """Yield place and scores (C, h, w) of each tile, row by row; the network runs in batches."""
-    for begin in range(0, len(cutter.places), runtime.batch):
-        places = cutter.places[begin : begin + runtime.batch]
-        patches = cutter.extract(places)
+    """Yield position and logits (C, h, w) of each tile, row by row. The network runs in batches."""
+    for begin in range(0, len(tiles.positions), runtime.batch):
+        positions = tiles.positions[begin : begin + runtime.batch]
+        patches = tiles.extract(positions)
         started = time.perf_counter()
         logits = _mirrored_mean(runtime, patches, window.mirror_axes)
-        answer.network_s += time.perf_counter() - started
-        yield from zip(places, logits, strict=True)
+        result.network_s += time.perf_counter() - started
+        yield from zip(positions, logits, strict=True)
 
 
 def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) -> NDArray[np.float32]:
-    """Average the scores over all mirrored passes, in nnU-Net's order."""
+    """Average the logits over all mirrored passes, in nnU-Net's order."""
     total = runtime.logits(patches)
-    # bytes come as (N, H, W, 3), values and scores as (N, C, H, W)
+    # uint8 tiles are (N, H, W, 3); float tiles and logits are (N, C, H, W)
     first = 1 if patches.dtype == np.uint8 else 2
     flips = [chosen for count in range(1, len(axes) + 1) for chosen in combinations(axes, count)]
     for chosen in flips:
@@ -291,5 +328,5 @@ def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) ->
 
 
 def _flipped(patches: Patches, axes: tuple[int, ...]) -> Patches:
-    # numpy's types lose which of the two kinds of tiles it is
+    # NumPy's types do not keep which of the two kinds of tiles this is
     return np.ascontiguousarray(np.flip(patches, axes), dtype=patches.dtype)  # type: ignore[return-value]

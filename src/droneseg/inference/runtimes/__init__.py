@@ -1,4 +1,4 @@
-"""What runs a network: OpenVINO and ONNX Runtime, behind one protocol."""
+"""Inference runtimes, OpenVINO and ONNX Runtime, behind one protocol; each is imported on demand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from droneseg.inference.runtimes.base import Runtime
 
 @dataclass(frozen=True)
 class Network:
-    """A network that shall be run, and all that a runtime may want to know of it.
+    """A network and the options that a runtime needs to load it.
 
     Attributes:
         file: ONNX file: (N, 3, h, w) float32 to logits (N, C, h, w).
-        sha256: Of that file.
+        sha256: SHA-256 of the file.
         patch: Height and width of a tile.
-        precision: f32, or fastest: bfloat16 where the machine computes it in hardware.
-        takes_bytes: Whether tiles come as bytes (N, h, w, 3), to be divided by 255.
-        wants_scores: Whether logits will be asked for, rather than the winning class of each pixel.
-        cache: Folder for compiled networks; None for none.
+        precision: `f32`, or `fastest`, which is bfloat16 where the CPU supports it in hardware.
+        takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255 by the runtime.
+        wants_logits: Whether logits will be requested rather than classes.
+        cache: Folder for compiled networks; None disables the cache.
     """
 
     file: Path
@@ -34,10 +34,10 @@ class Network:
 
 
 def start_runtime(name: RuntimeName, network: Network) -> Runtime:
-    """Start a runtime with a network.
+    """Load a network with a runtime.
 
     Raises:
-        ModelError: If it cannot run the network.
+        ModelError: If the runtime cannot run the network.
     """
     return _STARTERS[_automatic() if name is RuntimeName.AUTO else name](network)
 
@@ -50,7 +50,7 @@ def _openvino(network: Network) -> Runtime:
         network.patch,
         precision=network.precision,
         takes_bytes=network.takes_bytes,
-        first="scores" if network.wants_logits else "winners",
+        first="logits" if network.wants_logits else "argmax",
         cache=network.cache,
         network_sha256=network.sha256,
     )
@@ -62,7 +62,7 @@ def _onnxruntime(network: Network) -> Runtime:
     return OnnxRuntime(network.file, network.patch, takes_bytes=network.takes_bytes)
 
 
-# imported when asked for: each takes a while
+# imported on demand, since each takes a while
 _STARTERS: dict[RuntimeName, Callable[[Network], Runtime]] = {
     RuntimeName.OPENVINO: _openvino,
     RuntimeName.ONNXRUNTIME: _onnxruntime,
@@ -70,7 +70,7 @@ _STARTERS: dict[RuntimeName, Callable[[Network], Runtime]] = {
 
 
 def _automatic() -> RuntimeName:
-    """Return ONNX Runtime if it can use a GPU, else OpenVINO."""
+    """Return ONNX Runtime if it can use a GPU, otherwise OpenVINO."""
     if _may_have_cuda():
         from droneseg.inference.runtimes.onnxruntime import has_cuda
 
@@ -80,7 +80,7 @@ def _automatic() -> RuntimeName:
 
 
 def _may_have_cuda() -> bool:
-    """Say whether the GPU build of ONNX Runtime is installed, without importing it."""
-    found = find_spec("onnxruntime")
-    folders = found.submodule_search_locations if found else None
+    """Return whether the GPU build of ONNX Runtime is installed, without importing it."""
+    spec = find_spec("onnxruntime")
+    folders = spec.submodule_search_locations if spec else None
     return any(any(Path(folder, "capi").glob("*onnxruntime_providers_cuda*")) for folder in folders or ())

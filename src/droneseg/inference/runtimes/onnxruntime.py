@@ -1,4 +1,4 @@
-"""ONNX Runtime, CPU and CUDA."""
+"""ONNX Runtime on CPU and CUDA."""
 
 import threading
 from pathlib import Path
@@ -14,22 +14,22 @@ from droneseg.core.system import usable_cores
 from droneseg.inference.runtimes.base import Patches, Probabilities, argmax_with_confidence, batch_for
 
 _CUDA = "CUDAExecutionProvider"
-# what ONNX Runtime raises has no common base but Exception
+# the exceptions of ONNX Runtime have no common base class
 _ERRORS = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 def has_cuda() -> bool:
-    """Say whether this ONNX Runtime can use an NVIDIA GPU."""
+    """Return whether ONNX Runtime can use an NVIDIA GPU."""
     return _CUDA in ort.get_available_providers()
 
 
 class OnnxRuntime:
-    """A network through ONNX Runtime, in float32.
+    """Runs a network with ONNX Runtime in float32.
 
     Args:
         network: ONNX file: (N, 3, h, w) float32 to logits (N, C, h, w).
         patch: Height and width of a tile.
-        takes_bytes: Whether tiles come as bytes (N, h, w, 3), to be divided by 255.
+        takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255.
 
     Raises:
         ModelError: If ONNX Runtime cannot read the network.
@@ -61,6 +61,6 @@ class OnnxRuntime:
         return logits
 
     def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
-        """Return class ids, shape (N, H, W), uint8, and the probability of each, float32."""
-        decided = [argmax_with_confidence(logits) for logits in self.logits(patches)]
-        return np.stack([ids for ids, _ in decided]), np.stack([winning for _, winning in decided])
+        """Return class ids and probabilities, both of shape (N, H, W), dtype uint8 and float32."""
+        results = [argmax_with_confidence(logits) for logits in self.logits(patches)]
+        return np.stack([ids for ids, _ in results]), np.stack([probabilities for _, probabilities in results])
