@@ -205,7 +205,7 @@ def test_an_existing_dataset_is_touched_only_with_force(dataset: Path, tmp_path:
 def test_a_failing_conversion_with_force_keeps_the_older_dataset(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
     (images(dataset) / "000.png").write_bytes(b"junk")
-    with pytest.raises(DatasetError, match="Not an image"):
+    with pytest.raises(DatasetError, match="Unknown image format"):
         convert(dataset, tmp_path, test_share=0, force=True)
     assert len(list((tmp_path / DATASET / "imagesTr").iterdir())) == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

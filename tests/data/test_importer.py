@@ -67,7 +67,7 @@ def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> 
     (own / "photos" / "0.JPG").write_bytes(b"no image")
     told = import_dataset(own).stderr
     assert "0_mask.png: Mask has 1 unknown colours: (9, 143, 150) on 3 pixels, first at x=0 y=0" in told
-    assert "0.JPG: Not an image" in told
+    assert "0.JPG: Unknown image format" in told
     assert not (own / "mine").exists()
     fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
     told = import_dataset(own).stderr

@@ -85,7 +85,7 @@ def test_predict_reports_a_bad_file_and_exits_1(exported: Workspace) -> None:
     Image.new("RGB", (50, 40), (90, 90, 90)).save(exported.root / "bad/good.png")
     done = exported.run("predict", "bad", "--out", "bad_masks", "--profile", "int8", check=False)
     assert done.returncode == 1
-    assert "failed: bad/broken.png: Not an image" in done.stderr
+    assert "failed: bad/broken.png: Unknown image format" in done.stderr
     assert "1 predicted, 1 failed" in done.stdout
     assert (exported.root / "bad_masks/good.png").is_file()
 

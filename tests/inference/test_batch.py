@@ -91,7 +91,7 @@ def test_inputs_and_foreign_files_are_not_overwritten(photos: Path, tmp_path: Pa
     require_output(sources, out, overlay=False, force=True)
     (out / "p1.png").unlink()
     (out / "p2_overlay.png").write_bytes(b"mine")
-    with pytest.raises(OutputExistsError, match=r"p2_overlay.png was not made"):
+    with pytest.raises(OutputExistsError, match=r"p2_overlay.png was not written"):
         require_output(sources, out, overlay=True, force=False)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="is a file"):

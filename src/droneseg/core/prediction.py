@@ -13,9 +13,8 @@ from droneseg.core.masks import Mask
 STATISTICS_ROW_STEP = 4
 """Row step of `image_statistics`, which compares neighbours along rows only."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_NOISE_OF_MEDIAN = (
-    1.4826 / 6**0.5
-)  # median to standard deviation of a normal distribution, divided by that of a second difference
+# median to standard deviation of a normal distribution, divided by that of a second difference
+_NOISE_OF_MEDIAN = 1.4826 / 6**0.5
 
 
 @dataclass(frozen=True)
