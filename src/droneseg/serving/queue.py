@@ -1,14 +1,17 @@
-"""Work queue bounded in seconds of work."""
+"""Work queue limited by estimated processing time. Cancelled jobs are removed."""
 
+from __future__ import annotations
+
+import concurrent.futures
 import logging
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from droneseg.core.errors import NotReadyError, QueueFullError, TooLateError
@@ -18,50 +21,149 @@ logger = logging.getLogger(__name__)
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
-_MEMORY = 0.9  # of what was measured before, kept at each new measurement
-_LARGEST_STEP = 4  # times the rate so far, at most, counts of one measurement: a first compilation is no rate
+_DECAY = 0.9  # weight of the earlier measurements when a new one is added
+_MAX_SLOWDOWN = 4  # a job counts as at most this many times slower than the estimate: it may include a compilation
 
 
 @dataclass(eq=False)
 class _Job(Generic[Input, Output]):
-    """One piece of work, and where its result goes."""
+    """One unit of input, its size and the future of its result."""
 
     work: Input
     size: float
-    admitted: float
+    admitted_at: float
     deadline: float
-    future: "Future[Output]" = field(default_factory=Future)
+    future: Future[Output] = field(default_factory=Future)
+    started: bool = False
 
 
 class _ThroughputEstimate:
-    """Seconds of the clock that a unit of work takes, while there is any: a mean that forgets."""
+    """Exponentially weighted mean of the seconds per unit of work."""
 
     def __init__(self, seconds_per_unit: float) -> None:
         self._seconds, self._units = seconds_per_unit, 1.0
 
     def update(self, seconds: float, units: float) -> None:
-        """Take in that so much was done in so much time."""
-        seconds = min(seconds, _LARGEST_STEP * units * self.seconds_per_unit)
-        # what is large counts for more, so sums are kept and not quotients
-        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * seconds
-        self._units = _MEMORY * self._units + (1 - _MEMORY) * units
+        """Add a measurement: the time one job took and its size."""
+        seconds = min(seconds, _MAX_SLOWDOWN * units * self.seconds_per_unit)
+        # a ratio of sums, so that large jobs weigh more than small ones
+        self._seconds = _DECAY * self._seconds + (1 - _DECAY) * seconds
+        self._units = _DECAY * self._units + (1 - _DECAY) * units
 
     @property
     def seconds_per_unit(self) -> float:
-        """Seconds for a unit."""
+        """Estimated seconds per unit of work."""
         return self._seconds / self._units
 
 
-class WorkQueue(Generic[Input, Output]):
-    """Threads that work through what is admitted, in order.
+class AdmissionController(Generic[Input, Output]):
+    """Limits the unfinished jobs by their estimated processing time. Thread-safe.
 
     Args:
-        process: Does one piece of work, given also the seconds it waited; called from several threads.
-        limit_s: Work that may wait, in seconds. Without any waiting, one request of any size is admitted.
-        timeout_s: Work that would be done later than this after its admission is refused instead.
-        workers: Threads. Two overlap what the network does not do, such as decoding, with the network.
-        seconds_per_unit: The rate to begin with.
-        clock: Of time, in seconds.
+        limit_s: Largest estimated time of all unfinished jobs. A request of any size is admitted when there are none.
+        seconds_per_unit: Initial estimate of the seconds per unit of work.
+        clock: Returns the current time in seconds.
+    """
+
+    def __init__(self, *, limit_s: float, seconds_per_unit: float, clock: Callable[[], float]) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._throughput = _ThroughputEstimate(seconds_per_unit)
+        self._jobs: dict[_Job[Input, Output], None] = {}  # as an ordered set
+        self._busy_since = 0.0
+        self._closed = False
+        self._lock = threading.RLock()
+
+    @property
+    def waiting(self) -> int:
+        """Number of admitted jobs that have not started."""
+        with self._lock:
+            return sum(not job.started for job in self._jobs)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated processing time of all unfinished jobs."""
+        with self._lock:
+            # summed on every call: a running sum of floats accumulates rounding errors
+            return self.estimate_s(sum(job.size for job in self._jobs))
+
+    def estimate_s(self, size: float) -> float:
+        """Return the estimated processing time of work of this size."""
+        return size * self._throughput.seconds_per_unit
+
+    def reset_rate(self, seconds_per_unit: float) -> None:
+        """Replace the measured rate, for example because the model changed."""
+        with self._lock:
+            self._throughput = _ThroughputEstimate(seconds_per_unit)
+
+    def check_capacity(self, size: float = 0.0) -> None:
+        """Raise if work of this size cannot be admitted now.
+
+        Raises:
+            QueueFullError: If the estimated processing time would exceed the limit.
+            NotReadyError: If the controller is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise NotReadyError("The service is shutting down. Retry with another instance.")
+            if not self._jobs:
+                return
+            queued_s = self.seconds
+            total_s = queued_s + self.estimate_s(size)
+            if total_s > self._limit_s:
+                raise QueueFullError(
+                    f"The queue holds {queued_s:.1f} s of work; the limit is {self._limit_s:g} s. Retry later.",
+                    retry_after_s=max(1.0, total_s - self._limit_s),
+                )
+
+    def admit(self, jobs: Sequence[_Job[Input, Output]]) -> None:
+        """Admit all jobs or none; see `check_capacity` for the errors."""
+        with self._lock:
+            self.check_capacity(sum(job.size for job in jobs))
+            if not self._jobs:
+                self._busy_since = self._clock()
+            self._jobs.update(dict.fromkeys(jobs))
+
+    def start(self, job: _Job[Input, Output]) -> bool:
+        """Mark a job as running. Return False if it was cancelled or removed."""
+        with self._lock:
+            job.started = job in self._jobs and job.future.set_running_or_notify_cancel()
+            return job.started
+
+    def finish(self, job: _Job[Input, Output], *, successful: bool) -> None:
+        """Remove a job and update the rate if it was successful."""
+        with self._lock:
+            now = self._clock()
+            self.remove(job)
+            if successful:
+                self._throughput.update(now - self._busy_since, job.size)
+            self._busy_since = now
+
+    def remove(self, job: _Job[Input, Output]) -> None:
+        """Remove a job, which may be removed already."""
+        with self._lock:
+            self._jobs.pop(job, None)
+
+    def close(self) -> None:
+        """Reject further jobs."""
+        with self._lock:
+            self._closed = True
+
+    def unfinished(self) -> list[_Job[Input, Output]]:
+        """Return the admitted jobs that have not finished, in order of admission."""
+        with self._lock:
+            return list(self._jobs)
+
+
+class WorkQueue(Generic[Input, Output]):
+    """Threads that process the admitted jobs in order.
+
+    Args:
+        process: Processes one input, given also the seconds it waited; called from several threads.
+        limit_s: Largest estimated time of all unfinished jobs. A request of any size is admitted when there are none.
+        timeout_s: Time after admission by which a job must be finished; a job that would finish later is not started.
+        workers: Number of threads. With two, one image is decoded while another is in the network.
+        seconds_per_unit: Initial estimate of the seconds per unit of work.
+        clock: Returns the current time in seconds.
     """
 
     def __init__(
@@ -74,171 +176,111 @@ class WorkQueue(Generic[Input, Output]):
         seconds_per_unit: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._process, self._clock = process, clock
-        self._limit_s, self._timeout_s = limit_s, timeout_s
-        self._rate = _ThroughputEstimate(seconds_per_unit)
-        self._jobs: deque[_Job[Input, Output]] = deque()
-        self._running: list[_Job[Input, Output]] = []
-        self._since = 0.0
-        self._closed = False
-        self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._work, name=f"worker-{n}", daemon=True) for n in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._process, self._timeout_s, self._clock = process, timeout_s, clock
+        self._admission = AdmissionController[Input, Output](
+            limit_s=limit_s, seconds_per_unit=seconds_per_unit, clock=clock
+        )
+        self._pool = ThreadPoolExecutor(workers, "worker")
 
     @property
     def waiting(self) -> int:
-        """How many pieces of work were admitted and are not begun."""
-        return len(self._jobs)
+        """Number of admitted jobs that have not started."""
+        return self._admission.waiting
 
     @property
     def seconds(self) -> float:
-        """How long the admitted work will take."""
-        with self._changed:
-            return self._size() * self._rate.seconds_per_unit
+        """Estimated processing time of all unfinished jobs."""
+        return self._admission.seconds
 
     def reset_rate(self, seconds_per_unit: float) -> None:
-        """Forget the rate that was measured: what processes has changed."""
-        with self._changed:
-            self._rate = _ThroughputEstimate(seconds_per_unit)
+        """Replace the measured rate, for example because the model changed."""
+        self._admission.reset_rate(seconds_per_unit)
 
     def check_capacity(self) -> None:
-        """Refuse if not even the smallest piece of work would be admitted now: asked before a request is read.
+        """Raise if not even the smallest job can be admitted; called before a request body is read.
 
         Raises:
             QueueFullError: If the queue is full.
-            NotReadyError: If it is closed.
+            NotReadyError: If the queue is closed.
         """
-        with self._changed:
-            self._require_room(0.0)
+        self._admission.check_capacity()
 
-    def submit(self, works: Sequence[tuple[Input, float]]) -> "list[Future[Output]]":
-        """Take work in, all of it or nothing.
+    def submit(self, works: Sequence[tuple[Input, float]]) -> list[Future[Output]]:
+        """Admit all inputs or none.
 
         Args:
-            works: Pieces of work with their sizes, in units.
+            works: Inputs with their sizes in units of work.
 
         Returns:
-            For each its future result. A future that is cancelled is taken out of the queue.
+            One future per input. Cancelling a future that has not started removes its job from the queue.
 
         Raises:
-            QueueFullError: If more work than the limit would wait.
+            QueueFullError: If the estimated processing time would exceed the limit.
             NotReadyError: If the queue is closed.
         """
         now = self._clock()
         jobs = [_Job[Input, Output](work, size, now, now + self._timeout_s) for work, size in works]
-        with self._changed:
-            self._require_room(sum(job.size for job in jobs))
-            if not self._jobs and not self._running:
-                self._since = now
-            self._jobs.extend(jobs)
-            self._changed.notify(len(jobs))
+        self._admission.admit(jobs)
         for job in jobs:
-            job.future.add_done_callback(self._drop_cancelled)
+            job.future.add_done_callback(partial(self._remove_cancelled, job))
+            self._pool.submit(self._run, job)
         return [job.future for job in jobs]
 
     def stop_accepting(self) -> None:
-        """Take nothing more in; what was admitted is still done."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        """Reject further jobs; admitted jobs are still processed."""
+        self._admission.close()
 
     def close(self, timeout_s: float) -> None:
-        """Take nothing more in, and wait for what was admitted; what is not done in time is refused."""
-        end = self._clock() + timeout_s
+        """Reject further jobs and wait for the admitted ones; those unfinished after `timeout_s` fail."""
         self.stop_accepting()
-        for thread in self._threads:
-            thread.join(max(0.0, end - self._clock()))
-        with self._changed:
-            left = [*self._jobs, *self._running]
-            self._jobs.clear()
-        for job in left:
+        concurrent.futures.wait([job.future for job in self._admission.unfinished()], timeout_s)
+        unfinished = self._admission.unfinished()
+        for job in unfinished:
+            self._admission.remove(job)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for job in unfinished:
             with suppress(InvalidStateError):
-                job.future.set_exception(NotReadyError("The service stopped before this was done. Send it again."))
+                job.future.set_exception(NotReadyError("The service shut down before the request finished. Retry."))
 
-    def _size(self) -> float:
-        """Return all that is admitted and not done, in units; summed anew, as running sums of floats leave crumbs."""
-        return sum(job.size for job in self._jobs) + sum(job.size for job in self._running)
-
-    def _require_room(self, size: float) -> None:
-        if self._closed:
-            raise NotReadyError("The service is stopping. Send it again, to another instance.")
-        if not self._jobs and not self._running:
-            return
-        seconds = self.seconds + size * self._rate.seconds_per_unit
-        if seconds > self._limit_s:
-            raise QueueFullError(
-                f"There are {self.seconds:.1f} s of work waiting; the limit is {self._limit_s:g} s. Try later.",
-                retry_after_s=max(1.0, seconds - self._limit_s),
-            )
-
-    def _drop_cancelled(self, future: "Future[Output]") -> None:
+    def _remove_cancelled(self, job: _Job[Input, Output], future: Future[Output]) -> None:
         if future.cancelled():
-            with self._changed:
-                self._jobs = deque(job for job in self._jobs if job.future is not future)
+            self._admission.remove(job)
+            del job.work  # the pool holds the job until a thread is free
 
-    def _work(self) -> None:
-        # a frame of its own for each, so that a worker that waits holds nothing of the last
-        while self._work_once():
-            pass
-
-    def _work_once(self) -> bool:
-        job = self._next()
-        if job is None:
-            return False
+    def _run(self, job: _Job[Input, Output]) -> None:
+        if not self._admission.start(job):
+            return
+        error: Exception | None = None
         try:
-            self._do(job)
+            error = self._deadline_error(job) or self._try_process(job)
+            if error is not None:
+                traceback.clear_frames(error.__traceback__)  # they reference the image
+                with suppress(InvalidStateError):
+                    job.future.set_exception(error)
         except BaseException:
-            logger.exception("a worker failed outside its work")
+            logger.exception("a worker thread failed outside of its job")
             raise
         finally:
-            self._finish(job)
-        return True
+            del job.work  # the traceback of a failed job still references the job
+            self._admission.finish(job, successful=error is None)
 
-    def _next(self) -> _Job[Input, Output] | None:
-        with self._changed:
-            while not self._jobs:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            job = self._jobs.popleft()
-            self._running.append(job)
-            return job
-
-    def _do(self, job: _Job[Input, Output]) -> None:
-        if not job.future.set_running_or_notify_cancel():
-            return
+    def _deadline_error(self, job: _Job[Input, Output]) -> TooLateError | None:
+        """Return an error if the job would not finish before its deadline."""
         now = self._clock()
-        needs_s = job.size * self._rate.seconds_per_unit
-        if now + needs_s > job.deadline:
-            job.future.set_exception(
-                TooLateError(
-                    f"It waited {now - job.admitted:.1f} s and needs about {needs_s:.1f} s, which is more than "
-                    f"{self._timeout_s:g} s. Send it later or in parts, or raise DRONESEG_TIMEOUT_SECONDS."
-                )
-            )
-            return
-        error = self._try(job, now - job.admitted)
-        if error is not None:
-            traceback.clear_frames(error.__traceback__)  # they hold the photograph
-            with suppress(InvalidStateError):
-                job.future.set_exception(error)
+        estimate_s = self._admission.estimate_s(job.size)
+        if now + estimate_s <= job.deadline:
+            return None
+        return TooLateError(
+            f"The request waited {now - job.admitted_at:.1f} s and needs about {estimate_s:.1f} s; the limit is "
+            f"{self._timeout_s:g} s. Retry later, send smaller images, or raise DRONESEG_TIMEOUT_SECONDS."
+        )
 
-    def _try(self, job: _Job[Input, Output], waited_s: float) -> Exception | None:
-        """Do it, or return why not; a frame of its own, as one that still runs cannot be cleared."""
+    def _try_process(self, job: _Job[Input, Output]) -> Exception | None:
+        """Process a job. Return its error, in a separate frame because a running frame cannot be cleared."""
         try:
-            result = self._process(job.work, waited_s)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer to this request
+            result = self._process(job.work, self._clock() - job.admitted_at)
+        except Exception as error:  # noqa: BLE001  # any error is the result of this job
             return error
         with suppress(InvalidStateError):
             job.future.set_result(result)
         return None
-
-    def _finish(self, job: _Job[Input, Output]) -> None:
-        with self._changed:
-            now = self._clock()
-            self._running.remove(job)
-            del job.work  # the traceback of a failure still holds the job
-            if not job.future.cancelled() and job.future.exception() is None:
-                self._rate.update(now - self._since, job.size)
-            self._since = now
