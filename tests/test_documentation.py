@@ -22,7 +22,7 @@ from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
-from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL, code_of_status
+from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL_ERROR, status_code_name
 from droneseg.training.config import preset_names, training_keys
 from support.bundles import make_bundle
 from support.documentation import (
@@ -142,7 +142,7 @@ def bento_paths() -> set[str]:
     """Return the paths of the BentoML service; in a process of its own, since BentoML warns of itself."""
     script = (
         "import json; from droneseg.serving import bentoml_service as b; "
-        "print(json.dumps([*b._OPEN, b._BASE64, b._BYTES, b._MODEL, b.METRICS]))"
+        "print(json.dumps([*b.PUBLIC_PATHS, b.PREDICT_BASE64, b.PREDICT_BYTES, b.MODEL_INFO, b.METRICS]))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -197,7 +197,7 @@ def test_every_metric_that_is_named_exists_with_its_labels_and_every_metric_is_n
 
 
 def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]) -> None:
-    ours = {(failure.status, failure.code) for failure in (*ERROR_SPECS.values(), INTERNAL)}
+    ours = {(spec.status, spec.code) for spec in (*ERROR_SPECS.values(), INTERNAL_ERROR)}
     documented = set()
     for table in pages["serving"].tables():
         for status, *cells in table:
@@ -210,7 +210,7 @@ def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]
                 documented |= set(pairs)
     assert ours - documented == set()
     for status, code in documented - ours:
-        assert code == code_of_status(status)
+        assert code == status_code_name(status)
 
 
 def test_every_message_of_the_troubleshooting_is_one_of_ours(pages: dict[str, Page]) -> None:

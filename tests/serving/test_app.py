@@ -230,8 +230,10 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
 
     async def scenario() -> None:
         settings, metrics = Settings(_env_file=None), ServiceMetrics()
-        failed = PredictionService(settings, BrightIsLanding, metrics).failed
-        gate = RequestMiddleware(endless, settings=settings, metrics=metrics, failed=failed, known=(), open_paths=())
+        failed = PredictionService(settings, BrightIsLanding, metrics).error_detail
+        gate = RequestMiddleware(
+            endless, settings=settings, metrics=metrics, error_detail=failed, known_paths=(), public_paths=()
+        )
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
         task = asyncio.create_task(gate(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)

@@ -76,7 +76,7 @@ def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytes
     def flush(timeout_s: float) -> None:
         steps.append(f"flush within {timeout_s:.0f} s")
 
-    reports = DriftReporter(Settings(), ServiceMetrics(), flush=flush, answering=lambda: "abc")
+    reports = DriftReporter(Settings(), ServiceMetrics(), flush=flush, model_id=lambda: "abc")
     assert reports.request_report(30).result(10) == found
     assert steps == ["flush within 3 s", "report on 30"]
 
@@ -140,7 +140,7 @@ def test_a_report_that_was_killed_is_no_fault_of_the_service(server: Server, bun
             os.kill(pid, signal.SIGKILL)
         killed = asked.result()
     assert killed.status_code == 503
-    assert "ended by signal 9, perhaps for want of memory" in killed.json()["error"]["message"]
+    assert "killed by signal 9, possibly because memory ran out" in killed.json()["error"]["message"]
     assert drift(server).status_code == 200
     assert gauge(server, 'droneseg_faults_total{code="internal_error"}') == 0
 

@@ -101,4 +101,4 @@ def test_bentomls_client_gives_the_key_as_its_token(servers: dict[str, Server]) 
     command = [sys.executable, "-W", "ignore", "-c", CLIENT, servers["bento"].url]
     right, wrong = (subprocess.run([*command, key], input=photograph, capture_output=True) for key in (API_KEY, "no"))
     assert right.returncode == 0, right.stderr
-    assert b"Send the API key in the header X-API-Key" in wrong.stderr
+    assert b"Send it in the header X-API-Key" in wrong.stderr

@@ -21,21 +21,111 @@ from droneseg.serving.schemas import Upload
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_S = 3.0
-_TIMEOUT_S = 600.0  # a busy machine leaves little to the lowest priority
-_EXPECTED: dict[str, type[errors.DronesegError]] = {
+_FLUSH_TIMEOUT_S = 3.0
+_REPORT_TIMEOUT_S = 600.0  # a process of the lowest priority gets little of a busy machine
+_REPORT_ERRORS: dict[str, type[errors.DronesegError]] = {
     kind.__name__: kind for kind in (errors.DriftError, errors.RecordsError, errors.BundleError)
 }
+_FIRST_RETENTION_S = 60.0
+_RETENTION_INTERVAL_S = 3600.0
+_RETENTION_TIMEOUT_S = 900.0
+
+
+def check_storage(settings: Settings) -> None:
+    """Check the URLs of records and reports.
+
+    Raises:
+        ConfigurationError: If no installed file system supports a URL.
+    """
+    for name in ("records_url", "reports_url"):
+        if (url := getattr(settings, name)) != DISABLED:
+            check_url(f"DRONESEG_{name.upper()}", url)
+
+
+class PredictionLogger:
+    """Logs predictions and deletes old records, as configured in the settings.
+
+    Args:
+        settings: Storage locations, sampling rate and retention.
+        metrics: Metrics that count written and dropped records.
+
+    Raises:
+        ConfigurationError: If no installed file system supports the URL of the records or the reports.
+    """
+
+    def __init__(self, settings: Settings, metrics: ServiceMetrics) -> None:
+        check_storage(settings)
+        self._settings, self._metrics = settings, metrics
+        self._prediction_log: PredictionLog | None = None
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Start the background threads unless logging is disabled."""
+        settings = self._settings
+        if settings.records_url == DISABLED:
+            return
+        self._prediction_log = PredictionLog(
+            settings.records_url,
+            count_records=self._metrics.count_records,
+            count_samples=self._metrics.count_samples,
+            sample_share=settings.sample_share,
+            keep_names=settings.record_names,
+        )
+        if settings.retention_days or settings.retention_mb:
+            threading.Thread(target=self._run_retention, name="retention", daemon=True).start()
+
+    def log(self, upload: Upload, image: Image, prediction: Prediction, mask_png: bytes) -> None:
+        """Log a prediction in the background."""
+        if self._prediction_log:
+            self._prediction_log.log(upload.filename, image, prediction, Sample(upload.data, mask_png))
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the records of all earlier predictions are written, at most `timeout_s` seconds."""
+        if self._prediction_log:
+            self._prediction_log.flush(timeout_s)
+
+    def stop(self, timeout_s: float) -> None:
+        """Write the remaining records. Drop and count those that cannot be written in time."""
+        self._stopped.set()
+        if self._prediction_log:
+            self._prediction_log.close(timeout_s)
+
+    def _run_retention(self) -> None:
+        pause_s = _FIRST_RETENTION_S
+        while not self._stopped.wait(pause_s):
+            pause_s = _RETENTION_INTERVAL_S
+            for url in {self._settings.records_url, self._settings.reports_url} - {DISABLED}:
+                self._delete_old_files(url)
+
+    def _delete_old_files(self, url: str) -> None:
+        """Delete old files in a process of the lowest priority, because there may be very many."""
+        arguments = [url, str(self._settings.retention_days), str(self._settings.retention_mb)]
+        try:
+            completed = subprocess.run(
+                background_command("droneseg.monitoring.retention", arguments),
+                env=background_environment(),
+                capture_output=True,
+                text=True,
+                timeout=_RETENTION_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            logger.warning("deleting old files of %s timed out after %.0f s", url, _RETENTION_TIMEOUT_S)
+            return
+        if completed.returncode:
+            logger.warning("old files of %s cannot be deleted: %s", url, completed.stderr.strip()[-500:])
+        elif completed.stdout.strip() != "0":
+            logger.info("deleted %s old files of %s", completed.stdout.strip(), url)
 
 
 class DriftReporter:
-    """Makes reports.
+    """Creates drift reports, one at a time, in a process of the lowest priority.
 
     Args:
-        settings: Model and places.
-        metrics: What is counted and shown.
-        flush: Writes the records that wait, within a number of seconds.
-        answering: Returns the model that answers; raises `NotReadyError` without one.
+        settings: Model folder and storage locations.
+        metrics: Metrics of the latest report.
+        flush: Writes pending records, given a timeout in seconds.
+        model_id: Returns the id of the active model; raises `NotReadyError` if there is none.
     """
 
     def __init__(
@@ -44,9 +134,9 @@ class DriftReporter:
         metrics: ServiceMetrics,
         *,
         flush: Callable[[float], None],
-        answering: Callable[[], str],
+        model_id: Callable[[], str],
     ) -> None:
-        self._settings, self._metrics, self._flush, self._answering = settings, metrics, flush, answering
+        self._settings, self._metrics, self._flush, self._model_id = settings, metrics, flush, model_id
         self._stopped = False
         self._worker = ThreadPoolExecutor(1, "drift")
         self._lock = threading.Lock()
@@ -54,157 +144,82 @@ class DriftReporter:
         self._process: subprocess.Popen[str] | None = None
 
     def request_report(self, number: int) -> "Future[DriftResult]":
-        """Begin a report on the last records; while one is being made, that one is the answer.
+        """Return the future of the report in progress, or of a new one.
 
         Args:
-            number: How many records, at most.
+            number: Maximum number of recent records in a new report.
 
         Raises:
             MissingDependencyError: If Evidently is not installed.
-            DriftError: If no records are kept, or a report has nowhere to go.
-            NotReadyError: If there is no verified model, or the service stops.
+            DriftError: If the prediction log or the reports are disabled.
+            NotReadyError: If no verified model is loaded or the service shuts down.
         """
         if find_spec("evidently") is None:
             raise errors.MissingDependencyError("evidently", "drift")
         require_somewhere(self._settings.records_url, self._settings.reports_url)
-        answering = self._answering()
+        model_id = self._model_id()
         with self._lock:
-            if self._stopped:
-                raise errors.NotReadyError("The service is stopping.")
+            self._check_running()
             if self._report is None or self._report.done():
-                self._report = self._worker.submit(self._make, number, answering)
+                self._report = self._worker.submit(self._create_report, number, model_id)
             return self._report
 
     def stop(self) -> None:
-        """Give up the report that is being made."""
+        """Reject further requests and kill the report in progress."""
         with self._lock:
             self._stopped = True
             if self._process:
                 self._process.kill()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _make(self, number: int, answering: str) -> DriftResult:
+    def _check_running(self) -> None:
+        if self._stopped:
+            raise errors.NotReadyError("The service is shutting down. Retry with another instance.")
+
+    def _create_report(self, number: int, model_id: str) -> DriftResult:
         try:
-            self._flush(_FLUSH_S)
-            found = self._run(number, answering)
+            self._flush(_FLUSH_TIMEOUT_S)
+            result = self._run(number, model_id)
         except BaseException:
             self._metrics.count_drift_report("failed")
             raise
-        self._metrics.show_drift(drifted=found.drifted, share=found.share)
-        logger.info("drift report: %s %s", found.url, found.message)
-        return found
+        self._metrics.show_drift(drifted=result.drifted, share=result.share)
+        logger.info("drift report: %s %s", result.url, result.message)
+        return result
 
-    def _run(self, number: int, answering: str) -> DriftResult:
-        settings = self._settings
-        arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number), answering]
+    def _run(self, number: int, model_id: str) -> DriftResult:
+        """Run the report process and return its result."""
         with self._lock:
-            if self._stopped:
-                raise errors.NotReadyError("The service is stopping.")
-            self._process = subprocess.Popen(
-                background_command("droneseg.monitoring.drift_report", arguments),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=background_environment(),
-            )
+            self._check_running()
+            self._process = process = self._start_process(number, model_id)
         try:
-            said, log = self._process.communicate(timeout=_TIMEOUT_S)
+            stdout, stderr = process.communicate(timeout=_REPORT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+            process.kill()
+            process.communicate()
             raise errors.TooLateError(
-                f"The report was not done within {_TIMEOUT_S:.0f} s: the machine is busy."
+                f"The drift report timed out after {_REPORT_TIMEOUT_S:.0f} s because the machine is busy. Retry later."
             ) from None
-        if self._stopped:
-            raise errors.NotReadyError("The service is stopping.")
-        if self._process.returncode < 0:
-            signal = -self._process.returncode
+        self._check_running()
+        if process.returncode < 0:
             raise errors.RecordsError(
-                f"The report's process was ended by signal {signal}, perhaps for want of memory. Ask again."
+                f"The process of the drift report was killed by signal {-process.returncode}, possibly because memory "
+                "ran out. Retry later."
             )
-        if self._process.returncode:
-            raise RuntimeError(f"the report ended with {self._process.returncode}: {log[-2000:]}")
-        found = json.loads(said)
-        if "error" in found:
-            raise _EXPECTED.get(found["error"], errors.DronesegError)(found["message"])
-        return DriftResult.model_validate(found)
+        if process.returncode:
+            raise RuntimeError(f"the drift report failed with exit code {process.returncode}: {stderr[-2000:]}")
+        result = json.loads(stdout)
+        if "error" in result:
+            raise _REPORT_ERRORS.get(result["error"], errors.DronesegError)(result["message"])
+        return DriftResult.model_validate(result)
 
-
-_FIRST_PRUNING_S = 60.0
-_PRUNING_S = 3600.0
-_PRUNING_TAKES_S = 900.0
-
-
-class PredictionLogger:
-    """Records, samples and their retention.
-
-    Args:
-        settings: Where, what and how long.
-        metrics: What is counted.
-
-    Raises:
-        ConfigurationError: If nothing here can write where the settings say.
-    """
-
-    def __init__(self, settings: Settings, metrics: ServiceMetrics) -> None:
-        self._settings, self._metrics = settings, metrics
-        self._recorder: PredictionLog | None = None
-        self._ended = threading.Event()
-        for name in ("records_url", "reports_url"):
-            if (url := getattr(settings, name)) != DISABLED:
-                check_url(f"DRONESEG_{name.upper()}", url)
-
-    def start(self) -> None:
-        """Begin; does nothing if no records are wanted."""
+    def _start_process(self, number: int, model_id: str) -> "subprocess.Popen[str]":
         settings = self._settings
-        if settings.records_url == DISABLED:
-            return
-        self._recorder = PredictionLog(
-            settings.records_url,
-            count_records=self._metrics.count_records,
-            count_samples=self._metrics.count_samples,
-            sample_share=settings.sample_share,
-            keep_names=settings.record_names,
+        arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number), model_id]
+        return subprocess.Popen(
+            background_command("droneseg.monitoring.drift_report", arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=background_environment(),
         )
-        if settings.retention_days or settings.retention_mb:
-            threading.Thread(target=self._prune_now_and_then, name="retention", daemon=True).start()
-
-    def keep(self, upload: Upload, image: Image, prediction: Prediction, mask_png: bytes) -> None:
-        """Leave a prediction to the background."""
-        if self._recorder:
-            self._recorder.log(upload.filename, image, prediction, Sample(upload.data, mask_png))
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait until what was predicted so far is written, if it can be in that time."""
-        if self._recorder:
-            self._recorder.flush(timeout_s)
-
-    def stop(self, timeout_s: float) -> None:
-        """Write what is left; what cannot be written in time is dropped, and counted."""
-        self._ended.set()
-        if self._recorder:
-            self._recorder.close(timeout_s)
-
-    def _prune_now_and_then(self) -> None:
-        pause_s = _FIRST_PRUNING_S
-        while not self._ended.wait(pause_s):
-            pause_s = _PRUNING_S
-            for url in {self._settings.records_url, self._settings.reports_url} - {DISABLED}:
-                self._prune(url)
-
-    def _prune(self, url: str) -> None:
-        """Prune in a process of the lowest priority: a store may hold very many files."""
-        settings = self._settings
-        arguments = [url, str(settings.retention_days), str(settings.retention_mb)]
-        try:
-            done = subprocess.run(
-                background_command("droneseg.monitoring.retention", arguments), env=background_environment(),
-                capture_output=True, text=True, timeout=_PRUNING_TAKES_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            logger.warning("old records were not all deleted within %.0f s", _PRUNING_TAKES_S)
-            return
-        if done.returncode:
-            logger.warning("old records cannot be deleted: %s", done.stderr.strip()[-500:])
-        elif done.stdout.strip() != "0":
-            logger.info("%s old files of %s were deleted", done.stdout.strip(), url)

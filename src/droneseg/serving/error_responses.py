@@ -1,4 +1,4 @@
-"""Error codes, HTTP status table and error responses."""
+"""Error codes, HTTP statuses and error responses, shared by both backends."""
 
 import math
 from dataclasses import dataclass
@@ -7,18 +7,17 @@ from http import HTTPStatus
 from starlette.responses import Response
 
 from droneseg.core import errors
-from droneseg.core.errors import QueueFullError
 from droneseg.serving.schemas import ErrorDetail, ErrorResponse
 
 
 @dataclass(frozen=True)
 class ErrorSpec:
-    """How an error is answered.
+    """HTTP representation of an exception class.
 
     Attributes:
         status: HTTP status.
-        code: Stable word for programs.
-        meaning: One sentence for the documentation.
+        code: Stable, machine-readable error code.
+        meaning: One sentence for the API documentation.
     """
 
     status: int
@@ -26,70 +25,78 @@ class ErrorSpec:
     meaning: str
 
 
-# A subclass stands before its base.
+# a subclass precedes its base class
 ERROR_SPECS: dict[type[Exception], ErrorSpec] = {
-    errors.MalformedRequestError: ErrorSpec(400, "malformed_request", "The body is not what its headers say."),
+    errors.MalformedRequestError: ErrorSpec(400, "malformed_request", "The body does not match its headers."),
     errors.BrokenImageError: ErrorSpec(400, "broken_image", "The image is truncated or corrupt."),
     errors.UnauthorizedError: ErrorSpec(401, "unauthorized", "The API key is missing or wrong."),
     errors.SlowRequestError: ErrorSpec(408, "slow_request", "The body did not arrive in time."),
-    errors.ModelRefusedError: ErrorSpec(409, "model_refused", "The new model does not verify; the old one goes on."),
-    errors.DriftError: ErrorSpec(409, "no_verdict", "There is too little to tell drift by."),
+    errors.ModelRefusedError: ErrorSpec(
+        409, "model_refused", "The new model failed verification. The current model stays active."
+    ),
+    errors.DriftError: ErrorSpec(409, "no_verdict", "There is not enough data for a drift test."),
     errors.RequestTooLargeError: ErrorSpec(413, "request_too_large", "The body is larger than the limit."),
-    errors.TooManyFilesError: ErrorSpec(413, "too_many_files", "There are more files than the limit."),
+    errors.TooManyFilesError: ErrorSpec(413, "too_many_files", "The request has more files than the limit."),
     errors.ImageTooLargeError: ErrorSpec(413, "image_too_large", "The image has more pixels than the limit."),
-    errors.WrongContentTypeError: ErrorSpec(415, "wrong_content_type", "The endpoint takes another kind of body."),
-    errors.UnsupportedImageError: ErrorSpec(415, "unsupported_image", "The file is no image of an accepted kind."),
-    errors.MissingInputError: ErrorSpec(422, "invalid_request", "A field is missing, or a value is not allowed."),
-    errors.QueueFullError: ErrorSpec(429, "queue_full", "More work waits than can be done in time; see Retry-After."),
-    errors.MissingDependencyError: ErrorSpec(501, "not_installed", "An optional part of droneseg is not installed."),
-    errors.RecordsError: ErrorSpec(503, "records_unavailable", "Records cannot be read, or a report not be written."),
-    errors.NotReadyError: ErrorSpec(503, "not_ready", "There is no verified model."),
-    errors.TooLateError: ErrorSpec(504, "too_late", "The answer would not have been there in time."),
-    errors.ModelError: ErrorSpec(500, "model_failed", "The model gave no usable answer."),
+    errors.WrongContentTypeError: ErrorSpec(
+        415, "wrong_content_type", "The endpoint does not accept this content type."
+    ),
+    errors.UnsupportedImageError: ErrorSpec(
+        415, "unsupported_image", "The file is not an image in a supported format."
+    ),
+    errors.MissingInputError: ErrorSpec(422, "invalid_request", "A field is missing or a value is not allowed."),
+    errors.QueueFullError: ErrorSpec(429, "queue_full", "The queue is full; see the `Retry-After` header."),
+    errors.MissingDependencyError: ErrorSpec(501, "not_installed", "An optional dependency is not installed."),
+    errors.RecordsError: ErrorSpec(
+        503, "records_unavailable", "The records cannot be read or the report cannot be written."
+    ),
+    errors.NotReadyError: ErrorSpec(503, "not_ready", "No verified model is loaded."),
+    errors.TooLateError: ErrorSpec(504, "too_late", "The request could not be finished in time."),
+    errors.ModelError: ErrorSpec(500, "model_failed", "The model failed to make a prediction."),
 }
-INTERNAL = ErrorSpec(500, "internal_error", "A fault of the service; its log says more under the request's id.")
-_OTHER_CODES = {404: "not_found", 405: "method_not_allowed"}
+INTERNAL_ERROR = ErrorSpec(500, "internal_error", "Internal server error. Search the log for the request id.")
+_PATH_ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def error_spec(error: Exception) -> ErrorSpec:
-    """Return how an error is answered; one that nobody expected is the service's own fault."""
-    return next((failure for kind, failure in ERROR_SPECS.items() if isinstance(error, kind)), INTERNAL)
+    """Return the HTTP representation of an error; unexpected errors are internal ones."""
+    return next((spec for kind, spec in ERROR_SPECS.items() if isinstance(error, kind)), INTERNAL_ERROR)
 
 
-def message_of(error: Exception) -> str:
-    """Return what a client is told: an expected error's own words, and nothing of the inside of any other."""
-    return str(error) if error_spec(error) is not INTERNAL else INTERNAL.meaning
+def client_message(error: Exception) -> str:
+    """Return the message of an expected error, or a generic one that reveals nothing about an unexpected error."""
+    return str(error) if error_spec(error) is not INTERNAL_ERROR else INTERNAL_ERROR.meaning
 
 
-def code_of_status(status: int) -> str:
-    """Return the code of a failure that the framework found, such as a path that is not there."""
-    return _OTHER_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+def status_code_name(status: int) -> str:
+    """Return the error code of an HTTP status that the framework or the server set."""
+    return _PATH_ERROR_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 
 def error_response(error: Exception, detail: ErrorDetail) -> Response:
-    """Return the answer to a request that failed.
+    """Return the response to a failed request.
 
     Args:
-        error: Why; decides status and headers.
-        detail: What the client is told, see `PredictionService.failed`.
+        error: Determines status and headers.
+        detail: Error code and message, see `PredictionService.error_detail`.
     """
     status, headers = error_spec(error).status, {}
-    if isinstance(error, QueueFullError):
+    if isinstance(error, errors.QueueFullError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return _response(status, detail, headers)
+    return _json_error(status, detail, headers)
 
 
-def http_error_response(status: int, what: str, headers: dict[str, str] | None = None) -> Response:
-    """Return the answer to a request that a framework refused, such as for a path that is not there."""
-    return _response(status, ErrorDetail(code=code_of_status(status), message=what), headers or {})
+def http_error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response to a request that the framework rejected."""
+    return _json_error(status, ErrorDetail(code=status_code_name(status), message=message), headers or {})
 
 
-def not_found_response(status: HTTPStatus, path: str, headers: dict[str, str] | None = None) -> Response:
-    """Return the answer to a request for a path that is not there, or not in this way."""
+def path_error_response(status: HTTPStatus, path: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response for a path that does not exist or does not allow the method."""
     return http_error_response(status, f"{status.phrase}: {path}", headers)
 
 
-def _response(status: int, detail: ErrorDetail, headers: dict[str, str]) -> Response:
+def _json_error(status: int, detail: ErrorDetail, headers: dict[str, str]) -> Response:
     return Response(ErrorResponse(error=detail).model_dump_json(), status, headers, media_type="application/json")

@@ -4,18 +4,21 @@ from typing import Any
 
 from droneseg.core import errors
 from droneseg.core.classes import CLASSES, NAMES
-from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL, ErrorSpec
-from droneseg.serving.request_body import FIELD
+from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL_ERROR, ErrorSpec
+from droneseg.serving.request_body import FILE_FIELD
 from droneseg.serving.schemas import ErrorResponse
 
-DESCRIPTION = """Photographs from a drone in, masks out: obstacles, water, soft surfaces, moving objects, landing zones.
+_Responses = dict[int | str, dict[str, Any]]
 
-A mask is a palette PNG: its indices are class ids, its palette their colours. An answer is always the model's;
-when there is none, the status says so.
+DESCRIPTION = """Semantic segmentation of drone images for safe landing: obstacles, water, soft surfaces, moving
+objects and landing zones.
+
+A mask is a palette PNG: pixel values are class ids, and the palette holds the class colours. Every prediction comes
+from a verified model; without one, the service responds with 503.
 """
 LINKS = {"page": "/ui", "documentation": "/docs", "model": "/model_info", "metrics": "/metrics", "ready": "/readyz"}
 
-_EXAMPLE = {
+_PREDICTION = {
     "filename": "flight-0001.png",
     "prediction_shape": [736, 960],
     "classes_found": [1, 3, 5],
@@ -27,32 +30,32 @@ _EXAMPLE = {
 }
 
 
-def _file_body(schema: dict[str, Any]) -> dict[str, Any]:
-    content = {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: schema}}}
+def _form_body(schema: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"type": "object", "required": [FILE_FIELD], "properties": {FILE_FIELD: schema}}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
 
 
-_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, TIFF or BMP."}
-ONE_FILE = _file_body(_FILE)
-MANY_FILES = _file_body({"type": "array", "items": _FILE, "minItems": 1})
+_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, TIFF or BMP image."}
+ONE_FILE = _form_body(_FILE)
+MANY_FILES = _form_body({"type": "array", "items": _FILE, "minItems": 1})
 
 
-def _failures(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
-    """Return the documentation of these errors, with an example of each, by status."""
-    found: dict[int | str, dict[str, Any]] = {}
-    for failure in (*(ERROR_SPECS[kind] for kind in kinds), INTERNAL):
-        entry = found.setdefault(failure.status, {"model": ErrorResponse, "description": ""})
-        entry["description"] = f"{entry['description']} {failure.meaning}".strip()
-        examples = entry.setdefault("content", {}).setdefault("application/json", {}).setdefault("examples", {})
-        examples[failure.code] = {"value": _error(failure)}
-    return found
+def _error_responses(*kinds: type[Exception]) -> _Responses:
+    """Return the documentation of these errors by status, with one example per error code."""
+    responses: _Responses = {}
+    for spec in (*(ERROR_SPECS[kind] for kind in kinds), INTERNAL_ERROR):
+        response = responses.setdefault(spec.status, {"model": ErrorResponse, "description": ""})
+        response["description"] = f"{response['description']} {spec.meaning}".strip()
+        examples = response.setdefault("content", {}).setdefault("application/json", {}).setdefault("examples", {})
+        examples[spec.code] = {"value": _error_body(spec)}
+    return responses
 
 
-def _error(failure: ErrorSpec) -> dict[str, Any]:
-    return {"error": {"code": failure.code, "message": failure.meaning}}
+def _error_body(spec: ErrorSpec) -> dict[str, Any]:
+    return {"error": {"code": spec.code, "message": spec.meaning}}
 
 
-_BODY = (
+_BODY_ERRORS = (
     errors.MalformedRequestError,
     errors.UnauthorizedError,
     errors.SlowRequestError,
@@ -63,7 +66,7 @@ _BODY = (
     errors.QueueFullError,
     errors.NotReadyError,
 )
-_IMAGE = (
+_IMAGE_ERRORS = (
     errors.BrokenImageError,
     errors.ImageTooLargeError,
     errors.UnsupportedImageError,
@@ -72,18 +75,21 @@ _IMAGE = (
 )
 
 
-def _answer(example: object, *kinds: type[Exception], media_type: str = "application/json") -> dict[int | str, Any]:
-    return {200: {"content": {media_type: {"example": example}}}, **(_failures(*kinds) if kinds else {})}
+def _responses(example: object, *kinds: type[Exception], media_type: str = "application/json") -> _Responses:
+    """Return the documentation of a successful response and of these errors."""
+    return {200: {"content": {media_type: {"example": example}}}, **(_error_responses(*kinds) if kinds else {})}
 
 
-LIVE = _answer({"status": "alive"})
-READY = _answer({"status": "ready"}, errors.NotReadyError)
-STATUS = _answer({"service": "droneseg", "version": "0.1.0", "ready": True, "model_id": "0123456789ab", "links": LINKS})
-MODEL = _answer(
+LIVE = _responses({"status": "alive"})
+READY = _responses({"status": "ready"}, errors.NotReadyError)
+STATUS = _responses(
+    {"service": "droneseg", "version": "0.1.0", "ready": True, "model_id": "0123456789ab", "links": LINKS}
+)
+MODEL = _responses(
     {
         "name": "droneseg",
         "version": "0.1.0",
-        "description": "Segmentation of photographs from drones",
+        "description": "Segmentation of drone images",
         "model_id": "0123456789ab",
         "profile": "fast",
         "input_shape": [768, 960, 3],
@@ -96,11 +102,11 @@ MODEL = _answer(
     errors.UnauthorizedError,
     errors.NotReadyError,
 )
-DRIFT = _answer(
+DRIFT = _responses(
     {
         "url": "gs://bucket/reports/2026/11/23/drift-120000-3f2a1c/drift.html",
-        "message": "Drift: the last 200 photographs are not like those the model was validated on (1 of 14 figures "
-        "differ). They are darker: brightness 0.21 instead of 0.45, since 2026-11-21.",
+        "message": "Drift: 1 of 14 features of the last 200 images differ from the validation images. The images are "
+        "darker: brightness 0.21 instead of 0.45, since 2026-11-21.",
         "drifted": True,
     },
     errors.UnauthorizedError,
@@ -112,30 +118,30 @@ DRIFT = _answer(
     errors.TooLateError,
     errors.ModelError,
 )
-RELOAD = _answer(
+RELOAD = _responses(
     {"model_id": "0123456789ab", "changed": True},
     errors.UnauthorizedError,
     errors.ModelRefusedError,
     errors.NotReadyError,
 )
-METRICS = _answer(
+METRICS = _responses(
     'droneseg_requests_total{endpoint="/predict",status="200"} 42.0', errors.UnauthorizedError, media_type="text/plain"
 )
-PREDICT: dict[int | str, dict[str, Any]] = {
+PREDICT: _Responses = {
     200: {
-        "description": "What is where.",
+        "description": "Segmentation of the image.",
         "content": {
-            "application/json": {"example": _EXAMPLE},
+            "application/json": {"example": _PREDICTION},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
         },
     },
-    **_failures(*_BODY, *_IMAGE),
+    **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),
 }
-_FAILED_ITEM = {"filename": "notes.txt", **_error(ERROR_SPECS[errors.UnsupportedImageError])}
-BATCH: dict[int | str, dict[str, Any]] = {
+_BATCH_ITEM_ERROR = {"filename": "notes.txt", **_error_body(ERROR_SPECS[errors.UnsupportedImageError])}
+BATCH: _Responses = {
     200: {
-        "description": "One item per file, in order.",
-        "content": {"application/json": {"example": [_EXAMPLE, _FAILED_ITEM]}},
+        "description": "One item per file, in the order of the request.",
+        "content": {"application/json": {"example": [_PREDICTION, _BATCH_ITEM_ERROR]}},
     },
-    **_failures(*_BODY),
+    **_error_responses(*_BODY_ERRORS),
 }

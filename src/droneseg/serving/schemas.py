@@ -1,16 +1,18 @@
-"""Request and response models; Upload and PredictionResult."""
+"""Request and response models shared by both backends."""
+
+from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
 
 Share = Annotated[float, Field(ge=0, le=1)]
-# of a length, rather than one type for each place: the latter is new in OpenAPI 3.1, and many generators fail on it
+# lengths instead of tuple[int, int]: OpenAPI 3.1 only has `prefixItems`, which many client generators do not support
 Two = Field(min_length=2, max_length=2)
 Three = Field(min_length=3, max_length=3)
 
@@ -19,62 +21,68 @@ class _Response(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class _PlainPredictionAnswer(_Response):
+class _PredictionFields(_Response):
     prediction_shape: Annotated[tuple[int, ...], Two] = Field(
-        description="Height and width of the mask, those of the photograph."
+        description="Height and width of the mask; the same as those of the image."
     )
-    classes_found: tuple[int, ...] = Field(description="Ids that occur in the mask.")
+    classes_found: tuple[int, ...] = Field(description="Class ids that occur in the mask.")
     segmentation_mask: str | None = Field(
-        None, description="Palette PNG in base64: indices are class ids, the palette their colours; not with mask=none."
+        None,
+        description="Base64-encoded palette PNG: pixel values are class ids, the palette holds the class colours. "
+        "Absent with `mask=none`.",
     )
-    class_fractions: dict[str, Share] = Field(description="Share of the pixels, all classes.")
-    confidence: Share = Field(description="Mean over the pixels of the winning class's probability.")
-    model_id: str
-    timings_s: dict[str, float] = Field(description="Seconds of each stage.")
+    class_fractions: dict[str, Share] = Field(description="Share of the pixels per class, for all classes.")
+    confidence: Share = Field(description="Mean probability of the predicted class over all pixels.")
+    model_id: str = Field(description="Id of the model that made the prediction.")
+    timings_s: dict[str, float] = Field(description="Duration of each processing stage in seconds.")
 
 
-class PredictionResponse(_PlainPredictionAnswer):
-    """What is where in one photograph of a form, which names its files."""
+class PredictionResponse(_PredictionFields):
+    """Segmentation of one image that was sent in a form."""
 
-    filename: str | None = Field(description="As it was sent.")
+    filename: str | None = Field(description="File name as sent.")
 
 
-class BentoPredictionResponse(_PlainPredictionAnswer):
-    """What is where in one photograph that came without a name."""
+class BentoPredictionResponse(_PredictionFields):
+    """Segmentation of one image that was sent without a file name."""
 
-    model_loaded: bool = Field(description="True: without a model there is no answer.")
+    model_loaded: bool = Field(description="Always true; without a model the response is an error.")
 
 
 class ErrorDetail(_Response):
-    """What went wrong."""
+    """Code and message of an error."""
 
-    code: str = Field(description="Stable word for programs.")
-    message: str = Field(description="For people: what is wrong, and what to do.")
+    code: str = Field(description="Stable, machine-readable error code.")
+    message: str = Field(description="Human-readable description of the problem and its remedy.")
 
 
 class ErrorResponse(_Response):
-    """The body of every failed request."""
+    """Body of every failed request."""
 
     error: ErrorDetail
 
 
 class BatchItemError(_Response):
-    """A file of a batch that could not be predicted."""
+    """File of a batch that could not be segmented."""
 
-    filename: str | None
+    filename: str | None = Field(description="File name as sent.")
     error: ErrorDetail
 
 
+class BatchResponse(RootModel[list[PredictionResponse | BatchItemError]]):
+    """One item per file, in the order of the request."""
+
+
 class ClassInfo(_Response):
-    """A class of the masks."""
+    """Segmentation class."""
 
     id: int
     name: str
-    colour: Annotated[tuple[int, ...], Three] = Field(description="RGB in the masks' palette.")
+    colour: Annotated[tuple[int, ...], Three] = Field(description="RGB colour in the palette of the masks.")
 
 
 class ModelResponse(_Response):
-    """The model that answers."""
+    """Model that makes the predictions."""
 
     name: str
     version: str
@@ -82,17 +90,17 @@ class ModelResponse(_Response):
     model_id: str
     profile: str
     input_shape: Annotated[tuple[int, ...], Three] = Field(
-        description="What the network takes at a time; photographs may have any."
+        description="Input size of the network: height, width, channels. Images may have any size."
     )
-    output_shape: Annotated[tuple[str, ...], Two] = Field(description="That of the photograph.")
+    output_shape: Annotated[tuple[str, ...], Two] = Field(description="Size of the mask, which is that of the image.")
     framework: str
     license: str
     classes: tuple[ClassInfo, ...]
-    quality: dict[str, Any] | None = Field(description="Figures on held-out photographs, with what photographs.")
+    quality: dict[str, Any] | None = Field(description="Metrics on held-out images and a description of these images.")
 
 
 class StatusResponse(_Response):
-    """A service and where to go on."""
+    """State of the service and links to its pages."""
 
     service: str
     version: str
@@ -102,29 +110,29 @@ class StatusResponse(_Response):
 
 
 class HealthResponse(_Response):
-    """Whether the process lives, or is ready."""
+    """Result of a health check."""
 
     status: str
 
 
 class DriftResponse(_Response):
-    """Whether photographs are still like those the model was validated on."""
+    """Result of a drift report."""
 
-    url: str = Field(description="Of the report, a page; its figures lie beside it, `drift.json`.")
-    message: str = Field(description="The verdict and what changed, in words.")
-    drifted: bool
+    url: str = Field(description="URL of the HTML report; its metrics are in `drift.json` in the same folder.")
+    message: str = Field(description="Result and the features that changed, in one sentence.")
+    drifted: bool = Field(description="Whether recent images differ from the validation images.")
 
 
 class ReloadResponse(_Response):
-    """What became of a reload."""
+    """Result of a model reload."""
 
-    model_id: str
-    changed: bool
+    model_id: str = Field(description="Id of the active model.")
+    changed: bool = Field(description="Whether the active model changed.")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it was sent."""
+    """Image file as sent by the client."""
 
     filename: str | None
     data: bytes
@@ -132,16 +140,16 @@ class Upload:
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What a service knows of one photograph; without its pixels, of which many may wait to be sent.
+    """Prediction for one upload without its pixel arrays, which would fill the memory while responses are sent.
 
     Attributes:
-        filename: As it was sent.
-        shape: Height and width.
-        class_fractions: Share of the pixels, all classes.
-        confidence: Mean winning probability.
-        model_id: What answered.
-        timings_s: Of every stage.
-        mask_png: The mask file, byte for byte what `droneseg predict` writes.
+        filename: File name as sent.
+        shape: Height and width of the mask.
+        class_fractions: Share of the pixels per class, for all classes.
+        confidence: Mean probability of the predicted class over all pixels.
+        model_id: Id of the model that made the prediction.
+        timings_s: Duration of each processing stage in seconds.
+        mask_png: Encoded mask, byte for byte the file that `droneseg predict` writes.
     """
 
     filename: str | None
@@ -153,8 +161,8 @@ class PredictionResult:
     mask_png: bytes
 
     @classmethod
-    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> "PredictionResult":
-        """Return what is sent of a prediction."""
+    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> PredictionResult:
+        """Return the result of a prediction and its encoded mask."""
         height, width = prediction.mask.shape
         return cls(
             filename,
@@ -166,12 +174,12 @@ class PredictionResult:
             mask_png,
         )
 
-    def to_schema(self, *, with_mask: bool = True) -> PredictionResponse:
-        """Return it as an answer to a form, which names its files."""
+    def to_response(self, *, with_mask: bool = True) -> PredictionResponse:
+        """Return the response of the FastAPI backend."""
         return PredictionResponse(filename=self.filename, **self._fields(with_mask=with_mask))
 
-    def to_loaded_schema(self) -> BentoPredictionResponse:
-        """Return it as an answer that also says that there is a model."""
+    def to_bento_response(self) -> BentoPredictionResponse:
+        """Return the response of the BentoML backend."""
         return BentoPredictionResponse(model_loaded=True, **self._fields())
 
     def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
@@ -186,8 +194,13 @@ class PredictionResult:
         }
 
 
-def describe(segmenter: Segmenter) -> ModelResponse:
-    """Describe a model."""
+def class_infos() -> tuple[ClassInfo, ...]:
+    """Return all classes with their ids and colours."""
+    return tuple(ClassInfo(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES)
+
+
+def model_response(segmenter: Segmenter) -> ModelResponse:
+    """Return the description of a model."""
     info = segmenter.info
     return ModelResponse(
         name=info.name,
@@ -199,6 +212,6 @@ def describe(segmenter: Segmenter) -> ModelResponse:
         output_shape=("H", "W"),
         framework=info.framework,
         license=info.license,
-        classes=tuple(ClassInfo(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES),
+        classes=class_infos(),
         quality=info.quality,
     )

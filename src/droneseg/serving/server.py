@@ -1,4 +1,8 @@
-"""uvicorn with header limits, header timeout and prompt shutdown."""
+"""uvicorn with header limits, a header timeout and a prompt shutdown.
+
+uvicorn has no limit for the size of headers with httptools, no header timeout, and keeps reading a body after an early
+response. Reverse proxies such as Cloud Run's and nginx limit these, too; the limits here are for a service without one.
+"""
 
 import asyncio
 import logging
@@ -11,146 +15,28 @@ from typing import NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
+
+# not public; the upper bound of uvicorn in pyproject.toml is for this class, its attributes and its callbacks
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from droneseg.serving.error_responses import code_of_status
+from droneseg.serving.error_responses import status_code_name
 from droneseg.serving.middleware import REQUEST_ID
 from droneseg.serving.schemas import ErrorDetail, ErrorResponse
 from droneseg.serving.service import GRACEFUL_S, PredictionService
 
-# HTTP/1.1 within bounds: heads, what follows a refusal, and errors below the application in the one body.
-#
-# httptools takes heads of any length for any time, and uvicorn reads on after an early answer for as long as somebody
-# sends.
+logger = logging.getLogger(__name__)
 
-HEAD_BYTES = 64 * 1024
-HEAD_S = 20.0
-# a small body that is not wanted is read, so that the connection can be used again; a large one is cut off
-_UNWANTED_BYTES = 64 * 2**20
-_UNWANTED_S = 5.0
-
-
-class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds."""
-
-    _timer: asyncio.TimerHandle | None = None
-    _in_head = True
-    _head_bytes = 0
-    _unwanted_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn says the same
-        """Begin to wait for the first head."""
-        super().connection_made(transport)
-        self._begin_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
-        self._set_timer(None)
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Refuse a head that goes on and on within one field."""
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse_head()
-
-    def on_message_begin(self) -> None:
-        """Begin to count."""
-        super().on_message_begin()
-        self._begin_head()
-
-    def on_headers_complete(self) -> None:
-        """Go on with a head that is not too long."""
-        self._in_head = False
-        self._set_timer(None)
-        if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > HEAD_BYTES:
-            self._refuse_head()
-        else:
-            super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """Cut off what is sent on and on after the answer."""
-        if self.transport.is_closing():
-            return
-        super().on_body(body)
-        if self.cycle is not None and self.cycle.response_complete:
-            self._unwanted_bytes += len(body)
-            if self._unwanted_bytes > _UNWANTED_BYTES:
-                self.transport.close()
-
-    def on_message_complete(self) -> None:
-        """Forget the time that the rest of a refused body has."""
-        if self.transport.is_closing():
-            return
-        self._set_timer(None)
-        super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Give the rest of a body that was answered early a little time."""
-        unfinished = self.cycle is not None and self.cycle.more_body
-        super().on_response_complete()
-        if unfinished:
-            self._unwanted_bytes = 0
-            self._set_timer(self.loop.call_later(_UNWANTED_S, self.transport.close))
-
-    def send_400_response(self, msg: str) -> None:
-        """Say in the one body that this is no HTTP."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
-
-    def _begin_head(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        self._set_timer(self.loop.call_later(HEAD_S, self._refuse_late_head))
-
-    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = timer
-
-    def _refuse_head(self) -> None:
-        self._refuse(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The head of the request is longer than {HEAD_BYTES:,} bytes."
-        )
-
-    def _refuse_late_head(self) -> None:
-        if self._head_bytes:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"The head of the request did not arrive within {HEAD_S:g} s.")
-        else:
-            self.transport.close()  # who sent nothing is told nothing
-
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
-        self._in_head = False
-        self._set_timer(None)
-        if self.transport.is_closing():
-            return
-        detail = ErrorDetail(code=code_of_status(status), message=message)
-        body = ErrorResponse(error=detail).model_dump_json().encode()
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{REQUEST_ID.lower()}: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-
-class _Server(uvicorn.Server):
-    """Tells the service of the end at once, and not when the last connection has closed."""
-
-    def __init__(self, config: uvicorn.Config, service: PredictionService) -> None:
-        super().__init__(config)
-        self._service = service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take nothing more in."""
-        super().handle_exit(sig, frame)
-        self._service.start_shutdown()
+MAX_HEADER_BYTES = 64 * 1024
+HEADER_TIMEOUT_S = 20.0
+# the rest of a rejected body is read up to these limits, so that the client can reuse the connection
+_MAX_DISCARDED_BYTES = 64 * 2**20
+_DISCARD_TIMEOUT_S = 5.0
 
 
 def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> None:
-    """Serve until a signal says to end, and end the process; what was admitted is finished first."""
-    # uvicorn sends itself the signal again once it has ended in good order
-    signal.signal(signal.SIGTERM, _end)
+    """Serve until a signal arrives, finish the accepted requests and end the process."""
+    # uvicorn raises the signal again after its shutdown
+    signal.signal(signal.SIGTERM, _exit)
     config = uvicorn.Config(
         app,
         host=host,
@@ -165,33 +51,154 @@ def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> No
     _Server(config, service).run()
 
 
-def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End without a failure, and at once: a network that still computes would abort the interpreter's own end."""
-    logging.shutdown()
-    os._exit(0)
-
-
-logger = logging.getLogger(__name__)
-
-
 def configure_bentoml_server(service: PredictionService) -> None:
-    """Bound the server of this process, which starts and does not listen yet; BentoML has no options for that.
+    """Apply our header limits and shutdown behaviour to BentoML's uvicorn server, which does not listen yet.
+
+    BentoML has no options for them, except `--timeout-graceful-shutdown`, which takes precedence over our default.
 
     Args:
-        service: What is told of the end at once, and not when the last connection has closed.
+        service: Service that starts its shutdown when the signal arrives, not when the last connection has closed.
     """
-    # where uvicorn has left itself by then
+    # not public: uvicorn's `Server.capture_signals` has installed the bound method `handle_exit` as handler
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if not isinstance(server, uvicorn.Server):
-        logger.warning("this is not uvicorn's process: heads and the time to end are not bounded")
+        logger.warning("uvicorn server not found; header limits and graceful-shutdown timeout are not applied")
         return
     server.config.http_protocol_class = LimitedHttpProtocol
     server.config.ws_protocol_class = None
-    server.config.timeout_graceful_shutdown = GRACEFUL_S
+    if server.config.timeout_graceful_shutdown is None:
+        server.config.timeout_graceful_shutdown = GRACEFUL_S
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def handle_exit(number: int, frame: FrameType | None) -> None:
         server.handle_exit(number, frame)
         service.start_shutdown()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, handle_exit)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn server that starts the service's shutdown when the signal arrives."""
+
+    def __init__(self, config: uvicorn.Config, service: PredictionService) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start the shutdown of server and service."""
+        super().handle_exit(sig, frame)
+        self._service.start_shutdown()
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with limits for headers and for the body after an early response."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _in_headers = True
+    _header_bytes = 0
+    _discarded_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Start the timeout of the first request's headers."""
+        super().connection_made(transport)
+        self._start_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the timeout."""
+        self._set_timer(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reject headers whose size exceeds the limit before they are complete."""
+        super().data_received(data)
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._reject_large_headers()
+
+    def on_message_begin(self) -> None:
+        """Start the timeout and the size count of a request's headers."""
+        super().on_message_begin()
+        self._start_headers()
+
+    def on_headers_complete(self) -> None:
+        """Reject headers whose size exceeds the limit; they may have arrived together with a body."""
+        self._in_headers = False
+        self._set_timer(None)
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES:
+            self._reject_large_headers()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Close the connection if the client keeps sending a large body after the response."""
+        if self.transport.is_closing():
+            return
+        super().on_body(body)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > _MAX_DISCARDED_BYTES:
+                self.transport.close()
+
+    def on_message_complete(self) -> None:
+        """Cancel the timeout for the rest of a rejected body."""
+        if self.transport.is_closing():
+            return
+        self._set_timer(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Start the timeout for the rest of a body that was answered early."""
+        unfinished = self.cycle is not None and self.cycle.more_body
+        super().on_response_complete()
+        if unfinished:
+            self._discarded_bytes = 0
+            self._set_timer(self.loop.call_later(_DISCARD_TIMEOUT_S, self.transport.close))
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject invalid HTTP with our error body."""
+        self._reject(HTTPStatus.BAD_REQUEST, msg)
+
+    def _start_headers(self) -> None:
+        self._in_headers, self._header_bytes = True, 0
+        self._set_timer(self.loop.call_later(HEADER_TIMEOUT_S, self._reject_late_headers))
+
+    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _reject_large_headers(self) -> None:
+        self._reject(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"The request headers are larger than {MAX_HEADER_BYTES:,} bytes. Send fewer or shorter headers.",
+        )
+
+    def _reject_late_headers(self) -> None:
+        if self._header_bytes:
+            self._reject(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"The request headers did not arrive within {HEADER_TIMEOUT_S:g} s. Retry with a faster connection.",
+            )
+        else:
+            self.transport.close()  # an idle connection gets no response
+
+    def _reject(self, status: HTTPStatus, message: str) -> None:
+        self._in_headers = False
+        self._set_timer(None)
+        if self.transport.is_closing():
+            return
+        detail = ErrorDetail(code=status_code_name(status), message=message)
+        body = ErrorResponse(error=detail).model_dump_json().encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n{REQUEST_ID.lower()}: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Exit with status 0 at once: ending the interpreter while a network computes would abort the process."""
+    logging.shutdown()
+    os._exit(0)

@@ -1,5 +1,8 @@
-"""PredictionService: model lifecycle, admission, predict, status; shutdown times."""
+"""Framework-independent prediction service."""
 
+from __future__ import annotations
+
+import asyncio
 import gc
 import logging
 import threading
@@ -12,14 +15,21 @@ from importlib.metadata import version
 
 import numpy as np
 
-from droneseg.core.errors import DronesegError, ImageError, ImageTooLargeError, ModelRefusedError, NotReadyError
+from droneseg.core.errors import (
+    DronesegError,
+    ImageError,
+    ImageTooLargeError,
+    ModelRefusedError,
+    NotReadyError,
+    TooLateError,
+)
 from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
-from droneseg.core.prediction import Segmenter
+from droneseg.core.prediction import Prediction, Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.background import DriftReporter, PredictionLogger
-from droneseg.serving.error_responses import error_spec, message_of
+from droneseg.serving.error_responses import client_message, error_spec
 from droneseg.serving.queue import WorkQueue
 from droneseg.serving.schemas import (
     BatchItemError,
@@ -28,62 +38,32 @@ from droneseg.serving.schemas import (
     PredictionResult,
     StatusResponse,
     Upload,
-    describe,
+    model_response,
 )
-
-START_S = 1.0  # for a start that is not over
-DRAIN_S = 7.5  # for what was admitted
-GRACEFUL_S = 8  # for the last answers to be sent; bodies that do not come are given up
-STOP_S = 9.0  # for the last records
-
-
-_FEW_TILES = 4  # are always allowed, however low the limit of pixels
-
-
-def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
-    """Return the work of a photograph in units of what the network takes at a time; smaller ones cost as much.
-
-    Raises:
-        ImageError: If the photograph is no image, or too large.
-    """
-    width, height = open_image(upload.data, max_pixels=max_pixels).size
-    patch_height, patch_width, _ = segmenter.info.input_shape
-    seen_height, seen_width = max(height, patch_height), max(width, patch_width)
-    # a strip one pixel wide is no larger than a photograph, but as much work as its tiles
-    if seen_height * seen_width > max(max_pixels, _FEW_TILES * patch_height * patch_width):
-        raise ImageTooLargeError(
-            f"Image is {width}x{height}; in tiles of {patch_width}x{patch_height} that is as much work as "
-            f"{seen_height * seen_width:,} pixels, and the limit is {max_pixels:,}. Send parts of another shape."
-        )
-    return seen_height * seen_width / (patch_height * patch_width)
-
-
-def measure_seconds_per_unit(segmenter: Segmenter) -> float:
-    """Predict twice, as the first time is slower; return the seconds that a unit of work takes."""
-    height, width, _ = segmenter.info.input_shape
-    image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
-    segmenter.segment(image)
-    begin = time.perf_counter()
-    segmenter.segment(image)
-    return time.perf_counter() - begin
-
 
 logger = logging.getLogger(__name__)
 
-_BAD_INPUT = frozenset({400, 408, 413, 415, 422})
+# Cloud Run kills a container 10 s after SIGTERM
+START_S = 1.0  # for a start-up that has not finished
+DRAIN_S = 7.5  # for the admitted requests
+GRACEFUL_S = 8  # for sending the last responses; unfinished request bodies are abandoned
+STOP_S = 9.0  # for writing the last records
+
+_BAD_INPUT_STATUSES = frozenset({400, 408, 413, 415, 422})
+_MIN_ALLOWED_TILES = 4  # allowed for any image, however low the pixel limit
 
 
 class PredictionService:
-    """Predicts with one model, which can be exchanged while it serves.
+    """Predicts with one model, which can be replaced while the service runs.
 
     Args:
-        settings: Limits, places and the model.
-        load: Makes the segmenter that the settings name.
-        metrics: What is counted.
-        fetch: Brings the model to where the settings say, once, as the service starts.
+        settings: Application settings.
+        load: Loads the model named by the settings.
+        metrics: Prometheus metrics.
+        fetch: Downloads the model; called once when the service starts.
 
     Raises:
-        ConfigurationError: If nothing here can write records or reports where the settings say.
+        ConfigurationError: If the URL of the records or the reports is not supported.
     """
 
     def __init__(
@@ -97,147 +77,164 @@ class PredictionService:
         self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
         self._queue: WorkQueue[Upload, PredictionResult] | None = None
-        self._unavailable_reason = "it is being loaded"
-        self._loading = threading.Lock()
-        self._keeping = PredictionLogger(settings, metrics)
-        self.drift = DriftReporter(
-            settings, metrics, flush=self._keeping.flush, answering=lambda: self._require_model().model_id
-        )
-        self._loader = ThreadPoolExecutor(1, "loader")
+        self._unavailable_reason = "the model is loading."
+        self._reload_lock = threading.Lock()
         self._inference_lock = threading.Lock()
-        self._stop_by: float | None = None
-        self._draining: threading.Thread | None = None
+        self._prediction_logger = PredictionLogger(settings, metrics)
+        self.drift = DriftReporter(
+            settings, metrics, flush=self._prediction_logger.flush, model_id=lambda: self._require_model().model_id
+        )
+        self._reload_thread = ThreadPoolExecutor(1, "reload")
+        self._stop_deadline: float | None = None
+        self._drain_thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Load the model and predict once; without a model the service stays up and says why it cannot answer."""
-        self._keeping.start()
+        """Load the model and make a test prediction. On failure the service stays up and responds with 503."""
+        self._prediction_logger.start()
         try:
             self._fetch()
             self.reload()
         except DronesegError as error:
-            self._unavailable_reason = str(error)  # the service stays up, so that health and metrics tell of it
+            self._unavailable_reason = str(error)
             logger.error("no model: %s", error)
-        # what is there by now stays: looking through it again and again holds up every thread
+        # objects created so far live on: scanning them again and again would pause every thread
         gc.collect()
         gc.freeze()
 
     def start_shutdown(self) -> None:
-        """Take nothing more in, and be ready no more; what was admitted and is not done in time is answered so."""
-        if self._stop_by is None:
-            self._stop_by = time.monotonic() + STOP_S
+        """Start the shutdown: reject new requests and fail requests that do not finish in time."""
+        if self._stop_deadline is None:
+            self._stop_deadline = time.monotonic() + STOP_S
             self.drift.stop()
             if self._queue:
                 self._queue.stop_accepting()
-                self._draining = threading.Thread(target=self._queue.close, args=(DRAIN_S,), name="drain")
-                self._draining.start()
+                self._drain_thread = threading.Thread(target=self._queue.close, args=(DRAIN_S,), name="drain")
+                self._drain_thread.start()
 
     def stop(self) -> None:
-        """Finish what was admitted, then write the last records, both within `STOP_S` of the first word of the end."""
+        """Finish accepted requests and flush records within `STOP_S` seconds of the start of the shutdown."""
         self.start_shutdown()
-        if self._draining:
-            self._draining.join()
-        self._keeping.stop(max(1.0, (self._stop_by or 0.0) - time.monotonic()))
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        if self._drain_thread:
+            self._drain_thread.join()
+        self._prediction_logger.stop(max(1.0, (self._stop_deadline or 0.0) - time.monotonic()))
+        self._reload_thread.shutdown(wait=False, cancel_futures=True)
 
-    def reload_async(self) -> "Future[bool]":
-        """Reload in a thread of its own, one after the other; see `reload`."""
-        return self._loader.submit(self.reload)
+    def reload_async(self) -> Future[bool]:
+        """Reload the model in a background thread; see `reload`."""
+        return self._reload_thread.submit(self.reload)
 
     def reload(self) -> bool:
-        """Take up the model that the settings name, if it verifies and makes a prediction; return whether it is new.
+        """Load the model named by the settings and activate it. Return False if it is already active.
 
-        Requests go on meanwhile with the old one, which also stays if the new one is refused.
+        Requests continue with the current model, which stays active if the new one fails.
 
         Raises:
-            ModelRefusedError: If it is.
+            ModelRefusedError: If the model fails verification or its test prediction.
         """
-        with self._loading:
-            try:
-                segmenter = self._load()
-                if self._answers_already(segmenter):
-                    return False
-                seconds_per_unit = measure_seconds_per_unit(segmenter)
-            except Exception as error:
-                self.metrics.count_reload("refused")
-                if isinstance(error, DronesegError):
-                    raise ModelRefusedError(str(error)) from error
-                logger.exception("a model could not be loaded")
-                raise ModelRefusedError(f"It cannot be loaded ({type(error).__name__}); the log says more.") from error
+        with self._reload_lock:
+            loaded = self._load_if_new()
+            if loaded is None:
+                return False
+            segmenter, seconds_per_unit = loaded
             if self._segmenter:
                 self.metrics.count_reload("taken")
             self._segmenter = segmenter
             if self._queue is None:
-                self._queue = self._open_queue(seconds_per_unit)
+                self._queue = self._create_queue(seconds_per_unit)
             self._queue.reset_rate(seconds_per_unit)
             self.metrics.show_model(segmenter.model_id, segmenter.profile)
-            logger.info("model %s answers, profile %s", segmenter.model_id, segmenter.profile)
+            logger.info("model %s is active, profile %s", segmenter.model_id, segmenter.profile)
             return True
 
     @property
     def model_id(self) -> str | None:
-        """The model that answers, if there is one."""
+        """Id of the active model; None if there is none."""
         return self._segmenter.model_id if self._segmenter else None
 
     def check_capacity(self) -> None:
-        """Refuse what would not be admitted whatever its size: asked before a request is read.
+        """Raise if no request can be admitted now; called before a request body is read.
 
         Raises:
-            NotReadyError: If there is no verified model.
+            NotReadyError: If no verified model is loaded.
             QueueFullError: If the queue is full.
         """
-        self._ready()[1].check_capacity()
+        self._require_queue().check_capacity()
 
-    def submit(self, uploads: Sequence[Upload]) -> "list[Future[PredictionResult]]":
-        """Admit the photographs of one request, all or none; those that cannot be opened fail by themselves.
+    async def predict(self, uploads: Sequence[Upload]) -> list[PredictionResult | Exception]:
+        """Return the result or the error of each upload, in order.
+
+        Uploads that have not started after the timeout are removed from the queue: the estimate of the queue can be
+        wrong, for example for an image that takes minutes to decode. The same happens when the caller is cancelled.
+
+        Raises:
+            NotReadyError: If no verified model is loaded.
+            QueueFullError: If the queue has no room for the uploads.
+        """
+        futures = await asyncio.to_thread(self.submit, uploads)
+        waiting = [asyncio.wrap_future(future) for future in futures]
+        try:
+            if waiting:
+                await asyncio.wait(waiting, timeout=self.settings.timeout_seconds)
+                for future in futures:
+                    future.cancel()  # has no effect on a job that has started
+                await asyncio.wait(waiting)
+        finally:
+            for future, wrapped in zip(futures, waiting, strict=True):
+                future.cancel()
+                wrapped.cancel()
+        return [_outcome(wrapped, self.settings.timeout_seconds) for wrapped in waiting]
+
+    def submit(self, uploads: Sequence[Upload]) -> list[Future[PredictionResult]]:
+        """Admit all uploads of a request or none. Uploads that cannot be opened get a failed future.
 
         Args:
-            uploads: The files; of each only the header is read here.
+            uploads: Image files, of which only the headers are read here.
 
         Returns:
-            For each its future answer, in order. Cancel those that nobody waits for any more.
+            One future per upload, in order. Cancel a future that is no longer needed.
 
         Raises:
-            NotReadyError: If there is no verified model.
-            QueueFullError: If the queue has no room for them.
+            NotReadyError: If no verified model is loaded.
+            QueueFullError: If the queue has no room for the uploads.
         """
-        segmenter, queue = self._ready()
+        queue, segmenter = self._require_queue(), self._require_model()
         futures: list[Future[PredictionResult]] = [Future() for _ in uploads]
         sizes = {}
-        for place, upload in enumerate(uploads):
+        for index, upload in enumerate(uploads):
             try:
-                sizes[place] = estimate_work(upload, segmenter, self.settings.max_pixels)
+                sizes[index] = estimate_work(upload, segmenter, self.settings.max_pixels)
             except ImageError as error:
-                futures[place].set_exception(error)
-        admitted = queue.submit([(uploads[place], size) for place, size in sizes.items()])
-        for place, future in zip(sizes, admitted, strict=True):
-            futures[place] = future
+                futures[index].set_exception(error)
+        admitted = queue.submit([(uploads[index], size) for index, size in sizes.items()])
+        for index, future in zip(sizes, admitted, strict=True):
+            futures[index] = future
         return futures
 
-    def failed(self, error: Exception) -> ErrorDetail:
-        """Return what a client is told of an error; count what was bad input, and count and log what is our fault."""
-        failure = error_spec(error)
-        if failure.status in _BAD_INPUT:
-            self.metrics.count_bad_input(failure.code)
-        elif failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-            self.metrics.count_fault(failure.code)
+    def error_detail(self, error: Exception) -> ErrorDetail:
+        """Return code and message of an error for the client. Count invalid input; count and log internal errors."""
+        spec = error_spec(error)
+        if spec.status in _BAD_INPUT_STATUSES:
+            self.metrics.count_bad_input(spec.code)
+        elif spec.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.metrics.count_fault(spec.code)
             logger.error("a request failed: %s", error, exc_info=error)
-        return ErrorDetail(code=failure.code, message=message_of(error))
+        return ErrorDetail(code=spec.code, message=client_message(error))
 
-    def failed_item(self, upload: Upload, error: Exception) -> BatchItemError:
-        """Return what stands in a batch's answer for a file that failed."""
-        return BatchItemError(filename=upload.filename, error=self.failed(error))
+    def batch_item_error(self, upload: Upload, error: Exception) -> BatchItemError:
+        """Return the batch item of an upload that failed."""
+        return BatchItemError(filename=upload.filename, error=self.error_detail(error))
 
-    def model_answer(self) -> ModelResponse:
-        """Describe the model that answers.
+    def model_info(self) -> ModelResponse:
+        """Return the description of the active model.
 
         Raises:
-            NotReadyError: If there is no verified model.
+            NotReadyError: If no verified model is loaded.
         """
-        segmenter, _ = self._ready()
-        return describe(segmenter)
+        self._require_queue()
+        return model_response(self._require_model())
 
-    def status_answer(self, links: Mapping[str, str]) -> StatusResponse:
-        """Say what this is and whether it can answer."""
+    def status(self, links: Mapping[str, str]) -> StatusResponse:
+        """Return version and readiness of the service and links to its pages."""
         return StatusResponse(
             service="droneseg",
             version=version("droneseg"),
@@ -246,19 +243,37 @@ class PredictionService:
             links=dict(links),
         )
 
-    def _answers_already(self, segmenter: Segmenter) -> bool:
-        now = self._segmenter
-        return now is not None and (now.model_id, now.profile) == (segmenter.model_id, segmenter.profile)
+    def _load_if_new(self) -> tuple[Segmenter, float] | None:
+        """Load the model and measure its seconds per unit of work. Return None if it is already active."""
+        try:
+            segmenter = self._load()
+            active = self._segmenter
+            if active and (active.model_id, active.profile) == (segmenter.model_id, segmenter.profile):
+                return None
+            return segmenter, measure_seconds_per_unit(segmenter)
+        except Exception as error:
+            self.metrics.count_reload("refused")
+            if isinstance(error, DronesegError):
+                raise ModelRefusedError(str(error)) from error
+            logger.exception("the model failed to load")
+            raise ModelRefusedError(
+                f"The model failed to load ({type(error).__name__}). See the server log."
+            ) from error
 
-    def _ready(self) -> "tuple[Segmenter, WorkQueue[Upload, PredictionResult]]":
-        if self._stop_by is not None:
-            raise NotReadyError("The service is stopping. Send it again, to another instance.")
-        segmenter = self._require_model()
+    def _require_model(self) -> Segmenter:
+        if self._segmenter is None:
+            raise NotReadyError(f"No verified model is loaded: {self._unavailable_reason}")
+        return self._segmenter
+
+    def _require_queue(self) -> WorkQueue[Upload, PredictionResult]:
+        if self._stop_deadline is not None:
+            raise NotReadyError("The service is shutting down. Retry with another instance.")
+        self._require_model()
         if self._queue is None:
-            raise NotReadyError("The model is being tried.")
-        return segmenter, self._queue
+            raise NotReadyError("The model is still warming up. Retry in a few seconds.")
+        return self._queue
 
-    def _open_queue(self, seconds_per_unit: float) -> "WorkQueue[Upload, PredictionResult]":
+    def _create_queue(self, seconds_per_unit: float) -> WorkQueue[Upload, PredictionResult]:
         queue = WorkQueue(
             self._predict,
             limit_s=self.settings.queue_seconds,
@@ -269,23 +284,61 @@ class PredictionService:
         return queue
 
     def _predict(self, upload: Upload, waited_s: float) -> PredictionResult:
-        begin = time.perf_counter()
+        started_at = time.perf_counter()
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
-        decode_s = time.perf_counter() - begin
-        # one photograph is in the network while another is decoded or encoded; waiting for that is waiting, too
+        decode_s = time.perf_counter() - started_at
+        # one image is in the network while another one is decoded or encoded; waiting for the lock counts as queueing
         with self._inference_lock:
-            waited_s += time.perf_counter() - begin - decode_s
+            waited_s += time.perf_counter() - started_at - decode_s
             prediction = self._require_model().segment(image)
-        predicted = time.perf_counter()
+        predicted_at = time.perf_counter()
         mask_png = encode_mask(prediction.mask)
-        encode_s = time.perf_counter() - predicted
-        timings_s = {"queue": round(waited_s, 5), "decode": round(decode_s, 5), **prediction.timings_s}
-        prediction = replace(prediction, timings_s=timings_s | {"encode": round(encode_s, 5)})
+        encode_s = time.perf_counter() - predicted_at
+        prediction = _with_timings(prediction, queue=waited_s, decode=decode_s, encode=encode_s)
         self.metrics.count_prediction(prediction)
-        self._keeping.keep(upload, image, prediction, mask_png)
+        self._prediction_logger.log(upload, image, prediction, mask_png)
         return PredictionResult.of(upload.filename, prediction, mask_png)
 
-    def _require_model(self) -> Segmenter:
-        if self._segmenter is None:
-            raise NotReadyError(f"There is no verified model: {self._unavailable_reason}")
-        return self._segmenter
+
+def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
+    """Return the work of an image in units of the network's input size; smaller images count as one unit.
+
+    Raises:
+        ImageError: If the file is not an image or is too large.
+    """
+    width, height = open_image(upload.data, max_pixels=max_pixels).size
+    patch_height, patch_width, _ = segmenter.info.input_shape
+    padded_height, padded_width = max(height, patch_height), max(width, patch_width)
+    # a strip one pixel wide has few pixels but is padded to whole tiles
+    if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
+        raise ImageTooLargeError(
+            f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
+            f"{padded_height * padded_width:,} pixels, and the limit is {max_pixels:,}. Send less narrow parts."
+        )
+    return padded_height * padded_width / (patch_height * patch_width)
+
+
+def measure_seconds_per_unit(segmenter: Segmenter) -> float:
+    """Return the seconds per unit of work. Measures the second of two predictions because the first one is slower."""
+    height, width, _ = segmenter.info.input_shape
+    image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    segmenter.segment(image)
+    started_at = time.perf_counter()
+    segmenter.segment(image)
+    return time.perf_counter() - started_at
+
+
+def _with_timings(prediction: Prediction, *, queue: float, decode: float, encode: float) -> Prediction:
+    timings_s = {"queue": round(queue, 5), "decode": round(decode, 5), **prediction.timings_s}
+    return replace(prediction, timings_s=timings_s | {"encode": round(encode, 5)})
+
+
+def _outcome(done: asyncio.Future[PredictionResult], timeout_s: float) -> PredictionResult | Exception:
+    if done.cancelled():
+        return TooLateError(f"The request timed out after {timeout_s:g} s in the queue. Retry later.")
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
