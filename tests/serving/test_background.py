@@ -55,13 +55,13 @@ def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Serve
     answer = drift(server).raise_for_status().json()
     assert set(answer) == {"url", "message", "drifted"}
     assert answer["drifted"] is False
-    assert "the last 22 photographs are like those" in answer["message"]
+    assert "the last 22 images are similar to" in answer["message"]
     assert gauge(server, "droneseg_drift") == 0
     for image in photographs(22, seed=6):
         server.predict(encode_png(image // 4)).raise_for_status()
     answer = drift(server, n=22).raise_for_status().json()
     assert answer["drifted"] is True
-    assert "They are darker" in answer["message"]
+    assert "The images are darker" in answer["message"]
     assert Path(answer["url"].removeprefix("file://")).is_relative_to(tmp_path / "reports")
     assert gauge(server, "droneseg_drift") == 1
     assert gauge(server, "droneseg_drift_share") > 0
@@ -155,7 +155,7 @@ def test_a_model_that_was_exchanged_on_the_disk_is_told(server: Server, bundle: 
     finally:
         manifest.write_bytes(before)
     assert told.status_code == 409
-    assert f"The service answers with model {bundle.model_id}" in told.json()["error"]["message"]
+    assert f"The service runs model {bundle.model_id}" in told.json()["error"]["message"]
 
 
 def test_the_key_guards_it(bundle: Bundle, tmp_path: Path) -> None:

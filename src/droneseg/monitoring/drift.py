@@ -1,9 +1,9 @@
 """Drift test: features, reference table, Kolmogorov-Smirnov test.
 
-Each figure is put to a two-sample Kolmogorov-Smirnov test: it needs no assumption on the shape of a distribution, and
-sees its place, width and shape. With k figures a chance finding in one of them is likely, so each p value must fall
-below 0.05 / k (Bonferroni): then fewer than 5 % of the reports on unchanged photographs call drift, however the
-figures hang together.
+Each feature is compared by a two-sample Kolmogorov-Smirnov test. It assumes nothing about the shape of a distribution
+and detects changes of its location, width and shape. With k features a chance difference in one of them is likely, so
+each p-value must be below 0.05 / k (Bonferroni correction). Fewer than 5 % of the reports on unchanged images then
+report drift, however the features are correlated.
 """
 
 import csv
@@ -26,15 +26,15 @@ from droneseg.monitoring.prediction_log import Record
 
 @dataclass(frozen=True)
 class Feature:
-    """A figure of every record.
+    """A number computed for every record and compared by the drift test.
 
     Attributes:
-        name: As in tables and reports.
-        meaning: For people.
-        lower: What is said of photographs with less of it.
-        higher: And of those with more.
-        of_model: Whether it is the model's answer, and not the photograph's own.
-        digits: Significant ones that count; None for all.
+        name: Name in tables and reports.
+        meaning: Short description.
+        lower: Predicate of images with a lower value, such as "are darker".
+        higher: Predicate of images with a higher value.
+        of_model: Whether the feature is computed from the model's output, not from the image.
+        digits: Number of significant digits to compare; None for all.
     """
 
     name: str
@@ -45,20 +45,20 @@ class Feature:
     digits: int | None = None
 
     def rounded(self, value: float) -> float:
-        """Return a value with the digits that count."""
+        """Return a value rounded to the digits that are compared."""
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
 FEATURES: tuple[Feature, ...] = (
     Feature("brightness", "mean luma", "are darker", "are brighter"),
-    Feature("contrast", "standard deviation of the luma", "are lower in contrast", "are higher in contrast"),
-    Feature("saturation", "mean saturation", "are paler in colour", "are stronger in colour"),
+    Feature("contrast", "standard deviation of the luma", "have less contrast", "have more contrast"),
+    Feature("saturation", "mean saturation", "are less saturated", "are more saturated"),
     Feature("sharpness", "second difference of the luma", "are less sharp", "are sharper"),
     Feature("noise", "standard deviation of the noise", "are less noisy", "are noisier"),
-    Feature("warmth", "red against blue", "are bluer", "are redder"),
+    Feature("warmth", "red relative to red and blue", "are bluer", "are redder"),
     Feature("green_share", "share of green pixels", "are less green", "are greener"),
-    # all of a set may have one size: a row of pixels more is no change
-    Feature("megapixels", "size", "are smaller", "are larger", digits=2),
+    # all validation images may have the same size, so one row of pixels more must not count as a change
+    Feature("megapixels", "image size", "are smaller", "are larger", digits=2),
     *(
         Feature(f"share_{name}", f"share of {name}", f"show less {name}", f"show more {name}", of_model=True)
         for name in (entry.name for entry in CLASSES[1:])
@@ -66,42 +66,52 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "confidence",
         "mean probability of the winning class",
-        "are less clear to the model",
-        "are clearer to the model",
+        "are predicted with less confidence",
+        "are predicted with more confidence",
         of_model=True,
     ),
 )
+NAMES = tuple(feature.name for feature in FEATURES)
+
+FALSE_ALARMS = 0.05
+"""Largest share of the reports on unchanged images that may report drift."""
+THRESHOLD = FALSE_ALARMS / len(FEATURES)
+"""p-value below which a feature differs."""
+METHOD = "ks"
+MIN_RECORDS = 20
+"""Number of records, and of reference images, that the test needs."""
+_MIN_RECORDS_PER_DAY = 5  # to decide since when a feature differs
 
 
 def compute_features(
     statistics: Mapping[str, float], *, width: int, height: int, class_fractions: Mapping[str, float], confidence: float
 ) -> dict[str, float]:
-    """Return the figures of a photograph by name.
+    """Return the features of an image by name.
 
     Args:
-        statistics: As `image_statistics` returns them.
-        width: In pixels.
-        height: In pixels.
-        class_fractions: Shares of the predicted mask, by class name.
+        statistics: Image statistics as `image_statistics` returns them.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        class_fractions: Share of the predicted pixels by class name.
         confidence: Mean probability of the winning class.
 
     Raises:
-        KeyError: If a figure is missing.
+        KeyError: If a value is missing.
     """
-    found = {
+    values = {
         **statistics,
         "megapixels": width * height / 1e6,
         **{f"share_{entry.name}": class_fractions[entry.name] for entry in CLASSES[1:]},
         "confidence": confidence,
     }
-    return {feature.name: round(float(found[feature.name]), 6) for feature in FEATURES}
+    return {feature.name: round(float(values[feature.name]), 6) for feature in FEATURES}
 
 
 def record_features(record: Record) -> dict[str, float]:
-    """Return the figures of a record by name.
+    """Return the features of a record by name.
 
     Raises:
-        KeyError: If one is missing.
+        KeyError: If a value is missing.
     """
     return compute_features(
         record.statistics,
@@ -112,16 +122,13 @@ def record_features(record: Record) -> dict[str, float]:
     )
 
 
-NAMES = tuple(feature.name for feature in FEATURES)
-
-
 @dataclass(frozen=True)
 class Reference:
-    """The figures of the photographs a model was validated on; never of their true masks.
+    """Features of the validation images of a model, computed from its predictions, not from true masks.
 
     Attributes:
-        source: What photographs, in words.
-        table: Values by the feature's name, one per photograph.
+        source: Description of the images.
+        table: Values by feature name, one per image.
     """
 
     source: str
@@ -129,33 +136,36 @@ class Reference:
 
     @property
     def images(self) -> int:
-        """How many photographs."""
+        """Number of images."""
         return len(self.table[NAMES[0]])
 
 
 def measure_reference(segmenter: Segmenter, images: Iterable[Image], source: str) -> Reference:
-    """Predict photographs and take their figures.
+    """Predict images and compute their features.
 
     Args:
-        segmenter: The model.
-        images: RGB, shape (H, W, 3), dtype uint8 each.
-        source: What they are, in words.
+        segmenter: Model to predict with.
+        images: RGB images, shape (H, W, 3), dtype uint8.
+        source: Description of the images.
     """
-    rows = []
-    for image in images:
-        found = segmenter.segment(image)
-        height, width = found.mask.shape
-        rows.append(
-            compute_features(
-                image_statistics(image), width=width, height=height,
-                class_fractions=found.class_fractions, confidence=found.confidence,
-            )
-        )  # fmt: skip
+    rows = [_image_features(segmenter, image) for image in images]
     return Reference(source, {name: [row[name] for row in rows] for name in NAMES})
 
 
+def _image_features(segmenter: Segmenter, image: Image) -> dict[str, float]:
+    prediction = segmenter.segment(image)
+    height, width = prediction.mask.shape
+    return compute_features(
+        image_statistics(image),
+        width=width,
+        height=height,
+        class_fractions=prediction.class_fractions,
+        confidence=prediction.confidence,
+    )
+
+
 def write_reference(reference: Reference, path: Path) -> None:
-    """Write the table as CSV, a line per photograph."""
+    """Write the table as CSV, one line per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(NAMES)
@@ -164,74 +174,68 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 
 def read_reference(bundle: Bundle) -> Reference:
-    """Read a bundle's reference.
+    """Read the drift reference of a bundle.
 
     Raises:
-        DriftError: If it has none, or one that lacks a feature this version looks at.
+        DriftError: If the bundle has no reference, or its reference lacks a feature of this version.
     """
-    stated = bundle.manifest.drift_reference
-    if stated is None:
+    entry = bundle.manifest.drift_reference
+    if entry is None:
         raise DriftError(
             f"Model {bundle.model_id} has no reference for drift. Add one with `droneseg models reference`, or export "
-            "it again where its validation photographs are."
+            "it again on a machine that has its validation images."
         )
-    with (bundle.folder / stated.file).open(encoding="utf-8", newline="") as file:
+    with (bundle.folder / entry.file).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         table = {name: [float(row[name]) for row in rows] for name in NAMES}
     except (KeyError, TypeError, ValueError) as error:
         raise DriftError(
-            f"The reference of model {bundle.model_id} is of another version of droneseg ({error}): "
-            "make it again with `droneseg models reference`."
+            f"The drift reference of model {bundle.model_id} was made by another version of droneseg ({error}). "
+            "Make a new one with `droneseg models reference`."
         ) from error
     if not rows or not all(math.isfinite(value) for values in table.values() for value in values):
-        raise DriftError(f"The reference of model {bundle.model_id} is empty or holds values that are no numbers.")
-    return Reference(stated.data, table)
-
-
-FALSE_ALARMS = 0.05
-THRESHOLD = FALSE_ALARMS / len(FEATURES)
-"""Of the p value of each figure."""
-METHOD = "ks"
-MIN_RECORDS = 20
-"""Records a verdict needs."""
-_FEWEST_OF_DAY = 5
+        raise DriftError(
+            f"The drift reference of model {bundle.model_id} is empty or holds values that are not finite. "
+            "Make a new one with `droneseg models reference`."
+        )
+    return Reference(entry.data, table)
 
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """What became of one figure.
+    """Result of the drift test for one feature.
 
     Attributes:
-        feature: Which.
-        p: Probability of a difference like this if nothing changed.
-        reference: Median at validation.
-        now: Median of the records; of those since `since`, if there is such a day.
-        since: The first of the days since when each day by itself differs; None if none does.
+        feature: Feature that was tested.
+        p_value: Probability of a difference at least as large if nothing has changed.
+        reference_median: Median at validation.
+        median: Median of the records from `since` on; of all records if `since` is None.
+        since: First day since which the feature differs on every single day; None if there is no such day.
     """
 
     feature: Feature
-    p: float
-    reference: float
-    now: float
+    p_value: float
+    reference_median: float
+    median: float
     since: date | None
 
     @property
     def drifted(self) -> bool:
-        """Whether it differs."""
-        return self.p < THRESHOLD
+        """Whether the feature differs."""
+        return self.p_value < THRESHOLD
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What was found.
+    """Result of the drift test.
 
     Attributes:
-        records: How many were looked at.
-        first: Time of the oldest.
-        last: Time of the newest.
-        days: How many there are of each day, in UTC, the oldest first.
-        features: All figures, those that differ most first.
+        records: Number of records tested.
+        first: Time of the oldest record.
+        last: Time of the newest record.
+        days: Number of records by day (UTC), oldest day first.
+        features: Result of each feature, smallest p-value first.
     """
 
     records: int
@@ -242,73 +246,84 @@ class Drift:
 
     @property
     def drifted(self) -> bool:
-        """The verdict: whether any figure differs."""
+        """Whether any feature differs."""
         return bool(self.changed)
 
     @property
     def changed(self) -> tuple[FeatureDrift, ...]:
-        """The figures that differ."""
-        return tuple(each for each in self.features if each.drifted)
+        """Features that differ."""
+        return tuple(item for item in self.features if item.drifted)
 
     @property
     def share(self) -> float:
-        """Share of the figures that differ."""
+        """Share of the features that differ, 0 to 1."""
         return len(self.changed) / len(self.features)
 
     @property
     def since(self) -> date | None:
-        """The first day from which on some figure differs."""
-        return min((each.since for each in self.changed if each.since), default=None)
+        """First day since which any feature differs."""
+        return min((item.since for item in self.changed if item.since), default=None)
 
 
 def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
-    """Hold records against the reference.
+    """Compare records with the reference of the model that made them.
 
     Args:
-        reference: Of the model that made them.
-        records: At least `MIN_RECORDS`.
+        reference: Features of the model's validation images.
+        records: Records to compare, at least `MIN_RECORDS`.
 
     Raises:
-        DriftError: If there are fewer, or the reference has fewer.
+        DriftError: If there are fewer than `MIN_RECORDS` records or reference images.
     """
     if reference.images < MIN_RECORDS:
         raise DriftError(
-            f"The reference is of {reference.images} images; {MIN_RECORDS} are needed to tell a change from chance. "
-            "Make another one with `droneseg models reference`."
+            f"The drift reference was made of {reference.images} images; at least {MIN_RECORDS} are needed. "
+            "Make a new one with `droneseg models reference`."
         )
     if len(records) < MIN_RECORDS:
-        raise DriftError(f"There are {len(records)} records; a verdict needs {MIN_RECORDS}.")
-    rows = [(record.time.astimezone(UTC).date(), record_features(record)) for record in records]
+        raise DriftError(f"There are {len(records)} records; the drift test needs at least {MIN_RECORDS}.")
     days = defaultdict(list)
-    for day, figures in sorted(rows, key=lambda row: row[0]):
-        days[day].append(figures)
-    found = [_compare(feature, reference.table[feature.name], days) for feature in FEATURES]
+    for record in sorted(records, key=lambda record: record.time):
+        days[record.time.astimezone(UTC).date()].append(record_features(record))
+    results = [_compare(feature, reference.table[feature.name], days) for feature in FEATURES]
     times = [record.time for record in records]
     return Drift(
-        len(rows),
-        min(times),
-        max(times),
-        {day: len(of_day) for day, of_day in days.items()},
-        tuple(sorted(found, key=lambda each: each.p)),
+        records=len(records),
+        first=min(times),
+        last=max(times),
+        days={day: len(rows) for day, rows in days.items()},
+        features=tuple(sorted(results, key=lambda item: item.p_value)),
     )
 
 
-def p_value(reference: Sequence[float], now: Sequence[float]) -> float:
-    """Return the p value of the two-sample Kolmogorov-Smirnov test, two-sided."""
+def p_value(reference: Sequence[float], values: Sequence[float]) -> float:
+    """Return the p-value of the two-sided two-sample Kolmogorov-Smirnov test."""
     from scipy.stats import ks_2samp
 
-    return float(ks_2samp(reference, now).pvalue)
+    return float(ks_2samp(reference, values).pvalue)
 
 
-def _compare(feature: Feature, reference: list[float], days: dict[date, list[dict[str, float]]]) -> FeatureDrift:
+def _compare(feature: Feature, reference: list[float], days: Mapping[date, list[dict[str, float]]]) -> FeatureDrift:
     reference = [feature.rounded(value) for value in reference]
-    by_day = {day: [feature.rounded(row[feature.name]) for row in of_day] for day, of_day in days.items()}
-    now = [value for values in by_day.values() for value in values]
-    since = None
-    for day, values in reversed(by_day.items()):
-        if len(values) >= _FEWEST_OF_DAY:
+    by_day = {day: [feature.rounded(row[feature.name]) for row in rows] for day, rows in days.items()}
+    values = [value for of_day in by_day.values() for value in of_day]
+    since = _first_different_day(reference, by_day)
+    recent = [value for day, of_day in by_day.items() if since and day >= since for value in of_day]
+    return FeatureDrift(
+        feature,
+        p_value=p_value(reference, values),
+        reference_median=median(reference),
+        median=median(recent or values),
+        since=since,
+    )
+
+
+def _first_different_day(reference: list[float], by_day: Mapping[date, list[float]]) -> date | None:
+    """Return the first day since which every day with enough records differs from the reference."""
+    first = None
+    for day, values in sorted(by_day.items(), reverse=True):
+        if len(values) >= _MIN_RECORDS_PER_DAY:
             if p_value(reference, values) >= THRESHOLD:
                 break
-            since = day
-    lately = [value for day, values in by_day.items() if since and day >= since for value in values]
-    return FeatureDrift(feature, p_value(reference, now), median(reference), median(lately or now), since)
+            first = day
+    return first

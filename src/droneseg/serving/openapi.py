@@ -105,7 +105,7 @@ MODEL = _responses(
 DRIFT = _responses(
     {
         "url": "gs://bucket/reports/2026/11/23/drift-120000-3f2a1c/drift.html",
-        "message": "Drift: 1 of 14 features of the last 200 images differ from the validation images. The images are "
+        "message": "Drift: the last 200 images differ from the validation images in 1 of 14 features. The images are "
         "darker: brightness 0.21 instead of 0.45, since 2026-11-21.",
         "drifted": True,
     },
