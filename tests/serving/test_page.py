@@ -1,4 +1,4 @@
-"""The page in a real browser: a photograph goes in, what is where comes out, with mouse or keyboard, light and dark."""
+"""Web page in a real browser: prediction, overlay, downloads, errors, keyboard, layout and contrast."""
 
 import io
 import time
@@ -72,7 +72,7 @@ def pixel(page: Page, x: int, y: int) -> list[int]:
     return list(page.evaluate(code, [x, y]))
 
 
-def test_a_photograph_is_shown_with_what_is_where(page: Page) -> None:
+def test_photo_is_shown_with_its_classes(page: Page) -> None:
     choose(page)
     expect(page.locator("#status")).to_have_text("Done: field.png")
     expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
@@ -87,7 +87,7 @@ def test_a_photograph_is_shown_with_what_is_where(page: Page) -> None:
     assert left[3] == right[3] == round(0.55 * 255)
 
 
-def test_opacity_and_classes_change_the_overlay(page: Page) -> None:
+def test_opacity_and_class_selection_change_the_overlay(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     page.locator("#opacity").fill("100")
@@ -97,7 +97,7 @@ def test_opacity_and_classes_change_the_overlay(page: Page) -> None:
     assert pixel(page, 10, 60)[3] == 255
 
 
-def test_mask_and_overlay_are_saved(page: Page, tmp_path: Path) -> None:
+def test_mask_and_overlay_can_be_saved(page: Page, tmp_path: Path) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     with page.expect_download() as saved:
@@ -116,7 +116,7 @@ def test_mask_and_overlay_are_saved(page: Page, tmp_path: Path) -> None:
     assert np.abs(drawn[60, 150] - expected).max() <= 2
 
 
-def test_errors_are_said_in_words(page: Page) -> None:
+def test_error_message_is_shown(page: Page) -> None:
     choose(page, b"not a photograph", "notes.txt")
     expect(page.get_by_role("alert")).to_contain_text("Unknown image format")
     expect(page.locator("#result")).to_be_hidden()
@@ -126,7 +126,7 @@ def test_errors_are_said_in_words(page: Page) -> None:
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_photograph_can_be_dropped_or_pasted(page: Page, way: str) -> None:
+def test_photo_can_be_dropped_or_pasted(page: Page, way: str) -> None:
     page.evaluate(
         """([bytes, way]) => {
           const data = new DataTransfer();
@@ -142,7 +142,7 @@ def test_a_photograph_can_be_dropped_or_pasted(page: Page, way: str) -> None:
     expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
 
 
-def test_the_same_photograph_can_be_chosen_again(page: Page) -> None:
+def test_same_photo_can_be_chosen_again(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     with page.expect_response("**/predict"):
@@ -150,7 +150,7 @@ def test_the_same_photograph_can_be_chosen_again(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Done: field.png")
 
 
-def test_the_last_photograph_chosen_is_the_one_shown(page: Page) -> None:
+def test_only_the_last_chosen_photo_is_shown(page: Page) -> None:
     dark = np.zeros_like(PIXELS)
     dark[..., 2] = 230
     page.evaluate(
@@ -168,7 +168,7 @@ def test_the_last_photograph_chosen_is_the_one_shown(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Done: second.png")
 
 
-def test_what_the_browser_cannot_show_is_shown_as_classes(page: Page) -> None:
+def test_classes_are_shown_if_browser_cannot_decode_the_photo(page: Page) -> None:
     out = io.BytesIO()
     Image.fromarray(PIXELS).save(out, "TIFF")
     choose(page, out.getvalue(), "field.tif")
@@ -177,7 +177,7 @@ def test_what_the_browser_cannot_show_is_shown_as_classes(page: Page) -> None:
     expect(page.locator("#photo")).to_be_hidden()
 
 
-def test_everything_is_reached_by_keyboard(page: Page) -> None:
+def test_all_controls_are_reachable_by_keyboard(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     page.locator("body").press("Tab")
@@ -191,7 +191,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])
-def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
+def test_page_fits_the_screen_width(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     choose(page)
     expect(page.locator("#result")).to_be_visible()
@@ -199,7 +199,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(page: Page, scheme: str) -> None:
+def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     choose(page)
     expect(page.locator("#result")).to_be_visible()

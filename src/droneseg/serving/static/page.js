@@ -1,4 +1,4 @@
-// The page of the service: sends a photograph, draws what came back. No framework, no other place is asked.
+// Web page of the service: sends a photo and draws the predicted mask. No framework, no requests to other hosts.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -6,29 +6,29 @@ const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * s
 const LANDING = "landing-zones";
 
 let classes = [];
-let shown = null; // what `prepare` made
-let request = null; // of the photograph that was chosen last; what comes of an earlier one is left alone
-let chosen = null;
+let shown = null; // result on display, returned by `prepare`
+let request = null; // request of the latest photo; responses to earlier requests are ignored
+let chosenFile = null;
 let drawing = 0;
 
 function begin() {
   at("file").addEventListener("change", (event) => {
     const file = event.target.files[0];
-    event.target.value = ""; // or choosing the same one again would say nothing
+    event.target.value = ""; // otherwise choosing the same file again fires no event
     if (file) send(file);
   });
   at("opacity").addEventListener("input", drawSoon);
   at("save-overlay").addEventListener("click", saveOverlay);
   at("key-form").addEventListener("submit", useKey);
-  at("stage").addEventListener("pointermove", tellClass);
+  at("stage").addEventListener("pointermove", showClassAtPointer);
   for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, dragged);
   document.addEventListener("paste", (event) => event.clipboardData.files[0] && send(event.clipboardData.files[0]));
 }
 
-async function learn() {
+async function loadStatus() {
   classes = await (await fetch("/ui/classes.json")).json();
   const status = await (await fetch("/")).json();
-  at("model").textContent = status.ready ? `model ${status.model_id}` : "the model is not ready yet";
+  at("model").textContent = status.ready ? `Model ${status.model_id}` : "The model is not ready yet.";
 }
 
 function dragged(event) {
@@ -40,91 +40,91 @@ function dragged(event) {
 function useKey(event) {
   event.preventDefault();
   at("key-form").hidden = true;
-  if (chosen) send(chosen);
+  if (chosenFile) send(chosenFile);
 }
 
 function send(file) {
   if (request) request.abort();
-  chosen = file;
+  chosenFile = file;
   const body = new FormData();
   body.append("data", file);
-  const own = new XMLHttpRequest();
-  request = own;
-  own.open("POST", "/predict");
-  own.setRequestHeader("Accept", "application/json");
+  const xhr = new XMLHttpRequest();
+  request = xhr;
+  xhr.open("POST", "/predict");
+  xhr.setRequestHeader("Accept", "application/json");
   try {
-    if (at("key").value) own.setRequestHeader("X-API-Key", at("key").value);
+    if (at("key").value) xhr.setRequestHeader("X-API-Key", at("key").value);
   } catch {
-    return fail("A key has only plain letters, digits and signs.");
+    return fail("The API key contains characters that cannot be sent in a header. Enter it again.");
   }
-  own.upload.onprogress = (event) => {
+  xhr.upload.onprogress = (event) => {
     at("progress").value = event.loaded / event.total;
-    say(`Sending ${file.name}`);
+    setStatus(`Sending ${file.name}`);
   };
-  own.upload.onload = () => {
+  xhr.upload.onload = () => {
     at("progress").removeAttribute("value");
-    say("Sent. The model is looking at it");
+    setStatus("Waiting for the prediction");
   };
-  own.onload = () => answered(own, file).catch(() => own === request && fail(`${file.name}: the answer cannot be shown.`));
-  own.onerror = () => fail("The service did not answer. Is it still running?");
+  xhr.onload = () => handleResponse(xhr, file).catch(() => xhr === request && fail(`${file.name}: the response cannot be displayed. Try another photo.`));
+  xhr.onerror = () => fail("The service did not respond. Check that it is running, then try again.");
   at("error").textContent = "";
   at("working").hidden = false;
   at("progress").value = 0;
-  own.send(body);
+  xhr.send(body);
   return undefined;
 }
 
-async function answered(own, file) {
-  const answer = JSON.parse(own.responseText);
-  if (own.status === 401) {
+async function handleResponse(xhr, file) {
+  const response = JSON.parse(xhr.responseText);
+  if (xhr.status === 401) {
     at("key-form").hidden = false;
-    return fail(at("key").value ? "The key is wrong." : "This service asks for a key. Enter it above.");
+    return fail(at("key").value ? "The API key is wrong. Enter it again." : "This service requires an API key. Enter it above.");
   }
-  if (own.status === 429) return fail(`The service is busy. Try again in ${own.getResponseHeader("Retry-After")} s.`);
-  if (own.status !== 200) return fail(`${file.name}: ${answer.error.message}`);
-  const ready = await prepare(file, answer);
-  if (own !== request) return undefined; // another photograph was chosen meanwhile
-  show(ready);
+  if (xhr.status === 429) return fail(`The service is busy. Retry in ${xhr.getResponseHeader("Retry-After")} s.`);
+  if (xhr.status !== 200) return fail(`${file.name}: ${response.error.message}`);
+  const result = await prepare(file, response);
+  if (xhr !== request) return undefined; // another photo was chosen in the meantime
+  show(result);
   at("working").hidden = true;
-  return say(`Done: ${file.name}`);
+  return setStatus(`Done: ${file.name}`);
 }
 
-function say(text) {
+function setStatus(text) {
   at("status").textContent = text;
 }
 
 function fail(text) {
   at("working").hidden = true;
-  at("result").hidden = true; // of another photograph
-  document.body.classList.remove("answered");
-  say("");
+  at("result").hidden = true; // it belongs to another photo
+  document.body.classList.remove("has-result");
+  setStatus("");
   at("error").textContent = text;
 }
 
-async function prepare(file, answer) {
-  await learned;
-  const bytes = Uint8Array.from(atob(answer.segmentation_mask), (letter) => letter.charCodeAt(0));
+async function prepare(file, response) {
+  await statusLoaded;
+  const bytes = Uint8Array.from(atob(response.segmentation_mask), (letter) => letter.charCodeAt(0));
   const mask = new Blob([bytes], { type: "image/png" });
-  const [height, width] = answer.prediction_shape;
-  const name = file.name.replace(/\.[^.]*$/, "") || "photograph";
+  const [height, width] = response.prediction_shape;
+  const name = file.name.replace(/\.[^.]*$/, "") || "photo";
   const ids = idsOf(await createImageBitmap(mask), width, height);
-  const image = Object.assign(new Image(), { id: "photo", alt: "The photograph that was sent" });
+  const image = Object.assign(new Image(), { id: "photo", alt: "Photo sent to the service" });
   image.src = URL.createObjectURL(file);
-  // some formats are read by the service and not by the browser; the classes are shown without the photograph then
-  const photo = await image.decode().then(() => true, () => false);
-  return { ids, width, height, answer, name, image, photo, mask: URL.createObjectURL(mask) };
+  // the service reads formats that browsers do not, such as TIFF; then the classes are shown without the photo
+  const hasPhoto = await image.decode().then(() => true, () => false);
+  return { ids, width, height, response, name, image, hasPhoto, mask: URL.createObjectURL(mask) };
 }
 
-function show(ready) {
+function show(result) {
   if (shown) for (const url of [shown.image.src, shown.mask]) URL.revokeObjectURL(url);
-  shown = ready;
+  shown = result;
   at("photo").replaceWith(shown.image);
-  at("stage").classList.toggle("no-photo", !shown.photo);
-  document.body.classList.add("answered");
+  at("stage").classList.toggle("no-photo", !shown.hasPhoto);
+  document.body.classList.add("has-result");
   at("result").hidden = false;
   at("save-mask").href = shown.mask;
   at("save-mask").download = `${shown.name}.png`;
-  list(shown.answer);
+  showClasses(shown.response);
   draw();
 }
 
@@ -135,16 +135,16 @@ function idsOf(bitmap, width, height) {
   const pixels = context.getImageData(0, 0, width, height).data;
   const idOf = new Map(classes.map(({ id, colour: [r, g, b] }) => [(r << 16) | (g << 8) | b, id]));
   const ids = new Uint8Array(width * height);
-  for (let place = 0; place < ids.length; place += 1) {
-    ids[place] = idOf.get((pixels[4 * place] << 16) | (pixels[4 * place + 1] << 8) | pixels[4 * place + 2]);
+  for (let index = 0; index < ids.length; index += 1) {
+    ids[index] = idOf.get((pixels[4 * index] << 16) | (pixels[4 * index + 1] << 8) | pixels[4 * index + 2]);
   }
   return ids;
 }
 
-function list(answer) {
-  at("headline").textContent = `${percent(answer.class_fractions[LANDING])} landing zone`;
+function showClasses(response) {
+  at("headline").textContent = `${percent(response.class_fractions[LANDING])} landing zone`;
   const rows = classes.map(({ id, name, colour }) => {
-    const share = answer.class_fractions[name];
+    const share = response.class_fractions[name];
     const row = document.createElement("li");
     const label = document.createElement("label");
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, value: id });
@@ -160,12 +160,12 @@ function list(answer) {
     return row;
   });
   at("classes").replaceChildren(...rows);
-  const seconds = Object.values(answer.timings_s).reduce((sum, part) => sum + part, 0);
+  const seconds = Object.values(response.timings_s).reduce((sum, part) => sum + part, 0);
   const facts = {
-    "Confidence": percent(answer.confidence),
+    "Confidence": percent(response.confidence),
     "Size": `${shown.width} × ${shown.height}`,
-    "Time": `${Math.round(1000 * seconds)} ms, network ${Math.round(1000 * answer.timings_s.network)}`,
-    "Model": answer.model_id,
+    "Time": `${Math.round(1000 * seconds)} ms (network ${Math.round(1000 * response.timings_s.network)} ms)`,
+    "Model": response.model_id,
   };
   const parts = Object.entries(facts).flatMap(([name, value]) => [
     Object.assign(document.createElement("dt"), { textContent: name }),
@@ -181,21 +181,21 @@ function drawSoon() {
 
 function draw() {
   if (!shown) return;
-  const alpha = shown.photo ? Math.round((255 * at("opacity").value) / 100) : 255;
+  const alpha = shown.hasPhoto ? Math.round((255 * at("opacity").value) / 100) : 255;
   const visible = new Set([...at("classes").querySelectorAll("input:checked")].map((box) => Number(box.value)));
-  // little-endian RGBA, as every browser's processor has it
+  // RGBA in little-endian order, which all supported processors use
   const tints = new Uint32Array(256);
   for (const { id, colour: [r, g, b] } of classes) {
     if (visible.has(id)) tints[id] = ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
   }
   const canvas = Object.assign(at("overlay"), { width: shown.width, height: shown.height });
-  const picture = new ImageData(shown.width, shown.height);
-  const target = new Uint32Array(picture.data.buffer);
-  for (let place = 0; place < target.length; place += 1) target[place] = tints[shown.ids[place]];
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  const overlay = new ImageData(shown.width, shown.height);
+  const target = new Uint32Array(overlay.data.buffer);
+  for (let index = 0; index < target.length; index += 1) target[index] = tints[shown.ids[index]];
+  canvas.getContext("2d").putImageData(overlay, 0, 0);
 }
 
-function tellClass(event) {
+function showClassAtPointer(event) {
   if (!shown) return;
   const box = at("overlay").getBoundingClientRect();
   const x = Math.floor(((event.clientX - box.left) / box.width) * shown.width);
@@ -207,7 +207,7 @@ function tellClass(event) {
 function saveOverlay() {
   const canvas = new OffscreenCanvas(shown.width, shown.height);
   const context = canvas.getContext("2d");
-  if (shown.photo) context.drawImage(at("photo"), 0, 0, shown.width, shown.height);
+  if (shown.hasPhoto) context.drawImage(at("photo"), 0, 0, shown.width, shown.height);
   context.drawImage(at("overlay"), 0, 0);
   canvas.convertToBlob({ type: "image/png" }).then((blob) => {
     const link = document.createElement("a");
@@ -219,5 +219,5 @@ function saveOverlay() {
 }
 
 begin();
-const learned = learn();
-learned.catch(() => fail("The service did not answer. Is it still running?"));
+const statusLoaded = loadStatus();
+statusLoaded.catch(() => fail("The service did not respond. Check that it is running, then try again."));
