@@ -119,7 +119,7 @@ def test_the_champion_itself_is_refused(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(settings.model, tmp_path / "copy")
-    with pytest.raises(PromotionRefusedError, match="is the champion already"):
+    with pytest.raises(PromotionRefusedError, match="is already the champion"):
         promote(Path(copy), spec, settings)
 
 
@@ -193,7 +193,7 @@ def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
     assert roll_back(settings, "that, too").model.model_id == first[0] == read_bundle(settings.model).model_id
     assert (project / "nnUNet_results.dvc").read_text() == first[1]
     assert git(project, "status", "--porcelain") == ""
-    with pytest.raises(StoreError, match="knows no model before this one"):
+    with pytest.raises(StoreError, match="has no model before the current one"):
         roll_back(settings, "once more")
     shelved = list_models(settings.model, "models")
     assert [(each.state, each.is_local) for each in shelved] == [
@@ -259,7 +259,7 @@ def test_work_that_is_not_committed_is_not_mixed_in(
     candidate = make_model(tmp_path / "better", GOOD).folder
     pointer = project / "nnUNet_results.dvc"
     pointer.write_text(pointer.read_text() + "# mine\n")
-    with pytest.raises(StoreError, match=r"nnUNet_results\.dvc has changes that are not committed"):
+    with pytest.raises(StoreError, match=r"nnUNet_results\.dvc has uncommitted changes"):
         promote(candidate, spec, settings)
 
 
@@ -369,7 +369,7 @@ def test_two_promotions_at_once_are_one_after_the_other(project: Path, spec: Eva
     entries = read_registry(project)
     assert len(entries) == codes.count(0) >= 1
     assert all(
-        "Another model became the champion meanwhile" in text for text, code in zip(said, codes, strict=True) if code
+        "Another model became the champion during the comparison" in text for text, code in zip(said, codes, strict=True) if code
     )
     for before, after in itertools.pairwise(entries):
         assert after.previous == before.model

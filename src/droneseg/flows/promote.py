@@ -1,15 +1,18 @@
-"""Compare, promote, roll back."""
+"""Compare two models, promote a candidate to champion and roll back a promotion."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import atomic_directory, check_writable
+from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
+from droneseg.data.dataset import Pair
 from droneseg.evaluation.comparison import (
     ComparisonReport,
     compare_evaluations,
@@ -41,6 +44,29 @@ from droneseg.model.registry import (
 )
 from droneseg.model.store import pull_model, require_tracked, run_dvc
 
+_REGISTRY_FIGURES = ("images", "about", "figures", "differences")
+"""Fields of a comparison that the registry keeps."""
+
+ImageProgress = Callable[[str, int, int], None]
+"""Called with the name of a model, the number of predicted images and the total number of images."""
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Data and report folder for comparing a candidate with the champion.
+
+    Attributes:
+        data: Dataset folder.
+        split_file: Split file, to use only one part of the dataset; None uses all images.
+        part: Name of the part.
+        report: Folder of the report; an earlier report is replaced.
+    """
+
+    data: Path
+    split_file: Path | None
+    part: str
+    report: Path
+
 
 def compare_models(
     first: Path,
@@ -52,76 +78,64 @@ def compare_models(
     split_file: Path | None = None,
     part: str = "val",
     replace: bool = False,
-    progress: Callable[[str, int, int], None],
+    progress: ImageProgress,
 ) -> ComparisonReport:
     """Predict the same images with two bundles and write a report of the differences.
 
     Args:
-        first: Bundle of the model that is there.
-        second: Bundle of the one that may replace it.
+        first: Bundle of the current model.
+        second: Bundle of the model that may replace it.
         data: Dataset folder.
         out: Folder of the report.
-        settings: Of the environment.
-        split_file: Take only one part of this split.
-        part: Which one.
-        replace: Whether an older report may be replaced.
-        progress: Called with a model's name, done and total.
+        settings: Application settings.
+        split_file: Split file, to use only one part of the dataset; None uses all images.
+        part: Name of the part.
+        replace: Whether an earlier report may be replaced.
+        progress: Called after each image.
 
     Raises:
-        DatasetError: If the data has problems.
-        BundleError: If a bundle does not verify.
-        DronesegError: If the two are one model, or a photograph cannot be predicted.
+        DatasetError: If the dataset has problems.
+        BundleError: If the verification of a bundle fails.
+        DronesegError: If both bundles hold the same model, or an image cannot be predicted.
     """
     segmenters = [load_segmenter(settings, model=folder) for folder in (first, second)]
     if segmenters[0].model_id == segmenters[1].model_id:
         raise DronesegError(f"{first} and {second} are the same model, {segmenters[0].model_id}: nothing to compare.")
     pairs = choose_pairs(data, split_file, part)
-    names = _names(first, second)
-    evaluations: list[Evaluation] = []
-    with TemporaryDirectory() as temporary:
-        for name, segmenter in zip(names, segmenters, strict=True):
-            masks = Path(temporary, name)
-            results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=settings.max_pixels)
-            for done, result in enumerate(results, start=1):
-                if result.error:
-                    raise DronesegError(f"{result.source}: {result.error}")
-                progress(name, done, len(pairs))
-            evaluations.append(evaluate_folder(masks, pairs[0].mask.parent, max_pixels=settings.max_pixels))
-    made = [
-        f"{letter}: {name}, model {each.model_id}, {each.profile}"
-        for letter, name, each in zip("AB", names, segmenters, strict=True)
+    names = _model_names(first, second)
+    evaluations = [
+        _evaluate(segmenter, pairs, max_pixels=settings.max_pixels, progress=partial(progress, name))
+        for name, segmenter in zip(names, segmenters, strict=True)
     ]
-    on = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
-    report = compare_evaluations(evaluations[0], evaluations[1], names, about=[*made, f"on: {on}"])
+    models = [
+        f"{letter}: {name}, model {segmenter.model_id}, {segmenter.profile}"
+        for letter, name, segmenter in zip("AB", names, segmenters, strict=True)
+    ]
+    dataset = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
+    report = compare_evaluations(evaluations[0], evaluations[1], names, about=[*models, f"on: {dataset}"])
     write_comparison(report, out, replace=replace)
     return report
 
 
-def _names(first: Path, second: Path) -> tuple[str, str]:
+def _model_names(first: Path, second: Path) -> tuple[str, str]:
+    """Return the folder names of two models, with a suffix if they are equal."""
     if first.name != second.name:
         return first.name, second.name
     return f"{first.name}-A", f"{second.name}-B"
 
 
-_REGISTRY_FIGURES = ("images", "about", "figures", "differences")
-"""Fields of a comparison that the registry keeps."""
-
-
-@dataclass(frozen=True)
-class EvaluationSpec:
-    """On what a candidate and the champion are compared.
-
-    Attributes:
-        data: Dataset folder.
-        split_file: Take only one part of this split.
-        part: Which one.
-        report: Folder of the report; an older report is replaced.
-    """
-
-    data: Path
-    split_file: Path | None
-    part: str
-    report: Path
+def _evaluate(
+    segmenter: Segmenter, pairs: Sequence[Pair], *, max_pixels: int, progress: Callable[[int, int], None]
+) -> Evaluation:
+    """Predict the images of a dataset and compare the masks with the ground truth."""
+    with TemporaryDirectory() as temporary:
+        masks = Path(temporary, "masks")
+        results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=max_pixels)
+        for done, result in enumerate(results, start=1):
+            if result.error:
+                raise DronesegError(f"{result.source}: {result.error}")
+            progress(done, len(pairs))
+        return evaluate_folder(masks, pairs[0].mask.parent, max_pixels=max_pixels)
 
 
 def promote_model(
@@ -130,24 +144,24 @@ def promote_model(
     *,
     settings: Settings,
     force: str | None = None,
-    progress: Callable[[str, int, int], None],
+    progress: ImageProgress,
 ) -> RegistryEntry:
-    """Make a candidate the champion if it is better for sure and not less safe; committed to git.
+    """Make a candidate the champion if it is significantly better and not less safe, and commit the change to git.
 
     Args:
-        candidate: Its bundle.
-        spec: On what both are compared.
-        settings: Of the environment; `model` is the champion's folder, `dvc_remote` where it comes from.
-        force: A reason to promote it whatever the figures say.
-        progress: Called with a model's name, done and total.
+        candidate: Bundle of the candidate.
+        spec: Data and report folder of the comparison with the champion.
+        settings: Application settings; `model` is the champion's folder, `dvc_remote` the remote it is fetched from.
+        force: Reason for promoting the candidate regardless of the comparison; None requires a better candidate.
+        progress: Called after each image.
 
     Returns:
-        What was written into the registry.
+        The new entry of the registry.
 
     Raises:
-        PromotionRefusedError: If it may not; with all reasons.
-        BundleError: If the candidate, or the champion, does not verify.
-        StoreError: If the project is not in a state to be changed, or DVC or git fail; nothing is changed then.
+        PromotionRefusedError: If the candidate is not better, is less safe or cannot be compared; lists all reasons.
+        BundleError: If the verification of the candidate or the champion fails.
+        StoreError: If the project has uncommitted changes, or DVC or git fail; nothing is changed then.
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = dvc_file_of(champion).parent
@@ -156,97 +170,134 @@ def promote_model(
     who = author(root)
     require_unchanged(root, champion)
     previous, report, reasons = _examine(bundle, spec, settings, progress)
-    _require_allowed(candidate, reasons, spec, force)
+    if reasons and force is None:
+        raise PromotionRefusedError(_refusal(candidate, reasons, spec))
     with block_signals(), champion_transaction(root, champion) as before:
         require_unchanged(root, champion)
-        if previous and read_dvc_file(dvc_file_of(champion)) != previous.version:
-            raise StoreError("Another model became the champion meanwhile. Promote it again, against that one.")
-        if previous and champion.exists():
-            # into DVC's cache, if it came without: a rollback needs no network then
-            run_dvc(root, "commit", "--force", "--quiet", dvc_file_of(champion).name)
-        with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as aside:
-            for name in (MANIFEST_NAME, *bundle.manifest.files):
-                shutil.copyfile(candidate / name, aside / name)
-        if read_bundle(champion).model_id != bundle.model_id:
-            raise StoreError(f"{candidate} was changed while it was compared. Promote it again.")
-        run_dvc(root, "add", "--quiet", champion.parent.name)
-        model = RegisteredModel(model_id=bundle.model_id, version=read_dvc_file(dvc_file_of(champion)))
-        reason = force or "better with 95 % confidence, and not less safe"
+        model = _install(bundle, champion, previous)
         entry = RegistryEntry(
-            when=now(), who=who, action="promote", model=model, previous=previous, reason=reason,
-            forced=bool(reasons), figures=_registry_figures(report),
-        )  # fmt: skip
+            when=now(),
+            who=who,
+            action="promote",
+            model=model,
+            previous=previous,
+            reason=force or "better with 95 % confidence, and not less safe",
+            forced=bool(reasons),
+            figures=_registry_figures(report),
+        )
         commit(root, entry, before)
     return entry
 
 
-def roll_back(settings: Settings, reason: str) -> RegistryEntry:
-    """Give the model before the champion its place back; committed to git.
-
-    Args:
-        settings: Of the environment; `model` is the champion's folder, `dvc_remote` where the older model comes from.
-        reason: Why.
+def _install(bundle: Bundle, champion: Path, previous: RegisteredModel | None) -> RegisteredModel:
+    """Copy a candidate to the champion's folder and add it to DVC.
 
     Raises:
-        StoreError: If there is none before it, or it cannot be fetched; nothing is changed then.
+        StoreError: If the champion is no longer `previous`, or the candidate was changed since it was compared.
+    """
+    dvc_file = dvc_file_of(champion)
+    root = dvc_file.parent
+    if previous and read_dvc_file(dvc_file) != previous.version:
+        raise StoreError(
+            "Another model became the champion during the comparison. Run the command again to compare with it."
+        )
+    if previous and champion.exists():
+        # adds the old champion to DVC's cache if it is missing there, so that a rollback needs no network
+        run_dvc(root, "commit", "--force", "--quiet", dvc_file.name)
+    with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as staging_dir:
+        for name in (MANIFEST_NAME, *bundle.manifest.files):
+            shutil.copyfile(bundle.folder / name, staging_dir / name)
+    if read_bundle(champion).model_id != bundle.model_id:
+        raise StoreError(f"{bundle.folder} was changed during the comparison. Run the command again.")
+    run_dvc(root, "add", "--quiet", champion.parent.name)
+    return RegisteredModel(model_id=bundle.model_id, version=read_dvc_file(dvc_file))
+
+
+def roll_back(settings: Settings, reason: str) -> RegistryEntry:
+    """Make the previous model the champion again, and commit the change to git.
+
+    Args:
+        settings: Application settings; `model` is the champion's folder, `dvc_remote` the remote of older models.
+        reason: Reason, written to the registry.
+
+    Returns:
+        The new entry of the registry.
+
+    Raises:
+        StoreError: If there is no previous model, or it cannot be fetched; nothing is changed then.
     """
     champion = settings.model
-    pointer = dvc_file_of(champion)
-    root = pointer.parent
+    dvc_file = dvc_file_of(champion)
+    root = dvc_file.parent
     recover_unfinished(champion)
     who = author(root)
     require_unchanged(root, champion)
-    line = champion_lineage(read_registry(root))
-    if len(line) < 2:
-        raise StoreError(
-            f"{root / REGISTRY_NAME} knows no model before this one; take an older commit of {pointer.name}."
-        )
-    target, current = line[-2:]
-    if read_dvc_file(pointer) != current.version:
-        raise StoreError(
-            f"{pointer} does not name the last model of {REGISTRY_NAME}, {current.model_id}: somebody changed it by "
-            "hand. Take the version you want from git's log."
-        )
+    target, current = _last_two_champions(root, dvc_file)
     if champion.exists():
-        require_tracked(champion)  # somebody's own model is not replaced
+        require_tracked(champion)  # a model of the user's own is not replaced
     with champion_transaction(root, champion) as before:
-        if read_dvc_file(pointer) != current.version:
-            raise StoreError("Another model became the champion meanwhile; look at `droneseg models list`.")
-        write_dvc_file(pointer, target.version)
+        if read_dvc_file(dvc_file) != current.version:
+            raise StoreError("Another model became the champion in the meantime. See `droneseg models list`.")
+        write_dvc_file(dvc_file, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)
         entry = RegistryEntry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
         commit(root, entry, before)
     return entry
 
 
+def _last_two_champions(root: Path, dvc_file: Path) -> tuple[RegisteredModel, RegisteredModel]:
+    """Return the previous and the current champion.
+
+    Raises:
+        StoreError: If the registry has no previous champion, or does not match the `.dvc` file.
+    """
+    lineage = champion_lineage(read_registry(root))
+    if len(lineage) < 2:
+        raise StoreError(
+            f"{root / REGISTRY_NAME} has no model before the current one. To go back further, check out an older "
+            f"commit of {dvc_file.name}."
+        )
+    previous, current = lineage[-2:]
+    if read_dvc_file(dvc_file) != current.version:
+        raise StoreError(
+            f"{dvc_file} does not name the last model of {REGISTRY_NAME}, {current.model_id}; it was changed by hand. "
+            "Check out the version you want with git."
+        )
+    return previous, current
+
+
 def _examine(
-    candidate: Bundle, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
+    candidate: Bundle, spec: EvaluationSpec, settings: Settings, progress: ImageProgress
 ) -> tuple[RegisteredModel | None, ComparisonReport | None, list[str]]:
     """Return the champion, its comparison with the candidate, and the reasons against the candidate."""
     champion = settings.model
-    if not dvc_file_of(champion).is_file():
+    dvc_file = dvc_file_of(champion)
+    if not dvc_file.is_file():
         if champion.exists():
-            raise StoreError(
-                f"{champion} is there, but {dvc_file_of(champion)} is not: move it elsewhere and promote it from there."
-            )
+            raise StoreError(f"{champion} exists, but {dvc_file} does not. Move the model and promote it from there.")
         return None, None, ["there is no champion to compare it with"]
-    older, comparable = _champion(champion, settings)
-    if older == candidate.model_id:
-        raise PromotionRefusedError(f"{candidate.folder} is the champion already: model {older}.")
-    previous = RegisteredModel(model_id=older, version=read_dvc_file(dvc_file_of(champion)))
+    model_id, comparable = _champion(champion, settings)
+    if model_id == candidate.model_id:
+        raise PromotionRefusedError(f"{candidate.folder} is already the champion: model {model_id}.")
+    previous = RegisteredModel(model_id=model_id, version=read_dvc_file(dvc_file))
     if not comparable:
         return previous, None, ["the champion was made for another class table, so the two cannot be compared"]
-    report = _compare(champion, candidate.folder, spec, settings, progress)
+    report = compare_models(
+        champion,
+        candidate.folder,
+        spec.data,
+        spec.report,
+        settings=settings,
+        split_file=spec.split_file,
+        part=spec.part,
+        replace=True,
+        progress=progress,
+    )
     return previous, report, promotion_blockers(report)
 
 
-def _registry_figures(report: ComparisonReport | None) -> dict[str, Any]:
-    content = report.model_dump(mode="json") if report else {}
-    return {name: content[name] for name in _REGISTRY_FIGURES if name in content}
-
-
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
-    """Return the champion's id, fetched if it is not there, and whether it is for these classes."""
+    """Return the champion's id, and whether it has the current classes; fetches the champion if it is missing."""
     try:
         if not champion.exists():
             return pull_model(champion, settings.dvc_remote).bundle.model_id, True
@@ -256,27 +307,12 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
         return error.model_id, False
 
 
-def _compare(
-    champion: Path, candidate: Path, spec: EvaluationSpec, settings: Settings, progress: Callable[[str, int, int], None]
-) -> ComparisonReport:
-    return compare_models(
-        champion,
-        candidate,
-        spec.data,
-        spec.report,
-        settings=settings,
-        split_file=spec.split_file,
-        part=spec.part,
-        replace=True,
-        progress=progress,
-    )
+def _registry_figures(report: ComparisonReport | None) -> dict[str, Any]:
+    content = report.model_dump(mode="json") if report else {}
+    return {name: content[name] for name in _REGISTRY_FIGURES if name in content}
 
 
-def _require_allowed(candidate: Path, reasons: list[str], spec: EvaluationSpec, force: str | None) -> None:
-    if not reasons or force is not None:
-        return
+def _refusal(candidate: Path, reasons: list[str], spec: EvaluationSpec) -> str:
     lines = "".join(f"\n  - {reason}" for reason in reasons)
-    where = f" The report: {spec.report / 'report.md'}." if spec.report.exists() else ""
-    raise PromotionRefusedError(
-        f"{candidate} does not become the champion:{lines}\n--force REASON does it nevertheless.{where}"
-    )
+    report = f" See the report: {spec.report / 'report.md'}." if spec.report.exists() else ""
+    return f"{candidate} does not become the champion:{lines}\nUse --force REASON to promote it anyway.{report}"

@@ -1,4 +1,4 @@
-"""All-or-nothing change of champion, registry and git commit."""
+"""Atomic change of the champion, the registry and the git commit: all of it happens or nothing."""
 
 import shutil
 import signal
@@ -17,32 +17,43 @@ from droneseg.model.registry import REGISTRY_NAME, RegistryEntry, append_entry, 
 
 
 def author(root: Path) -> str:
-    """Return who git would say made a commit."""
+    """Return name and address of the author of a git commit.
+
+    Raises:
+        StoreError: If git has no identity configured.
+    """
     try:
         identity = run_git(root, "var", "GIT_AUTHOR_IDENT")
     except StoreError as error:
         if "identity" not in str(error):
             raise
         raise StoreError(
-            "git does not know who you are, which the registry keeps: "
+            "git has no user name and address; the registry records who promotes a model. Set them: "
             "git config user.name NAME && git config user.email ADDRESS"
         ) from error
     return identity[: identity.index(">") + 1]
 
 
 def require_unchanged(root: Path, champion: Path) -> None:
-    """Refuse to change what somebody else is changing.
+    """Check that the champion's `.dvc` file and the registry have no uncommitted changes.
 
     Raises:
-        StoreError: If the pointer or the registry has changes that are not committed.
+        StoreError: If one of them has.
     """
     names = (dvc_file_of(champion).name, REGISTRY_NAME)
     if changed := run_git(root, "status", "--porcelain", "--", *names).split("\n")[0]:
-        raise StoreError(f"{changed[3:]} has changes that are not committed. Commit them, or take them back with git.")
+        raise StoreError(f"{changed[3:]} has uncommitted changes. Commit or discard them first.")
 
 
 def commit(root: Path, entry: RegistryEntry, before: Mapping[Path, bytes | None]) -> None:
-    """Write the entry and commit it with what else was changed, of these files, and nothing else."""
+    """Append an entry to the registry and commit it to git, together with changed files.
+
+    Args:
+        root: Folder of the git repository.
+        entry: New entry of the registry.
+        before: Contents of the files before the change, as `champion_transaction` yields them; other files are not
+            committed.
+    """
     append_entry(root, entry)
     changed = [path.name for path, data in before.items() if _content(path) != data]
     run_git(root, "add", "--", *changed)
@@ -58,9 +69,9 @@ def _message(entry: RegistryEntry) -> str:
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM while the block runs.
+    """Ignore Ctrl-C and SIGTERM while the block runs; for short blocks only.
 
-    For moments only. After a network has run, OpenVINO's threads and a signal end the process without any `finally`.
+    After an inference, a signal can end the process inside OpenVINO's threads without running any `finally`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,90 +86,105 @@ def block_signals() -> Iterator[None]:
 
 @contextmanager
 def champion_transaction(root: Path, champion: Path) -> Iterator[Mapping[Path, bytes | None]]:
-    """Put champion, pointer, registry and index back if the block fails; yields what the files held before.
+    """Restore the champion, its `.dvc` file, the registry and git's index if the block fails.
 
-    One process at a time: whoever waited must look again whether what it decided on is still there. What was there is
-    kept beside the champion, so that `recover_unfinished` can put it back after a kill.
+    A lock lets only one process run the block at a time; the state may have changed while this one waited for the
+    lock. A backup beside the champion lets `recover_unfinished` restore the state if the process is killed.
+
+    Yields:
+        Contents of the files before the change, by path; None for missing files.
     """
     with project_lock(root, "champion"):
         _undo(root, champion)
-        before = {path: _content(path) for path in (*_tracked(root, champion), root / ".gitignore")}
-        _keep(before, champion)
+        before = {path: _content(path) for path in (*_tracked_files(root, champion), root / ".gitignore")}
+        _write_backup(before, champion)
         try:
             yield before
         except BaseException:
             _undo(root, champion, *before)
             raise
-        _forget(champion)
+        _delete_backup(champion)
 
 
 def recover_unfinished(champion: Path) -> None:
-    """Take back a change that a killed process began and did not commit; does nothing if there is none.
+    """Undo a change that a killed process did not commit; does nothing if there is none.
 
     Raises:
-        StoreError: If git cannot say whether it was committed.
+        StoreError: If git fails, so that it is unknown whether the change was committed.
     """
-    if _kept(champion).exists():
+    if _backup(champion).exists():
         root = dvc_file_of(champion).parent
         with project_lock(root, "champion"):
             _undo(root, champion)
 
 
-def _tracked(root: Path, champion: Path) -> tuple[Path, ...]:
+def _tracked_files(root: Path, champion: Path) -> tuple[Path, ...]:
     return (dvc_file_of(champion), root / REGISTRY_NAME)
 
 
-def _kept(champion: Path) -> Path:
+def _backup(champion: Path) -> Path:
     return champion.with_name(f".{champion.name}.before")
 
 
-def _keep(before: Mapping[Path, bytes | None], champion: Path) -> None:
-    """Copy what may change, aside first: a copy under its own name is whole."""
-    kept = _kept(champion)
-    aside = kept.with_name(f"{kept.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "files").mkdir(parents=True)
+def _incomplete_backup(champion: Path) -> Path:
+    return champion.with_name(f".{champion.name}.before.part")
+
+
+def _write_backup(before: Mapping[Path, bytes | None], champion: Path) -> None:
+    """Write the backup: the contents of the files and a copy of the champion.
+
+    It is renamed when it is complete, so that an incomplete backup is never used.
+    """
+    backup, incomplete = _backup(champion), _incomplete_backup(champion)
+    shutil.rmtree(incomplete, ignore_errors=True)
+    (incomplete / "files").mkdir(parents=True)
     for path, data in before.items():
         if data is not None:
-            write_bytes(aside / "files" / path.name, data)
+            write_bytes(incomplete / "files" / path.name, data)
     if champion.exists():
-        shutil.copytree(champion, aside / "model")
-    aside.rename(kept)
+        shutil.copytree(champion, incomplete / "model")
+    incomplete.rename(backup)
 
 
-def _forget(champion: Path) -> None:
-    kept = _kept(champion)
-    if kept.exists():
-        # half of it must not be taken for the whole
-        shutil.rmtree(kept.with_name(f"{kept.name}.part"), ignore_errors=True)
-        kept.rename(kept.with_name(f"{kept.name}.part"))
-    shutil.rmtree(kept.with_name(f"{kept.name}.part"), ignore_errors=True)
+def _delete_backup(champion: Path) -> None:
+    backup, incomplete = _backup(champion), _incomplete_backup(champion)
+    if backup.exists():
+        # renamed first: a partly deleted backup must not be used
+        shutil.rmtree(incomplete, ignore_errors=True)
+        backup.rename(incomplete)
+    shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def _undo(root: Path, champion: Path, *files: Path) -> None:
-    """Put back what was kept, unless the change was committed: that was its last step.
+    """Restore the backup and delete it, unless the change was committed, which is its last step.
 
-    After a kill these are pointer and registry alone: anything else somebody may have edited since.
+    Args:
+        root: Folder of the git repository.
+        champion: Folder of the champion.
+        files: Files to restore; by default the `.dvc` file and the registry only, since users may have edited other
+            files after a process was killed.
     """
-    files = files or _tracked(root, champion)
-    kept = _kept(champion)
-    if kept.exists() and _committed(root, REGISTRY_NAME) == _content(kept / "files" / REGISTRY_NAME):
+    files = files or _tracked_files(root, champion)
+    backup = _backup(champion)
+    if backup.exists() and _committed(root, REGISTRY_NAME) == _content(backup / "files" / REGISTRY_NAME):
         for path in files:
-            data = _content(kept / "files" / path.name)
+            data = _content(backup / "files" / path.name)
             if data is None:
                 path.unlink(missing_ok=True)
             else:
                 write_bytes(path, data)
-        _put_back(kept / "model", champion)
-        with suppress(StoreError):  # what went wrong before is what matters
+        _restore_champion(backup / "model", champion)
+        with suppress(StoreError):  # the first error is the one to report
             run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
-    _forget(champion)
-    for half in (*champion.parent.glob(f".{champion.name}.*.part"), *champion.parent.glob(f".{champion.name}.*.old")):
-        shutil.rmtree(half, ignore_errors=True)  # of a process that was killed: only one at a time changes it
+    _delete_backup(champion)
+    for suffix in ("part", "old"):
+        for leftover in champion.parent.glob(f".{champion.name}.*.{suffix}"):
+            # from a killed process: the lock excludes running ones
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _committed(root: Path, name: str) -> bytes | None:
-    """Return a file as git's last commit has it."""
+    """Return the content of a file in git's last commit; None if it is not in it."""
     if not run_git(root, "ls-tree", "HEAD", "--", name).strip():
         return None
     return run_git(root, "show", f"HEAD:{name}").encode()
@@ -168,14 +194,15 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _put_back(kept: Path, champion: Path) -> None:
-    if not kept.exists():
+def _restore_champion(model: Path, champion: Path) -> None:
+    """Replace the champion with its backup; delete the champion if there was none before."""
+    if not model.exists():
         shutil.rmtree(champion, ignore_errors=True)
         return
-    with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as aside:
-        shutil.copytree(kept, aside, dirs_exist_ok=True)
+    with atomic_directory(champion, marker=MANIFEST_NAME, replace=True) as staging_dir:
+        shutil.copytree(model, staging_dir, dirs_exist_ok=True)
 
 
 def now() -> str:
-    """Return the time as the registry has it."""
+    """Return the current time in the registry's format, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
