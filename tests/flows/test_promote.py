@@ -1,4 +1,4 @@
-"""A candidate becomes the champion only with better figures, and everything changes or nothing."""
+"""Tests of promotion and rollback."""
 
 import itertools
 import json
@@ -61,7 +61,7 @@ def promote(candidate: Path, spec: EvaluationSpec, settings: Settings, force: st
 
 
 def state(project: Path) -> tuple[str, str, str, str]:
-    """Return everything a promotion changes."""
+    """Return the champion's id, its `.dvc` file, the git log and the git status."""
     champion = read_bundle(project / "nnUNet_results/champion").model_id
     return (
         champion,
@@ -71,7 +71,7 @@ def state(project: Path) -> tuple[str, str, str, str]:
     )
 
 
-def test_a_better_candidate_becomes_the_champion_and_git_knows(
+def test_a_better_candidate_becomes_the_champion_and_is_committed(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     before = read_bundle(settings.model).model_id
@@ -102,7 +102,7 @@ def test_a_better_candidate_becomes_the_champion_and_git_knows(
     ],
     ids=["worse", "equal", "unsafe"],
 )
-def test_one_that_is_not_is_refused_with_its_reason_and_nothing_changes(
+def test_a_candidate_that_is_not_better_is_refused_and_nothing_changes(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, network: object, reason: str
 ) -> None:
     before = state(project)
@@ -123,7 +123,7 @@ def test_the_champion_itself_is_refused(
         promote(Path(copy), spec, settings)
 
 
-def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
+def test_other_classes_and_damaged_bundles_are_refused(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     before = state(project)
@@ -140,7 +140,7 @@ def test_one_on_other_classes_and_one_that_does_not_verify_are_refused(
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["here", "not-pulled"])
-def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
+def test_a_champion_with_other_classes_is_replaced_only_by_force(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, *, there: bool
 ) -> None:
     manifest = settings.model / "manifest.json"
@@ -165,14 +165,16 @@ def test_a_champion_for_other_classes_is_succeeded_by_force_alone(
     assert state(project) == before
 
 
-def test_too_few_photographs_are_no_proof(project: Path, settings: Settings, tmp_path: Path) -> None:
+def test_a_comparison_on_too_few_images_is_refused(project: Path, settings: Settings, tmp_path: Path) -> None:
     few = EvaluationSpec(make_photographs(tmp_path / "few", 5), None, "val", tmp_path / "comparison")
     candidate = make_model(tmp_path / "better", GOOD).folder
     with pytest.raises(PromotionRefusedError, match="5 images are too few for a comparison; at least 20 are needed"):
         promote(candidate, few, settings)
 
 
-def test_force_promotes_it_and_says_so(project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path) -> None:
+def test_force_promotes_a_worse_candidate_and_is_recorded(
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
+) -> None:
     worse = make_model(tmp_path / "worse", WORSE)
     entry = promote(worse.folder, spec, settings, "the other one is licensed wrongly")
     assert entry.forced
@@ -180,7 +182,7 @@ def test_force_promotes_it_and_says_so(project: Path, spec: EvaluationSpec, sett
     assert read_bundle(settings.model).model_id == worse.model_id
 
 
-def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
+def test_each_rollback_restores_one_earlier_model(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     first = state(project)
@@ -188,23 +190,23 @@ def test_a_rollback_brings_the_one_before_back_and_again_goes_further(
         promote(make_model(tmp_path / name, network).folder, spec, settings, "to try it")
         dvc(project, "push", "--quiet", "nnUNet_results.dvc")
     second = read_registry(project)[0].model.model_id
-    shutil.rmtree(project / ".dvc/cache")  # so they come from the remote
+    shutil.rmtree(project / ".dvc/cache")  # so that the models come from the remote
     assert roll_back(settings, "it is slow").model.model_id == second == read_bundle(settings.model).model_id
     assert roll_back(settings, "that, too").model.model_id == first[0] == read_bundle(settings.model).model_id
     assert (project / "nnUNet_results.dvc").read_text() == first[1]
     assert git(project, "status", "--porcelain") == ""
     with pytest.raises(StoreError, match="has no model before the current one"):
         roll_back(settings, "once more")
-    shelved = list_models(settings.model, "models")
-    assert [(each.state, each.is_local) for each in shelved] == [
+    versions = list_models(settings.model, "models")
+    assert [(version.state, version.is_local) for version in versions] == [
         ("champion", True),
         ("rolled back", False),
         ("rolled back", False),
     ]
-    assert [each.in_remote for each in shelved] == [True, True, True]
+    assert [version.in_remote for version in versions] == [True, True, True]
 
 
-def test_a_rollback_whose_model_is_gone_changes_nothing(
+def test_a_rollback_changes_nothing_if_the_model_is_missing(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
@@ -218,7 +220,7 @@ def test_a_rollback_whose_model_is_gone_changes_nothing(
     assert state(project) == before
 
 
-def test_a_commit_that_fails_takes_everything_back(
+def test_a_failed_commit_undoes_the_promotion(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     hook = project / ".git/hooks/pre-commit"
@@ -233,7 +235,7 @@ def test_a_commit_that_fails_takes_everything_back(
     promote(tmp_path / "better", spec, settings)
 
 
-def test_other_work_in_progress_stays_as_it_is(
+def test_other_uncommitted_changes_are_left_alone(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     (project / "staged.txt").write_text("staged")
@@ -253,7 +255,7 @@ def test_a_rollback_needs_no_network(project: Path, spec: EvaluationSpec, settin
     assert roll_back(settings, "").model.model_id == first
 
 
-def test_work_that_is_not_committed_is_not_mixed_in(
+def test_uncommitted_changes_of_the_dvc_file_are_refused(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
@@ -263,7 +265,7 @@ def test_work_that_is_not_committed_is_not_mixed_in(
         promote(candidate, spec, settings)
 
 
-def test_a_rollback_does_not_replace_somebodys_own_model(
+def test_a_rollback_does_not_replace_an_untracked_model(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
@@ -274,7 +276,7 @@ def test_a_rollback_does_not_replace_somebodys_own_model(
     assert read_bundle(settings.model).model_id == mine
 
 
-def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
+def test_ctrl_c_does_not_interrupt_the_change(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     hook = project / ".git/hooks/pre-commit"
@@ -288,7 +290,7 @@ def test_ctrl_c_in_the_middle_of_the_change_does_not_leave_half_of_it(
 
 @pytest.mark.parametrize("hook", ["pre-commit", "post-commit"])
 @pytest.mark.parametrize("cleaned", [False, True], ids=["as-it-is", "git-checkout"])
-def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
+def test_the_next_command_undoes_a_promotion_that_was_killed(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, hook: str, *, cleaned: bool
 ) -> None:
     before = state(project)
@@ -321,18 +323,20 @@ def test_a_kill_in_the_middle_of_the_change_is_undone_by_the_next_command(
     assert [path.name for path in settings.model.parent.iterdir()] == ["champion"]
 
 
-def test_what_is_pushed_into_the_repository_reaches_a_clone(spec: EvaluationSpec, tmp_path: Path) -> None:
+def test_a_model_pushed_to_the_repository_can_be_pulled_in_a_clone(spec: EvaluationSpec, tmp_path: Path) -> None:
     project, shared, clone = tmp_path / "project", tmp_path / "shared.git", tmp_path / "clone"
     champion = make_project(project, remote=str(project / "dvc-remote"))
-    shutil.copy(ROOT / ".dvc/config", project / ".dvc/config")  # the one that comes with droneseg
+    shutil.copy(ROOT / ".dvc/config", project / ".dvc/config")  # the configuration shipped with droneseg
     (project / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message", "as it comes")
     git(tmp_path, "init", "--quiet", "--bare", str(shared))
     settings = Settings(model=champion, cache_dir=tmp_path / "compiled")
     promoted = promote(make_model(tmp_path / "better", GOOD).folder, spec, settings).model.model_id
-    said = subprocess.run([*COMMAND, "models", "push"], cwd=project, check=True, capture_output=True, text=True).stdout
-    assert "git add dvc-remote && git commit && git push" in said
+    output = subprocess.run(
+        [*COMMAND, "models", "push"], cwd=project, check=True, capture_output=True, text=True
+    ).stdout
+    assert "git add dvc-remote && git commit && git push" in output
     git(project, "add", "dvc-remote")
     git(project, "commit", "--quiet", "--message", "keep it")
     git(project, "push", "--quiet", str(shared), "main")
@@ -342,7 +346,7 @@ def test_what_is_pushed_into_the_repository_reaches_a_clone(spec: EvaluationSpec
     assert git(clone, "status", "--porcelain") == ""
 
 
-def test_a_report_that_would_overwrite_something_else_is_refused_before_anything_is_predicted(
+def test_a_report_folder_in_use_is_refused_before_predicting(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     spec.report.mkdir()
@@ -355,7 +359,7 @@ def test_a_report_that_would_overwrite_something_else_is_refused_before_anything
     assert asked == []
 
 
-def test_two_promotions_at_once_are_one_after_the_other(project: Path, spec: EvaluationSpec, tmp_path: Path) -> None:
+def test_concurrent_promotions_run_one_after_the_other(project: Path, spec: EvaluationSpec, tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
             [*COMMAND, "models", "promote", str(make_model(tmp_path / name, network).folder), "--data", str(spec.data),
@@ -364,13 +368,12 @@ def test_two_promotions_at_once_are_one_after_the_other(project: Path, spec: Eva
         )
         for name, network in (("better", GOOD), ("worse", WORSE))
     ]  # fmt: skip
-    said = [each.communicate(timeout=120)[1] for each in running]
-    codes = [each.returncode for each in running]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    codes = [process.returncode for process in running]
     entries = read_registry(project)
     assert len(entries) == codes.count(0) >= 1
-    assert all(
-        "Another model became the champion during the comparison" in text for text, code in zip(said, codes, strict=True) if code
-    )
+    message = "Another model became the champion during the comparison"
+    assert all(message in text for text, code in zip(errors, codes, strict=True) if code)
     for before, after in itertools.pairwise(entries):
         assert after.previous == before.model
     ids = {entry.model.model_id: entry.model.version for entry in entries}
@@ -379,7 +382,7 @@ def test_two_promotions_at_once_are_one_after_the_other(project: Path, spec: Eva
     assert read_bundle(project / "nnUNet_results/champion").model_id == entries[-1].model.model_id
 
 
-def test_a_lock_of_another_git_costs_nothing(
+def test_a_lock_held_by_git_changes_nothing(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
@@ -391,7 +394,7 @@ def test_a_lock_of_another_git_costs_nothing(
     assert state(project) == before
 
 
-def test_a_champion_changed_by_hand_is_not_compared_with(
+def test_a_champion_changed_by_hand_is_refused(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     candidate = make_model(tmp_path / "better", GOOD).folder
@@ -401,15 +404,13 @@ def test_a_champion_changed_by_hand_is_not_compared_with(
         promote(candidate, spec, settings)
 
 
-def test_a_champion_that_is_not_there_is_fetched_first(
-    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_missing_champion_is_fetched(project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path) -> None:
     shutil.rmtree(project / "nnUNet_results")
     promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     assert read_bundle(settings.model).model_id == read_bundle(tmp_path / "better").model_id
 
 
-def test_the_first_champion_needs_a_reason(tmp_path: Path, spec: EvaluationSpec) -> None:
+def test_the_first_champion_needs_force(tmp_path: Path, spec: EvaluationSpec) -> None:
     project = tmp_path / "fresh"
     shutil.rmtree(make_project(project).parent)
     for name in ("nnUNet_results.dvc",):
@@ -426,7 +427,7 @@ def test_the_first_champion_needs_a_reason(tmp_path: Path, spec: EvaluationSpec)
     assert pull_model(settings.model).bundle.model_id == entry.model.model_id
 
 
-def test_who_is_nobody_is_told_how_to_be_somebody(
+def test_a_missing_git_identity_is_reported_with_its_remedy(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(project, "config", "--unset", "user.email")
@@ -439,13 +440,13 @@ def test_who_is_nobody_is_told_how_to_be_somebody(
         promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
 
 
-def test_without_git_it_says_so(tmp_path: Path, spec: EvaluationSpec) -> None:
+def test_a_project_without_git_is_refused(tmp_path: Path, spec: EvaluationSpec) -> None:
     champion = make_project(tmp_path / "plain", scm=False)
     with pytest.raises(StoreError, match="not a git repository"):
         promote(make_model(tmp_path / "better", GOOD).folder, spec, Settings(model=champion))
 
 
-def test_two_promotions_in_a_row_are_a_line_and_a_rollback_leaves_it() -> None:
+def test_the_lineage_grows_by_promotions_and_shrinks_by_rollbacks() -> None:
     one, two, three = (
         RegisteredModel(model_id=name, version=DvcOutput(f"{name}.dir", 1, 1)) for name in ("one", "two", "three")
     )
@@ -457,12 +458,12 @@ def test_two_promotions_in_a_row_are_a_line_and_a_rollback_leaves_it() -> None:
 
     entries = [change("promote", two, one), change("promote", three, two), change("rollback", two, three)]
     assert champion_lineage(entries) == [one, two]
-    # from one that came by other ways, as by a merge
+    # a promotion whose predecessor is not the last champion, for example after a merge
     assert champion_lineage([*entries, change("promote", one, three)]) == [one, two, three, one]
     assert known_ids(entries) == {"one", "two", "three"}
 
 
-def test_a_broken_registry_is_named_with_its_line(project: Path) -> None:
+def test_a_broken_registry_is_reported_with_its_line(project: Path) -> None:
     (project / "model-registry.jsonl").write_text("{}\n")
     with pytest.raises(StoreError, match=r"model-registry\.jsonl, line 1 is no entry"):
         read_registry(project)
