@@ -1,4 +1,4 @@
-"""The real FastAPI process: the documentation's lines, and another model under load."""
+"""FastAPI server process: documented curl commands and reload under load."""
 
 import shlex
 import subprocess
@@ -39,7 +39,7 @@ def predicted_mask(server: Server, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
-def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp_path: Path, page: str) -> None:
+def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path, page: str) -> None:
     curl = require_program("curl")
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     lines = [line.partition("  #")[0] for line in text.splitlines() if line.startswith("curl ")]
@@ -58,7 +58,7 @@ def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp
             assert b"class_fractions" in done.stdout
 
 
-def test_a_reload_under_load_loses_no_request(server: Server) -> None:
+def test_reload_under_load_loses_no_request(server: Server) -> None:
     champion = server.log.parent / "champion"
     statuses: list[int] = []
     ids: set[str] = set()

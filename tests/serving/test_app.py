@@ -1,4 +1,4 @@
-"""The FastAPI service in this process: fields, statuses, limits, key, metrics, reload."""
+"""FastAPI application in the test process: fields, errors, limits, API key, metrics, reload."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ PHOTO = png(np.where(MASK[..., None] == 5, 200, 20).repeat(3, axis=2).astype(np.
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts services with settings of their own."""
+    """Start applications with given settings."""
     begun = []
 
     def begin(segmenter: object = None, **settings: object) -> TestClient:
@@ -62,7 +62,7 @@ def error(response: object) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]  # type: ignore[attr-defined]
 
 
-def test_predict_answers_every_field(client: TestClient) -> None:
+def test_predict_returns_every_field(client: TestClient) -> None:
     response = client.post("/predict", files=[file()])
     assert response.status_code == 200
     found = response.json()
@@ -73,27 +73,27 @@ def test_predict_answers_every_field(client: TestClient) -> None:
     assert (found["confidence"], found["model_id"]) == (0.9, "aaa")
 
 
-def test_a_client_that_asks_for_png_gets_the_mask_file(client: TestClient) -> None:
+def test_predict_returns_mask_file_for_accept_png(client: TestClient) -> None:
     response = client.post("/predict", files=[file()], headers={"Accept": "image/png"})
     assert (response.content, response.headers["content-type"]) == (encode_mask(MASK), "image/png")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), MASK)
 
 
-def test_the_mask_can_be_left_out(client: TestClient) -> None:
+def test_mask_none_omits_the_mask(client: TestClient) -> None:
     assert "segmentation_mask" not in client.post("/predict?mask=none", files=[file()]).json()
     assert "segmentation_mask" not in client.post("/batch_predict?mask=none", files=[file()]).json()[0]
     assert error(client.post("/predict?mask=all", files=[file()])) == (422, "invalid_request")
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/model_info", "/metrics", "/ui", "/docs"])
-def test_a_slash_at_the_end_changes_nothing(client: TestClient, path: str) -> None:
+def test_trailing_slash_is_ignored(client: TestClient, path: str) -> None:
     plain, slashed = (client.get(p, follow_redirects=False) for p in (path, path + "/"))
     assert plain.status_code == slashed.status_code == 200
     assert path == "/metrics" or plain.content == slashed.content
     assert client.post("/predict/", files=[file()], follow_redirects=False).status_code == 200
 
 
-def test_one_bad_file_of_a_batch_loses_none_of_the_others(client: TestClient) -> None:
+def test_invalid_batch_file_does_not_affect_the_others(client: TestClient) -> None:
     found = client.post("/batch_predict", files=[file(), file(b"junk", "b.png"), file(PHOTO[:60], "c.png"), file()])
     assert found.status_code == 200
     first, bad, cut, last = found.json()
@@ -102,7 +102,7 @@ def test_one_bad_file_of_a_batch_loses_none_of_the_others(client: TestClient) ->
     assert (cut["filename"], cut["error"]["code"]) == ("c.png", "broken_image")
 
 
-def test_a_body_that_is_not_what_is_needed_is_told_so(start: Start) -> None:
+def test_invalid_body_returns_its_documented_error(start: Start) -> None:
     client = start(max_batch=3)
     assert error(client.post("/predict", content=b"x")) == (415, "wrong_content_type")
     assert error(client.post("/predict", json={"data": "x"})) == (415, "wrong_content_type")
@@ -119,7 +119,7 @@ def test_a_body_that_is_not_what_is_needed_is_told_so(start: Start) -> None:
     )
 
 
-def test_a_multipart_body_without_its_end_loses_no_file_silently(client: TestClient) -> None:
+def test_truncated_multipart_body_is_rejected(client: TestClient) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n' + PHOTO + b"\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert client.post("/batch_predict", content=2 * part + b"--x--\r\n", headers=headers).status_code == 200
@@ -128,7 +128,7 @@ def test_a_multipart_body_without_its_end_loses_no_file_silently(client: TestCli
 
 
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-7", "unicode_escape", "utf-16", "nonsense"])
-def test_what_the_head_calls_its_charset_changes_nothing(client: TestClient, charset: str) -> None:
+def test_charset_of_content_type_is_ignored(client: TestClient, charset: str) -> None:
     name = "garden +2AA- \\ud800.png"
     part = f'--x\r\nContent-Disposition: form-data; name="data"; filename="{name}"\r\n\r\n'.encode()
     headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
@@ -136,7 +136,7 @@ def test_what_the_head_calls_its_charset_changes_nothing(client: TestClient, cha
     assert (found.status_code, found.json()["filename"]) == (200, name)
 
 
-def test_too_many_bytes_are_refused_stated_or_not(start: Start) -> None:
+def test_too_large_body_returns_413_with_and_without_content_length(start: Start) -> None:
     client = start(max_upload_bytes=2000)
     assert error(client.post("/predict", files=[file(bytes(3000))])) == (413, "request_too_large")
 
@@ -152,7 +152,7 @@ def test_too_many_bytes_are_refused_stated_or_not(start: Start) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow warns before it fails
 @pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
-def test_hostile_files_get_their_documented_answer(shared: TestClient, hostile: Hostile) -> None:
+def test_hostile_file_returns_its_documented_response(shared: TestClient, hostile: Hostile) -> None:
     response = shared.post("/predict", files=[file(hostile.data)])
     found = (response.status_code, "" if response.status_code == 200 else response.json()["error"]["code"])
     assert found == hostile.answer, response.text[:300]
@@ -160,7 +160,7 @@ def test_hostile_files_get_their_documented_answer(shared: TestClient, hostile: 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """One service for the whole corpus, which must stay healthy."""
+    """One application for the whole corpus; it must still predict afterwards."""
     settings = Settings(_env_file=None, records_url=str(tmp_path_factory.mktemp("records")))
     with TestClient(create_app(settings, BrightIsLanding())) as client:
         while client.get("/readyz").status_code != 200:
@@ -169,18 +169,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         assert client.post("/predict", files=[file()]).status_code == 200
 
 
-def test_the_corpus_is_large_and_its_names_are_its_own() -> None:
+def test_corpus_has_enough_files_with_unique_names() -> None:
     names = [hostile.name for hostile in corpus()]
     assert len(names) == len(set(names)) >= 60
 
 
-def test_a_place_nothing_can_write_to_is_refused_at_the_start() -> None:
+def test_unsupported_records_url_is_rejected_at_start() -> None:
     for url in ("s4://x/y", "nonsense://x"):
         with pytest.raises(ConfigurationError, match="DRONESEG_RECORDS_URL="):
             create_app(Settings(_env_file=None, records_url=url), BrightIsLanding())
 
 
-def test_without_a_model_nothing_is_made_up(tmp_path: Path) -> None:
+def test_service_without_model_returns_503(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, model=tmp_path / "nowhere", records_url="none")
     with TestClient(create_app(settings)) as client:
         assert client.get("/livez").status_code == 200
@@ -196,7 +196,7 @@ def test_without_a_model_nothing_is_made_up(tmp_path: Path) -> None:
         assert (status["ready"], status["model_id"]) == (False, None)
 
 
-def test_a_failing_model_is_said_to_fail(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_model_returns_500_without_internal_details(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(BrightIsLanding):
         def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
             if self.calls >= 2:
@@ -214,12 +214,12 @@ def test_a_failing_model_is_said_to_fail(start: Start, caplog: pytest.LogCapture
     assert 'droneseg_faults_total{code="internal_error"} 2.0' in client.get("/metrics").text
 
 
-def test_errors_of_the_framework_have_the_same_body(client: TestClient) -> None:
+def test_framework_errors_use_the_shared_format(client: TestClient) -> None:
     assert error(client.get("/nowhere")) == (404, "not_found")
     assert error(client.get("/predict")) == (405, "method_not_allowed")
 
 
-def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
+def test_request_cancelled_at_shutdown_returns_503() -> None:
     async def endless(_scope: object, _receive: object, _send: object) -> None:
         await asyncio.sleep(60)
 
@@ -245,12 +245,12 @@ def test_what_is_not_done_when_the_server_must_end_is_told_so() -> None:
     assert b"not_ready" in sent[1]["body"]  # type: ignore[operator]
 
 
-def test_a_request_id_is_kept_if_it_is_harmless(client: TestClient) -> None:
+def test_valid_request_id_is_kept_and_invalid_one_replaced(client: TestClient) -> None:
     assert client.get("/livez", headers={"X-Request-ID": "flight-7"}).headers["x-request-id"] == "flight-7"
     assert len(client.get("/livez", headers={"X-Request-ID": "a b" * 99}).headers["x-request-id"]) == 32
 
 
-def test_the_key_guards_all_but_health_page_and_documentation(start: Start) -> None:
+def test_api_key_is_required_except_for_public_paths(start: Start) -> None:
     client = start(api_key="open sesame")
     for path in ("/", "/livez", "/readyz", "/ui", "/ui/page.js", "/docs", "/openapi.json", "/metrics"):
         assert client.get(path).status_code == 200, path
@@ -266,7 +266,7 @@ def test_the_key_guards_all_but_health_page_and_documentation(start: Start) -> N
     assert error(private.get("/metrics")) == (401, "unauthorized")
 
 
-def test_metrics_tell_what_happened_under_bounded_labels(client: TestClient) -> None:
+def test_metrics_count_requests_with_a_fixed_set_of_labels(client: TestClient) -> None:
     client.post("/predict", files=[file()])
     client.post("/predict", files=[file(b"junk")])
     for number in range(5):
@@ -294,7 +294,7 @@ def test_metrics_tell_what_happened_under_bounded_labels(client: TestClient) -> 
     assert odd.status_code == 200
 
 
-def test_the_duration_is_that_of_the_whole_request(start: Start) -> None:
+def test_request_duration_includes_the_prediction(start: Start) -> None:
     class Slow(BrightIsLanding):
         def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
             if self.calls >= 2:
@@ -308,7 +308,7 @@ def test_the_duration_is_that_of_the_whole_request(start: Start) -> None:
     assert float(total.split()[1]) > 0.3
 
 
-def test_a_full_queue_is_told_before_the_body_is_looked_at(start: Start) -> None:
+def test_queue_full_returns_429_before_the_body_is_read(start: Start) -> None:
     segmenter = BrightIsLanding()
     client = start(segmenter, queue_seconds=1e-6)
     segmenter.gate.clear()
@@ -321,7 +321,7 @@ def test_a_full_queue_is_told_before_the_body_is_looked_at(start: Start) -> None
     assert "droneseg_bad_inputs_total{" not in client.get("/metrics").text  # nothing is wrong with what was sent
 
 
-def test_who_waits_too_long_is_told_so(start: Start) -> None:
+def test_queue_timeout_returns_504(start: Start) -> None:
     segmenter = BrightIsLanding()
     client = start(segmenter, timeout_seconds=0.3)
     segmenter.gate.clear()
@@ -334,7 +334,7 @@ def test_who_waits_too_long_is_told_so(start: Start) -> None:
     assert segmenter.calls <= calls + 2
 
 
-def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_activates_new_model_or_keeps_current_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [BrightIsLanding("one")]
 
     def load(_settings: Settings) -> BrightIsLanding:
@@ -365,23 +365,23 @@ def test_the_model_is_exchanged_without_a_restart_or_kept(start: Start, monkeypa
         told = client.get("/metrics").text
         assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in told
         assert 'droneseg_model_info{model_id="one",profile="exact"} 0.0' in told
-    assert error_without_key()
+    assert reload_is_absent_without_key()
 
 
-def error_without_key() -> bool:
-    """The endpoint does not exist without a key."""
+def reload_is_absent_without_key() -> bool:
+    """Return whether `/admin/reload` does not exist without an API key."""
     with TestClient(create_app(Settings(_env_file=None, records_url="none"), BrightIsLanding())) as client:
         return client.post("/admin/reload").status_code == 404
 
 
-def test_model_info_has_the_terms_and_the_classes(client: TestClient) -> None:
+def test_model_info_has_licence_and_classes(client: TestClient) -> None:
     found = client.get("/model_info").json()
     assert found["license"] == "Apache-2.0"
     assert [entry["name"] for entry in found["classes"]][5] == "landing-zones"
     assert set(found) >= {"name", "version", "description", "input_shape", "output_shape", "framework", "quality"}
 
 
-def test_each_prediction_leaves_a_record(start: Start, tmp_path: Path) -> None:
+def test_each_prediction_writes_a_record(start: Start, tmp_path: Path) -> None:
     client = start()
     client.post("/batch_predict", files=[file(), file(b"junk"), file(PHOTO, "b.png")])
     end = time.monotonic() + 10
@@ -392,7 +392,7 @@ def test_each_prediction_leaves_a_record(start: Start, tmp_path: Path) -> None:
     assert [json.loads(line)["model_id"] for line in found] == ["aaa", "aaa"]
 
 
-def test_a_browser_is_shown_the_page(client: TestClient) -> None:
+def test_browser_is_redirected_to_web_page(client: TestClient) -> None:
     sent = client.get("/", headers={"Accept": "text/html,*/*"}, follow_redirects=False)
     assert (sent.status_code, sent.headers["location"]) == (307, "/ui")
     page = client.get("/ui")
@@ -400,7 +400,7 @@ def test_a_browser_is_shown_the_page(client: TestClient) -> None:
     assert "http://" not in page.text.replace("http://www.w3.org", "")
 
 
-def test_openapi_has_an_example_of_every_answer(client: TestClient) -> None:
+def test_openapi_has_an_example_for_every_response(client: TestClient) -> None:
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         for operation in operations.values():
             for status, response in operation["responses"].items():
@@ -408,7 +408,7 @@ def test_openapi_has_an_example_of_every_answer(client: TestClient) -> None:
                     assert {"example", "examples"} & set(content) or "binary" in str(content), (path, status)
 
 
-def test_openapi_has_an_example_of_every_error(client: TestClient) -> None:
+def test_openapi_has_an_example_for_every_error(client: TestClient) -> None:
     described = client.get("/openapi.json").json()
     for path, statuses in (
         ("/predict", {400, 401, 408, 413, 415, 422, 429, 500, 503, 504}),

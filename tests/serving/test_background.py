@@ -1,4 +1,4 @@
-"""GET /drift of the real service: its report, its errors, its gauge, and one report at a time."""
+"""Drift reports of a running service: result, metrics, errors, concurrency, shutdown."""
 
 import json
 import os
@@ -48,8 +48,8 @@ def gauge(server: Server, name: str) -> float:
     return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
 
 
-def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Server, tmp_path: Path) -> None:
-    assert str(gauge(server, "droneseg_drift")) == "nan", "nobody looked yet"
+def test_drift_report_includes_latest_predictions_and_sets_gauges(server: Server, tmp_path: Path) -> None:
+    assert str(gauge(server, "droneseg_drift")) == "nan", "no report exists yet"
     for image in photographs(22, seed=5):
         server.predict(encode_png(image)).raise_for_status()
     answer = drift(server).raise_for_status().json()
@@ -68,7 +68,7 @@ def test_what_was_just_predicted_is_in_the_report_and_in_the_gauge(server: Serve
     assert gauge(server, 'droneseg_drift_reports_total{result="done"}') == 2
 
 
-def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_records_are_flushed_before_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     found = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
     monkeypatch.setattr(DriftReporter, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or found)
@@ -81,7 +81,7 @@ def test_records_that_wait_are_written_before_a_report_begins(monkeypatch: pytes
     assert steps == ["flush within 3 s", "report on 30"]
 
 
-def test_who_asks_while_a_report_is_made_gets_that_one(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_concurrent_requests_share_one_report(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40))
     together = threading.Barrier(4)
 
@@ -93,10 +93,10 @@ def test_who_asks_while_a_report_is_made_gets_that_one(server: Server, bundle: B
         urls = set(pool.map(request_report, (40, 30, 20, 25)))
     assert len(urls) == 1
     assert len(list((tmp_path / "reports").rglob("drift.html"))) == 1
-    assert drift(server).raise_for_status().json()["url"] not in urls, "a later one is a new one"
+    assert drift(server).raise_for_status().json()["url"] not in urls, "a later request gets a new report"
 
 
-def test_predictions_go_on_while_a_report_is_made(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_predictions_continue_during_a_report(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40))
     with ThreadPoolExecutor(1) as pool:
         report = pool.submit(drift, server)
@@ -108,7 +108,7 @@ def test_predictions_go_on_while_a_report_is_made(server: Server, bundle: Bundle
     assert predicted > 5
 
 
-def test_what_is_missing_is_told_with_its_status(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_missing_data_returns_its_documented_error(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     few = drift(server)
     assert few.status_code == 409
     assert few.json()["error"]["code"] == "no_verdict"
@@ -124,14 +124,14 @@ def test_what_is_missing_is_told_with_its_status(server: Server, bundle: Bundle,
     assert str(gauge(server, "droneseg_drift")) == "nan"
 
 
-def test_a_store_that_is_away_is_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_unreachable_records_url_returns_503(bundle: Bundle, tmp_path: Path) -> None:
     with serving(tmp_path, model=bundle.folder, records_url="http://127.0.0.1:9/records") as server:
         away = drift(server)
     assert away.status_code == 503
     assert away.json()["error"]["code"] == "records_unavailable"
 
 
-def test_a_report_that_was_killed_is_no_fault_of_the_service(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_killed_report_process_returns_503(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
@@ -145,7 +145,7 @@ def test_a_report_that_was_killed_is_no_fault_of_the_service(server: Server, bun
     assert gauge(server, 'droneseg_faults_total{code="internal_error"}') == 0
 
 
-def test_a_model_that_was_exchanged_on_the_disk_is_told(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_replaced_model_folder_returns_409(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40))
     manifest = bundle.folder / "manifest.json"
     before = manifest.read_bytes()
@@ -158,12 +158,12 @@ def test_a_model_that_was_exchanged_on_the_disk_is_told(server: Server, bundle: 
     assert f"The service runs model {bundle.model_id}" in told.json()["error"]["message"]
 
 
-def test_the_key_guards_it(bundle: Bundle, tmp_path: Path) -> None:
+def test_drift_requires_the_api_key(bundle: Bundle, tmp_path: Path) -> None:
     with serving(tmp_path, model=bundle.folder, api_key="a-long-enough-key") as server:
         assert drift(server).status_code == 401
 
 
-def test_a_service_that_ends_takes_its_report_with_it(server: Server, bundle: Bundle, tmp_path: Path) -> None:
+def test_shutdown_kills_the_report_process(server: Server, bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40, changed=darker))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
@@ -173,12 +173,12 @@ def test_a_service_that_ends_takes_its_report_with_it(server: Server, bundle: Bu
         begin = time.monotonic()
         server.terminate()
         assert server.process.wait(20) == 0
-        assert time.monotonic() - begin < 6, "it waited for the report"
+        assert time.monotonic() - begin < 6, "the service waited for the report"
         assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
     until(lambda: not any(alive(pid) for pid in started))
 
 
-def test_samples_are_kept_if_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+def test_samples_are_written_if_enabled(bundle: Bundle, tmp_path: Path) -> None:
     with serving(tmp_path, model=bundle.folder, sample_share=1, record_names=True) as server:
         server.predict(encode_png(photographs(1)[0])).raise_for_status()
     (line,) = [json.loads(file.read_text()) for file in tmp_path.glob("records/2*/*/*/*.jsonl")]

@@ -1,4 +1,4 @@
-"""A bento as `invoke bento-build` makes it, installed and served where nothing of this project is."""
+"""Bento built by `invoke bento-build`, installed and served in a clean environment."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install what the bento asks for into a new environment, as its own script does."""
+    """Install the bento's requirements into a new environment with the bento's own script."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -53,7 +53,7 @@ def python(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def test_it_serves_fastapis_mask_from_an_environment_of_its_own(
+def test_bento_returns_the_same_mask_from_a_clean_environment(
     bento: Path, python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion = bento.parents[3] / "nnUNet_results" / "champion"
@@ -69,7 +69,7 @@ def test_it_serves_fastapis_mask_from_an_environment_of_its_own(
     assert (found["model_id"], found["segmentation_mask"]) == (expected["model_id"], expected["segmentation_mask"])
 
 
-def test_a_bento_without_a_model_is_not_built(tmp_path: Path) -> None:
+def test_build_without_model_fails(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "tasks.py", "bentofile.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "nnUNet_results" / "champion").mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_a_bento_without_a_model_is_not_built(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
 
 
-def test_there_is_no_torch_and_no_nnunet_in_it(python: Path) -> None:
+def test_bento_installs_neither_torch_nor_nnunet(python: Path) -> None:
     code = "import importlib.util as u; print([n for n in ('torch', 'nnunetv2', 'fastapi', 'dvc') if u.find_spec(n)])"
     done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""What is BentoML's own: bodies in base64, health, metrics, the end, and a start with DVC."""
+"""BentoML backend: base64 bodies, errors, documented commands, start with invalid settings."""
 
 import base64
 import json
@@ -44,7 +44,7 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_base64_in_json_is_answered_with_every_field(server: Server) -> None:
+def test_predict_base64_returns_every_field(server: Server) -> None:
     found = post(server, {"req": {"image_b64": encoded(PHOTO), "content_type": "image/png"}}).json()
     assert found["model_loaded"] is True
     assert "filename" not in found
@@ -87,7 +87,9 @@ UNUSABLE = [
     UNUSABLE,
     ids=lambda value: None if isinstance(value, int) else str(value)[:40],
 )
-def test_what_cannot_be_used_is_told_so(server: Server, body: object, status: int, code: str, words: str) -> None:
+def test_invalid_body_returns_its_documented_error(
+    server: Server, body: object, status: int, code: str, words: str
+) -> None:
     response = post(server, body)
     found = response.json()
     assert (response.status_code, found["error"]["code"]) == (status, code)
@@ -95,13 +97,13 @@ def test_what_cannot_be_used_is_told_so(server: Server, body: object, status: in
     assert set(found) == {"error"}
 
 
-def test_the_documentation_has_every_answer_to_what_cannot_be_used() -> None:
+def test_documentation_lists_every_error() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("| sent to `/predict_base64`")[2].partition("\n\n")[0]
     documented = {(int(status), code) for status, code in re.findall(r"\| (\d+) \| `(\w+)` \|", table)}
     assert documented == {(status, code) for _, status, code, _ in UNUSABLE}
 
 
-def test_other_kinds_of_bodies_are_refused(server: Server) -> None:
+def test_wrong_content_type_returns_415(server: Server) -> None:
     for kind in ("text/plain", "multipart/form-data; boundary=x", "application/vnd.bentoml+pickle"):
         response = post(server, b"x", Content_Type=kind)
         assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
@@ -109,13 +111,13 @@ def test_other_kinds_of_bodies_are_refused(server: Server) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (415, "wrong_content_type")
 
 
-def test_what_a_path_does_not_need_does_not_break_it(server: Server) -> None:
+def test_model_info_ignores_its_request_body(server: Server) -> None:
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "application/vnd.bentoml+pickle", "x"):
         response = httpx.post(f"{server.url}/model_info", content=b"a=b", headers={"Content-Type": kind})
         assert (response.status_code, response.json()["license"]) == (200, "Apache-2.0")
 
 
-def test_paths_that_only_look_like_others_are_not_there(server: Server) -> None:
+def test_similar_paths_return_404(server: Server) -> None:
     for path in (
         "predict_base64%0a",
         "predict_image_bytes%0A/",
@@ -128,7 +130,7 @@ def test_paths_that_only_look_like_others_are_not_there(server: Server) -> None:
     assert 'droneseg_faults_total{code="internal_error"} 0.0' in httpx.get(f"{server.url}/metrics").text
 
 
-def test_bentomls_own_errors_have_our_body(server: Server) -> None:
+def test_bentoml_errors_use_the_shared_format(server: Server) -> None:
     for method, path, status, code in (
         ("GET", "/nowhere", 404, "not_found"),
         ("GET", "/predict_base64", 405, "method_not_allowed"),
@@ -137,7 +139,7 @@ def test_bentomls_own_errors_have_our_body(server: Server) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (status, code)
 
 
-def test_the_client_of_the_documentation_works_as_written(server: Server, tmp_path: Path) -> None:
+def test_documented_client_works_as_written(server: Server, tmp_path: Path) -> None:
     page = PAGE.read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "PHOTO.png").write_bytes(PHOTO)
@@ -149,7 +151,7 @@ def test_the_client_of_the_documentation_works_as_written(server: Server, tmp_pa
     assert (read_mask(tmp_path / "mask.png", "ids") == 5).all()
 
 
-def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp_path: Path) -> None:
+def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path) -> None:
     require_program("curl")
     (block,) = re.findall(r"```bash\n(echo .*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     found = in_a_shell(block, server, tmp_path)
@@ -157,7 +159,7 @@ def test_the_curl_lines_of_the_documentation_work_as_written(server: Server, tmp
     assert '"license":"Apache-2.0"' in found
 
 
-def test_the_curl_line_of_the_readme_works_as_written(server: Server, tmp_path: Path) -> None:
+def test_readme_curl_command_works_as_written(server: Server, tmp_path: Path) -> None:
     require_program("curl")
     (line,) = re.findall(r"^curl .*127\.0\.0\.1:3000.*$", README.read_text(encoding="utf-8"), re.M)
     found = json.loads(in_a_shell(line, server, tmp_path))
@@ -173,14 +175,14 @@ def in_a_shell(script: str, server: Server, folder: Path) -> str:
     return done.stdout
 
 
-def test_it_listens_where_it_is_told_and_nowhere_else(server: Server) -> None:
+def test_service_listens_only_on_the_configured_address(server: Server) -> None:
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     places = [link.laddr for each in processes for link in each.net_connections("inet") if link.status == "LISTEN"]
     assert {ip for ip, _ in places} == {"127.0.0.1"}
     assert int(server.url.rpartition(":")[2]) in {port for _, port in places}
 
 
-def test_the_first_page_is_the_status_and_loads_nothing_from_elsewhere(server: Server) -> None:
+def test_root_returns_status_with_working_links(server: Server) -> None:
     response = httpx.get(f"{server.url}/", headers={"Accept": "text/html"})
     found = response.json()
     assert (found["service"], found["ready"]) == ("droneseg", True)
@@ -188,7 +190,7 @@ def test_the_first_page_is_the_status_and_loads_nothing_from_elsewhere(server: S
         assert httpx.get(f"{server.url}{link}").status_code == 200
 
 
-def test_a_tree_of_json_is_refused_before_it_is_built(server: Server) -> None:
+def test_deeply_nested_json_is_rejected_without_parsing(server: Server) -> None:
     before = server.memory_mb
     response = post(server, b'{"req": [' + b"[0]," * 7_000_000 + b"[0]]}")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_request")
@@ -199,7 +201,7 @@ def test_a_tree_of_json_is_refused_before_it_is_built(server: Server) -> None:
     ("name", "value"),
     [("DRONESEG_RECORDS_URL", "nowhere://x"), ("DRONESEG_PORT", "abc"), ("DRONESEG_HOST", "localhost")],
 )
-def test_it_does_not_start_with_a_wrong_setting(tmp_path: Path, name: str, value: str) -> None:
+def test_service_does_not_start_with_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
     environment = os.environ | {name: value, "BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     done = subprocess.run(BENTO.command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
@@ -207,7 +209,7 @@ def test_it_does_not_start_with_a_wrong_setting(tmp_path: Path, name: str, value
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_model_it_lives_and_is_not_ready(tmp_path: Path) -> None:
+def test_service_without_model_is_alive_but_not_ready(tmp_path: Path) -> None:
     with serving(tmp_path, backend=BENTO, ready=False, model=tmp_path / "nowhere", dvc_pull="never") as server:
         assert httpx.get(f"{server.url}/livez").status_code == 200
         assert httpx.get(f"{server.url}/healthz").status_code == 200

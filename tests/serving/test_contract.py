@@ -1,4 +1,4 @@
-"""Both backends say the same: masks byte for byte, and of what cannot be used status, code and message."""
+"""Both backends return the same masks, byte for byte, and the same statuses, error codes and messages."""
 
 import subprocess
 import sys
@@ -31,7 +31,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
-def test_every_file_of_the_corpus_gets_fastapis_answer(servers: dict[str, Server], way: str, hostile: Hostile) -> None:
+def test_bentoml_response_matches_fastapi_for_every_corpus_file(
+    servers: dict[str, Server], way: str, hostile: Hostile
+) -> None:
     response = servers[way].predict(hostile.data, **KEY)
     found = response.json()
     assert (response.status_code, "" if response.status_code == 200 else found["error"]["code"]) == hostile.answer
@@ -41,7 +43,7 @@ def test_every_file_of_the_corpus_gets_fastapis_answer(servers: dict[str, Server
     assert found == expected
 
 
-def test_what_is_asked_of_the_model_and_of_paths_that_are_not_there_is_answered_the_same(
+def test_model_info_and_unknown_paths_return_the_same_response(
     servers: dict[str, Server],
 ) -> None:
     for method, path in (
@@ -67,14 +69,14 @@ def test_metrics_have_the_same_names_and_labels(servers: dict[str, Server]) -> N
     assert len(names[0]) > 30
 
 
-def test_a_body_above_the_limit_is_refused_with_the_same_words(servers: dict[str, Server]) -> None:
+def test_too_large_body_returns_the_same_error(servers: dict[str, Server]) -> None:
     answers = [servers[way].predict(bytes(31 << 20), **KEY) for way in ("fastapi", *WAYS)]
     assert {answer.status_code for answer in answers} == {413}
     assert len({answer.text for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_key_is_asked_with_the_same_words(servers: dict[str, Server], way: str) -> None:
+def test_missing_api_key_returns_the_same_error(servers: dict[str, Server], way: str) -> None:
     data = next(each.data for each in corpus() if each.answer == OK)
     for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Basic x"}):
         response = servers[way].predict(data, **headers)
@@ -95,7 +97,7 @@ assert first | {"timings_s": {}} == second | {"timings_s": {}}
 """
 
 
-def test_bentomls_client_gives_the_key_as_its_token(servers: dict[str, Server]) -> None:
+def test_bentoml_client_sends_the_key_as_token(servers: dict[str, Server]) -> None:
     photograph = next(each.data for each in corpus() if each.answer == OK)
     # in a process of its own: it warns of itself, and leaves a folder behind
     command = [sys.executable, "-W", "ignore", "-c", CLIENT, servers["bento"].url]

@@ -214,7 +214,7 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page, scheme: str
 
 
 def contrast(page: Page, selector: str, behind: str) -> float:
-    """Return the contrast ratio of text and ground (WCAG 2.2, 1.4.3)."""
+    """Return the contrast ratio of text and background (WCAG 2.2, 1.4.3)."""
     code = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
     texts = page.evaluate(code, [selector, "color"]), page.evaluate(code, [behind, "backgroundColor"])
     lights = sorted(_luminance([int(part) for part in text.strip("rgba()").split(",")[:3]]) for text in texts)

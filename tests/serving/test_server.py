@@ -1,4 +1,4 @@
-"""The real process of either backend: real model, real HTTP, real signals."""
+"""Server process of each backend: a model, HTTP requests, disconnects and signals."""
 
 import json
 import socket
@@ -36,7 +36,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
 
 
-def test_health_is_answered_while_predictions_run(server: Server) -> None:
+def test_health_check_responds_during_predictions(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url) as client:
         running = [pool.submit(server.predict, HUGE, **KEY) for _ in range(2)]
         until(lambda: "droneseg_queue_seconds 0.0" not in metrics(server))
@@ -55,7 +55,7 @@ WORDS = {
 }
 
 
-def test_the_whole_corpus_leaves_the_process_small_and_healthy(server: Server) -> None:
+def test_hostile_corpus_does_not_grow_or_break_the_process(server: Server) -> None:
     before = server.memory_mb
     for hostile in corpus():
         response = server.predict(hostile.data, **KEY)
@@ -69,29 +69,29 @@ def test_the_whole_corpus_leaves_the_process_small_and_healthy(server: Server) -
     assert server.predict(MEDIUM, **KEY).status_code == 200
 
 
-def test_heads_without_an_end_are_refused(server: Server) -> None:
+def test_too_large_headers_return_431(server: Server) -> None:
     endless = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 300_000
-    assert talk(server, endless).startswith(b"HTTP/1.1 431")
+    assert exchange(server, endless).startswith(b"HTTP/1.1 431")
     many = b"GET /livez HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"b" * 900) for n in range(300))
-    answer = talk(server, many)
+    answer = exchange(server, many)
     assert answer.startswith(b"HTTP/1.1 431")
     assert b'"code":"request_header_fields_too_large"' in answer
     just = b"GET /livez HTTP/1.1\r\n" + b"X-A: " + b"a" * 66_000 + b"\r\n\r\n"
-    assert talk(server, just).startswith(b"HTTP/1.1 431")
+    assert exchange(server, just).startswith(b"HTTP/1.1 431")
     assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_what_is_no_http_is_told_so_in_the_one_body(server: Server) -> None:
+def test_invalid_http_returns_400_in_the_shared_format(server: Server) -> None:
     for data in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"):
-        answer = talk(server, data)
+        answer = exchange(server, data)
         assert answer.startswith(b"HTTP/1.1 400 Bad Request")
         assert b'{"error":{"code":"bad_request"' in answer
         assert b"x-request-id: " in answer
 
 
-def test_a_refused_body_is_not_read_on_and_on(server: Server) -> None:
+def test_connection_is_closed_if_a_rejected_body_continues(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    head = head_of(server, "Content-Length: 1000000000000")
+    head = headers_of(server, "Content-Length: 1000000000000")
     sent, piece, end = 0, bytes(1 << 20), time.monotonic() + 60
     with socket.create_connection((host, int(port)), timeout=30) as connection, pytest.raises(ConnectionError):
         connection.sendall(head)
@@ -108,14 +108,14 @@ def test_a_refused_body_is_not_read_on_and_on(server: Server) -> None:
         assert time.monotonic() - begin < 15
 
 
-def test_a_body_that_does_not_come_is_given_up_and_the_log_tells_by_id(tmp_path: Path, backend: Backend) -> None:
+def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion")
     with serving(
         tmp_path, backend=backend, model=tmp_path / "champion", timeout_seconds=1, log_format="json"
     ) as server:
         _, kind = backend.body(b"")
-        head = head_of(server, "X-Request-ID: flight-7", "Content-Length: 1000", f"Content-Type: {kind}")
-        answer = talk(server, head)
+        head = headers_of(server, "X-Request-ID: flight-7", "Content-Length: 1000", f"Content-Type: {kind}")
+        answer = exchange(server, head)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"code":"slow_request"' in answer
         until(lambda: "flight-7" in server.log.read_text())
@@ -125,7 +125,7 @@ def test_a_body_that_does_not_come_is_given_up_and_the_log_tells_by_id(tmp_path:
     assert (entry["path"], entry["status"], entry["severity"]) == (backend.path, 408, "INFO")
 
 
-def test_what_ten_seconds_do_not_suffice_for_is_answered_all_the_same(tmp_path: Path, backend: Backend) -> None:
+def test_shutdown_answers_requests_it_cannot_finish_with_503(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(64, 64))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=600) as server:
         with ThreadPoolExecutor(12) as pool:
@@ -139,11 +139,11 @@ def test_what_ten_seconds_do_not_suffice_for_is_answered_all_the_same(tmp_path: 
     assert set(statuses) == {200, 503}
 
 
-def test_who_has_hung_up_does_not_hold_up_the_end(tmp_path: Path, backend: Backend) -> None:
+def test_disconnected_clients_do_not_delay_shutdown(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(256, 256))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=60) as server:
         for _ in range(4):
-            hang_up(server)
+            disconnect(server)
         gone = f'droneseg_requests_total{{endpoint="{server.backend.path}",status="499"}}'
         until(lambda: gone in metrics(server))
         time.sleep(2)  # what was begun is done
@@ -153,7 +153,7 @@ def test_who_has_hung_up_does_not_hold_up_the_end(tmp_path: Path, backend: Backe
     assert time.monotonic() - begin < 6
 
 
-def test_more_than_can_be_done_is_told_when_to_come_back(tmp_path: Path, backend: Backend) -> None:
+def test_queue_full_returns_429_with_retry_after(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(256, 256))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=0.001) as server:
         with ThreadPoolExecutor(8) as pool:
@@ -165,7 +165,7 @@ def test_more_than_can_be_done_is_told_when_to_come_back(tmp_path: Path, backend
             assert int(answer.headers["Retry-After"]) >= 1
 
 
-def test_no_path_takes_a_body_without_bounds(server: Server) -> None:
+def test_no_path_buffers_an_unlimited_body(server: Server) -> None:
     before = server.memory_mb
     for path in ("/model_info", "/healthz", "/nowhere"):
         httpx.post(f"{server.url}{path}", content=bytes(200 << 20), headers=KEY, timeout=60)
@@ -173,13 +173,13 @@ def test_no_path_takes_a_body_without_bounds(server: Server) -> None:
     assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_a_body_that_does_not_come_does_not_hold_up_the_end(tmp_path: Path, backend: Backend) -> None:
+def test_missing_body_does_not_delay_shutdown(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion")
     with serving(tmp_path, backend=backend, model=tmp_path / "champion") as server:
         _, kind = backend.body(b"")
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(head_of(server, "Content-Length: 1000", f"Content-Type: {kind}"))
+            connection.sendall(headers_of(server, "Content-Length: 1000", f"Content-Type: {kind}"))
             time.sleep(0.2)
             begin = time.monotonic()
             server.terminate()
@@ -187,7 +187,7 @@ def test_a_body_that_does_not_come_does_not_hold_up_the_end(tmp_path: Path, back
         assert time.monotonic() - begin < 13
 
 
-def test_an_early_refusal_leaves_the_connection_usable(server: Server) -> None:
+def test_connection_is_reusable_after_early_rejection(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(3):
             body, kind = server.backend.body(LARGE)
@@ -196,13 +196,13 @@ def test_an_early_refusal_leaves_the_connection_usable(server: Server) -> None:
             assert client.get("/livez").status_code == 200
 
 
-def test_a_client_that_hangs_up_is_taken_out_of_the_queue(server: Server) -> None:
+def test_disconnected_client_is_removed_from_the_queue(server: Server) -> None:
     before = images(server)
     with ThreadPoolExecutor(4) as pool:
         held = [pool.submit(server.predict, LARGE, **KEY) for _ in range(4)]
         time.sleep(0.05)
         for _ in range(6):
-            hang_up(server)
+            disconnect(server)
         assert all(future.result().status_code == 200 for future in held)
     end = time.monotonic() + 20
     gone = f'droneseg_requests_total{{endpoint="{server.backend.path}",status="499"}}'
@@ -212,7 +212,7 @@ def test_a_client_that_hangs_up_is_taken_out_of_the_queue(server: Server) -> Non
     assert images(server) - before < 4 + 6
 
 
-def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path, backend: Backend) -> None:
+def test_sigterm_finishes_admitted_requests_and_writes_records(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(256, 256))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=60) as server:
         with ThreadPoolExecutor(8) as pool:
@@ -223,12 +223,12 @@ def test_sigterm_answers_what_was_admitted_and_writes_the_records(tmp_path: Path
             statuses = [future.result().status_code for future in running]
         assert server.process.wait(20) == 0
     assert statuses.count(200) >= 6
-    assert set(statuses) <= {200, 503}, "who came too late is told so"
+    assert set(statuses) <= {200, 503}, "late requests get 503"
     lines = [line for file in (tmp_path / "records").rglob("*.jsonl") for line in file.read_text().splitlines()]
     assert len(lines) == statuses.count(200)
 
 
-def test_a_misspelt_setting_is_warned_of(tmp_path: Path, backend: Backend) -> None:
+def test_misspelt_setting_logs_a_warning(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(64, 64))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_second=60) as server:
         told = server.log.read_text()
@@ -249,13 +249,13 @@ def gauge(server: Server, name: str) -> float:
     return float(line.split()[1])
 
 
-def head_of(server: Server, *fields: str) -> bytes:
-    """Return the head of a request that predicts."""
+def headers_of(server: Server, *fields: str) -> bytes:
+    """Return the headers of a prediction request."""
     return "\r\n".join([f"POST {server.backend.path} HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
 
-def talk(server: Server, data: bytes) -> bytes:
-    """Send bytes, and return what is answered until the connection closes."""
+def exchange(server: Server, data: bytes) -> bytes:
+    """Send bytes and return the response."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         answer = b""
@@ -270,10 +270,10 @@ def talk(server: Server, data: bytes) -> bytes:
         return answer
 
 
-def hang_up(server: Server) -> None:
-    """Send a whole request and close the connection without waiting for the answer."""
+def disconnect(server: Server) -> None:
+    """Send a prediction request and disconnect before the response."""
     body, kind = server.backend.body(LARGE)
-    head = head_of(server, "X-API-Key: open sesame", f"Content-Type: {kind}", f"Content-Length: {len(body)}")
+    head = headers_of(server, "X-API-Key: open sesame", f"Content-Type: {kind}", f"Content-Length: {len(body)}")
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head + body)
