@@ -83,7 +83,7 @@ def test_a_patch_is_rounded_up_to_what_the_network_divides() -> None:
 
 def test_what_the_network_does_not_have_is_refused() -> None:
     plans = {"configurations": {"2d": BASE | {"normalization_schemes": ["ZScoreNormalization"] * 3}}}
-    with pytest.raises(ConfigurationError, match="base_features, max_features null"):
+    with pytest.raises(ConfigurationError, match="leave base_features and max_features null"):
         add_configuration(plans, "2d_p", **(KEEP | {"base_features": 16}), network="efficientnet-lite0")
     with pytest.raises(ConfigurationError, match="colours divided by 255"):
         add_configuration(plans, "2d_p", **KEEP, network="efficientnet-lite0")

@@ -76,20 +76,20 @@ def test_missing_plans_say_what_to_do(tmp_path: Path) -> None:
         read_plans(NnunetPaths(tmp_path, tmp_path, tmp_path))
 
 
-def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert paths.choose_device("auto").type == expected
 
 
-def test_an_absent_device_is_an_error_not_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_device_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device=cuda is not available"):
+    with pytest.raises(ConfigurationError, match="device=cuda is not available"):
         paths.choose_device("cuda")
 
 
-def test_nnunet_finds_our_trainer_alone_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnunet_finds_the_only_trainer_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     export_environment(NnunetPaths(tmp_path, tmp_path, tmp_path))
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -98,18 +98,17 @@ def test_nnunet_finds_our_trainer_alone_in_its_folder(tmp_path: Path, monkeypatc
     assert [f.name for f in TRAINER_FOLDER.glob("*.py")] == ["drone_seg_trainer.py"]
 
 
-def test_trainer_settings_travel_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_settings_are_passed_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ.pop("DRONESEG_TRAINER_SETTINGS", None)
     with pytest.raises(ConfigurationError, match="droneseg train"):
         trainer_settings.read_settings_file()
-    (tmp_path / "s.json").write_text(trainer_settings.TrainerSettings(epochs=7).model_dump_json())
-    trainer_settings.write_settings_file(tmp_path / "s.json")
+    trainer_settings.write_settings_file(trainer_settings.TrainerSettings(epochs=7), tmp_path / "s.json")
     assert trainer_settings.read_settings_file().epochs == 7
 
 
 def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match="the folder does not exist"):
         checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
     with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
         checkpoint_files(tmp_path, "checkpoint_final.pth")
@@ -117,5 +116,5 @@ def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps({}))
     (tmp_path / "fold_0").mkdir()
     (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"no fold holds checkpoint_final\.pth\. There is checkpoint_best\.pth"):
+    with pytest.raises(ModelError, match=r"no fold contains checkpoint_final\.pth\. Found checkpoint_best\.pth"):
         checkpoint_files(tmp_path, "checkpoint_final.pth")

@@ -47,8 +47,8 @@ def test_nnunets_own_predictor_gives_the_same_masks(pretrained: Workspace) -> No
     from droneseg.nnunet.predictor import NnunetPredictor
 
     root = pretrained.root
-    layout = NnunetPaths(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
-    stock = NnunetPredictor(pretrained.fold("2d_lite0").parent, layout, mirrored=True)
+    paths = NnunetPaths(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
+    stock = NnunetPredictor(pretrained.fold("2d_lite0").parent, paths, mirrored=True)
     bundle = read_bundle(root / "lite0")
     assert bundle.manifest.divisor == (64, 64)
     segmenter = BundleSegmenter(bundle, profile="exact")

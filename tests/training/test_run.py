@@ -1,4 +1,4 @@
-"""A real nnU-Net training: it leaves what it was made of, survives kill -9, keeps its budget, and predicts."""
+"""Trainings with nnU-Net: record, resume after kill -9, time budget, early stopping and Ctrl-C."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from support.workspace import TINY, Workspace
 pytestmark = pytest.mark.slow
 
 
-def test_training_leaves_model_record_and_log(trained: Workspace) -> None:
+def test_training_writes_checkpoint_record_and_log(trained: Workspace) -> None:
     fold = trained.fold()
     record = json.loads((fold / "training.json").read_text())
     assert record["config"]["epochs"] == 2
@@ -28,7 +28,7 @@ def test_training_leaves_model_record_and_log(trained: Workspace) -> None:
     assert 0 <= json.loads((fold / "validation/summary.json").read_text())["foreground_mean"]["Dice"] <= 1
 
 
-def test_split_file_became_fold_0(trained: Workspace) -> None:
+def test_split_file_becomes_fold_0(trained: Workspace) -> None:
     folds = json.loads((trained.root / "nnUNet_preprocessed/Dataset101_DroneSeg/splits_final.json").read_text())
     split = json.loads((trained.root / "split.json").read_text())
     assert folds[0]["val"] == [f"drone_{stem}" for stem in split["val"]]
@@ -36,21 +36,21 @@ def test_split_file_became_fold_0(trained: Workspace) -> None:
     assert predicted == set(folds[0]["val"])
 
 
-def test_a_finished_training_is_not_overwritten_unasked(trained: Workspace) -> None:
+def test_finished_training_is_not_overwritten_without_overwrite(trained: Workspace) -> None:
     before = (trained.fold() / "checkpoint_final.pth").read_bytes()
     refused = trained.run("train", *TINY, check=False)
     assert refused.returncode == 1
-    assert "resume=true goes on with it, overwrite=true sets it aside" in refused.stderr
+    assert "Use resume=true to continue it, or overwrite=true to rename it" in refused.stderr
     assert (trained.fold() / "checkpoint_final.pth").read_bytes() == before
 
 
-def test_resume_with_another_network_is_refused(trained: Workspace) -> None:
+def test_resume_with_a_different_network_is_refused(trained: Workspace) -> None:
     refused = trained.run("train", *TINY, "resume=true", "base_features=8", check=False)
     assert refused.returncode == 1
-    assert "has another plan (architecture differ)" in refused.stderr
+    assert "has a different plan (architecture)" in refused.stderr
 
 
-def test_kill_9_costs_at_most_the_last_epoch(workspace: Workspace) -> None:
+def test_kill_9_loses_at_most_the_last_epoch(workspace: Workspace) -> None:
     arguments = [*TINY, "configuration=2d_killed", "epochs=400", "validation=none"]
     fold = workspace.fold("2d_killed")
     running = subprocess.Popen(
@@ -67,11 +67,11 @@ def test_kill_9_costs_at_most_the_last_epoch(workspace: Workspace) -> None:
     assert resumed.returncode == 0, resumed.stderr
     first_epoch = read(fold / "droneseg.log").splitlines()[done + 2 :]
     numbers = [int(line.split("epoch ")[1].split("/")[0]) for line in first_epoch if "epoch " in line]
-    assert numbers[0] in (done, done + 1), "resumed where it was killed, not at the beginning"
+    assert numbers[0] in (done, done + 1), "the training resumes where it was killed"
     assert numbers[-1] == done + 2
 
 
-def test_time_budget_ends_the_training_cleanly(workspace: Workspace) -> None:
+def test_time_budget_ends_the_training_with_a_final_checkpoint(workspace: Workspace) -> None:
     arguments = [*TINY, "configuration=2d_budget", "epochs=5000", "max_minutes=0.05"]
     workspace.run("train", *arguments)
     log = read(workspace.fold("2d_budget") / "droneseg.log")
@@ -80,25 +80,27 @@ def test_time_budget_ends_the_training_cleanly(workspace: Workspace) -> None:
     assert (workspace.fold("2d_budget") / "validation/summary.json").is_file()
     again = workspace.run("train", *arguments, "resume=true")
     assert again.returncode == 0
-    assert read(workspace.fold("2d_budget") / "droneseg.log").count("epoch ") == log.count("epoch "), "budget is spent"
+    assert read(workspace.fold("2d_budget") / "droneseg.log").count("epoch ") == log.count("epoch "), (
+        "the budget was already used up"
+    )
 
 
-def test_early_stopping_ends_a_training_that_does_not_improve(workspace: Workspace) -> None:
+def test_early_stopping_ends_a_training_without_improvement(workspace: Workspace) -> None:
     workspace.run("train", *TINY, "configuration=2d_early", "epochs=500", "learning_rate=1e-9", "patience=2",
                   "validation=none")  # fmt: skip
     assert "no better smoothed Dice for 2 epochs" in read(workspace.fold("2d_early") / "droneseg.log")
 
 
-def test_overwrite_sets_the_older_training_aside(workspace: Workspace) -> None:
+def test_overwrite_renames_the_existing_training(workspace: Workspace) -> None:
     arguments = [*TINY, "configuration=2d_early", "epochs=1", "validation=none"]
     before = (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes()
     workspace.run("train", *arguments, "overwrite=true")
-    aside = next(workspace.fold("2d_early").parent.glob("before_*_fold_0"))
-    assert (aside / "checkpoint_final.pth").read_bytes() == before
+    renamed = next(workspace.fold("2d_early").parent.glob("before_*_fold_0"))
+    assert (renamed / "checkpoint_final.pth").read_bytes() == before
     assert (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes() != before
 
 
-def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(workspace: Workspace) -> None:
+def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> None:
     running = subprocess.Popen(
         [*workspace.command, "train", *TINY, "configuration=2d_interrupted", "epochs=5000", "validation=none"],
         cwd=workspace.root, env=workspace.environment, stderr=subprocess.PIPE, text=True,
@@ -109,7 +111,7 @@ def test_ctrl_c_ends_with_one_line_that_says_how_to_go_on(workspace: Workspace) 
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert "error: Interrupted. Go on from the last checkpoint with resume=true." in errors
+    assert "error: Training interrupted. Continue from the last checkpoint with resume=true." in errors
     assert "Traceback" not in errors
 
 
@@ -120,6 +122,6 @@ def read(path: Path) -> str:
 def wait_for(condition: object, running: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 300
     while not condition():  # type: ignore[operator]  # test
-        assert running.poll() is None, "the training ended by itself"
+        assert running.poll() is None, "the training ended early"
         assert time.monotonic() < deadline, "the training made no progress"
         time.sleep(0.1)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -44,8 +44,7 @@ from droneseg.model.bundle import (
 from droneseg.monitoring.drift import MIN_RECORDS, measure_reference, write_reference
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.paths import PLANS, NnunetPaths
-from droneseg.nnunet.plans import divisor
-from droneseg.training.onnx import export_onnx, normalisation_of, quantise, resolved_plan
+from droneseg.training.onnx import TorchAgreement, export_onnx, quantise
 from droneseg.training.run import git_revision, package_versions
 
 _GENERATED_SEED = 1_000_000
@@ -302,13 +301,8 @@ def export_model(
         )
 
 
-def _plan_patch(model: TrainedModel) -> tuple[int, int]:
-    height, width = resolved_plan(model)["patch_size"]
-    return int(height), int(width)
-
-
 def _tiles(model: TrainedModel, images: Sequence[Image]) -> NDArray[np.float32]:
-    patch, normalisation = _plan_patch(model), normalisation_of(model)
+    patch, normalisation = model.plan.patch_size, model.normalisation
     return np.stack([central_tile(image, normalisation_table(image, normalisation), patch) for image in images])
 
 
@@ -320,7 +314,7 @@ class _Description:
     profiles: dict[str, Profile]
     default_profile: str
     licence: str
-    agreement: dict[str, float]
+    agreement: TorchAgreement
 
     def manifest(
         self,
@@ -339,9 +333,9 @@ class _Description:
             description=f"{model.trainer}, {model.configuration}, fold {folds}",
             license=self.licence,
             classes=own_classes(),
-            normalisation=normalisation_of(model),
-            patch_size=_plan_patch(model),
-            divisor=divisor(resolved_plan(model)),
+            normalisation=model.normalisation,
+            patch_size=model.plan.patch_size,
+            divisor=model.plan.divisor,
             mirror_axes=model.mirror_axes,
             profiles=profiles or self.profiles,
             default_profile=self.default_profile,
@@ -358,7 +352,7 @@ class _Description:
                 packages=package_versions(),
                 git_revision=git_revision(),
                 exported=datetime.now(UTC).isoformat(timespec="seconds"),
-                agreement_with_torch=self.agreement,
+                agreement_with_torch=asdict(self.agreement),
             ),
             quality=quality,
             drift_reference=drift_reference,

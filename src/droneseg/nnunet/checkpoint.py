@@ -1,9 +1,10 @@
-"""Load checkpoints safely; build networks; interpolate or initialise weights."""
+"""Load nnU-Net checkpoints safely, build their networks, and interpolate or initialise weights."""
 
 import hashlib
 import json
 import shutil
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,99 +25,111 @@ from droneseg.nnunet.paths import (
     checkpoint_files,
     export_environment,
 )
-from droneseg.nnunet.plans import read_plans
+from droneseg.nnunet.plans import Normalisation, Plan, Plans, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 
 @dataclass(frozen=True)
 class Fold:
-    """The checkpoint of one fold.
+    """Checkpoint of one fold.
 
     Attributes:
-        number: Of the fold.
-        epochs: Trained.
-        sha256: Of the file.
-        weights: Of the network, by name.
+        number: Number of the fold.
+        epochs: Number of trained epochs.
+        sha256: SHA-256 of the checkpoint file.
+        weights: Weights of the network by name.
     """
 
     number: int
     epochs: int
     sha256: str
-    weights: "OrderedDict[str, torch.Tensor]"
+    weights: OrderedDict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model folder of nnU-Net, read.
+    """Contents of an nnU-Net model folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: The model folder.
         plans: nnU-Net's plans.
         dataset: nnU-Net's dataset.json.
-        configuration: Name in the plans.
-        trainer: Name of the trainer's class.
+        configuration: Name of the configuration in the plans.
+        plan: The configuration, merged with the configurations it inherits from.
+        normalisation: Normalisation of the colours.
+        trainer: Class name of the trainer.
         mirror_axes: Axes along which nnU-Net mirrors at prediction.
-        folds: In order.
+        folds: Checkpoints in the order of the folds.
     """
 
     folder: Path
     plans: dict[str, Any]
     dataset: dict[str, Any]
     configuration: str
+    plan: Plan
+    normalisation: Normalisation
     trainer: str
     mirror_axes: tuple[int, ...]
     folds: tuple[Fold, ...]
 
 
 def load_trained_model(
-    folder: Path, layout: NnunetPaths, *, checkpoint: str, folds: tuple[int, ...] | None = None, trust: bool = False
+    folder: Path, paths: NnunetPaths, *, checkpoint: str, folds: tuple[int, ...] | None = None, trust: bool = False
 ) -> TrainedModel:
-    """Read a model folder of nnU-Net.
+    """Load an nnU-Net model folder.
 
     Args:
-        folder: It holds plans.json, dataset.json and the folds.
-        layout: nnU-Net's folders.
+        folder: Model folder with plans.json, dataset.json and one folder per fold.
+        paths: nnU-Net's folders.
         checkpoint: File name of the checkpoint in each fold.
-        folds: Which ones; None for all that have it.
-        trust: Whether to load checkpoints that pickle more than numbers and text, which can run any code.
+        folds: Numbers of the folds to load; None loads all that have the checkpoint.
+        trust: Whether to load checkpoints that pickle more than numbers and text, which can execute arbitrary code.
 
     Raises:
-        ModelError: If there is no such model.
+        ModelError: If the folder is not a model folder, or a fold is missing.
+        ConfigurationError: If bundles do not support the model's normalisation.
         UntrustedCheckpointError: If a checkpoint pickles more than numbers and text and `trust` is false.
     """
-    files = [
-        file for file in checkpoint_files(folder, checkpoint) if folds is None or _fold_number(file.parent) in folds
-    ]
-    missing = sorted(set(folds or ()) - {_fold_number(file.parent) for file in files})
-    if missing:
-        raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} holds no {checkpoint}.")
-    export_environment(layout)
+    files = _fold_files(folder, checkpoint, folds)
+    export_environment(paths)
     contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
+    configuration = str(first["init_args"]["configuration"])
     plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-    if first["init_args"]["configuration"] not in plans.get("configurations", {}):
-        raise ModelError(f"{folder / 'plans.json'} does not hold configuration {first['init_args']['configuration']}.")
+    if configuration not in plans.get("configurations", {}):
+        raise ModelError(f"{folder / 'plans.json'} has no configuration {configuration}, which {files[0]} names.")
+    plan = resolve_plan(plans, configuration)
     return TrainedModel(
         folder=folder,
         plans=plans,
         dataset=json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
-        configuration=str(first["init_args"]["configuration"]),
+        configuration=configuration,
+        plan=plan,
+        normalisation=plan.normalisation,
         trainer=str(first["trainer_name"]),
         mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
         folds=tuple(
-            Fold(
-                _fold_number(file.parent),
-                int(content["current_epoch"]),
-                sha256_of(file),
-                content["network_weights"],
-            )
+            Fold(_fold_number(file), int(content["current_epoch"]), sha256_of(file), content["network_weights"])
             for file, content in zip(files, contents, strict=True)
         ),
     )
 
 
+def _fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) -> list[Path]:
+    """Return the checkpoint files of the given folds, or of all folds."""
+    files = [file for file in checkpoint_files(folder, checkpoint) if folds is None or _fold_number(file) in folds]
+    missing = sorted(set(folds or ()) - {_fold_number(file) for file in files})
+    if missing:
+        raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}.")
+    return files
+
+
+def _fold_number(checkpoint: Path) -> int:
+    return int(checkpoint.parent.name.removeprefix("fold_"))
+
+
 def build_networks(model: TrainedModel) -> list[nn.Module]:
-    """Build one network per fold with its weights, ready to predict: no deep supervision, evaluation mode."""
+    """Build the network of each fold with its weights, in evaluation mode and without deep supervision."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -139,27 +152,24 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
     return networks
 
 
-def _fold_number(folder: Path) -> int:
-    return int(folder.name.removeprefix("fold_"))
-
-
 def sha256_of(file: Path) -> str:
-    """Return the hash by which a bundle names the checkpoint it was made of."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
-    """Read a checkpoint of nnU-Net as it is.
+    """Read an nnU-Net checkpoint.
 
     Args:
-        file: The checkpoint.
-        trust: Whether to load it even if it pickles more than numbers and text, which can run any code.
+        file: Checkpoint file.
+        trust: Whether to load a checkpoint that pickles more than numbers and text, which can execute arbitrary code.
 
     Raises:
-        ModelError: If it is none, or damaged.
-        UntrustedCheckpointError: If it pickles more and `trust` is false.
+        ModelError: If the file is damaged or not an nnU-Net checkpoint.
+        UntrustedCheckpointError: If the file pickles more than numbers and text and `trust` is false.
     """
-    # what nnU-Net's checkpoints hold beyond tensors: numpy scalars in the log of the training
+    # beyond tensors, nnU-Net's checkpoints contain NumPy scalars in the training log
     numbers = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     scalar: Any = (np._core.multiarray.scalar, "numpy._core.multiarray.scalar")  # type: ignore[attr-defined]  # no public name
     older: Any = (scalar[0], "numpy.core.multiarray.scalar")
@@ -169,17 +179,18 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=not trust)
     except UnpicklingError as error:
         raise UntrustedCheckpointError(
-            f"{file} pickles more than numbers and text ({_first_line(error)}); loading it could run any code. "
-            "If you trust where it came from, use --trust."
+            f"{file} pickles more than numbers and text ({_first_line(error)}); loading it can execute arbitrary code. "
+            "Use --trust if you trust its source."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{file}: cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"Cannot load {file}: {_first_line(error)}") from error
     if not isinstance(content, dict) or "network_weights" not in content:
-        raise ModelError(f"{file} is no checkpoint of nnU-Net.")
+        raise ModelError(f"{file} is not an nnU-Net checkpoint.")
     return content
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error message, or the forbidden name if unpickling failed."""
     text = str(error)
     for marker in ("Unsupported global: ", "WeightsUnpickler error: "):
         if marker in text:
@@ -188,53 +199,56 @@ def _first_line(error: Exception) -> str:
 
 
 BLEND_NAME = "blend.json"
-"""What a blended model was made of; only a folder that holds one is ever replaced, never a training."""
+"""File with the sources of an interpolated model. Only folders that contain it are replaced, never a training."""
 
 
 def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
-    """Write a model folder of nnU-Net whose weights lie between those of two others, fold by fold.
+    """Write a model folder whose weights are interpolated between those of two models, fold by fold.
 
-    For a network and what became of it when it was trained further on other data (Wortsman et al. 2022, "Robust
-    fine-tuning of zero-shot models"); two trainings from different beginnings do not blend.
+    Use it for a model and a fine-tuned version of it (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    Weights of independent trainings cannot be interpolated.
 
     Args:
         first: Model folder.
-        second: Model folder with the same folds and networks; all but the weights is taken from it.
-        out: Folder to write; its `blend.json` says what it was made of.
-        share: Of the second model, 0 to 1.
-        replace: Whether an older blend there may be replaced.
+        second: Model folder with the same folds and networks; everything but the weights is copied from it.
+        out: Folder to write; its `blend.json` names the sources.
+        share: Weight of the second model, 0 to 1.
+        replace: Whether to replace an interpolated model in `out`.
 
     Raises:
-        ModelError: If a folder holds no model, or the two do not have the same networks.
-        OutputExistsError: If something is in the way.
+        ModelError: If a folder is not a model folder, or the networks differ.
+        OutputExistsError: If `out` exists and may not be replaced.
     """
-    firsts, seconds = checkpoint_files(first, FINAL_CHECKPOINT), checkpoint_files(second, FINAL_CHECKPOINT)
-    folds = [[file.parent.name for file in files] for files in (firsts, seconds)]
+    first_files, second_files = checkpoint_files(first, FINAL_CHECKPOINT), checkpoint_files(second, FINAL_CHECKPOINT)
+    folds = [[file.parent.name for file in files] for files in (first_files, second_files)]
     if folds[0] != folds[1]:
-        raise ModelError(f"{first} has {', '.join(folds[0])} and {second} has {', '.join(folds[1])}.")
-    about: dict[str, Any] = {"share_of_second": share}
+        raise ModelError(
+            f"The models have different folds: {first} has {', '.join(folds[0])}, {second} has {', '.join(folds[1])}."
+        )
+    sources: dict[str, float | dict[str, str]] = {"share_of_second": share}
     with atomic_directory(out, marker=BLEND_NAME, replace=replace) as folder:
         for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
             if (second / name).is_file():
                 shutil.copy(second / name, folder / name)
-        for one, other in zip(firsts, seconds, strict=True):
-            begun, further = read_checkpoint(one), read_checkpoint(other)
-            weights = _between(begun["network_weights"], further["network_weights"], share)
-            target = folder / one.parent.name
-            target.mkdir()
-            torch.save(further | {"network_weights": weights}, target / FINAL_CHECKPOINT)
-            about[target.name] = {"first_sha256": sha256_of(one), "second_sha256": sha256_of(other)}
-        (folder / BLEND_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        for fold, first_file, second_file in zip(folds[0], first_files, second_files, strict=True):
+            content = read_checkpoint(second_file)
+            weights = _interpolate(read_checkpoint(first_file)["network_weights"], content["network_weights"], share)
+            (folder / fold).mkdir()
+            torch.save(content | {"network_weights": weights}, folder / fold / FINAL_CHECKPOINT)
+            sources[fold] = {"first_sha256": sha256_of(first_file), "second_sha256": sha256_of(second_file)}
+        (folder / BLEND_NAME).write_text(json.dumps(sources, indent=2) + "\n", encoding="utf-8")
 
 
-def _between(first: dict[str, Any], second: dict[str, Any], share: float) -> "OrderedDict[str, torch.Tensor]":
+def _interpolate(
+    first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], share: float
+) -> OrderedDict[str, torch.Tensor]:
     different = sorted(
         name
         for name in first.keys() | second.keys()
         if name not in first or name not in second or first[name].shape != second[name].shape
     )
     if different:
-        raise ModelError(f"These are not the same networks: {', '.join(different[:3])} and more differ.")
+        raise ModelError(f"The models have different networks; {len(different)} layers differ, e.g. {different[0]}.")
     return OrderedDict(
         (name, torch.lerp(value, second[name], share) if value.is_floating_point() else second[name])
         for name, value in first.items()
@@ -245,35 +259,29 @@ _TRAINER = "nnUNetTrainer"
 
 
 def write_random_model(
-    layout: NnunetPaths, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
+    paths: NnunetPaths, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
 ) -> Path:
-    """Write a model folder for the planned dataset whose folds have untrained weights.
+    """Write a model folder with randomly initialised weights for the planned dataset.
 
     Args:
-        layout: nnU-Net's folders; the dataset in them is planned.
-        configuration: Name in the plans.
-        folds: How many.
-        seed: Of the first fold's weights; the others follow.
+        paths: nnU-Net's folders with the plans of the dataset.
+        configuration: Name of the configuration in the plans.
+        folds: Number of folds.
+        seed: Random seed of the first fold's weights; each further fold adds 1.
 
     Returns:
         The model folder, which nnU-Net's own predictor can load.
     """
-    plans = read_plans(layout)
-    export_environment(layout)
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    folder = layout.results / layout.raw_dataset.name / f"{_TRAINER}__{PLANS}__{configuration}"
+    plans = read_plans(paths)
+    export_environment(paths)
+    folder = paths.results / paths.raw_dataset.name / f"{_TRAINER}__{PLANS}__{configuration}"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, source in (("plans.json", layout.plans_file), ("dataset.json", layout.raw_dataset / "dataset.json")):
+    for name, source in (("plans.json", paths.plans_file), ("dataset.json", paths.raw_dataset / "dataset.json")):
         shutil.copyfile(source, folder / name)
-    manager = PlansManager(plans)
     for fold in range(folds):
         torch.manual_seed(seed + fold)
         with redirect_stdout_to_log():
-            network = nnUNetTrainer.build_network_architecture(
-                manager, manager.get_configuration(configuration), 3, len(CLASSES), enable_deep_supervision=False
-            )
+            network = _default_network(plans, configuration)
         (folder / f"fold_{fold}").mkdir(exist_ok=True)
         torch.save(
             {
@@ -288,19 +296,29 @@ def write_random_model(
     return folder
 
 
-def count_gflop(layout: NnunetPaths, *, configuration: str = BASE_CONFIGURATION) -> float:
-    """Return the arithmetic of one pass over one tile in 10^9 operations, a multiplication and its addition as two."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+def count_gflop(paths: NnunetPaths, *, configuration: str = BASE_CONFIGURATION) -> float:
+    """Return the floating-point operations of one forward pass over one tile, in units of 10^9.
+
+    A multiplication and the addition of its result count as two operations.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    manager = PlansManager(read_plans(layout))
-    chosen = manager.get_configuration(configuration)
+    plans = read_plans(paths)
     with torch.device("meta"):
-        network = nnUNetTrainer.build_network_architecture(
-            manager, chosen, 3, len(CLASSES), enable_deep_supervision=False
-        )
+        network = _default_network(plans, configuration)
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            network(torch.empty(1, 3, *chosen.patch_size))
+            network(torch.empty(1, 3, *resolve_plan(plans, configuration).patch_size))
     return float(counter.get_total_flops()) / 1e9
+
+
+def _default_network(plans: Plans, configuration: str) -> nn.Module:
+    """Build a network as nnU-Net's default trainer does, without deep supervision."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    network: nn.Module = nnUNetTrainer.build_network_architecture(
+        manager, manager.get_configuration(configuration), 3, len(CLASSES), enable_deep_supervision=False
+    )
+    return network

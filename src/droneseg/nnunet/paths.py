@@ -1,15 +1,16 @@
-"""nnU-Net directories, file names and environment variables; device choice."""
+"""nnU-Net folders, file names and environment variables; device selection."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
-
-from droneseg.core.errors import ModelError
+from droneseg.core.errors import ConfigurationError, ModelError
 from droneseg.core.settings import Settings
 from droneseg.core.system import usable_cores
+
+if TYPE_CHECKING:
+    import torch  # commands of installations without torch import this module, too
 
 DATASET_ID = 101
 DATASET = "Dataset101_DroneSeg"
@@ -22,12 +23,12 @@ FINAL_CHECKPOINT = "checkpoint_final.pth"
 LATEST_CHECKPOINT = "checkpoint_latest.pth"
 BEST_CHECKPOINT = "checkpoint_best.pth"
 RECORD_NAME = "training.json"
-"""Beside the checkpoints: what a training is made of."""
+"""File next to the checkpoints with configuration, package versions and machine of a training."""
 
 
 @dataclass(frozen=True)
 class NnunetPaths:
-    """nnU-Net's three folders.
+    """The three folders of nnU-Net.
 
     Attributes:
         raw: Raw datasets.
@@ -40,99 +41,108 @@ class NnunetPaths:
     results: Path
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "NnunetPaths":
-        """Take the folders from the settings, made absolute."""
+    def from_settings(cls, settings: Settings) -> Self:
+        """Return the folders in the settings as absolute paths."""
         return cls(
             settings.nnunet_raw.resolve(), settings.nnunet_preprocessed.resolve(), settings.nnunet_results.resolve()
         )
 
     @property
     def raw_dataset(self) -> Path:
-        """The raw dataset of this project."""
+        """Folder of the raw dataset."""
         return self.raw / DATASET
 
     @property
     def preprocessed_dataset(self) -> Path:
-        """Plans and preprocessed data of this project's dataset."""
+        """Folder of the plans and the preprocessed data of the dataset."""
         return self.preprocessed / DATASET
 
     @property
     def plans_file(self) -> Path:
-        """The plans of this project's dataset."""
+        """File with the plans of the dataset."""
         return self.preprocessed_dataset / f"{PLANS}.json"
 
     def model_folder(self, configuration: str) -> Path:
-        """Return the folder of the models trained with one configuration; its folds lie in it."""
+        """Return the model folder of a configuration, which contains its folds."""
         return self.results / DATASET / f"{TRAINER}__{PLANS}__{configuration}"
 
     def fold_folder(self, configuration: str, fold: int) -> Path:
-        """Return the folder of one training: checkpoints, logs, validation."""
+        """Return the folder of one training, with checkpoints, logs and validation."""
         return self.model_folder(configuration) / f"fold_{fold}"
 
 
-def export_environment(layout: NnunetPaths, *, processes: int | None = None, loaders: int | None = None) -> None:
-    """Tell nnU-Net its folders, our trainer's folder and its numbers of processes.
+def export_environment(paths: NnunetPaths, *, processes: int | None = None, loaders: int | None = None) -> None:
+    """Set nnU-Net's environment variables: folders, trainer folder and numbers of processes.
 
-    Must run before the first import of nnunetv2, which reads the number of processes on import.
+    Call this before the first import of nnunetv2, which reads the number of processes at import.
 
     Args:
-        layout: The three folders.
-        processes: Worker processes for preprocessing and export; default one per core, at most 8.
-        loaders: Worker processes for loading and augmenting; 0 loads in the training process.
+        paths: nnU-Net's folders.
+        processes: Worker processes for preprocessing and export; default: one per core, at most 8.
+        loaders: Worker processes that load and augment data; 0 loads in the training process.
     """
-    os.environ["nnUNet_raw"] = str(layout.raw)  # noqa: SIM112  # nnU-Net spells it so
-    os.environ["nnUNet_preprocessed"] = str(layout.preprocessed)  # noqa: SIM112
-    os.environ["nnUNet_results"] = str(layout.results)  # noqa: SIM112
+    os.environ["nnUNet_raw"] = str(paths.raw)  # noqa: SIM112  # nnU-Net's spelling
+    os.environ["nnUNet_preprocessed"] = str(paths.preprocessed)  # noqa: SIM112
+    os.environ["nnUNet_results"] = str(paths.results)  # noqa: SIM112
     os.environ["nnUNet_extTrainer"] = str(TRAINER_FOLDER)  # noqa: SIM112
     os.environ["nnUNet_def_n_proc"] = str(processes or min(usable_cores(), 8))  # noqa: SIM112
-    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112  # W&B is told by droneseg.nnunet.callbacks
+    os.environ["nnUNet_wandb_enabled"] = "0"  # noqa: SIM112  # droneseg.nnunet.callbacks logs to W&B
     if loaders is not None:
         os.environ["nnUNet_n_proc_DA"] = str(loaders)  # noqa: SIM112
 
 
 def trained_folders(results: Path) -> list[Path]:
-    """List the model folders below nnU-Net's results that hold a finished or interrupted training."""
-    return sorted({found.parent.parent for found in results.glob(f"{DATASET}/*/fold_*/checkpoint_*.pth")})
+    """Return the model folders below nnU-Net's results that contain a finished or interrupted training."""
+    return sorted({file.parent.parent for file in results.glob(f"{DATASET}/*/fold_*/checkpoint_*.pth")})
 
 
 def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
-    """Return the checkpoint of every fold of a model folder that has it.
+    """Return the checkpoint files of a model folder, one for each fold that has this checkpoint.
+
+    Args:
+        folder: Model folder of nnU-Net.
+        checkpoint: File name of the checkpoint.
 
     Raises:
-        ModelError: If there is none; the message says what is missing.
+        ModelError: If the folder is not a model folder, or no fold has this checkpoint.
     """
     if not folder.is_dir():
-        raise ModelError(f"No model at {folder}: no such folder.")
+        raise ModelError(f"No model at {folder}: the folder does not exist. Use the one `droneseg train` printed.")
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} is no model folder of nnU-Net: {' and '.join(missing)} missing.")
+        raise ModelError(f"{folder} is not an nnU-Net model folder: {' and '.join(missing)} missing.")
     files = sorted(folder.glob(f"fold_[0-9]*/{checkpoint}"))
     if not files:
         others = sorted({file.name for file in folder.glob("fold_*/checkpoint_*.pth")})
-        hint = f" There is {', '.join(others)}; `droneseg export --checkpoint` takes it." if others else ""
-        raise ModelError(f"{folder}: no fold holds {checkpoint}.{hint}")
+        hint = f" Found {', '.join(others)}; select one with `droneseg export --checkpoint`." if others else ""
+        raise ModelError(f"{folder}: no fold contains {checkpoint}.{hint}")
     return files
 
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def choose_device(choice: DeviceChoice) -> torch.device:
-    """Return the wanted device; "auto" takes the first that is there of cuda, mps, cpu.
+def choose_device(choice: DeviceChoice) -> "torch.device":
+    """Return the device to compute on; "auto" selects the first available of cuda, mps and cpu.
 
     Raises:
-        ValueError: If the wanted device is not there.
+        ConfigurationError: If the device is not available.
     """
+    import torch
+
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if choice == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
     if not available[choice]:
-        raise ValueError(f"device={choice} is not available here; found {[n for n, ok in available.items() if ok]}.")
+        usable = ", ".join(name for name, is_available in available.items() if is_available)
+        raise ConfigurationError(f"device={choice} is not available. Use one of {usable}.")
     return torch.device(choice)
 
 
 def cpu_has_bf16() -> bool:
-    """Say whether this CPU has bfloat16 instructions; without them autocast is slower than float32."""
+    """Return whether this CPU has bfloat16 instructions; without them autocast is slower than float32."""
+    import torch
+
     capability = torch.backends.cpu.get_cpu_capability()
     if not capability.startswith("AVX512"):
         return False

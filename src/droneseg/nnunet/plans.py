@@ -1,8 +1,9 @@
-"""Read, extend and resolve plans."""
+"""Read, write, extend and resolve nnU-Net's plans."""
 
 import copy
 import json
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from droneseg.core.errors import ConfigurationError
@@ -10,6 +11,7 @@ from droneseg.core.files import write_text
 from droneseg.nnunet.paths import BASE_CONFIGURATION, NnunetPaths
 
 Plans = dict[str, Any]
+Normalisation = Literal["rgb_to_0_1", "zscore"]
 NetworkName = Literal["plain", "batchnorm", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
 CONVS_PER_STAGE = 2
@@ -19,25 +21,80 @@ _NORM_OPS = {
     "batchnorm": "torch.nn.modules.batchnorm.BatchNorm2d",
 }
 _PRETRAINED_CLASS = "droneseg.nnunet.networks.PretrainedUNet"
-_DECODER_FEATURES = (128, 64, 48, 32, 24)  # one for each halving of the resolution in the encoder
+_DECODER_FEATURES = (128, 64, 48, 32, 24)  # one for each resolution of the encoder, deepest first
 DECODER_LEVELS = len(_DECODER_FEATURES)
+_NORMALISATIONS: dict[str, Normalisation] = {"RGBTo01Normalization": "rgb_to_0_1", "ZScoreNormalization": "zscore"}
 
 
-def read_plans(layout: NnunetPaths) -> Plans:
+def read_plans(paths: NnunetPaths) -> Plans:
     """Read the plans of the dataset.
 
     Raises:
-        ConfigurationError: If the dataset was not preprocessed yet.
+        ConfigurationError: If the dataset has not been preprocessed.
     """
-    if not layout.plans_file.is_file():
-        raise ConfigurationError(f"{layout.plans_file} is missing. Run `droneseg preprocess` first.")
-    plans: Plans = json.loads(layout.plans_file.read_text(encoding="utf-8"))
+    if not paths.plans_file.is_file():
+        raise ConfigurationError(f"{paths.plans_file} is missing. Run `droneseg preprocess` first.")
+    plans: Plans = json.loads(paths.plans_file.read_text(encoding="utf-8"))
     return plans
 
 
-def write_plans(layout: NnunetPaths, plans: Plans) -> None:
-    """Write the plans of the dataset in one step."""
-    write_text(layout.plans_file, json.dumps(plans, indent=4) + "\n")
+def write_plans(paths: NnunetPaths, plans: Plans) -> None:
+    """Write the plans of the dataset atomically."""
+    write_text(paths.plans_file, json.dumps(plans, indent=4) + "\n")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration of nnU-Net's plans, merged with the configurations it inherits from.
+
+    Attributes:
+        patch_size: Height and width of a patch.
+        divisor: Height and width that an input must be a multiple of: the product of the network's strides.
+        normalisation_schemes: nnU-Net's normalisation class of each channel.
+        masked_normalisation: Whether any channel is normalised inside the non-zero region only.
+    """
+
+    patch_size: tuple[int, int]
+    divisor: tuple[int, int]
+    normalisation_schemes: tuple[str, ...]
+    masked_normalisation: bool
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The normalisation of the colours.
+
+        Raises:
+            ConfigurationError: If bundles do not support the normalisation.
+        """
+        schemes = set(self.normalisation_schemes)
+        if len(schemes) != 1 or not schemes <= set(_NORMALISATIONS):
+            raise ConfigurationError(
+                f"Cannot export normalisation {sorted(schemes)}. Supported are {sorted(_NORMALISATIONS)}; "
+                "choose one with `droneseg data convert --normalisation`."
+            )
+        normalisation = _NORMALISATIONS[schemes.pop()]
+        if normalisation == "zscore" and self.masked_normalisation:
+            raise ConfigurationError(
+                "Cannot export a plan with use_mask_for_norm, which nnU-Net chooses for images with wide black "
+                "borders. Crop the images before `droneseg data convert`."
+            )
+        return normalisation
+
+
+def resolve_plan(plans: Plans, configuration: str) -> Plan:
+    """Return a configuration of the plans, merged with the configurations it inherits from."""
+    configurations = plans["configurations"]
+    values = dict(configurations[configuration])
+    while "inherits_from" in values:
+        values = {**configurations[values.pop("inherits_from")], **values}
+    height, width = values["patch_size"]
+    strides = values["architecture"]["arch_kwargs"]["strides"]
+    return Plan(
+        patch_size=(int(height), int(width)),
+        divisor=(math.prod(stride[0] for stride in strides), math.prod(stride[1] for stride in strides)),
+        normalisation_schemes=tuple(values.get("normalization_schemes", ())),
+        masked_normalisation=any(values.get("use_mask_for_norm", ())),
+    )
 
 
 def add_configuration(
@@ -53,96 +110,87 @@ def add_configuration(
     downscale: int = DOWNSCALE,
     decoder_levels: int = DECODER_LEVELS,
 ) -> Plans:
-    """Return the plans with a configuration beside nnU-Net's 2d one. The preprocessed data is shared with 2d.
+    """Return the plans with a further configuration, which shares the preprocessed data of nnU-Net's 2d configuration.
 
-    Depth, strides and kernels of plain and batchnorm follow from nnU-Net's own rule for the patch
-    (`get_pool_and_conv_props`), so what is added is what its planner would have chosen. The other networks have an
-    encoder of a given shape.
+    For plain and batchnorm, depth, strides and kernels follow nnU-Net's own rule for the patch size
+    (`get_pool_and_conv_props`), so the result is what nnU-Net's planner would choose. The other networks have a
+    pretrained encoder of a fixed architecture.
 
     Args:
-        plans: As nnU-Net's planner made them; not changed.
-        name: Of the new configuration; 2d itself cannot be changed.
-        patch_size: Height and width, rounded up to what the strides divide; None keeps the planner's.
-        batch_size: None keeps the planner's.
+        plans: Plans of nnU-Net's planner; not changed.
+        name: Name of the new configuration; 2d itself cannot be changed.
+        patch_size: Height and width, rounded up to a multiple of the strides; None keeps the planner's.
+        batch_size: Patches per iteration; None keeps the planner's.
         base_features: Channels of the first stage, doubled at each further one; None keeps the planner's.
-        max_features: Most channels of a stage; None keeps the planner's.
-        network: plain is nnU-Net's U-Net with instance normalisation; batchnorm the same with batch normalisation; the
-            others a U-Net on an encoder trained on ImageNet.
-        convs_per_stage: Convolutions at each resolution of plain and batchnorm, on the way down and up.
-        downscale: By how much an encoder trained on ImageNet sees the photograph smaller, inside the network.
-        decoder_levels: How often its decoder doubles the resolution; fewer than five are faster and less sharp.
+        max_features: Maximum number of channels of a stage; None keeps the planner's.
+        network: plain: nnU-Net's U-Net with instance normalisation; batchnorm: the same with batch normalisation; the
+            others: a U-Net with an ImageNet-pretrained encoder.
+        convs_per_stage: Convolutions per stage in encoder and decoder of plain and batchnorm.
+        downscale: Factor by which a pretrained network downscales its input.
+        decoder_levels: Upsampling steps of a pretrained network's decoder; fewer are faster but less sharp.
 
     Raises:
-        ConfigurationError: If 2d would be changed, or a size is given that the network does not have.
+        ConfigurationError: If 2d would be changed, or the network does not support a given size.
     """
-    sizes = (patch_size, batch_size, base_features, max_features)
+    features = (base_features, max_features)
     if name == BASE_CONFIGURATION:
-        if any(size is not None for size in sizes) or (network, convs_per_stage) != ("plain", CONVS_PER_STAGE):
+        changed = any(size is not None for size in (patch_size, batch_size, *features))
+        if changed or (network, convs_per_stage) != ("plain", CONVS_PER_STAGE):
             raise ConfigurationError(
-                "configuration=2d is nnU-Net's own plan. Give a plan with another size a name of its own, "
-                "such as configuration=2d_mine."
+                "configuration=2d is nnU-Net's own plan and cannot be changed. Use another name, such as "
+                "configuration=2d_mine."
             )
         return plans
     base = plans["configurations"][BASE_CONFIGURATION]
-    wanted = patch_size or (base["patch_size"][0], base["patch_size"][1])
+    minimum = patch_size or (base["patch_size"][0], base["patch_size"][1])
     if network in _NORM_OPS:
-        architecture, patch = _unet(base, wanted, base_features, max_features, _NORM_OPS[network], convs_per_stage)
+        architecture, patch = _unet(base, minimum, base_features, max_features, _NORM_OPS[network], convs_per_stage)
     else:
-        if base_features or max_features:
-            raise ConfigurationError(
-                f"network={network} has channels of its own: leave base_features, max_features null."
-            )
-        if set(base.get("normalization_schemes", ())) - {"RGBTo01Normalization"}:
-            raise ConfigurationError(
-                f"network={network} needs colours divided by 255: convert the data with --normalisation rgb_to_0_1."
-            )
-        architecture, patch = _pretrained(network, wanted, downscale, decoder_levels)
-    changed = copy.deepcopy(plans)
-    changed["configurations"][name] = {
+        _require_pretrained_fits(network, base, features)
+        architecture, patch = _pretrained(network, minimum, downscale, decoder_levels)
+    result = copy.deepcopy(plans)
+    result["configurations"][name] = {
         "inherits_from": BASE_CONFIGURATION,
         "patch_size": patch,
         "batch_size": batch_size or base["batch_size"],
         "architecture": architecture,
     }
-    return changed
+    return result
 
 
-def resolve_plan(plans: Plans, configuration: str) -> dict[str, Any]:
-    """Return a configuration with what it inherits."""
-    configurations = plans["configurations"]
-    plan: dict[str, Any] = dict(configurations[configuration])
-    while "inherits_from" in plan:
-        plan = {**configurations[plan.pop("inherits_from")], **plan}
-    return plan
-
-
-def divisor(plan: dict[str, Any]) -> tuple[int, int]:
-    """Return what height and width must be multiples of in a resolved plan: the product of the network's strides."""
-    strides = plan["architecture"]["arch_kwargs"]["strides"]
-    return math.prod(height for height, _ in strides), math.prod(width for _, width in strides)
+def _require_pretrained_fits(network: str, base: Plans, features: tuple[int | None, int | None]) -> None:
+    if any(features):
+        raise ConfigurationError(
+            f"network={network} has a fixed number of channels: leave base_features and max_features null."
+        )
+    if set(base.get("normalization_schemes", ())) - {"RGBTo01Normalization"}:
+        raise ConfigurationError(
+            f"network={network} needs colours divided by 255. Run "
+            "`droneseg data convert --normalisation rgb_to_0_1` first."
+        )
 
 
 def _unet(
     base: dict[str, Any],
-    wanted: tuple[int, int],
+    minimum: tuple[int, int],
     base_features: int | None,
     max_features: int | None,
     norm_op: str,
     convs_per_stage: int,
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return nnU-Net's own architecture for a patch, and the patch rounded up."""
+    """Return nnU-Net's architecture for a patch size, and the patch size rounded up to a multiple of its strides."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import (
         get_pool_and_conv_props,
     )
 
     architecture = copy.deepcopy(base["architecture"])
     kwargs = architecture["arch_kwargs"]
-    _, strides, kernels, patch, _ = get_pool_and_conv_props(base["spacing"], wanted, 4, 999999)
+    _, strides, kernels, patch, _ = get_pool_and_conv_props(base["spacing"], minimum, 4, 999999)
     stages = len(strides)
-    first, most = base_features or kwargs["features_per_stage"][0], max_features or max(kwargs["features_per_stage"])
+    first, maximum = base_features or kwargs["features_per_stage"][0], max_features or max(kwargs["features_per_stage"])
     kwargs.update(
         n_stages=stages,
-        features_per_stage=[min(most, first * 2**stage) for stage in range(stages)],
+        features_per_stage=[min(maximum, first * 2**stage) for stage in range(stages)],
         kernel_sizes=[list(kernel) for kernel in kernels],
         strides=[list(stride) for stride in strides],
         n_conv_per_stage=[convs_per_stage] * stages,
@@ -153,9 +201,9 @@ def _unet(
 
 
 def _pretrained(
-    encoder: str, wanted: tuple[int, int], downscale: int, decoder_levels: int
+    encoder: str, minimum: tuple[int, int], downscale: int, decoder_levels: int
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return the architecture on a pretrained encoder, and the patch rounded up."""
+    """Return the architecture with a pretrained encoder, and the patch size rounded up to a multiple of its strides."""
     finest = downscale * 2 ** (len(_DECODER_FEATURES) - decoder_levels)
     outer = [[1, 1], [finest, finest]] if finest > 1 else [[1, 1]]
     kwargs = {
@@ -165,5 +213,5 @@ def _pretrained(
         "strides": outer + [[2, 2]] * decoder_levels,
     }
     unit = downscale * 2 ** len(_DECODER_FEATURES)
-    patch = [-(-side // unit) * unit for side in wanted]
+    patch = [-(-side // unit) * unit for side in minimum]
     return {"network_class_name": _PRETRAINED_CLASS, "arch_kwargs": kwargs, "_kw_requires_import": []}, patch

@@ -15,7 +15,7 @@ class NnunetPredictor:
 
     Args:
         folder: A model folder of nnU-Net; its checkpoint is unpickled, so it must be trusted.
-        layout: nnU-Net's folders.
+        paths: nnU-Net's folders.
         mirrored: Whether to average mirrored passes, as nnU-Net does unless told otherwise.
         checkpoint: File name of the checkpoint in each fold; all folds that have it are averaged.
 
@@ -23,11 +23,9 @@ class NnunetPredictor:
         ModelError: If the folder holds no such model.
     """
 
-    def __init__(
-        self, folder: Path, layout: NnunetPaths, *, mirrored: bool, checkpoint: str = FINAL_CHECKPOINT
-    ) -> None:
+    def __init__(self, folder: Path, paths: NnunetPaths, *, mirrored: bool, checkpoint: str = FINAL_CHECKPOINT) -> None:
         checkpoint_files(folder, checkpoint)
-        export_environment(layout)
+        export_environment(paths)
         from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 

@@ -79,18 +79,18 @@ class Preprocessed:
     normalisation: tuple[str, ...]
 
 
-def preprocess(layout: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
+def preprocess(paths: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
     """Plan and preprocess the raw dataset; what an earlier run left is replaced.
 
     Args:
-        layout: nnU-Net's folders.
+        paths: nnU-Net's folders.
         processes: Threads; default one per core, at most 8.
         show_progress: Whether nnU-Net draws its progress bars.
 
     Raises:
         ConfigurationError: If there is no raw dataset.
     """
-    plan = plan_dataset(layout, processes=processes, show_progress=show_progress)
+    plan = plan_dataset(paths, processes=processes, show_progress=show_progress)
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess as run
 
@@ -105,26 +105,26 @@ def preprocess(layout: NnunetPaths, *, processes: int | None = None, show_progre
     return plan
 
 
-def plan_dataset(layout: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
+def plan_dataset(paths: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
     """Let nnU-Net look at the raw dataset and plan its network; see `preprocess`."""
-    if not (layout.raw_dataset / "dataset.json").is_file():
-        raise ConfigurationError(f"{layout.raw_dataset} is missing. Run `droneseg data convert` first.")
-    export_environment(layout, processes=processes)
+    if not (paths.raw_dataset / "dataset.json").is_file():
+        raise ConfigurationError(f"{paths.raw_dataset} is missing. Run `droneseg data convert` first.")
+    export_environment(paths, processes=processes)
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
-    layout.preprocessed_dataset.mkdir(parents=True, exist_ok=True)
+    paths.preprocessed_dataset.mkdir(parents=True, exist_ok=True)
     # nnU-Net refuses to plan when an older split differs; the raw dataset's is the one that counts
-    (layout.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
+    (paths.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
     with redirect_stdout_to_log(), threads_for_workers():
         logger.info("fingerprint and plan")
         api.extract_fingerprints(
             [DATASET_ID], num_processes=processes or default_num_processes, show_progress_bar=show_progress
         )
         api.plan_experiments([DATASET_ID])
-    plan = read_plans(layout)["configurations"][BASE_CONFIGURATION]
+    plan = read_plans(paths)["configurations"][BASE_CONFIGURATION]
     return Preprocessed(
-        folder=layout.preprocessed_dataset,
+        folder=paths.preprocessed_dataset,
         patch_size=(plan["patch_size"][0], plan["patch_size"][1]),
         batch_size=plan["batch_size"],
         normalisation=tuple(plan["normalization_schemes"]),

@@ -1,9 +1,9 @@
-"""TrainingConfig: Hydra presets, overrides, validation."""
+"""Training configuration: Hydra presets, KEY=VALUE overrides and validation."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -16,68 +16,79 @@ _IN_PACKAGE = Path(__file__).parents[1] / "configs"
 _IN_CHECKOUT = Path(__file__).parents[3] / "configs"
 
 
-_DECIDED = {"bf16", "tracked"}
-"""What of the trainer's settings is decided later: "auto" is no value the trainer knows."""
+_DECIDED_LATER = {"bf16", "tracked"}
+"""Trainer settings that are resolved when the training starts; the trainer does not accept "auto"."""
 
 
 class NoTracking(BaseModel):
-    """Nothing leaves the machine."""
+    """No tracking: no data leaves the machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Literal["none"] = "none"
 
 
 class WandbTracking(BaseModel):
-    """Weights & Biases."""
+    """Tracking with Weights & Biases."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Literal["wandb"]
-    project: str = Field("droneseg", description="Project at W&B.")
-    mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online with a key, offline without.")
-    group: str | None = Field(None, description="What the run belongs to, such as a sweep.")
-    images: bool = Field(False, description="Send validation overlays, and so photographs.")
+    project: str = Field("droneseg", description="W&B project.")
+    mode: Literal["auto", "online", "offline"] = Field(
+        "auto", description="auto: online with an API key, else offline."
+    )
+    group: str | None = Field(None, description="Group of the run in W&B, for example a sweep.")
+    images: bool = Field(False, description="Upload validation overlays; these contain your images.")
 
 
 class TrainingConfig(BaseModel):
-    """One training, whole. The trainer's own part is `trainer`; in YAML its keys stand beside the rest."""
+    """Configuration of one training.
+
+    YAML files and overrides are flat; keys of `TrainerSettings` are moved under `trainer`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    configuration: str = Field(pattern=r"^2d[A-Za-z0-9_-]*$", description="Name of the plan; begins with 2d.")
-    patch_size: tuple[int, int] | None = Field(None, description="Height and width of a patch; null: nnU-Net's own.")
-    batch_size: int | None = Field(None, ge=2, description="Patches of an iteration; null: nnU-Net's own.")
-    base_features: int | None = Field(None, ge=4, description="Channels at full resolution, doubled at each below.")
-    max_features: int | None = Field(None, ge=4, description="Most channels at any resolution.")
+    configuration: str = Field(
+        pattern=r"^2d[A-Za-z0-9_-]*$", description="Name of the nnU-Net configuration; starts with 2d."
+    )
+    patch_size: tuple[int, int] | None = Field(None, description="Height and width of a patch; null: nnU-Net's plan.")
+    batch_size: int | None = Field(None, ge=2, description="Patches per iteration; null: nnU-Net's plan.")
+    base_features: int | None = Field(None, ge=4, description="Channels at full resolution, doubled at each lower one.")
+    max_features: int | None = Field(None, ge=4, description="Maximum number of channels at any resolution.")
     network: NetworkName = Field(
         "plain",
-        description="plain: nnU-Net's U-Net; batchnorm: with batch normalisation; the others: a U-Net on an encoder "
-        "trained on ImageNet.",
+        description="plain: nnU-Net's U-Net; batchnorm: the same with batch normalisation; the others: a U-Net with an "
+        "ImageNet-pretrained encoder.",
     )
     convs_per_stage: int = Field(
-        CONVS_PER_STAGE, ge=1, description="Convolutions at each resolution, down and up; nnU-Net's own are 2."
+        CONVS_PER_STAGE, ge=1, description="Convolutions per resolution in encoder and decoder; nnU-Net uses 2."
     )
     downscale: int = Field(
         DOWNSCALE,
         ge=1,
         le=4,
-        description="By how much a pretrained network sees the photograph smaller, inside itself.",
+        description="Factor by which a pretrained network downscales its input.",
     )
     decoder_levels: int = Field(
         DECODER_LEVELS,
         ge=2,
         le=DECODER_LEVELS,
-        description="How often its decoder doubles the resolution; fewer are faster and less sharp.",
+        description="Upsampling steps of a pretrained network's decoder; fewer are faster but less sharp.",
     )
-    fold: int = Field(0, ge=0, description="Fold of splits_final.json; 0 is that of a split file.")
-    resume: bool = Field(False, description="Go on from the newest checkpoint of the same configuration and fold.")
-    overwrite: bool = Field(False, description="Set an older training of the same name aside and start anew.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, mps, cpu: the first there.")
-    num_gpus: int = Field(1, ge=1, description="Above 1: nnU-Net's DDP.")
+    fold: int = Field(
+        0, ge=0, description="Fold in splits_final.json. Fold 0 is the split given to `droneseg data convert`."
+    )
+    resume: bool = Field(False, description="Continue from the latest checkpoint of the same configuration and fold.")
+    overwrite: bool = Field(False, description="Rename an existing training of this fold and start from scratch.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: the first available of cuda, mps, cpu."
+    )
+    num_gpus: int = Field(1, ge=1, description="GPUs; more than 1: distributed data parallel training (DDP).")
     workers: int | None = Field(
-        None, ge=0, description="Processes that load and augment; null: by the machine, 0: in the training process."
+        None, ge=0, description="Data-loading processes; null: based on the CPU count; 0: load in the training process."
     )
     bf16: bool | Literal["auto"] = Field(
-        "auto", description="Compute in bfloat16 on a CPU; auto: where the CPU does so in hardware."
+        "auto", description="Compute in bfloat16 on the CPU; auto: if the CPU supports it in hardware."
     )
     tracking: Annotated[NoTracking | WandbTracking, Field(discriminator="name")] = NoTracking()
     trainer: TrainerSettings
@@ -85,57 +96,57 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _gather_trainer(cls, values: Any) -> Any:
-        """Move the trainer's keys under `trainer`."""
+        """Move the keys of the trainer under `trainer`."""
         if not isinstance(values, dict) or "trainer" in values:
             return values
-        names = set(TrainerSettings.model_fields) - _DECIDED
+        names = set(TrainerSettings.model_fields) - _DECIDED_LATER
         inner = {key: value for key, value in values.items() if key in names}
         return {key: value for key, value in values.items() if key not in names} | {"trainer": inner}
 
     @model_validator(mode="after")
-    def _exclude_contradictions(self) -> "TrainingConfig":
+    def _require_consistent_keys(self) -> Self:
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite contradict each other")
+            raise ValueError("resume and overwrite exclude each other; set one of them")
         if self.network in ("plain", "batchnorm"):
             given = (self.trainer.encoder_rate, self.downscale, self.decoder_levels)
             if given != (1, DOWNSCALE, DECODER_LEVELS):
                 raise ValueError(
-                    f"network={self.network} has no pretrained encoder, so leave encoder_rate=1 downscale={DOWNSCALE} "
+                    f"network={self.network} has no pretrained encoder; keep encoder_rate=1 downscale={DOWNSCALE} "
                     f"decoder_levels={DECODER_LEVELS}"
                 )
         return self
 
 
 def config_folder() -> Path:
-    """Return the folder of the YAML files that come with droneseg."""
+    """Return the folder of the YAML files that are installed with droneseg."""
     return _IN_PACKAGE if _IN_PACKAGE.is_dir() else _IN_CHECKOUT
 
 
 def preset_names() -> list[str]:
-    """Return the presets that come with droneseg."""
+    """Return the names of the presets that are installed with droneseg."""
     return sorted(file.stem for file in (config_folder() / "preset").glob("*.yaml"))
 
 
 def training_keys() -> dict[str, str]:
-    """Return the keys that may be overridden, with what each means; `preset` and `tracking` choose files."""
+    """Return the keys that can be overridden and their descriptions, without the groups `preset` and `tracking`."""
     fields = {**TrainerSettings.model_fields, **TrainingConfig.model_fields}
     keys = {name: field.description or "" for name, field in fields.items()}
     for not_a_key in ("trainer", "tracked", "tracking"):
         del keys[not_a_key]
-    tracked = {f"tracking.{name}": field.description or "" for name, field in WandbTracking.model_fields.items()}
-    del tracked["tracking.name"]
-    return keys | tracked
+    tracking = {f"tracking.{name}": field.description or "" for name, field in WandbTracking.model_fields.items()}
+    del tracking["tracking.name"]
+    return keys | tracking
 
 
 def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> TrainingConfig:
     """Compose the presets with overrides such as `preset=cpu`, `max_minutes=30`, `tracking=wandb`.
 
     Args:
-        overrides: In Hydra's form, key=value.
-        folder: Of the YAML files; by default the ones that come with droneseg.
+        overrides: Overrides in Hydra's form, `key=value`.
+        folder: Folder of the YAML files; by default those installed with droneseg.
 
     Raises:
-        ConfigurationError: If a key or value is wrong; all wrong values are listed.
+        ConfigurationError: If a key or value is invalid; the message lists all of them.
         MissingDependencyError: If Hydra is not installed.
     """
     try:
@@ -146,36 +157,36 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
     except ImportError as error:
         raise MissingDependencyError("hydra-core", "train") from error
     folder = folder or config_folder()
-    problems = [problem for override in overrides if (problem := _why_wrong(override, folder))]
+    problems = [problem for override in overrides if (problem := _override_problem(override, folder))]
     if problems:
-        raise ConfigurationError("\n".join(["The training configuration is wrong:", *problems]))
+        raise ConfigurationError("\n".join(["Invalid training configuration:", *problems]))
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
             composed = OmegaConf.to_container(compose("train", overrides=_for_hydra(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"{error}\nThe keys are listed by `droneseg train --show`.") from error
+        raise ConfigurationError(f"{error}\nRun `droneseg train --show` to list the keys.") from error
     try:
         return TrainingConfig.model_validate(composed)
     except ValidationError as error:
-        lines = [_line(item) for item in error.errors()]
-        raise ConfigurationError("\n".join(["The training configuration is wrong:", *lines])) from error
+        lines = [_describe(item) for item in error.errors()]
+        raise ConfigurationError("\n".join(["Invalid training configuration:", *lines])) from error
 
 
 def _for_hydra(overrides: Sequence[str]) -> list[str]:
-    """Return overrides for Hydra, which does not put a list in the place of a mapping: first that goes."""
-    written: list[str] = []
+    """Return overrides for Hydra, which cannot replace a mapping by a list: reset the key first."""
+    result: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         replaces = key == "class_weights" and value.startswith("[")
-        written += [f"{key}=null", override] if replaces else [override]
-    return written
+        result += [f"{key}=null", override] if replaces else [override]
+    return result
 
 
-def _why_wrong(override: str, folder: Path) -> str:
-    """Say what is wrong with the form of an override, its key, or the group it chooses; "" if nothing is."""
+def _override_problem(override: str, folder: Path) -> str:
+    """Return what is wrong with the syntax, key or group of an override, or "" if it is valid."""
     key, equals, value = override.partition("=")
     if not equals:
-        return f"  - {override}: write key=value"
+        return f"  - {override}: expected key=value"
     groups = {
         group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in folder.iterdir() if group.is_dir()
     }
@@ -185,11 +196,11 @@ def _why_wrong(override: str, folder: Path) -> str:
     if key in keys:
         return ""
     near = get_close_matches(key, [*keys, *groups], n=1)
-    return f"  - {override}: there is no key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"  - {override}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-def _line(problem: ErrorDetails) -> str:
-    if not problem["loc"]:  # of the whole, which is too long to be shown
+def _describe(problem: ErrorDetails) -> str:
+    if not problem["loc"]:  # the input is the whole configuration, too long to show
         return f"  - {problem['msg'].removeprefix('Value error, ')}"
     return f"  - {_key(problem['loc'])}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
 

@@ -23,9 +23,11 @@ from droneseg.nnunet.paths import (
     RECORD_NAME,
     TRAINER,
     NnunetPaths,
+    choose_device,
+    cpu_has_bf16,
     export_environment,
 )
-from droneseg.nnunet.plans import Plans, add_configuration, divisor, read_plans, resolve_plan, write_plans
+from droneseg.nnunet.plans import Plans, add_configuration, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
 from droneseg.training.config import TrainingConfig, WandbTracking
@@ -34,18 +36,21 @@ _PACKAGES = ("droneseg", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "dyn
 
 
 def package_versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
-    """Return the installed version of each package, "not installed" without one."""
-    found = {}
+    """Return the installed version of each package, or "not installed"."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout this code runs from, with "-dirty" after changes; None outside one."""
+    """Return the commit of the git checkout that contains this file, or None if there is none.
+
+    The commit ends with "-dirty" if the checkout has changes.
+    """
     folder = Path(__file__).parent
     try:
         described = subprocess.run(
@@ -60,7 +65,7 @@ def git_revision() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    # an installed copy may lie inside somebody else's repository
+    # an installed copy of this file may be inside an unrelated repository
     return described.stdout.strip() if tracked.returncode == 0 else None
 
 
@@ -73,12 +78,12 @@ _CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, BEST_CHECKPOINT)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training.
+    """Result of a finished training.
 
     Attributes:
-        model_folder: What `export --from` takes: plans, dataset.json and a folder for each fold.
-        fold_folder: Checkpoints, logs, plots and validation of this fold.
-        mean_validation_dice: Of nnU-Net's final validation, or None if it was left out.
+        model_folder: Model folder for `droneseg export --from`: plans, dataset.json and one folder per fold.
+        fold_folder: Folder of this fold with checkpoints, logs, plots and validation.
+        mean_validation_dice: Mean Dice of nnU-Net's final validation, or None if the validation was skipped.
     """
 
     model_folder: Path
@@ -86,64 +91,61 @@ class TrainingResult:
     mean_validation_dice: float | None
 
 
-def train(config: TrainingConfig, layout: NnunetPaths, *, wandb_key: str | None = None) -> TrainingResult:
+def train(config: TrainingConfig, paths: NnunetPaths, *, wandb_key: str | None = None) -> TrainingResult:
     """Train one fold.
 
     Args:
-        config: The training.
-        layout: nnU-Net's folders.
-        wandb_key: Key of Weights & Biases, if any.
+        config: Configuration of the training.
+        paths: nnU-Net's folders.
+        wandb_key: API key of Weights & Biases, if any.
 
     Raises:
-        ConfigurationError: If the data is not preprocessed or the device is not there.
-        OutputExistsError: If a training of this name is there and neither resume nor overwrite is set.
-        TrainingError: If it cannot be resumed, was interrupted, or the loss became useless.
+        ConfigurationError: If the data is not preprocessed or the device is not available.
+        OutputExistsError: If the fold already has a training and neither `resume` nor `overwrite` is set.
+        TrainingError: If the training cannot be resumed, was interrupted, or its loss is not finite.
     """
-    _announce(config, layout)
-    from droneseg.nnunet.paths import choose_device
-
-    try:
-        device = choose_device(config.device)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    _export_environment(config, paths)
+    device = choose_device(config.device)
     if config.num_gpus > 1 and device.type != "cuda":
-        raise ConfigurationError(f"num_gpus={config.num_gpus} needs device=cuda; this machine offers {device.type}.")
-    plans = configure_plans(config, layout)
-    fold_folder = layout.fold_folder(config.configuration, config.fold)
-    resuming = _prepare_folder(config, plans, layout, fold_folder)
-    _keep_tracking(config, fold_folder, wandb_key)
+        raise ConfigurationError(
+            f"num_gpus={config.num_gpus} needs device=cuda, but only {device.type} is available. Use num_gpus=1."
+        )
+    plans = configure_plans(config, paths)
+    fold_folder = paths.fold_folder(config.configuration, config.fold)
+    resuming = _prepare_folder(config, plans, paths, fold_folder)
+    _start_tracking(config, fold_folder, wandb_key)
     settings = write_trainer_settings(config, fold_folder)
     _write_record(config, settings, device.type, fold_folder)
     with log_file(fold_folder / _LOG_NAME), redirect_stdout_to_log():
         precision = ", bf16" if settings.bf16 else ""
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
         _run(config, device.type, resuming)
-    return TrainingResult(layout.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
+    return TrainingResult(paths.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
 
 
-def _keep_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | None) -> None:
-    """Write down which run of W&B this training is, if it is tracked."""
-    wanted = config.tracking
-    if not isinstance(wanted, WandbTracking):
+def _start_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | None) -> None:
+    """Choose the W&B run of a tracked training and save it in the fold folder."""
+    tracking = config.tracking
+    if not isinstance(tracking, WandbTracking):
         return
-    mode = wandb_logger.choose_mode(wanted.mode, api_key=wandb_key)
+    mode = wandb_logger.choose_mode(tracking.mode, api_key=wandb_key)
     run = wandb_logger.keep_run(
-        fold_folder, project=wanted.project, mode=mode, group=wanted.group, images=wanted.images
+        fold_folder, project=tracking.project, mode=mode, group=tracking.group, images=tracking.images
     )
-    sync = f"; send it with `wandb sync {fold_folder / 'wandb' / 'offline-run-*'}`" if mode == "offline" else ""
-    logger.info("tracking as run %s of W&B's project %s, %s%s", run.id, run.project, mode, sync)
+    sync = f"; upload it with `wandb sync {fold_folder / 'wandb' / 'offline-run-*'}`" if mode == "offline" else ""
+    logger.info("tracking in W&B run %s of project %s, %s%s", run.id, run.project, mode, sync)
 
 
-def _announce(config: TrainingConfig, layout: NnunetPaths) -> None:
+def _export_environment(config: TrainingConfig, paths: NnunetPaths) -> None:
     cores = usable_cores()
-    # one core loads, the others compute; nnU-Net's own default of 12 would starve a small machine
-    export_environment(layout, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
+    # leave one core to the network; nnU-Net's default of 12 workers would overload a small machine
+    export_environment(paths, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
 
 
-def configure_plans(config: TrainingConfig, layout: NnunetPaths) -> Plans:
-    """Add the configuration of this training to the dataset's plans, and return them."""
+def configure_plans(config: TrainingConfig, paths: NnunetPaths) -> Plans:
+    """Add the configuration of this training to the plans of the dataset and return the plans."""
     plans = add_configuration(
-        read_plans(layout),
+        read_plans(paths),
         config.configuration,
         patch_size=config.patch_size,
         batch_size=config.batch_size,
@@ -154,61 +156,64 @@ def configure_plans(config: TrainingConfig, layout: NnunetPaths) -> Plans:
         downscale=config.downscale,
         decoder_levels=config.decoder_levels,
     )
-    planned = tuple(resolve_plan(plans, config.configuration)["patch_size"])
+    planned = resolve_plan(plans, config.configuration).patch_size
     if config.patch_size and planned != config.patch_size:
-        logger.info("patch_size=%s becomes %s, which the network can halve", list(config.patch_size), list(planned))
+        logger.info(
+            "patch_size=%s rounded up to %s, a multiple of the network's strides",
+            list(config.patch_size),
+            list(planned),
+        )
     _require_crop_fits(config, plans)
-    write_plans(layout, plans)
+    write_plans(paths, plans)
     return plans
 
 
 def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
+    """Raise ConfigurationError unless the crop is at most the patch and a multiple of the network's strides."""
     crop = config.trainer.crop_size
     if crop is None:
         return
     plan = resolve_plan(plans, config.configuration)
-    patch, unit = plan["patch_size"], divisor(plan)
-    if any(side > whole or side % step for side, whole, step in zip(crop, patch, unit, strict=True)):
+    sides = zip(crop, plan.patch_size, plan.divisor, strict=True)
+    if any(side > maximum or side % step for side, maximum, step in sides):
         raise ConfigurationError(
-            f"crop_size={list(crop)} does not fit: at most the plan's patch, {patch}, in multiples of {list(unit)}."
+            f"crop_size={list(crop)} does not fit the plan. Use multiples of {list(plan.divisor)} up to the patch "
+            f"size {list(plan.patch_size)}."
         )
 
 
 def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
-    """Settle what depends on the machine, write the trainer's settings into `folder`, and point the trainer to them."""
-    from droneseg.nnunet.paths import cpu_has_bf16
-
+    """Resolve settings that depend on the machine and pass the trainer's settings on through a file in `folder`."""
     bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
-    write_text(folder / _SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
-    write_settings_file(folder / _SETTINGS_NAME)
+    write_settings_file(settings, folder / _SETTINGS_NAME)
     return settings
 
 
-def _prepare_folder(config: TrainingConfig, plans: Plans, layout: NnunetPaths, fold_folder: Path) -> bool:
-    """Make the fold's folder ready; return whether there is a checkpoint to go on from."""
+def _prepare_folder(config: TrainingConfig, plans: Plans, paths: NnunetPaths, fold_folder: Path) -> bool:
+    """Create the fold's folder; return whether it has a checkpoint to resume from."""
     present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
     if present and not (config.resume or config.overwrite):
         raise OutputExistsError(
-            f"{fold_folder} holds a training ({', '.join(present)}) and was left untouched. "
-            "resume=true goes on with it, overwrite=true sets it aside and starts anew."
+            f"{fold_folder} already contains a training ({', '.join(present)}). "
+            "Use resume=true to continue it, or overwrite=true to rename it and start from scratch."
         )
     if present and config.overwrite:
-        aside = fold_folder.with_name(f"before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{fold_folder.name}")
-        fold_folder.rename(aside)
-        logger.info("the earlier training is now %s", aside)
+        renamed = fold_folder.with_name(f"before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{fold_folder.name}")
+        fold_folder.rename(renamed)
+        logger.info("renamed the existing training to %s", renamed)
         present = []
     if present:
-        _require_same_plan(config, plans, layout)
+        _require_same_plan(config, plans, paths)
     elif config.resume:
-        logger.info("nothing to resume in %s; starting from the beginning", fold_folder)
+        logger.info("no checkpoint to resume in %s; starting from scratch", fold_folder)
     fold_folder.mkdir(parents=True, exist_ok=True)
     return bool(present)
 
 
-def _require_same_plan(config: TrainingConfig, plans: Plans, layout: NnunetPaths) -> None:
-    """Refuse to go on with another network: the weights would not fit, or worse, would."""
-    recorded_file = layout.model_folder(config.configuration) / "plans.json"
+def _require_same_plan(config: TrainingConfig, plans: Plans, paths: NnunetPaths) -> None:
+    """Raise TrainingError if the plan has changed: the weights may not fit, or fit and mean something else."""
+    recorded_file = paths.model_folder(config.configuration) / "plans.json"
     if not recorded_file.is_file():
         return
     recorded = json.loads(recorded_file.read_text(encoding="utf-8"))["configurations"].get(config.configuration, {})
@@ -216,13 +221,13 @@ def _require_same_plan(config: TrainingConfig, plans: Plans, layout: NnunetPaths
     different = [key for key in planned if planned[key] != recorded.get(key)]
     if different:
         raise TrainingError(
-            f"The training in {recorded_file.parent} has another plan ({', '.join(different)} differ). Resume with its "
-            "own settings, or name a new one with configuration=2d_NAME."
+            f"The training in {recorded_file.parent} has a different plan ({', '.join(different)}). "
+            "Resume with its original values, or start a new training with configuration=2d_NAME."
         )
 
 
 def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str, fold_folder: Path) -> None:
-    """Write what this training is made of beside its checkpoints."""
+    """Write configuration, package versions and machine of the training next to its checkpoints."""
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json", exclude={"trainer"}) | settings.model_dump(mode="json"),
         "device": device,
@@ -252,7 +257,7 @@ def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
             device=torch.device(device),
         )
     except KeyboardInterrupt as error:
-        raise TrainingError("Interrupted. Go on from the last checkpoint with resume=true.") from error
+        raise TrainingError("Training interrupted. Continue from the last checkpoint with resume=true.") from error
 
 
 def _validation_dice(fold_folder: Path) -> float | None:

@@ -205,7 +205,7 @@ class SweepResult:
 
 def run_sweep(
     config: SweepConfig,
-    layout: NnunetPaths,
+    paths: NnunetPaths,
     out: Path,
     *,
     name: str,
@@ -218,7 +218,7 @@ def run_sweep(
 
     Args:
         config: What to try.
-        layout: nnU-Net's folders; trainings go to `out` instead of its results.
+        paths: nnU-Net's folders; trainings go to `out` instead of its results.
         out: Folder of the study, its trainings and its result.
         name: Of the study.
         trials: How many shall have ended, complete or pruned.
@@ -234,7 +234,7 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     database = storage or f"sqlite:///{(out / 'study.db').resolve()}"
     study = open_study(config, database, name, seed, shared=storage is not None)
-    runner = _Runner(config, NnunetPaths(layout.raw, layout.preprocessed, out.resolve() / "trainings"), name)
+    runner = _Runner(config, NnunetPaths(paths.raw, paths.preprocessed, out.resolve() / "trainings"), name)
     failures = 0
     with translate_storage_errors(database):
         while (done := len(_ended(study))) < trials:
@@ -257,9 +257,9 @@ class _TrialFailedError(Exception):
 class _Runner:
     """Runs trials, each as a training with a plan of its own."""
 
-    def __init__(self, config: SweepConfig, layout: NnunetPaths, name: str) -> None:
+    def __init__(self, config: SweepConfig, paths: NnunetPaths, name: str) -> None:
         self._config = config
-        self._layout = layout
+        self._paths = paths
         self._group = [f"tracking.group={name}"] if "tracking=wandb" in config.train else []
         self._number = -1
 
@@ -300,7 +300,7 @@ class _Runner:
         overrides = [
             *self._config.train, *self._group, *as_overrides(values), f"configuration={configuration}", "resume=true",
         ]  # fmt: skip
-        ended = run_trial(overrides, self._layout, self._layout.fold_folder(configuration, 0), on_epoch)
+        ended = run_trial(overrides, self._paths, self._paths.fold_folder(configuration, 0), on_epoch)
         if ended.cut_short:
             raise import_optuna().TrialPruned
         if ended.error or not seen:
@@ -318,7 +318,7 @@ class _Runner:
         for trial in study.trials:
             configuration = trial.user_attrs.get("configuration")
             if configuration and configuration not in kept:
-                for file in self._layout.fold_folder(configuration, 0).glob(_CHECKPOINTS):
+                for file in self._paths.fold_folder(configuration, 0).glob(_CHECKPOINTS):
                     file.unlink()
 
 

@@ -97,16 +97,16 @@ class _PartClock:
         self._begin = end
 
 
-def time_iterations(config: TrainingConfig, layout: NnunetPaths, trainer: str, count: int) -> IterationTimes:
+def time_iterations(config: TrainingConfig, paths: NnunetPaths, trainer: str, count: int) -> IterationTimes:
     """Train for some iterations and measure each part.
 
     Args:
         config: Plan, data and settings; of nnU-Net's own trainer the plan, the fold and the seed only.
-        layout: nnU-Net's folders; the dataset is preprocessed.
+        paths: nnU-Net's folders; the dataset is preprocessed.
         trainer: Class name of nnU-Net's own or of ours.
         count: Iterations measured, after some to warm up.
     """
-    with _trainer(config, layout, trainer, loaders=0) as (made, device):
+    with _trainer(config, paths, trainer, loaders=0) as (made, device):
         made.on_train_start()
         made.on_train_epoch_start()
         clock = _PartClock(made, device)
@@ -127,7 +127,7 @@ def time_iterations(config: TrainingConfig, layout: NnunetPaths, trainer: str, c
 
 
 def dice_over_time(
-    config: TrainingConfig, layout: NnunetPaths, trainer: str, *, minutes: float, measured: IterationTimes
+    config: TrainingConfig, paths: NnunetPaths, trainer: str, *, minutes: float, measured: IterationTimes
 ) -> list[EpochDice]:
     """Train for some minutes and report the Dice after each epoch.
 
@@ -136,14 +136,14 @@ def dice_over_time(
 
     Args:
         config: See `time_iterations`; iterations and validation iterations per epoch are the same for both.
-        layout: nnU-Net's folders; the dataset is preprocessed.
+        paths: nnU-Net's folders; the dataset is preprocessed.
         trainer: Class name of nnU-Net's own or of ours.
         minutes: About how long.
         measured: Of this trainer, to tell how many epochs fit.
     """
     changed = config.trainer.model_copy(update={"max_minutes": minutes, "validation": "none", "patience": None})
     config = config.model_copy(update={"trainer": changed})
-    with _trainer(config, layout, trainer, loaders=config.workers) as (made, _device):
+    with _trainer(config, paths, trainer, loaders=config.workers) as (made, _device):
         if trainer != TRAINER:
             made.num_iterations_per_epoch = changed.iterations
             made.num_val_iterations_per_epoch = changed.val_iterations
@@ -158,10 +158,10 @@ def dice_over_time(
 
 @contextmanager
 def _trainer(
-    config: TrainingConfig, layout: NnunetPaths, name: str, *, loaders: int | None
+    config: TrainingConfig, paths: NnunetPaths, name: str, *, loaders: int | None
 ) -> Iterator[tuple[Any, str]]:
     """Build a trainer of nnU-Net as its own command would; yields it and the kind of device."""
-    export_environment(layout, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
+    export_environment(paths, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
     import matplotlib as mpl
     import numpy as np
     import torch
@@ -172,8 +172,8 @@ def _trainer(
     device = choose_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(usable_cores())
-    configure_plans(config, layout)
-    write_trainer_settings(config, layout.results)
+    configure_plans(config, paths)
+    write_trainer_settings(config, paths.results)
     torch.manual_seed(config.trainer.seed)
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
     # nnU-Net's logger changes the style of every plot that follows

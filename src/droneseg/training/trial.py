@@ -39,13 +39,13 @@ class TrialOutcome:
 
 
 def run_trial(
-    overrides: Sequence[str], layout: NnunetPaths, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
+    overrides: Sequence[str], paths: NnunetPaths, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
 ) -> TrialOutcome:
     """Train, and tell of each epoch.
 
     Args:
         overrides: Of the training.
-        layout: nnU-Net's folders.
+        paths: nnU-Net's folders.
         fold: Folder of the training: there it tells of its epochs.
         on_epoch: Told of an epoch's figures; says whether the trial shall go on.
 
@@ -55,7 +55,7 @@ def run_trial(
     fold.mkdir(parents=True, exist_ok=True)
     if not any(fold.glob("checkpoint_*.pth")):
         (fold / EPOCHS_NAME).unlink(missing_ok=True)  # of a training that cannot be gone on with
-    folders = [str(layout.raw), str(layout.preprocessed), str(layout.results)]
+    folders = [str(paths.raw), str(paths.preprocessed), str(paths.results)]
     command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", str(os.getpid()), *folders, *overrides]
     with (fold / "trial.log").open("wb") as log:
         # a group of its own: the processes that load for it end with it
