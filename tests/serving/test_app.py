@@ -32,20 +32,20 @@ PHOTO = png(np.where(MASK[..., None] == 5, 200, 20).repeat(3, axis=2).astype(np.
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start applications with given settings."""
-    begun = []
+    started = []
 
-    def begin(segmenter: object = None, **settings: object) -> TestClient:
-        made = Settings(_env_file=None, records_url=str(tmp_path / "records"), **settings)
-        client = TestClient(create_app(made, segmenter or BrightIsLanding()), raise_server_exceptions=False)
-        begun.append(client.__enter__())
+    def start_client(segmenter: object = None, **settings: object) -> TestClient:
+        app_settings = Settings(_env_file=None, records_url=str(tmp_path / "records"), **settings)
+        client = TestClient(create_app(app_settings, segmenter or BrightIsLanding()), raise_server_exceptions=False)
+        started.append(client.__enter__())
         end = time.monotonic() + 10
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < end
             time.sleep(0.01)
         return client
 
-    yield begin
-    for client in begun:
+    yield start_client
+    for client in started:
         client.__exit__(None, None, None)
 
 
@@ -65,12 +65,12 @@ def error(response: object) -> tuple[int, str]:
 def test_predict_returns_every_field(client: TestClient) -> None:
     response = client.post("/predict", files=[file()])
     assert response.status_code == 200
-    found = response.json()
-    assert base64.b64decode(found["segmentation_mask"]) == encode_mask(MASK)
-    assert (found["filename"], found["prediction_shape"], found["classes_found"]) == ("a.png", [6, 8], [2, 5])
-    assert found["class_fractions"]["water"] == found["class_fractions"]["landing-zones"] == 0.5
-    assert set(found["timings_s"]) == {"queue", "decode", "network", "encode"}
-    assert (found["confidence"], found["model_id"]) == (0.9, "aaa")
+    result = response.json()
+    assert base64.b64decode(result["segmentation_mask"]) == encode_mask(MASK)
+    assert (result["filename"], result["prediction_shape"], result["classes_found"]) == ("a.png", [6, 8], [2, 5])
+    assert result["class_fractions"]["water"] == result["class_fractions"]["landing-zones"] == 0.5
+    assert set(result["timings_s"]) == {"queue", "decode", "network", "encode"}
+    assert (result["confidence"], result["model_id"]) == (0.9, "aaa")
 
 
 def test_predict_returns_mask_file_for_accept_png(client: TestClient) -> None:
@@ -94,9 +94,9 @@ def test_trailing_slash_is_ignored(client: TestClient, path: str) -> None:
 
 
 def test_invalid_batch_file_does_not_affect_the_others(client: TestClient) -> None:
-    found = client.post("/batch_predict", files=[file(), file(b"junk", "b.png"), file(PHOTO[:60], "c.png"), file()])
-    assert found.status_code == 200
-    first, bad, cut, last = found.json()
+    response = client.post("/batch_predict", files=[file(), file(b"junk", "b.png"), file(PHOTO[:60], "c.png"), file()])
+    assert response.status_code == 200
+    first, bad, cut, last = response.json()
     assert first["prediction_shape"] == last["prediction_shape"] == [6, 8]
     assert (bad["filename"], bad["error"]["code"]) == ("b.png", "unsupported_image")
     assert (cut["filename"], cut["error"]["code"]) == ("c.png", "broken_image")
@@ -132,8 +132,8 @@ def test_charset_of_content_type_is_ignored(client: TestClient, charset: str) ->
     name = "garden +2AA- \\ud800.png"
     part = f'--x\r\nContent-Disposition: form-data; name="data"; filename="{name}"\r\n\r\n'.encode()
     headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
-    found = client.post("/predict", content=part + PHOTO + b"\r\n--x--\r\n", headers=headers)
-    assert (found.status_code, found.json()["filename"]) == (200, name)
+    response = client.post("/predict", content=part + PHOTO + b"\r\n--x--\r\n", headers=headers)
+    assert (response.status_code, response.json()["filename"]) == (200, name)
 
 
 def test_too_large_body_returns_413_with_and_without_content_length(start: Start) -> None:
@@ -154,8 +154,8 @@ def test_too_large_body_returns_413_with_and_without_content_length(start: Start
 @pytest.mark.parametrize("hostile", corpus(), ids=lambda hostile: hostile.name)
 def test_hostile_file_returns_its_documented_response(shared: TestClient, hostile: Hostile) -> None:
     response = shared.post("/predict", files=[file(hostile.data)])
-    found = (response.status_code, "" if response.status_code == 200 else response.json()["error"]["code"])
-    assert found == hostile.answer, response.text[:300]
+    result = (response.status_code, "" if response.status_code == 200 else response.json()["error"]["code"])
+    assert result == hostile.answer, response.text[:300]
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +231,11 @@ def test_request_cancelled_at_shutdown_returns_503() -> None:
     async def scenario() -> None:
         settings, metrics = Settings(_env_file=None), ServiceMetrics()
         failed = PredictionService(settings, BrightIsLanding, metrics).error_detail
-        gate = RequestMiddleware(
+        middleware = RequestMiddleware(
             endless, settings=settings, metrics=metrics, error_detail=failed, known_paths=(), public_paths=()
         )
         scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-        task = asyncio.create_task(gate(scope, None, send))  # type: ignore[arg-type]
+        task = asyncio.create_task(middleware(scope, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         task.cancel()
         await task
@@ -362,9 +362,9 @@ def test_reload_activates_new_model_or_keeps_current_one(start: Start, monkeypat
         assert "PermissionError" in refused.text
         assert "secret" not in refused.text
         assert client.post("/predict", files=[file()], headers=key).json()["model_id"] == "two"
-        told = client.get("/metrics").text
-        assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in told
-        assert 'droneseg_model_info{model_id="one",profile="exact"} 0.0' in told
+        metrics_text = client.get("/metrics").text
+        assert 'droneseg_model_info{model_id="two",profile="exact"} 1.0' in metrics_text
+        assert 'droneseg_model_info{model_id="one",profile="exact"} 0.0' in metrics_text
     assert reload_is_absent_without_key()
 
 
@@ -375,21 +375,21 @@ def reload_is_absent_without_key() -> bool:
 
 
 def test_model_info_has_licence_and_classes(client: TestClient) -> None:
-    found = client.get("/model_info").json()
-    assert found["license"] == "Apache-2.0"
-    assert [entry["name"] for entry in found["classes"]][5] == "landing-zones"
-    assert set(found) >= {"name", "version", "description", "input_shape", "output_shape", "framework", "quality"}
+    result = client.get("/model_info").json()
+    assert result["license"] == "Apache-2.0"
+    assert [entry["name"] for entry in result["classes"]][5] == "landing-zones"
+    assert set(result) >= {"name", "version", "description", "input_shape", "output_shape", "framework", "quality"}
 
 
 def test_each_prediction_writes_a_record(start: Start, tmp_path: Path) -> None:
     client = start()
     client.post("/batch_predict", files=[file(), file(b"junk"), file(PHOTO, "b.png")])
     end = time.monotonic() + 10
-    found: list[str] = []
-    while len(found) < 2 and time.monotonic() < end:
-        found = [line for path in (tmp_path / "records").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    records: list[str] = []
+    while len(records) < 2 and time.monotonic() < end:
+        records = [line for path in (tmp_path / "records").rglob("*.jsonl") for line in path.read_text().splitlines()]
         time.sleep(0.02)
-    assert [json.loads(line)["model_id"] for line in found] == ["aaa", "aaa"]
+    assert [json.loads(line)["model_id"] for line in records] == ["aaa", "aaa"]
 
 
 def test_browser_is_redirected_to_web_page(client: TestClient) -> None:

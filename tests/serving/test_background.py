@@ -70,14 +70,14 @@ def test_drift_report_includes_latest_predictions_and_sets_gauges(server: Server
 
 def test_pending_records_are_flushed_before_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    found = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
-    monkeypatch.setattr(DriftReporter, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or found)
+    result = DriftResult(url="file:///x", message="", drifted=False, share=0.0, records=20)
+    monkeypatch.setattr(DriftReporter, "_run", lambda _self, number, _id: steps.append(f"report on {number}") or result)
 
     def flush(timeout_s: float) -> None:
         steps.append(f"flush within {timeout_s:.0f} s")
 
     reports = DriftReporter(Settings(), ServiceMetrics(), flush=flush, model_id=lambda: "abc")
-    assert reports.request_report(30).result(10) == found
+    assert reports.request_report(30).result(10) == result
     assert steps == ["flush within 3 s", "report on 30"]
 
 
@@ -151,11 +151,11 @@ def test_replaced_model_folder_returns_409(server: Server, bundle: Bundle, tmp_p
     before = manifest.read_bytes()
     try:
         manifest.write_bytes(before + b"\n")
-        told = drift(server)
+        response = drift(server)
     finally:
         manifest.write_bytes(before)
-    assert told.status_code == 409
-    assert f"The service runs model {bundle.model_id}" in told.json()["error"]["message"]
+    assert response.status_code == 409
+    assert f"The service runs model {bundle.model_id}" in response.json()["error"]["message"]
 
 
 def test_drift_requires_the_api_key(bundle: Bundle, tmp_path: Path) -> None:
@@ -170,10 +170,10 @@ def test_shutdown_kills_the_report_process(server: Server, bundle: Bundle, tmp_p
         assert alive(server.process.pid)
         until(lambda: children(server))
         started = children(server)
-        begin = time.monotonic()
+        started_at = time.monotonic()
         server.terminate()
         assert server.process.wait(20) == 0
-        assert time.monotonic() - begin < 6, "the service waited for the report"
+        assert time.monotonic() - started_at < 6, "the service waited for the report"
         assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
     until(lambda: not any(alive(pid) for pid in started))
 

@@ -65,8 +65,8 @@ def test_bento_returns_the_same_mask_from_a_clean_environment(
     with serving(tmp_path, backend=replace(BENTO_BASE64, command=command)) as server:
         response = server.predict(PHOTO)
     assert response.status_code == 200
-    found = response.json()
-    assert (found["model_id"], found["segmentation_mask"]) == (expected["model_id"], expected["segmentation_mask"])
+    result = response.json()
+    assert (result["model_id"], result["segmentation_mask"]) == (expected["model_id"], expected["segmentation_mask"])
 
 
 def test_build_without_model_fails(tmp_path: Path) -> None:

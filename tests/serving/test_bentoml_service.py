@@ -30,8 +30,8 @@ PHOTO = png(np.full((40, 50, 3), 220, np.uint8))
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("bento")
     make_bundle(folder / "champion", patch=(64, 64))
-    with serving(folder, backend=BENTO, model=folder / "champion", queue_seconds=60) as made:
-        yield made
+    with serving(folder, backend=BENTO, model=folder / "champion", queue_seconds=60) as server:
+        yield server
 
 
 def post(server: Server, body: object, **headers: str) -> httpx.Response:
@@ -45,13 +45,13 @@ def encoded(data: bytes) -> str:
 
 
 def test_predict_base64_returns_every_field(server: Server) -> None:
-    found = post(server, {"req": {"image_b64": encoded(PHOTO), "content_type": "image/png"}}).json()
-    assert found["model_loaded"] is True
-    assert "filename" not in found
-    assert found["prediction_shape"] == [40, 50]
-    assert found["classes_found"] == [5]
-    assert found["class_fractions"] == {entry.name: float(entry.id == 5) for entry in CLASSES}
-    assert set(found) == {
+    result = post(server, {"req": {"image_b64": encoded(PHOTO), "content_type": "image/png"}}).json()
+    assert result["model_loaded"] is True
+    assert "filename" not in result
+    assert result["prediction_shape"] == [40, 50]
+    assert result["classes_found"] == [5]
+    assert result["class_fractions"] == {entry.name: float(entry.id == 5) for entry in CLASSES}
+    assert set(result) == {
         "prediction_shape", "classes_found", "segmentation_mask", "class_fractions", "confidence", "model_id",
         "timings_s", "model_loaded",
     }  # fmt: skip
@@ -91,10 +91,10 @@ def test_invalid_body_returns_its_documented_error(
     server: Server, body: object, status: int, code: str, words: str
 ) -> None:
     response = post(server, body)
-    found = response.json()
-    assert (response.status_code, found["error"]["code"]) == (status, code)
-    assert words in found["error"]["message"]
-    assert set(found) == {"error"}
+    result = response.json()
+    assert (response.status_code, result["error"]["code"]) == (status, code)
+    assert words in result["error"]["message"]
+    assert set(result) == {"error"}
 
 
 def test_documentation_lists_every_error() -> None:
@@ -154,20 +154,20 @@ def test_documented_client_works_as_written(server: Server, tmp_path: Path) -> N
 def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path) -> None:
     require_program("curl")
     (block,) = re.findall(r"```bash\n(echo .*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    found = in_a_shell(block, server, tmp_path)
-    assert found.count('"classes_found":[5]') == 2
-    assert '"license":"Apache-2.0"' in found
+    result = run_in_shell(block, server, tmp_path)
+    assert result.count('"classes_found":[5]') == 2
+    assert '"license":"Apache-2.0"' in result
 
 
 def test_readme_curl_command_works_as_written(server: Server, tmp_path: Path) -> None:
     require_program("curl")
     (line,) = re.findall(r"^curl .*127\.0\.0\.1:3000.*$", README.read_text(encoding="utf-8"), re.M)
-    found = json.loads(in_a_shell(line, server, tmp_path))
+    result = json.loads(run_in_shell(line, server, tmp_path))
     expected = post(server, {"req": {"image_b64": encoded(PHOTO)}}).json()
-    assert found["segmentation_mask"] == expected["segmentation_mask"]
+    assert result["segmentation_mask"] == expected["segmentation_mask"]
 
 
-def in_a_shell(script: str, server: Server, folder: Path) -> str:
+def run_in_shell(script: str, server: Server, folder: Path) -> str:
     (folder / "PHOTO.png").write_bytes(PHOTO)
     script = script.replace("http://127.0.0.1:3000", server.url).replace("curl ", "curl --fail --silent ")
     done = subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, text=True)
@@ -177,16 +177,18 @@ def in_a_shell(script: str, server: Server, folder: Path) -> str:
 
 def test_service_listens_only_on_the_configured_address(server: Server) -> None:
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    places = [link.laddr for each in processes for link in each.net_connections("inet") if link.status == "LISTEN"]
-    assert {ip for ip, _ in places} == {"127.0.0.1"}
-    assert int(server.url.rpartition(":")[2]) in {port for _, port in places}
+    addresses = [
+        link.laddr for process in processes for link in process.net_connections("inet") if link.status == "LISTEN"
+    ]
+    assert {ip for ip, _ in addresses} == {"127.0.0.1"}
+    assert int(server.url.rpartition(":")[2]) in {port for _, port in addresses}
 
 
 def test_root_returns_status_with_working_links(server: Server) -> None:
     response = httpx.get(f"{server.url}/", headers={"Accept": "text/html"})
-    found = response.json()
-    assert (found["service"], found["ready"]) == ("droneseg", True)
-    for link in found["links"].values():
+    result = response.json()
+    assert (result["service"], result["ready"]) == ("droneseg", True)
+    for link in result["links"].values():
         assert httpx.get(f"{server.url}{link}").status_code == 200
 
 

@@ -35,12 +35,12 @@ def test_bentoml_response_matches_fastapi_for_every_corpus_file(
     servers: dict[str, Server], way: str, hostile: Hostile
 ) -> None:
     response = servers[way].predict(hostile.data, **KEY)
-    found = response.json()
-    assert (response.status_code, "" if response.status_code == 200 else found["error"]["code"]) == hostile.answer
+    result = response.json()
+    assert (response.status_code, "" if response.status_code == 200 else result["error"]["code"]) == hostile.answer
     expected = servers["fastapi"].predict(hostile.data, **KEY).json()
     if response.status_code == 200:
-        del expected["filename"], found["model_loaded"], expected["timings_s"], found["timings_s"]
-    assert found == expected
+        del expected["filename"], result["model_loaded"], expected["timings_s"], result["timings_s"]
+    assert result == expected
 
 
 def test_model_info_and_unknown_paths_return_the_same_response(
@@ -77,7 +77,7 @@ def test_too_large_body_returns_the_same_error(servers: dict[str, Server]) -> No
 
 @pytest.mark.parametrize("way", WAYS)
 def test_missing_api_key_returns_the_same_error(servers: dict[str, Server], way: str) -> None:
-    data = next(each.data for each in corpus() if each.answer == OK)
+    data = next(file.data for file in corpus() if file.answer == OK)
     for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Basic x"}):
         response = servers[way].predict(data, **headers)
         assert response.status_code == 401
@@ -88,19 +88,19 @@ def test_missing_api_key_returns_the_same_error(servers: dict[str, Server], way:
 
 CLIENT = """
 import base64, bentoml, sys
-photograph = sys.stdin.buffer.read()
-text = base64.b64encode(photograph).decode()
+image = sys.stdin.buffer.read()
+text = base64.b64encode(image).decode()
 with bentoml.SyncHTTPClient(sys.argv[1], token=sys.argv[2]) as client:
-    first, second = client.predict_base64(req={"image_b64": text}), client.predict_image_bytes(photograph)
+    first, second = client.predict_base64(req={"image_b64": text}), client.predict_image_bytes(image)
 assert first["model_loaded"]
 assert first | {"timings_s": {}} == second | {"timings_s": {}}
 """
 
 
 def test_bentoml_client_sends_the_key_as_token(servers: dict[str, Server]) -> None:
-    photograph = next(each.data for each in corpus() if each.answer == OK)
+    image = next(file.data for file in corpus() if file.answer == OK)
     # in a process of its own: it warns of itself, and leaves a folder behind
     command = [sys.executable, "-W", "ignore", "-c", CLIENT, servers["bento"].url]
-    right, wrong = (subprocess.run([*command, key], input=photograph, capture_output=True) for key in (API_KEY, "no"))
+    right, wrong = (subprocess.run([*command, key], input=image, capture_output=True) for key in (API_KEY, "no"))
     assert right.returncode == 0, right.stderr
     assert b"Send it in the header X-API-Key" in wrong.stderr

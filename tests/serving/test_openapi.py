@@ -13,23 +13,23 @@ from support.server import serving
 
 
 @pytest.fixture(scope="module")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
     """OpenAPI schema of a running service."""
-    folder = tmp_path_factory.mktemp("described")
+    folder = tmp_path_factory.mktemp("schema")
     make_bundle(folder / "champion", patch=(64, 64))
     with serving(folder, model=folder / "champion") as server:
         yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
-def test_generated_requests_return_documented_responses(described: schemathesis.BaseSchema) -> None:
-    tried = 0
-    for found in described.get_all_operations():
+def test_generated_requests_return_documented_responses(schema: schemathesis.BaseSchema) -> None:
+    tested = 0
+    for operation in schema.get_all_operations():
 
-        @given(case=found.ok().as_strategy())
+        @given(case=operation.ok().as_strategy())
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-        def ask(case: schemathesis.Case) -> None:
+        def send(case: schemathesis.Case) -> None:
             case.call_and_validate(checks=(not_a_server_error, status_code_conformance, response_schema_conformance))
 
-        ask()
-        tried += 1
-    assert tried >= 8
+        send()
+        tested += 1
+    assert tested >= 8

@@ -26,31 +26,33 @@ PIXELS[:, 80:, 2] = 230
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page")
     make_bundle(folder / "champion", patch=(64, 64))
-    with serving(folder, model=folder / "champion") as made:
-        yield made
+    with serving(folder, model=folder / "champion") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = require_program("chromium", "google-chrome", "chromium-browser")
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield made
-        made.close()
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    made = browser.new_page()
+    page = browser.new_page()
     problems: list[str] = []
-    made.on("pageerror", lambda error: problems.append(str(error)))
-    made.on(
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on(
         "request",
-        lambda asked: problems.extend(() if asked.url.startswith((server.url, "blob:", "data:")) else (asked.url,)),
+        lambda request: problems.extend(
+            () if request.url.startswith((server.url, "blob:", "data:")) else (request.url,)
+        ),
     )
-    made.goto(f"{server.url}/ui")
-    yield made
-    made.close()
+    page.goto(f"{server.url}/ui")
+    yield page
+    page.close()
     assert problems == []
 
 
@@ -58,16 +60,16 @@ def choose(page: Page, data: bytes = png(PIXELS), name: str = "field.png") -> No
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what is drawn with the next picture of the screen."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; the page draws with the next animation frame."""
     end = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < end, "it never came true"
+    while not condition():
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.02)
 
 
 def pixel(page: Page, x: int, y: int) -> list[int]:
-    """Return RGBA of the overlay."""
+    """Return the RGBA value of an overlay pixel."""
     code = "([x, y]) => [...document.getElementById('overlay').getContext('2d').getImageData(x, y, 1, 1).data]"
     return list(page.evaluate(code, [x, y]))
 
@@ -91,9 +93,9 @@ def test_opacity_and_class_selection_change_the_overlay(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     page.locator("#opacity").fill("100")
-    until(lambda: pixel(page, 10, 60)[3] == 255)
+    wait_until(lambda: pixel(page, 10, 60)[3] == 255)
     page.get_by_label("water").uncheck()
-    until(lambda: pixel(page, 150, 60)[3] == 0)
+    wait_until(lambda: pixel(page, 150, 60)[3] == 0)
     assert pixel(page, 10, 60)[3] == 255
 
 
@@ -117,7 +119,7 @@ def test_mask_and_overlay_can_be_saved(page: Page, tmp_path: Path) -> None:
 
 
 def test_error_message_is_shown(page: Page) -> None:
-    choose(page, b"not a photograph", "notes.txt")
+    choose(page, b"not an image", "notes.txt")
     expect(page.get_by_role("alert")).to_contain_text("Unknown image format")
     expect(page.locator("#result")).to_be_hidden()
     choose(page)
@@ -203,20 +205,20 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page, scheme: str
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     choose(page)
     expect(page.locator("#result")).to_be_visible()
-    for selector, behind in (
+    for selector, background in (
         ("h1", "body"),
         (".quiet", "body"),
         ("#headline", "#panel"),
         ("dt", "#panel"),
         ("button#save-overlay", "button#save-overlay"),
     ):
-        assert contrast(page, selector, behind) >= 4.5, selector
+        assert contrast(page, selector, background) >= 4.5, selector
 
 
-def contrast(page: Page, selector: str, behind: str) -> float:
+def contrast(page: Page, selector: str, background: str) -> float:
     """Return the contrast ratio of text and background (WCAG 2.2, 1.4.3)."""
     code = "([s, p]) => getComputedStyle(document.querySelector(s))[p]"
-    texts = page.evaluate(code, [selector, "color"]), page.evaluate(code, [behind, "backgroundColor"])
+    texts = page.evaluate(code, [selector, "color"]), page.evaluate(code, [background, "backgroundColor"])
     lights = sorted(_luminance([int(part) for part in text.strip("rgba()").split(",")[:3]]) for text in texts)
     return (lights[1] + 0.05) / (lights[0] + 0.05)
 

@@ -27,8 +27,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("served")
     make_bundle(folder / "champion", patch=(256, 256))
     options = {"model": folder / "champion", "api_key": "open sesame", "queue_seconds": 60}
-    with serving(folder, backend=request.param, **options) as made:
-        yield made
+    with serving(folder, backend=request.param, **options) as server:
+        yield server
 
 
 @pytest.fixture(params=[FASTAPI, BENTO], ids=lambda backend: backend.name)
@@ -62,9 +62,9 @@ def test_hostile_corpus_does_not_grow_or_break_the_process(server: Server) -> No
         status, code = hostile.answer
         assert response.status_code == status, hostile.name
         if status != 200:
-            found = response.json()["error"]
-            assert found["code"] == code, hostile.name
-            assert any(word in found["message"] for word in WORDS[code]), (hostile.name, found["message"])
+            result = response.json()["error"]
+            assert result["code"] == code, hostile.name
+            assert any(word in result["message"] for word in WORDS[code]), (hostile.name, result["message"])
     assert server.memory_mb - before < 150  # bombs of 100 MB and of gigapixels are among them
     assert server.predict(MEDIUM, **KEY).status_code == 200
 
@@ -102,10 +102,10 @@ def test_connection_is_closed_if_a_rejected_body_continues(server: Server) -> No
     assert sent < 200 << 20
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(head)
-        begin = time.monotonic()
+        started_at = time.monotonic()
         while connection.recv(65536):
             pass
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - started_at < 15
 
 
 def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, backend: Backend) -> None:
@@ -131,11 +131,11 @@ def test_shutdown_answers_requests_it_cannot_finish_with_503(tmp_path: Path, bac
         with ThreadPoolExecutor(12) as pool:
             running = [pool.submit(server.predict, HUGE, **KEY) for _ in range(12)]
             until(lambda: f'droneseg_requests_total{{endpoint="{server.backend.path}"' in metrics(server))
-            begin = time.monotonic()
+            started_at = time.monotonic()
             server.terminate()
             statuses = [future.result().status_code for future in running]
         assert server.process.wait(20) == 0
-        assert time.monotonic() - begin < 12  # Cloud Run kills after 10; a test allows for a busy machine
+        assert time.monotonic() - started_at < 12  # Cloud Run kills after 10; a test allows for a busy machine
     assert set(statuses) == {200, 503}
 
 
@@ -146,11 +146,11 @@ def test_disconnected_clients_do_not_delay_shutdown(tmp_path: Path, backend: Bac
             disconnect(server)
         gone = f'droneseg_requests_total{{endpoint="{server.backend.path}",status="499"}}'
         until(lambda: gone in metrics(server))
-        time.sleep(2)  # what was begun is done
-        begin = time.monotonic()
+        time.sleep(2)  # the running predictions finish
+        started_at = time.monotonic()
         server.terminate()
         assert server.process.wait(20) == 0
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - started_at < 6
 
 
 def test_queue_full_returns_429_with_retry_after(tmp_path: Path, backend: Backend) -> None:
@@ -181,10 +181,10 @@ def test_missing_body_does_not_delay_shutdown(tmp_path: Path, backend: Backend) 
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(headers_of(server, "Content-Length: 1000", f"Content-Type: {kind}"))
             time.sleep(0.2)
-            begin = time.monotonic()
+            started_at = time.monotonic()
             server.terminate()
             assert server.process.wait(20) == 0
-        assert time.monotonic() - begin < 13
+        assert time.monotonic() - started_at < 13
 
 
 def test_connection_is_reusable_after_early_rejection(server: Server) -> None:
@@ -231,9 +231,9 @@ def test_sigterm_finishes_admitted_requests_and_writes_records(tmp_path: Path, b
 def test_misspelt_setting_logs_a_warning(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion", patch=(64, 64))
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_second=60) as server:
-        told = server.log.read_text()
-    assert told.count("DRONESEG_QUEUE_SECOND is not a setting") == 1
-    assert "DRONESEG_QUEUE_SECONDS" in told
+        log = server.log.read_text()
+    assert log.count("DRONESEG_QUEUE_SECOND is not a setting") == 1
+    assert "DRONESEG_QUEUE_SECONDS" in log
 
 
 def metrics(server: Server) -> str:
