@@ -124,7 +124,7 @@ def test_nothing_but_samples_is_copied(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     (case,) = find_hard_cases(str(tmp_path / "records"), 1, last=9)
     for path in ("../secret.txt", "samples/2026/03/04/../../../../../secret.txt", "."):
-        with pytest.raises(RecordsError, match="None of these photographs was kept"):
+        with pytest.raises(RecordsError, match="None of these images is stored"):
             fetch_hard_cases(str(tmp_path / "records"), [replace(case, sample=path)], tmp_path / "out")
 
 

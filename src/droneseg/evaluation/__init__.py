@@ -1,1 +1,1 @@
-"""How good predictions are, against truth and against answers that need no network."""
+"""Quality of predicted masks compared with ground truth."""

@@ -1,1 +1,1 @@
-"""What a running service leaves behind: metrics now, records for later."""
+"""Monitoring: Prometheus metrics, prediction log, drift detection."""

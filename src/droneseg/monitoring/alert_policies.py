@@ -1,4 +1,4 @@
-"""Convert Prometheus rules to Cloud Monitoring policies.
+"""Convert Prometheus alert rules to alert policies of Google Cloud Monitoring.
 
 `python -m droneseg.monitoring.alert_policies RULES FOLDER` writes one JSON file per rule, for
 `gcloud alpha monitoring policies create --policy-from-file=FILE`.
@@ -15,16 +15,16 @@ import yaml
 from droneseg.core.files import write_text
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_EVERY_S = 60
+_EVALUATION_INTERVAL_S = 60
 _LABEL = re.compile(r"\{\{\s*\$labels\.(\w+)\s*\}\}")
 _VALUE = re.compile(r" \([^()]*\{\{\s*\$value[^}]*\}\}\)")
 
 
 def policies_of(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return an alert policy for each rule, by the rule's name.
+    """Return an alert policy for each alert rule, by its name.
 
     Args:
-        rules: A file of rules as Prometheus reads it.
+        rules: Content of a Prometheus rule file.
     """
     return {
         rule["alert"]: _policy(group["name"], rule)
@@ -35,11 +35,11 @@ def policies_of(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _policy(group: str, rule: dict[str, Any]) -> dict[str, Any]:
-    notes = rule["annotations"]
+    annotations = rule["annotations"]
     return {
         "displayName": rule["alert"],
         "documentation": {
-            "content": f"{_words(notes['summary'])}\n\nWhat to do: {notes['runbook_url']}",
+            "content": f"{_translate_summary(annotations['summary'])}\n\nWhat to do: {annotations['runbook_url']}",
             "mimeType": "text/markdown",
         },
         "severity": rule["labels"]["severity"].upper(),
@@ -51,7 +51,7 @@ def _policy(group: str, rule: dict[str, Any]) -> dict[str, Any]:
                 "conditionPrometheusQueryLanguage": {
                     "query": " ".join(rule["expr"].split()),
                     "duration": f"{_seconds(rule['for'])}s",
-                    "evaluationInterval": f"{_EVERY_S}s",
+                    "evaluationInterval": f"{_EVALUATION_INTERVAL_S}s",
                     "alertRule": rule["alert"],
                     "ruleGroup": group,
                 },
@@ -60,8 +60,8 @@ def _policy(group: str, rule: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _words(summary: str) -> str:
-    """Return a summary in Cloud Monitoring's own template language; it has no values of a query."""
+def _translate_summary(summary: str) -> str:
+    """Return a summary in Cloud Monitoring's template language, which has labels but no query value."""
     return _VALUE.sub("", _LABEL.sub(r"${metric_or_resource.label.\1}", summary))
 
 
@@ -70,7 +70,7 @@ def _seconds(text: str) -> int:
 
 
 def main() -> None:
-    """Write the policies of a file of rules into a folder."""
+    """Write the policies of a rule file to a folder, one JSON file each."""
     rules, folder = (Path(argument) for argument in sys.argv[1:])
     for name, policy in policies_of(yaml.safe_load(rules.read_text(encoding="utf-8"))).items():
         write_text(folder / f"{name}.json", json.dumps(policy, indent=2) + "\n")

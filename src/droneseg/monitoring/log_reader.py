@@ -1,4 +1,4 @@
-"""Read recent records; least confident images; retention."""
+"""Read recent records and find the least confident images."""
 
 import json
 import logging
@@ -24,21 +24,23 @@ from droneseg.monitoring.storage import open_url
 logger = logging.getLogger(__name__)
 
 _FIRST_FILES = 16
-_MOST_FILES = 1024
+_MAX_FILES = 1024
 _READERS = 16
-_WASTED = 20
-"""How many records are read, at most, for each that is wanted: those of other models are passed over."""
+_MAX_READ_PER_WANTED = 20  # records read for each one wanted: those of other models are skipped
+
+LIST_NAME = "hard-cases.json"
+_SAMPLE_PATH = re.compile(rf"{SAMPLES_FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else is ever copied
 
 
 @dataclass
 class RecordsPage:
-    """The newest records of one model.
+    """Newest records of one model.
 
     Attributes:
-        records: The oldest first.
-        other_models: How many newer ones are of each other model.
-        unreadable: Lines that are no record, as FILE:LINE, and files that could not be read.
-        ahead: Days that are yet to come, of which none was read: a clock was wrong.
+        records: Records of the model, oldest first.
+        other_models: Number of newer records by id of each other model.
+        unreadable: Invalid lines as FILE:LINE, and files that could not be read.
+        future_days: Folders of days in the future, which were skipped; a clock was wrong.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -46,63 +48,75 @@ class RecordsPage:
     unreadable: list[str] = field(default_factory=list)
     future_days: list[str] = field(default_factory=list)
 
+    @property
+    def lines_read(self) -> int:
+        """Number of lines read: records of all models, and unreadable ones."""
+        return len(self.records) + sum(self.other_models.values()) + len(self.unreadable)
+
+    def add(self, record: Record, *, model_id: str | None) -> None:
+        """Add a record of the model; count it if it belongs to another one."""
+        if model_id in (None, record.model_id):
+            self.records.append(record)
+        else:
+            self.other_models[record.model_id] = self.other_models.get(record.model_id, 0) + 1
+
 
 def read_recent_records(url: str, number: int, model_id: str | None = None) -> RecordsPage:
     """Read the newest records.
 
+    Files are named by time, so only the newest files are read.
+
     Args:
-        url: Where they are.
-        number: How many, at most.
-        model_id: Only those of this model; None for any.
+        url: Folder or URL of the prediction log.
+        number: Maximum number of records.
+        model_id: Read only records of this model; None for any model.
 
     Raises:
-        RecordsError: If the place cannot be read.
+        RecordsError: If the log cannot be read.
     """
-    latest, looked_at = RecordsPage(), 0
+    page = RecordsPage()
     try:
         filesystem, root = open_url(url)
-        names = _newest_first(filesystem, root, latest)
-        files_read, unreadable, size = 0, 0, _FIRST_FILES
-        while files := list(islice(names, size)):
-            for name, content in _read(filesystem, files, latest):
-                for record in _parse(name, content, latest):
-                    looked_at += 1
-                    if model_id in (None, record.model_id):
-                        latest.records.append(record)
-                    else:
-                        latest.other_models[record.model_id] = latest.other_models.get(record.model_id, 0) + 1
-            files_read += len(files)
-            missing = number - len(latest.records)
-            looked_at += len(latest.unreadable) - unreadable
-            unreadable = len(latest.unreadable)
-            if missing <= 0 or looked_at >= _WASTED * max(number, _FIRST_FILES):
-                break
-            # a file may hold one record or a thousand
-            size = min(_MOST_FILES, math.ceil(missing * files_read / max(1, looked_at)))
-    except Exception as error:  # a store can fail in any way
-        raise RecordsError(f"The records at {url} cannot be read: {type(error).__name__}: {error}") from error
-    # several instances write at the same time
-    latest.records.sort(key=lambda record: record.time)
-    latest.records = latest.records[-number:]
-    return latest
+        _read_newest(filesystem, root, page, number, model_id)
+    except Exception as error:  # any storage error
+        raise RecordsError(f"Cannot read the records at {url}: {type(error).__name__}: {error}") from error
+    # several instances write at the same time, so files overlap
+    page.records.sort(key=lambda record: record.time)
+    page.records = page.records[-number:]
+    return page
 
 
-def _newest_first(filesystem: Any, root: str, latest: RecordsPage) -> Iterator[str]:
-    # an instance on the other side of the date line has no other UTC, but clocks differ
+def _read_newest(filesystem: Any, root: str, page: RecordsPage, number: int, model_id: str | None) -> None:
+    names = _newest_first(filesystem, root, page)
+    files_read, size = 0, _FIRST_FILES
+    while files := list(islice(names, size)):
+        for name, content in _read(filesystem, files, page):
+            for record in _parse(name, content, page):
+                page.add(record, model_id=model_id)
+        files_read += len(files)
+        missing = number - len(page.records)
+        if missing <= 0 or page.lines_read >= _MAX_READ_PER_WANTED * max(number, _FIRST_FILES):
+            return
+        # a file may hold one record or a thousand
+        size = min(_MAX_FILES, math.ceil(missing * files_read / max(1, page.lines_read)))
+
+
+def _newest_first(filesystem: Any, root: str, page: RecordsPage) -> Iterator[str]:
+    # times are UTC everywhere, but clocks differ
     last = f"{datetime.now(UTC) + timedelta(days=1):%Y/%m/%d}"
     for year in _numbered(filesystem, root, 4):
         for month in _numbered(filesystem, year, 2):
             for day in _numbered(filesystem, month, 2):
                 if day[len(root) :].lstrip("/") > last:
-                    latest.future_days.append(day)
+                    page.future_days.append(day)
                     continue
                 names = [str(name) for name in filesystem.ls(day, detail=False)]
                 yield from sorted((name for name in names if name.endswith(".jsonl")), reverse=True)
 
 
 def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
-    """Return the folders whose names are numbers of so many digits, the largest first; none without the folder."""
-    filesystem.invalidate_cache()  # what was there a moment ago says nothing
+    """Return the subfolders named by a number with this many digits, largest first; empty for a missing folder."""
+    filesystem.invalidate_cache()  # another process may have written since the last listing
     try:
         names = [str(name).rstrip("/") for name in filesystem.ls(folder, detail=False)]
     except FileNotFoundError:
@@ -110,47 +124,43 @@ def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
     return sorted((name for name in names if re.fullmatch(rf"\d{{{digits}}}", name.rpartition("/")[2])), reverse=True)
 
 
-def _read(filesystem: Any, files: list[str], latest: RecordsPage) -> Iterator[tuple[str, bytes]]:
+def _read(filesystem: Any, files: list[str], page: RecordsPage) -> Iterator[tuple[str, bytes]]:
     def read(name: str) -> bytes | Exception:
         try:
             return bytes(filesystem.cat_file(name))
-        except Exception as error:  # noqa: BLE001  # a store can fail in any way
+        except Exception as error:  # noqa: BLE001  # any storage error
             return error
 
-    # one by one: asked for several, fsspec takes [1] in a folder's name for a pattern
+    # one at a time: given several names, fsspec treats [1] in a folder name as a pattern
     with ThreadPoolExecutor(_READERS) as pool:
         for name, content in zip(files, pool.map(read, files), strict=True):
             if isinstance(content, bytes):
                 yield name, content
-            elif not isinstance(content, FileNotFoundError):  # taken away meanwhile: it was too old
-                latest.unreadable.append(f"{name}: {content}")
+            elif not isinstance(content, FileNotFoundError):  # a missing file was pruned since it was listed
+                page.unreadable.append(f"{name}: {content}")
 
 
-def _parse(name: str, content: bytes, latest: RecordsPage) -> Iterator[Record]:
+def _parse(name: str, content: bytes, page: RecordsPage) -> Iterator[Record]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = Record.model_validate_json(line)
-            record_features(record)  # it may be of a version that had others
+            record_features(record)  # fails for a record of a version with other features
         except (ValidationError, KeyError):
-            latest.unreadable.append(f"{name}:{number}")
+            page.unreadable.append(f"{name}:{number}")
         else:
             yield record
 
 
-LIST_NAME = "hard-cases.json"
-_KEPT = re.compile(rf"{SAMPLES_FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else of the store is copied
-
-
 @dataclass(frozen=True)
 class HardCase:
-    """A photograph and how sure the model was.
+    """An image that the model predicted with low confidence.
 
     Attributes:
         confidence: Mean probability of the winning class, 0 to 1.
-        time: Of the prediction.
-        model_id: What predicted it.
-        source: Its file's name or, by default, that name's SHA-256; None if it came without.
-        sample: Where the photograph was kept, below the records; None if it was not.
+        time: Time of the prediction.
+        model_id: Id of the model.
+        source: File name or, by default, its SHA-256; None for an upload without a name.
+        sample: Path of the stored image, relative to the log; None if the image was not sampled.
     """
 
     confidence: float
@@ -161,84 +171,88 @@ class HardCase:
 
 
 def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) -> list[HardCase]:
-    """Return the least confident of the last predictions, the least first; of one photograph its newest.
+    """Return the images predicted with the lowest confidence, lowest first.
+
+    Of several predictions of the same image, the newest counts.
 
     Args:
-        url: Where the records are.
-        number: How many, at most.
-        last: Of how many records, at most.
-        sampled: Take only photographs that were kept.
+        url: Folder or URL of the prediction log.
+        number: Maximum number of images.
+        last: Number of newest records to search.
+        sampled: Whether to consider sampled images only.
 
     Raises:
-        RecordsError: If the records cannot be read, or there are none.
+        RecordsError: If the records cannot be read or there are none.
     """
     records = read_recent_records(url, last).records
     if not records:
-        raise RecordsError(f"There are no records at {url}. Services write them there: DRONESEG_RECORDS_URL.")
-    # one that was sent twice looks the same; a name alone is none: every card of a drone begins with the same
-    looks = {
+        raise RecordsError(
+            f"There are no records at {url}. Name the location that the service's DRONESEG_RECORDS_URL is set to."
+        )
+    # the same image has the same statistics; file names repeat, because every drone starts with the same one
+    by_content = {
         (record.source, record.width, record.height, *sorted(record.statistics.items())): record
         for record in records
         if record.sample or not sampled
     }
-    chosen = list(looks.values())
-    chosen.sort(key=lambda record: record.confidence)
     return [
         HardCase(record.confidence, record.time, record.model_id, record.source, record.sample)
-        for record in chosen[:number]
+        for record in sorted(by_content.values(), key=lambda record: record.confidence)[:number]
     ]
 
 
 def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: bool = False) -> int:
-    """Copy photographs that were kept, and their masks, into a folder, numbered by how hard they are.
+    """Copy sampled images and their masks to a folder, numbered from the lowest confidence on.
 
     Args:
-        url: Where the records are.
-        cases: Which.
-        out: A new folder: `001.jpg`, and `001.mask.png` as a start for labelling.
-        replace: Whether an older such folder may be replaced.
+        url: Folder or URL of the prediction log.
+        cases: Images to copy.
+        out: Folder to create, with `001.jpg`, `001.mask.png` and so on.
+        replace: Whether to replace an older folder of this kind.
 
     Returns:
-        How many were there; what is no longer kept is left out.
+        Number of images copied; images that are no longer stored are skipped.
 
     Raises:
-        OutputExistsError: If something is in the way.
-        RecordsError: If none of them was kept.
+        OutputExistsError: If the folder exists and may not be replaced.
+        RecordsError: If none of the images is stored.
     """
     filesystem, root = open_url(url)
-    done = 0
-    with atomic_directory(out, marker=LIST_NAME, replace=replace) as aside:
-        for place, case in enumerate(cases, start=1):
-            if case.sample is None or not _KEPT.fullmatch(case.sample):
-                continue
-            photograph = Path(case.sample)
-            try:
-                for source, suffix in (
-                    (photograph, photograph.suffix),
-                    (photograph.with_suffix(MASK_SUFFIX), MASK_SUFFIX),
-                ):
-                    with (
-                        filesystem.open(f"{root}/{source}", "rb") as read,
-                        (aside / f"{place:03d}{suffix}").open("wb") as write,
-                    ):
-                        shutil.copyfileobj(read, write)
-            except FileNotFoundError:
-                for half in aside.glob(f"{place:03d}.*"):
-                    half.unlink()
-                continue
-            done += 1
-        if not done:
+    with atomic_directory(out, marker=LIST_NAME, replace=replace) as staging_dir:
+        copied = sum(
+            _copy_sample(filesystem, root, case, staging_dir / f"{number:03d}")
+            for number, case in enumerate(cases, start=1)
+        )
+        if not copied:
             raise RecordsError(
-                f"None of these photographs was kept at {url}. Set DRONESEG_SAMPLE_SHARE to keep some, such as 0.05."
+                f"None of these images is stored at {url}. Set DRONESEG_SAMPLE_SHARE, for example to 0.05, to store "
+                "a share of the images."
             )
-        (aside / LIST_NAME).write_text(_as_json(cases), encoding="utf-8")
-    return done
+        text = json.dumps([row_of(case) for case in cases], indent=1) + "\n"
+        (staging_dir / LIST_NAME).write_text(text, encoding="utf-8")
+    return copied
+
+
+def _copy_sample(filesystem: Any, root: str, case: HardCase, target: Path) -> bool:
+    """Copy an image and its mask to `target` with their suffixes; return False if it is not stored."""
+    if case.sample is None or not _SAMPLE_PATH.fullmatch(case.sample):
+        return False
+    image = Path(case.sample)
+    copies = {
+        image: target.with_suffix(image.suffix),
+        image.with_suffix(MASK_SUFFIX): target.with_suffix(MASK_SUFFIX),
+    }
+    try:
+        for source, copy in copies.items():
+            with filesystem.open(f"{root}/{source}", "rb") as reader, copy.open("wb") as writer:
+                shutil.copyfileobj(reader, writer)
+    except FileNotFoundError:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def row_of(case: HardCase) -> dict[str, Any]:
-    """Return a case as JSON has it."""
+    """Return a hard case as a JSON object."""
     return asdict(case) | {"time": case.time.isoformat()}
-
-
-def _as_json(cases: list[HardCase]) -> str:
-    return json.dumps([row_of(case) for case in cases], indent=1) + "\n"

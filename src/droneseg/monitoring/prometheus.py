@@ -18,74 +18,96 @@ _CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
 class DriftMetrics:
-    """What the last report on drift found; NaN before the first: that nobody looked is not that there is none."""
+    """Results of the latest drift report; NaN until the first report exists."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         gauge = partial(Gauge, registry=registry)
         self._drift = gauge(
-            "droneseg_drift", "1 if the last report of this instance found drift; NaN before the first."
+            "droneseg_drift", "1 if the latest drift report of this instance found drift, else 0; NaN before the first."
         )
-        self._share = gauge("droneseg_drift_share", "Share of the figures that differ, by the same report.")
-        self._time = gauge("droneseg_drift_report_timestamp_seconds", "When that report was made; 0 before it.")
+        self._share = gauge("droneseg_drift_share", "Share of the features that differ in the latest drift report.")
+        self._time = gauge("droneseg_drift_report_timestamp_seconds", "Time of the latest drift report; 0 before it.")
         self._drift.set(math.nan)
         self._share.set(math.nan)
 
     def show(self, *, drifted: bool, share: float) -> None:
-        """Show what a report found."""
+        """Set the gauges to the result of a report made now."""
         self._drift.set(drifted)
         self._share.set(share)
         self._time.set_to_current_time()
 
 
 def write_drift(file: Path, *, drifted: bool, share: float) -> None:
-    """Write what a report found for Prometheus' textfile collector, in one step."""
+    """Write the result of a drift report atomically, for the textfile collector of Prometheus."""
     registry = CollectorRegistry()
     DriftMetrics(registry).show(drifted=drifted, share=share)
     write_to_textfile(str(file), registry)
 
 
 class ServiceMetrics:
-    """The metrics of one service, in a registry of their own."""
+    """Metrics of one service, in a registry separate from Prometheus' global one."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
-        self._requests = counter("droneseg_requests", "Requests answered.", ("endpoint", "status"))
-        self._request_seconds = histogram(
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._active_model: tuple[str, str] | None = None
+        self._add_request_metrics()
+        self._add_prediction_metrics()
+        self._add_model_metrics()
+        self._add_log_metrics()
+        self._start_at_zero()
+
+    def _add_request_metrics(self) -> None:
+        counter, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
+        self._requests = counter("droneseg_requests", "HTTP requests, by endpoint and status.", ("endpoint", "status"))
+        self._request_seconds = Histogram(
             "droneseg_request_seconds",
-            "A whole request, from its head to the last byte of the answer.",
+            "Time from the headers of a request to the last byte of its response.",
             ("endpoint",),
             buckets=_SECONDS,
+            registry=self._registry,
         )
-        self._stage_seconds = histogram(
-            "droneseg_stage_seconds", "Parts of a prediction.", ("stage",), buckets=_STAGE_SECONDS
-        )
-        self._images = counter("droneseg_images", "Photographs predicted.")
-        self._pixels = counter("droneseg_pixels", "Pixels predicted.")
-        self._bad_inputs = counter("droneseg_bad_inputs", "Inputs refused or failed.", ("reason",))
-        self._shares = histogram(
-            "droneseg_class_share", "Share of a photograph's pixels.", ("class_name",), buckets=_SHARES
-        )
-        self._confidence = histogram("droneseg_confidence", "Mean winning probability.", buckets=_CONFIDENCES)
-        self._model = gauge(
-            "droneseg_model_info", "1 for the model that answers, 0 for those before.", ("model_id", "profile")
-        )
-        self._shown: tuple[str, str] | None = None
-        self._ready = gauge("droneseg_ready", "1 if there is a model that has made a prediction.")
-        self._reloads = counter("droneseg_reloads", "New models, taken up or refused.", ("result",))
-        self._faults = counter("droneseg_faults", "Faults of the service itself.", ("code",))
-        self._records = counter("droneseg_records", "Records of predictions.", ("result",))
-        self._samples = counter("droneseg_samples", "Photographs kept beside the records.", ("result",))
-        self._drift = DriftMetrics(registry)
-        self._drift_reports = counter("droneseg_drift_reports", "Reports on drift.", ("result",))
-        self._queue_images = gauge("droneseg_queue_images", "Photographs that wait.")
-        self._queue_seconds = gauge("droneseg_queue_seconds", "Seconds of work that was admitted.")
-        self._begin_at_zero()
+        self._bad_inputs = counter("droneseg_bad_inputs", "Rejected inputs, by error code.", ("reason",))
+        self._faults = counter("droneseg_faults", "Internal errors, by error code.", ("code",))
+        self._queue_images = gauge("droneseg_queue_images", "Images that wait in the queue.")
+        self._queue_seconds = gauge("droneseg_queue_seconds", "Estimated seconds of work admitted to the queue.")
 
-    def _begin_at_zero(self) -> None:
-        """Show what never happened yet as 0: alarms need it."""
+    def _add_prediction_metrics(self) -> None:
+        counter, histogram = partial(Counter, registry=self._registry), partial(Histogram, registry=self._registry)
+        self._stage_seconds = histogram(
+            "droneseg_stage_seconds", "Time of each stage of a prediction.", ("stage",), buckets=_STAGE_SECONDS
+        )
+        self._images = counter("droneseg_images", "Images predicted.")
+        self._pixels = counter("droneseg_pixels", "Pixels predicted.")
+        self._shares = histogram(
+            "droneseg_class_share", "Share of the pixels of an image, by class.", ("class_name",), buckets=_SHARES
+        )
+        self._confidence = histogram(
+            "droneseg_confidence", "Mean probability of the winning class of an image.", buckets=_CONFIDENCES
+        )
+
+    def _add_model_metrics(self) -> None:
+        gauge = partial(Gauge, registry=self._registry)
+        self._model = gauge(
+            "droneseg_model_info", "1 for the active model, 0 for earlier ones.", ("model_id", "profile")
+        )
+        self._ready = gauge("droneseg_ready", "1 if the service has a model that has made a prediction, else 0.")
+        self._reloads = Counter(
+            "droneseg_reloads",
+            "Reloads of the model: taken, or refused because the new model does not work.",
+            ("result",),
+            registry=self._registry,
+        )
+
+    def _add_log_metrics(self) -> None:
+        counter = partial(Counter, registry=self._registry)
+        self._records = counter("droneseg_records", "Records of predictions, written or dropped.", ("result",))
+        self._samples = counter("droneseg_samples", "Sampled images, written or dropped.", ("result",))
+        self._drift = DriftMetrics(self._registry)
+        self._drift_reports = counter("droneseg_drift_reports", "Drift reports, done or failed.", ("result",))
+
+    def _start_at_zero(self) -> None:
+        """Create the series of events that have not happened yet: alert rules need their zeros."""
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):
@@ -99,31 +121,44 @@ class ServiceMetrics:
             self._faults.labels(code)
 
     def watch_queue(self, waiting: Callable[[], float], seconds: Callable[[], float]) -> None:
-        """Read the length of the queue whenever the metrics are read."""
+        """Read the queue whenever the metrics are read.
+
+        Args:
+            waiting: Returns the number of images in the queue.
+            seconds: Returns the estimated seconds of work admitted.
+        """
         self._queue_images.set_function(waiting)
         self._queue_seconds.set_function(seconds)
 
     def count_request(self, endpoint: str, status: int, seconds: float) -> None:
-        """Count an answered request.
+        """Count a finished request.
 
         Args:
-            endpoint: The route, not the path that was asked for, so that their number is bounded.
-            status: HTTP status.
-            seconds: From its head to the last byte of the answer.
+            endpoint: Route of the request, not its path, so that the number of series is bounded.
+            status: HTTP status code.
+            seconds: Time from the headers of the request to the last byte of the response.
         """
         self._requests.labels(endpoint, str(status)).inc()
         self._request_seconds.labels(endpoint).observe(seconds)
 
     def count_bad_input(self, reason: str) -> None:
-        """Count an input that was refused or failed, by the code of its error."""
+        """Count a rejected input.
+
+        Args:
+            reason: Code of the error.
+        """
         self._bad_inputs.labels(reason).inc()
 
     def count_fault(self, code: str) -> None:
-        """Count a fault of the service itself, by the code of its error."""
+        """Count an internal error.
+
+        Args:
+            code: Code of the error.
+        """
         self._faults.labels(code).inc()
 
     def count_prediction(self, prediction: Prediction) -> None:
-        """Count a prediction, what it found and what its parts took."""
+        """Count a prediction with its class shares, confidence and stage times."""
         self._images.inc()
         self._pixels.inc(prediction.mask.size)
         self._confidence.observe(prediction.confidence)
@@ -133,38 +168,42 @@ class ServiceMetrics:
             self._stage_seconds.labels(stage).observe(seconds)
 
     def count_records(self, result: str, number: int) -> None:
-        """Count records that were written or dropped."""
+        """Count records; `result` is "written" or "dropped"."""
         self._records.labels(result).inc(number)
 
     def count_samples(self, result: str, number: int) -> None:
-        """Count samples that were written or dropped."""
+        """Count sampled images; `result` is "written" or "dropped"."""
         self._samples.labels(result).inc(number)
 
     def count_drift_report(self, result: str) -> None:
-        """Count a report on drift that was done or failed."""
+        """Count a drift report; `result` is "done" or "failed"."""
         self._drift_reports.labels(result).inc()
 
     def show_drift(self, *, drifted: bool, share: float) -> None:
-        """Show what a report on drift found."""
+        """Set the drift gauges and count the report as done."""
         self._drift.show(drifted=drifted, share=share)
         self.count_drift_report("done")
 
     def count_reload(self, result: str) -> None:
-        """Count a new model that was taken up or refused."""
+        """Count a reload of the model; `result` is "taken" or "refused"."""
         self._reloads.labels(result).inc()
 
     def show_model(self, model_id: str, profile: str) -> None:
-        """Say which model answers."""
-        if self._shown:
-            self._model.labels(*self._shown).set(0)
-        self._shown = (model_id, profile)
-        self._model.labels(*self._shown).set(1)
+        """Set the active model and mark the service as ready."""
+        if self._active_model:
+            self._model.labels(*self._active_model).set(0)
+        self._active_model = (model_id, profile)
+        self._model.labels(*self._active_model).set(1)
         self._ready.set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics, as OpenMetrics or in Prometheus' text format, and the content type: `accept` decides."""
+        """Return the metrics and their content type.
+
+        Args:
+            accept: `Accept` header of the request; it selects OpenMetrics or the Prometheus text format.
+        """
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # of a version that is no number
+        except (TypeError, ValueError):  # the header states a version that is not a number
             encode, content_type = choose_encoder("")
         return encode(self._registry), content_type

@@ -1,7 +1,8 @@
-"""How long records, samples and reports are kept: by age, and by what they take in all."""
+"""Retention: delete old records, samples and reports, by age and by total size."""
 
 import re
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.monitoring.prediction_log import SAMPLES_FOLDER
-from droneseg.monitoring.storage import is_folder, open_url
+from droneseg.monitoring.storage import is_local, open_url
 
 _DATE, _MOMENT = r"\d{4}/\d\d/\d\d", r"\d{6}\.\d{3}-[0-9a-f]{8}"
-_OWN = re.compile(
-    rf"(?P<day>{_DATE})/{_MOMENT}\.jsonl"
-    rf"|{SAMPLES_FOLDER}/(?P<in_samples>{_DATE})/{_MOMENT}\.(?:mask\.png|[a-z0-9]{{2,4}})"
+_OWN_NAME = re.compile(
+    rf"(?P<of_record>{_DATE})/{_MOMENT}\.jsonl"
+    rf"|{SAMPLES_FOLDER}/(?P<of_sample>{_DATE})/{_MOMENT}\.(?:mask\.png|[a-z0-9]{{2,4}})"
     rf"|(?P<of_report>{_DATE})/drift-\d{{6}}-[0-9a-f]{{6}}/drift\.(?:html|json)"
 )
 _DELETERS = 16
@@ -24,11 +25,11 @@ _DELETERS = 16
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was taken away, and what is left.
+    """Result of a deletion.
 
     Attributes:
-        files: How many were.
-        bytes_left: Of all that is left.
+        files: Number of files deleted.
+        bytes_left: Total size of the files that remain.
     """
 
     files: int
@@ -36,33 +37,33 @@ class Pruned:
 
 
 def prune(url: str, *, days: int, megabytes: int, today: date | None = None) -> Pruned:
-    """Delete records, samples and reports that are too old, then the oldest while all take too much.
+    """Delete files that are too old, then the oldest ones while the rest is too large.
 
-    Whatever else lies there stays.
+    Only records, samples and reports are deleted, recognised by their names. All other files stay.
 
     Args:
-        url: Where they are.
-        days: How long they are kept; 0 keeps them for ever.
-        megabytes: What all may take, 10^6 bytes; 0 sets no limit.
-        today: The date, in UTC; None for today's.
+        url: Folder or URL of records or reports.
+        days: Maximum age in days; 0 for no limit.
+        megabytes: Maximum total size in units of 10^6 bytes; 0 for no limit.
+        today: Current date in UTC; None for today.
     """
     filesystem, root = open_url(url)
     filesystem.invalidate_cache()
-    own = _own_files(filesystem, root)
-    first_kept = (today or datetime.now(UTC).date()) - timedelta(days=days)
-    gone = [file for file in own if days and file.day < first_kept]
-    kept = own[len(gone) :]
-    left = sum(file.size_bytes for file in kept)
+    first_day = (today or datetime.now(UTC).date()) - timedelta(days=days)
+    files = _own_files(filesystem, root)
+    expired = [file for file in files if days and file.day < first_day]
+    kept = files[len(expired) :]
+    bytes_left = sum(file.size_bytes for file in kept)
     for file in kept:
-        if not megabytes or left <= megabytes * 10**6:
+        if not megabytes or bytes_left <= megabytes * 10**6:
             break
-        gone.append(file)
-        left -= file.size_bytes
+        expired.append(file)
+        bytes_left -= file.size_bytes
     with ThreadPoolExecutor(_DELETERS) as pool:
-        list(pool.map(partial(_delete, filesystem), (file.path for file in gone)))
-    if is_folder(filesystem):
-        _forget_empty_folders({Path(file.path).parent for file in gone}, Path(root))
-    return Pruned(len(gone), left)
+        list(pool.map(partial(_delete, filesystem), (file.path for file in expired)))
+    if is_local(filesystem):
+        _remove_empty_folders({Path(file.path).parent for file in expired}, Path(root))
+    return Pruned(len(expired), bytes_left)
 
 
 @dataclass(frozen=True)
@@ -74,40 +75,40 @@ class _File:
 
 
 def _own_files(filesystem: Any, root: str) -> list[_File]:
-    """Return what services wrote, the oldest first."""
-    found = []
-    for path, about in filesystem.find(root, detail=True).items():
-        below = str(path)[len(root) :].lstrip("/")
-        match = _OWN.fullmatch(below)
+    """Return the records, samples and reports, oldest first."""
+    files = []
+    for path, info in filesystem.find(root, detail=True).items():
+        name = str(path)[len(root) :].lstrip("/")
+        match = _OWN_NAME.fullmatch(name)
         if match:
             try:
-                day = datetime.strptime(match["day"] or match["in_samples"] or match["of_report"], "%Y/%m/%d").date()
+                day = datetime.strptime(match["of_record"] or match["of_sample"] or match["of_report"], "%Y/%m/%d")
             except ValueError:
-                continue  # no date, so not ours
-            found.append(_File(day, Path(below).name, str(path), int(about["size"])))
-    return sorted(found, key=lambda file: (file.day, file.name))
+                continue  # not a valid date, so not a file of ours
+            files.append(_File(day.date(), Path(name).name, str(path), int(info["size"])))
+    return sorted(files, key=lambda file: (file.day, file.name))
 
 
 def _delete(filesystem: Any, path: str) -> None:
-    # one by one: asked for several, fsspec takes [1] in a folder's name for a pattern
-    with suppress(FileNotFoundError):  # another instance was quicker
+    # one at a time: given several names, fsspec treats [1] in a folder name as a pattern
+    with suppress(FileNotFoundError):  # deleted by another instance
         filesystem.rm_file(path)
 
 
-def _forget_empty_folders(folders: set[Path], root: Path) -> None:
+def _remove_empty_folders(folders: Iterable[Path], root: Path) -> None:
     for folder in folders:
-        for each in (folder, *folder.parents):
-            if each == root or not each.exists() or any(each.iterdir()):
+        for parent in (folder, *folder.parents):
+            if parent == root or not parent.exists() or any(parent.iterdir()):
                 break
-            each.rmdir()
+            parent.rmdir()
 
 
 def main() -> None:
-    """Prune: `python -m droneseg.monitoring.retention URL DAYS MEGABYTES`; an error is one line."""
+    """Run `python -m droneseg.monitoring.retention URL DAYS MEGABYTES`; print the number of files deleted."""
     url, days, megabytes = sys.argv[1:]
     try:
         pruned = prune(url, days=int(days), megabytes=int(megabytes))
-    except Exception as error:  # noqa: BLE001  # a store can fail in any way
+    except Exception as error:  # noqa: BLE001  # any storage error, reported in one line
         sys.exit(f"{type(error).__name__}: {error}")
     sys.stdout.write(f"{pruned.files}\n")
 

@@ -10,17 +10,18 @@ from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_bytes
 
 DISABLED = "none"
+"""Value of a URL setting that turns the feature off."""
 
 
 def check_url(variable: str, url: str) -> None:
-    """Refuse a kind of place that nothing here can write to.
+    """Check that the protocol of a URL is supported.
 
     Args:
-        variable: The setting it is from.
-        url: The place.
+        variable: Name of the setting, for the error message.
+        url: Folder or URL to check.
 
     Raises:
-        ConfigurationError: If it is one.
+        ConfigurationError: If no installed file system supports the URL.
     """
     try:
         fsspec.get_filesystem_class(fsspec.utils.get_protocol(url))
@@ -29,29 +30,29 @@ def check_url(variable: str, url: str) -> None:
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """Return the file system of a place, and the path in it."""
+    """Return the fsspec file system of a URL and the path in it."""
     options: dict[str, Any] = {} if "://" in url else {"auto_mkdir": True}
     filesystem, root = fsspec.core.url_to_fs(url, **options)
     return filesystem, str(root).rstrip("/")
 
 
-def is_folder(filesystem: Any) -> bool:
-    """Say whether a file system is this machine's own."""
+def is_local(filesystem: Any) -> bool:
+    """Return whether an fsspec file system is the local one."""
     protocol = filesystem.protocol
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
 def write_file(url: str, name: str, data: bytes) -> str:
-    """Write a file in one step, and return its URL.
+    """Write a file atomically; return its URL.
 
     Args:
-        url: The place.
+        url: Folder or URL.
         name: Path below it.
-        data: What to write.
+        data: Content of the file.
     """
     filesystem, root = open_url(url)
-    if is_folder(filesystem):
-        write_bytes(Path(root) / name, data)  # fsspec's own transaction is none from one disk to another
+    if is_local(filesystem):
+        write_bytes(Path(root) / name, data)  # fsspec's transactions are not atomic across disks
     else:
-        filesystem.pipe_file(f"{root}/{name}", data)  # a bucket shows an object when it is whole
+        filesystem.pipe_file(f"{root}/{name}", data)  # in a bucket, an object appears when it is complete
     return str(filesystem.unstrip_protocol(f"{root}/{name}"))
