@@ -68,7 +68,7 @@ def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
             checkpoint=FINAL_CHECKPOINT,
             licence="a trial",
             images=1,
-            report=logging.info,
+            on_step=logging.info,
         )
         segmenter = BundleSegmenter(bundle, profile="fast")
         samples = take_samples(layout, config.fold, ALL)

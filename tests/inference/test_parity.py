@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest, planned: NnunetPaths) -> tuple[Path, B
     trained = write_random_model(planned, configuration=name, folds=folds, seed=11)
     bundle = export_model(
         trained, planned, planned.results / f"bundle-{name}", checkpoint=FINAL_CHECKPOINT, licence="none", images=4,
-        report=lambda _: None,
+        on_step=lambda _: None,
     )  # fmt: skip
     return trained, bundle, planned
 

@@ -80,7 +80,7 @@ def export(
         default_profile=default_profile,
         licence=licence,
         images=images,
-        report=console.show_step,
+        on_step=console.show_step,
     )
     _upload_bundle(bundle, model_folder)
     if json:

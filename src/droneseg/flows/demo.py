@@ -216,7 +216,7 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
             default_profile="exact",
             licence="Apache-2.0",
             images=VAL_SCENES,
-            report=lambda _step: None,
+            on_step=lambda _step: None,
         )
 
 

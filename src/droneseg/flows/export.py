@@ -1,8 +1,7 @@
-"""Trained model to bundle; evaluation images; drift reference."""
+"""Export of a trained model to a bundle, with measured profiles and a drift reference."""
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -49,17 +48,29 @@ from droneseg.training.run import git_revision, package_versions
 
 _GENERATED_SEED = 1_000_000
 _GENERATED_SIZE = (480, 368)
+_CHECKED_PATCHES = 4
+_REFERENCE_IMAGES = 500
+"""Maximum number of images of a drift reference."""
+
+PROFILES = {
+    "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
+    "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
+}
+INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32")
+
+StepCallback = Callable[[str], None]
+"""Called with the name of each step when it begins."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Photographs an exported network is measured on.
+    """Images for measuring an exported network.
 
     Attributes:
-        source: What they are, in words.
-        images: RGB, shape (H, W, 3), dtype uint8 each.
-        truths: True masks, shape (H, W), dtype uint8 each.
-        calibration: Other photographs, to calibrate INT8 on.
+        source: Description of the images, such as "generated scenes".
+        images: RGB images, each of shape (H, W, 3), dtype uint8.
+        truths: Ground truth masks, each of shape (H, W), dtype uint8.
+        calibration: Other RGB images, for the calibration of INT8.
     """
 
     source: str
@@ -69,18 +80,18 @@ class Samples:
 
 
 def take_samples(layout: NnunetPaths, fold: int, count: int) -> Samples:
-    """Take photographs of the validation part of a fold from the raw dataset, or generate scenes if there is none.
+    """Read images of the validation part of a fold, or generate scenes if there is no raw dataset.
 
     Args:
         layout: nnU-Net's folders.
-        fold: Whose validation part.
-        count: How many, at most.
+        fold: Number of the fold.
+        count: Maximum number of images.
     """
     folds = _read_folds(layout)
     if not folds:
         return _generate(count)
     chosen = folds[fold if fold < len(folds) else 0]
-    validation, training = _spread(chosen["val"], count), _spread(chosen["train"], count)
+    validation, training = _select_evenly(chosen["val"], count), _select_evenly(chosen["train"], count)
     raw = layout.raw_dataset
     return Samples(
         f"validation part of fold {fold}",
@@ -90,12 +101,12 @@ def take_samples(layout: NnunetPaths, fold: int, count: int) -> Samples:
     )
 
 
-def validation_images(layout: NnunetPaths, fold: int, most: int) -> list[Path]:
-    """Return the photographs of the validation part of a fold, at most so many; none without the raw dataset."""
+def validation_images(layout: NnunetPaths, fold: int, count: int) -> list[Path]:
+    """Return at most `count` image files of the validation part of a fold; none without the raw dataset."""
     folds = _read_folds(layout)
     if not folds:
         return []
-    cases = _spread(folds[fold if fold < len(folds) else 0]["val"], most)
+    cases = _select_evenly(folds[fold if fold < len(folds) else 0]["val"], count)
     return [layout.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
 
 
@@ -104,12 +115,12 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
 
     Args:
         data: Dataset folder.
-        split_file: Take only one part of this split.
-        part: Which one.
+        split_file: Split file, to use only one part of the dataset; None uses all pairs.
+        part: Name of the part.
 
     Raises:
-        DatasetError: If the data has problems, or no such pair.
-        SplitError: If the split does not fit it.
+        DatasetError: If the dataset has problems, or no pair in this part.
+        SplitError: If the split does not match the dataset.
     """
     listing = list_pairs(data)
     if listing.problems:
@@ -119,12 +130,12 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
         chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
         pairs = [pair for pair in pairs if pair.stem in chosen]
     if not pairs:
-        raise DatasetError(f"No photograph of part {part!r} in {listing.root}.")
+        raise DatasetError(f"No images of part {part!r} in {listing.root}.")
     return pairs
 
 
 def _read_folds(layout: NnunetPaths) -> list[dict[str, list[str]]]:
-    """Return nnU-Net's folds, if the raw dataset they name is there."""
+    """Return the cases of each fold, as nnU-Net stores them; none without the raw dataset."""
     if not (layout.raw_dataset / "labelsTr").is_dir():
         return []
     for folder in (layout.preprocessed_dataset, layout.raw_dataset):
@@ -136,35 +147,32 @@ def _read_folds(layout: NnunetPaths) -> list[dict[str, list[str]]]:
 
 
 def _generate(count: int) -> Samples:
-    made = [generate_scene(_GENERATED_SEED + index, *_GENERATED_SIZE) for index in range(2 * count)]
+    scenes = [generate_scene(_GENERATED_SEED + index, *_GENERATED_SIZE) for index in range(2 * count)]
     return Samples(
         "generated scenes",
-        tuple(image for image, _ in made[:count]),
-        tuple(mask for _, mask in made[:count]),
-        tuple(image for image, _ in made[count:]),
+        tuple(image for image, _ in scenes[:count]),
+        tuple(mask for _, mask in scenes[:count]),
+        tuple(image for image, _ in scenes[count:]),
     )
 
 
-def _spread(cases: list[str], count: int) -> list[str]:
-    """Return at most `count` cases, evenly spread over all."""
+def _select_evenly(cases: list[str], count: int) -> list[str]:
+    """Return at most `count` cases, evenly spaced in the sorted list."""
     step = max(1, len(cases) // count)
     return list(islice(sorted(cases)[::step], count))
 
 
-MOST_OF_REFERENCE = 500
-
-
 def take_reference(bundle: Bundle, images: Iterable[Image], source: str, file: Path) -> DriftReference:
-    """Predict photographs with the bundle's default profile, and write their figures.
+    """Predict images with the bundle's default profile, and write the table of their drift features.
 
     Args:
-        bundle: The model.
-        images: RGB, shape (H, W, 3), dtype uint8 each.
-        source: What they are, in words.
-        file: Where the table goes.
+        bundle: Bundle of the model.
+        images: RGB images, each of shape (H, W, 3), dtype uint8.
+        source: Description of the images.
+        file: CSV file to write.
 
     Returns:
-        What the manifest says of it.
+        Entry of the manifest.
     """
     reference = measure_reference(BundleSegmenter(bundle), images, source)
     write_reference(reference, file)
@@ -182,30 +190,30 @@ def add_reference(
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
-    """Write a copy of a bundle with a reference for drift.
+    """Write a copy of a bundle with a new drift reference.
 
     Args:
-        model: The bundle.
-        data: Dataset of photographs it was not trained on.
+        model: Folder of the bundle.
+        data: Dataset with images that were not used for training.
         out: Folder of the copy.
-        split_file: Take only a part of this split.
-        part: Which one.
-        max_pixels: Largest photograph.
-        replace: Whether an older bundle there may be replaced.
-        progress: Told of the photographs that are done, and of all.
+        split_file: Split file, to use only one part of the dataset; None uses all images.
+        part: Name of the part.
+        max_pixels: Maximum number of pixels of an image.
+        replace: Whether an earlier bundle in `out` may be replaced.
+        progress: Called with the number of processed images and the total.
 
     Raises:
-        BundleError: If the model does not verify.
-        DatasetError: If the photographs cannot be found.
-        SplitError: If the split does not fit them.
-        DriftError: If they are too few.
-        OutputExistsError: If something is in the way.
+        BundleError: If the verification of the bundle fails.
+        DatasetError: If the dataset has problems.
+        SplitError: If the split does not match the dataset.
+        DriftError: If there are too few images.
+        OutputExistsError: If `out` exists and may not be replaced.
     """
     bundle = read_bundle(model)
     check_writable(out, marker=MANIFEST_NAME, replace=replace)
     pairs = choose_pairs(data, split_file, part)
     if len(pairs) < MIN_RECORDS:
-        raise DriftError(f"{len(pairs)} photographs are too few for a reference; {MIN_RECORDS} are needed.")
+        raise DriftError(f"{len(pairs)} images are too few for a drift reference; at least {MIN_RECORDS} are needed.")
 
     def images() -> Iterator[Image]:
         for done, pair in enumerate(pairs):
@@ -216,24 +224,13 @@ def add_reference(
     source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
     with TemporaryDirectory() as temporary:
         table = Path(temporary, REFERENCE_NAME)
-        stated = take_reference(bundle, images(), source, table)
+        reference = take_reference(bundle, images(), source, table)
         files = {name: bundle.folder / name for name in bundle.manifest.files} | {REFERENCE_NAME: table}
         return write_bundle(
             out,
-            lambda records: bundle.manifest.model_copy(update={"files": records, "drift_reference": stated}),
+            lambda records: bundle.manifest.model_copy(update={"files": records, "drift_reference": reference}),
             files,
         )
-
-
-PROFILES = {
-    "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
-    "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
-}
-INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32")
-_CHECKED_PATCHES = 4
-
-Report = Callable[[str], None]
-"""Told what happens next."""
 
 
 def export_model(
@@ -248,57 +245,74 @@ def export_model(
     default_profile: str = "fast",
     licence: str,
     images: int = 8,
-    report: Report,
+    on_step: StepCallback,
 ) -> Bundle:
-    """Make a bundle of a trained model; it is written only if the exported network agrees with the trained one.
+    """Export a trained model to a bundle.
+
+    The bundle is written only if the exported network agrees with the trained one. Its profiles are measured on the
+    validation part of the raw dataset, or on generated scenes if there is none.
 
     Args:
-        folder: A model folder of nnU-Net.
-        layout: nnU-Net's folders; the validation part of its raw dataset is what the bundle is measured on. Without
-            one, generated scenes are.
-        out: Folder of the bundle; an older bundle there is replaced.
+        folder: nnU-Net's model folder.
+        layout: nnU-Net's folders.
+        out: Folder of the bundle; an earlier bundle is replaced.
         checkpoint: File name of the checkpoint in each fold.
-        folds: Which folds; None for all.
-        trust: Whether to load checkpoints that pickle more than numbers and text.
+        folds: Numbers of the folds; None exports all.
+        trust: Whether to load checkpoints that can run code, because they pickle more than numbers and text.
         int8: Whether to add an INT8 network.
-        default_profile: The one that is used unless another is named.
-        licence: Terms of the weights.
-        images: How many photographs to measure on, at most.
-        report: Told what happens next.
+        default_profile: Name of the default profile.
+        licence: Licence of the weights.
+        images: Maximum number of images to measure the profiles on.
+        on_step: Called when a step begins.
 
     Raises:
         ModelError: If the model cannot be loaded or exported.
-        ConfigurationError: If its plan is one that cannot be exported.
+        ConfigurationError: If the plan cannot be exported, or the default profile does not exist.
     """
-    report("loading the checkpoint")
+    on_step("loading the checkpoint")
     model = load_trained_model(folder, layout, checkpoint=checkpoint, folds=folds, trust=trust)
     profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
     if default_profile not in profiles:
-        raise ConfigurationError(f"No profile {default_profile!r}; there will be {', '.join(profiles)}.")
+        raise ConfigurationError(f"There is no profile {default_profile!r}; choose one of {', '.join(profiles)}.")
     samples = take_samples(layout, model.folds[0].number, images)
-    with tempfile.TemporaryDirectory() as temporary:
-        network = Path(temporary, NETWORK_NAME)
-        report("exporting, and comparing with torch")
-        agreement = export_onnx(model, network, _tiles(model, samples.images[:_CHECKED_PATCHES]))
-        files = {NETWORK_NAME: network}
-        if int8:
-            report("quantising to INT8")
-            files[INT8_NETWORK_NAME] = Path(temporary, INT8_NETWORK_NAME)
-            quantise(network, files[INT8_NETWORK_NAME], _tiles(model, samples.calibration))
-        describe = _Description(model, profiles, default_profile, licence, agreement)
-        draft = write_bundle(Path(temporary, "draft"), describe.manifest, files)
-        measured, quality = _measure(draft, samples, report)
-        photographs = validation_images(layout, model.folds[0].number, MOST_OF_REFERENCE)
-        stated = None
-        if photographs:
-            report(f"taking the reference for drift from {len(photographs)} photographs")
-            files[REFERENCE_NAME] = Path(temporary, REFERENCE_NAME)
-            stated = take_reference(draft, map(read_image, photographs), samples.source, files[REFERENCE_NAME])
+    with TemporaryDirectory() as temporary:
+        staging_dir = Path(temporary)
+        files, agreement = _export_networks(model, samples, staging_dir, int8=int8, on_step=on_step)
+        description = _Description(model, profiles, default_profile, licence, agreement)
+        draft = write_bundle(staging_dir / "draft", description.manifest, files)
+        measured, quality = _measure(draft, samples, on_step)
+        reference = None
+        if images_of_reference := validation_images(layout, model.folds[0].number, _REFERENCE_IMAGES):
+            on_step(f"computing the drift reference from {len(images_of_reference)} images")
+            files[REFERENCE_NAME] = staging_dir / REFERENCE_NAME
+            reference = take_reference(
+                draft, map(read_image, images_of_reference), samples.source, files[REFERENCE_NAME]
+            )
         return write_bundle(
             out,
-            lambda records: describe.manifest(records, profiles=measured, quality=quality, drift_reference=stated),
+            lambda records: description.manifest(
+                records, profiles=measured, quality=quality, drift_reference=reference
+            ),
             files,
         )
+
+
+def _export_networks(
+    model: TrainedModel, samples: Samples, folder: Path, *, int8: bool, on_step: StepCallback
+) -> tuple[dict[str, Path], TorchAgreement]:
+    """Export the network to ONNX, and quantise it if `int8` is set.
+
+    Returns:
+        The network files by name, and the agreement of the exported network with the trained one.
+    """
+    on_step("exporting the network and comparing it with torch")
+    files = {NETWORK_NAME: folder / NETWORK_NAME}
+    agreement = export_onnx(model, files[NETWORK_NAME], _tiles(model, samples.images[:_CHECKED_PATCHES]))
+    if int8:
+        on_step("quantising the network to INT8")
+        files[INT8_NETWORK_NAME] = folder / INT8_NETWORK_NAME
+        quantise(files[NETWORK_NAME], files[INT8_NETWORK_NAME], _tiles(model, samples.calibration))
+    return files, agreement
 
 
 def _tiles(model: TrainedModel, images: Sequence[Image]) -> NDArray[np.float32]:
@@ -308,7 +322,7 @@ def _tiles(model: TrainedModel, images: Sequence[Image]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Description:
-    """What the manifest says, but for the files and the figures."""
+    """Contents of the manifest, except for files and measurements."""
 
     model: TrainedModel
     profiles: dict[str, Profile]
@@ -324,9 +338,8 @@ class _Description:
         quality: dict[str, Any] | None = None,
         drift_reference: DriftReference | None = None,
     ) -> Manifest:
-        """Return the manifest of a bundle with these files."""
+        """Return the manifest of a bundle with these files and measurements."""
         model = self.model
-        fingerprint = model.folder / "dataset_fingerprint.json"
         folds = ", ".join(str(fold.number) for fold in model.folds)
         return Manifest(
             version=version("droneseg"),
@@ -339,56 +352,65 @@ class _Description:
             mirror_axes=model.mirror_axes,
             profiles=profiles or self.profiles,
             default_profile=self.default_profile,
-            provenance=Provenance(
-                trainer=model.trainer,
-                plans=str(model.plans.get("plans_name", PLANS)),
-                configuration=model.configuration,
-                folds=tuple(fold.number for fold in model.folds),
-                epochs=tuple(fold.epochs for fold in model.folds),
-                checkpoint_sha256=tuple(fold.sha256 for fold in model.folds),
-                data_fingerprint_sha256=(
-                    hashlib.sha256(fingerprint.read_bytes()).hexdigest() if fingerprint.is_file() else None
-                ),
-                packages=package_versions(),
-                git_revision=git_revision(),
-                exported=datetime.now(UTC).isoformat(timespec="seconds"),
-                agreement_with_torch=asdict(self.agreement),
-            ),
+            provenance=self._provenance(),
             quality=quality,
             drift_reference=drift_reference,
             files=files,
         )
 
+    def _provenance(self) -> Provenance:
+        model = self.model
+        fingerprint = model.folder / "dataset_fingerprint.json"
+        return Provenance(
+            trainer=model.trainer,
+            plans=str(model.plans.get("plans_name", PLANS)),
+            configuration=model.configuration,
+            folds=tuple(fold.number for fold in model.folds),
+            epochs=tuple(fold.epochs for fold in model.folds),
+            checkpoint_sha256=tuple(fold.sha256 for fold in model.folds),
+            data_fingerprint_sha256=(
+                hashlib.sha256(fingerprint.read_bytes()).hexdigest() if fingerprint.is_file() else None
+            ),
+            packages=package_versions(),
+            git_revision=git_revision(),
+            exported=datetime.now(UTC).isoformat(timespec="seconds"),
+            agreement_with_torch=asdict(self.agreement),
+        )
 
-def _measure(draft: Bundle, samples: Samples, report: Report) -> tuple[dict[str, Profile], dict[str, Any]]:
-    """Run every profile on the samples; return the profiles with their figures, and the default one's quality."""
+
+def _measure(draft: Bundle, samples: Samples, on_step: StepCallback) -> tuple[dict[str, Profile], dict[str, Any]]:
+    """Predict the samples with every profile.
+
+    Returns:
+        The profiles with their measurements, and the metrics of the default profile for the manifest.
+    """
     masks = {}
     for name in draft.manifest.profiles:
-        report(f"measuring {name} on {len(samples.images)} photographs ({samples.source})")
+        on_step(f"measuring profile {name} on {len(samples.images)} images ({samples.source})")
         segmenter = BundleSegmenter(draft, profile=name)
         masks[name] = [segmenter.segment(image).mask for image in samples.images]
     measured, quality = {}, {}
     for name, profile in draft.manifest.profiles.items():
         agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])
-        counts = [confusion(t, p) for t, p in zip(samples.truths, masks[name], strict=True)]
-        scores = compute_metrics(counts)
-        figures = {"agreement_with_exact": round(float(agreement), 6), "miou": round(scores.miou or 0.0, 4)}
+        counts = [confusion(truth, mask) for truth, mask in zip(samples.truths, masks[name], strict=True)]
+        metrics = compute_metrics(counts)
+        figures = {"agreement_with_exact": round(float(agreement), 6), "miou": round(metrics.miou or 0.0, 4)}
         measured[name] = profile.model_copy(update={"figures": figures})
         quality[name] = {
             "data": samples.source,
-            "images": scores.images,
-            "miou": scores.miou,
-            "image_wise_miou": scores.image_wise_miou,
-            "per_class_iou": scores.per_class_iou,
-            "unsafe_landing_rate": scores.unsafe_landing_rate,
-            "landing_recall": scores.landing_recall,
+            "images": metrics.images,
+            "miou": metrics.miou,
+            "image_wise_miou": metrics.image_wise_miou,
+            "per_class_iou": metrics.per_class_iou,
+            "unsafe_landing_rate": metrics.unsafe_landing_rate,
+            "landing_recall": metrics.landing_recall,
             "intervals": _intervals(counts),
         }
     return measured, {"profile": draft.manifest.default_profile, **quality[draft.manifest.default_profile]}
 
 
 def _intervals(counts: Sequence[Confusion]) -> dict[str, tuple[float | None, float | None]]:
-    """Return the 95 % intervals of what a manifest states, by name."""
-    found = bootstrap_intervals(np.stack(counts))
+    """Return the 95 % confidence intervals of the metrics in the manifest, by name."""
+    intervals = bootstrap_intervals(np.stack(counts))
     names = ["miou", "image_wise_miou", "unsafe_landing_rate", "landing_recall"]
-    return {name: (found[name].low, found[name].high) for name in names}
+    return {name: (intervals[name].low, intervals[name].high) for name in names}

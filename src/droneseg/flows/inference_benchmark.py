@@ -83,7 +83,7 @@ def _make(folder: Path, report: Callable[[str], None]) -> None:
         int8=True,
         licence="none needed: untrained",
         images=4,
-        report=report,
+        on_step=report,
     )
     summary = {"trained": str(trained.relative_to(folder)), "gflop": count_gflop(layout)}
     write_text(folder / _SUMMARY, json.dumps(summary) + "\n")
