@@ -129,7 +129,7 @@ class _Folders:
         return self.out / "predictions"
 
     @property
-    def layout(self) -> NnunetPaths:
+    def paths(self) -> NnunetPaths:
         return NnunetPaths(self.out / "nnUNet_raw", self.out / "nnUNet_preprocessed", self.out / "nnUNet_results")
 
     def pairs(self, stems: Sequence[str]) -> list[tuple[Image, Mask]]:
@@ -187,7 +187,7 @@ def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
     with clock.stage("convert") as progress:
         convert_dataset(
             folders.data,
-            folders.layout.raw,
+            folders.paths.raw,
             split_file=folders.split,
             force=True,
             max_pixels=max_pixels,
@@ -201,16 +201,16 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
 
-        preprocess(folders.layout, show_progress=False)
+        preprocess(folders.paths, show_progress=False)
     with clock.stage("train") as progress:
-        trained = _train(folders.layout, overrides, progress)
+        trained = _train(folders.paths, overrides, progress)
     with clock.stage("export"):
         from droneseg.flows.export import export_model
         from droneseg.nnunet.paths import FINAL_CHECKPOINT
 
         return export_model(
             trained,
-            folders.layout,
+            folders.paths,
             folders.out / "model",
             checkpoint=FINAL_CHECKPOINT,
             default_profile="exact",
@@ -226,7 +226,7 @@ def _require_demo_folder(out: Path) -> None:
         raise DronesegError(f"{out} contains something other than a demo. Choose another folder with --out.")
 
 
-def _train(layout: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
+def _train(paths: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
     from droneseg.training.config import load_config
     from droneseg.training.run import train
 
@@ -234,9 +234,7 @@ def _train(layout: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[
     logger = logging.getLogger("droneseg.nnunet.trainer")
     logger.addHandler(handler)
     try:
-        return train(
-            load_config(["preset=smoke", "overwrite=true", "validation=none", *overrides]), layout
-        ).model_folder
+        return train(load_config(["preset=smoke", "overwrite=true", "validation=none", *overrides]), paths).model_folder
     finally:
         logger.removeHandler(handler)
 

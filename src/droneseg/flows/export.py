@@ -79,20 +79,20 @@ class Samples:
     calibration: tuple[Image, ...]
 
 
-def take_samples(layout: NnunetPaths, fold: int, count: int) -> Samples:
+def take_samples(paths: NnunetPaths, fold: int, count: int) -> Samples:
     """Read images of the validation part of a fold, or generate scenes if there is no raw dataset.
 
     Args:
-        layout: nnU-Net's folders.
+        paths: nnU-Net's folders.
         fold: Number of the fold.
         count: Maximum number of images.
     """
-    folds = _read_folds(layout)
+    folds = _read_folds(paths)
     if not folds:
         return _generate(count)
     chosen = folds[fold if fold < len(folds) else 0]
     validation, training = _select_evenly(chosen["val"], count), _select_evenly(chosen["train"], count)
-    raw = layout.raw_dataset
+    raw = paths.raw_dataset
     return Samples(
         f"validation part of fold {fold}",
         tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in validation),
@@ -101,13 +101,13 @@ def take_samples(layout: NnunetPaths, fold: int, count: int) -> Samples:
     )
 
 
-def validation_images(layout: NnunetPaths, fold: int, count: int) -> list[Path]:
+def validation_images(paths: NnunetPaths, fold: int, count: int) -> list[Path]:
     """Return at most `count` image files of the validation part of a fold; none without the raw dataset."""
-    folds = _read_folds(layout)
+    folds = _read_folds(paths)
     if not folds:
         return []
     cases = _select_evenly(folds[fold if fold < len(folds) else 0]["val"], count)
-    return [layout.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
+    return [paths.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
 
 
 def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
@@ -134,11 +134,11 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
     return pairs
 
 
-def _read_folds(layout: NnunetPaths) -> list[dict[str, list[str]]]:
+def _read_folds(paths: NnunetPaths) -> list[dict[str, list[str]]]:
     """Return the cases of each fold, as nnU-Net stores them; none without the raw dataset."""
-    if not (layout.raw_dataset / "labelsTr").is_dir():
+    if not (paths.raw_dataset / "labelsTr").is_dir():
         return []
-    for folder in (layout.preprocessed_dataset, layout.raw_dataset):
+    for folder in (paths.preprocessed_dataset, paths.raw_dataset):
         file = folder / "splits_final.json"
         if file.is_file():
             folds: list[dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
@@ -235,7 +235,7 @@ def add_reference(
 
 def export_model(
     folder: Path,
-    layout: NnunetPaths,
+    paths: NnunetPaths,
     out: Path,
     *,
     checkpoint: str,
@@ -254,7 +254,7 @@ def export_model(
 
     Args:
         folder: nnU-Net's model folder.
-        layout: nnU-Net's folders.
+        paths: nnU-Net's folders.
         out: Folder of the bundle; an earlier bundle is replaced.
         checkpoint: File name of the checkpoint in each fold.
         folds: Numbers of the folds; None exports all.
@@ -270,11 +270,11 @@ def export_model(
         ConfigurationError: If the plan cannot be exported, or the default profile does not exist.
     """
     on_step("loading the checkpoint")
-    model = load_trained_model(folder, layout, checkpoint=checkpoint, folds=folds, trust=trust)
+    model = load_trained_model(folder, paths, checkpoint=checkpoint, folds=folds, trust=trust)
     profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
     if default_profile not in profiles:
         raise ConfigurationError(f"There is no profile {default_profile!r}; choose one of {', '.join(profiles)}.")
-    samples = take_samples(layout, model.folds[0].number, images)
+    samples = take_samples(paths, model.folds[0].number, images)
     with TemporaryDirectory() as temporary:
         staging_dir = Path(temporary)
         files, agreement = _export_networks(model, samples, staging_dir, int8=int8, on_step=on_step)
@@ -282,7 +282,7 @@ def export_model(
         draft = write_bundle(staging_dir / "draft", description.manifest, files)
         measured, quality = _measure(draft, samples, on_step)
         reference = None
-        if images_of_reference := validation_images(layout, model.folds[0].number, _REFERENCE_IMAGES):
+        if images_of_reference := validation_images(paths, model.folds[0].number, _REFERENCE_IMAGES):
             on_step(f"computing the drift reference from {len(images_of_reference)} images")
             files[REFERENCE_NAME] = staging_dir / REFERENCE_NAME
             reference = take_reference(

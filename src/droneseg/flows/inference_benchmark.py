@@ -68,16 +68,16 @@ def load_baseline_model(cache: Path, report: Callable[[str], None]) -> BaselineM
 
 
 def _make(folder: Path, report: Callable[[str], None]) -> None:
-    layout = NnunetPaths(folder / "nnUNet_raw", folder / "nnUNet_preprocessed", folder / "nnUNet_results")
+    paths = NnunetPaths(folder / "nnUNet_raw", folder / "nnUNet_preprocessed", folder / "nnUNet_results")
     write_samples(folder / "data", count=_SCENES, size=_SIZE, seed=0)
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_split(Split(tuple(stems[:-4]), tuple(stems[-4:])), folder / "split.json")
-    convert_dataset(folder / "data", layout.raw, split_file=folder / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
-    plan_dataset(layout, show_progress=False)
-    trained = write_random_model(layout)
+    convert_dataset(folder / "data", paths.raw, split_file=folder / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
+    plan_dataset(paths, show_progress=False)
+    trained = write_random_model(paths)
     export_model(
         trained,
-        layout,
+        paths,
         folder / "bundle",
         checkpoint=FINAL_CHECKPOINT,
         int8=True,
@@ -85,7 +85,7 @@ def _make(folder: Path, report: Callable[[str], None]) -> None:
         images=4,
         on_step=report,
     )
-    summary = {"trained": str(trained.relative_to(folder)), "gflop": count_gflop(layout)}
+    summary = {"trained": str(trained.relative_to(folder)), "gflop": count_gflop(paths)}
     write_text(folder / _SUMMARY, json.dumps(summary) + "\n")
 
 

@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 def benchmark_training(
     config: TrainingConfig,
     pretrained: TrainingConfig,
-    layout: NnunetPaths,
+    paths: NnunetPaths,
     *,
     iterations: int,
     minutes: float,
@@ -39,7 +39,7 @@ def benchmark_training(
     Args:
         config: Plan and settings of the first two; nnU-Net's own trainer takes the plan only.
         pretrained: The third; patches, batches and epochs are made those of `config`, so that Dice means the same.
-        layout: nnU-Net's folders. Generated scenes are used if no dataset is preprocessed there.
+        paths: nnU-Net's folders. Generated scenes are used if no dataset is preprocessed there.
         iterations: Measured by part, for each trainer.
         minutes: Trained by each for the Dice; 0 leaves that out.
         our_minutes: Trained by the second and the third, if they are to end sooner: a schedule that ends early gets
@@ -57,18 +57,18 @@ def benchmark_training(
     rows = [(timing.STOCK_TRAINER, timing.STOCK_TRAINER, config), (TRAINER, TRAINER, config)]
     rows.append((f"{TRAINER}, {pretrained.network}", TRAINER, pretrained))
     with tempfile.TemporaryDirectory() as temporary:
-        data, layout = _data(layout, Path(temporary), report)
+        data, paths = _data(paths, Path(temporary), report)
         trainers: list[dict[str, Any]] = []
         times = []
         for name, trainer, settings in rows:
             report(f"{name}: {iterations} iterations by part")
-            times.append(timing.time_iterations(settings, layout, trainer, iterations))
+            times.append(timing.time_iterations(settings, paths, trainer, iterations))
             trainers.append({"name": name, "iteration_s": times[-1].total, "parts_s": times[-1].parts, "dice": []})
         curves = []
         for row, measured, (name, trainer, settings) in zip(trainers if minutes else (), times, rows, strict=False):
             budget = minutes if trainer == timing.STOCK_TRAINER else our_minutes or minutes
             report(f"{name}: training for {budget:g} minutes")
-            curves.append(timing.dice_over_time(settings, layout, trainer, minutes=budget, measured=measured))
+            curves.append(timing.dice_over_time(settings, paths, trainer, minutes=budget, measured=measured))
             row["dice"] = [asdict(epoch) for epoch in curves[-1]]
             report(f"{name}: Dice after each epoch " + " ".join(f"{epoch.dice:.3f}" for epoch in curves[-1]))
         target = timing.smoothed_end(curves[0]) if curves else None
@@ -102,21 +102,21 @@ def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig
     )
 
 
-def _data(layout: NnunetPaths, temporary: Path, report: Report) -> tuple[str, NnunetPaths]:
+def _data(paths: NnunetPaths, temporary: Path, report: Report) -> tuple[str, NnunetPaths]:
     """Return what the data is and where; models go to the temporary folder in any case."""
-    if layout.plans_file.is_file():
-        return str(layout.preprocessed_dataset), replace(layout, results=temporary / "results")
+    if paths.plans_file.is_file():
+        return str(paths.preprocessed_dataset), replace(paths, results=temporary / "results")
     report("no preprocessed dataset here: generating scenes")
-    layout = NnunetPaths(temporary / "raw", temporary / "preprocessed", temporary / "results")
+    paths = NnunetPaths(temporary / "raw", temporary / "preprocessed", temporary / "results")
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_samples(temporary / "data", count=_SCENES, size=_SIZE, seed=0)
     split = Split(tuple(stems[:-_VAL_SCENES]), tuple(stems[-_VAL_SCENES:]))
     write_split(split, temporary / "split.json")
-    convert_dataset(temporary / "data", layout.raw, split_file=temporary / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
+    convert_dataset(temporary / "data", paths.raw, split_file=temporary / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
     from droneseg.nnunet.preprocess import preprocess
 
-    preprocess(layout, show_progress=False)
-    return "generated scenes, {}x{}".format(*_SIZE), layout
+    preprocess(paths, show_progress=False)
+    return "generated scenes, {}x{}".format(*_SIZE), paths
 
 
 _OURS, _STOCK, _PRETRAINED = "#0e87cc", "#6b7280", "#c2410c"
