@@ -205,11 +205,11 @@ class WorkQueue(Generic[Input, Output]):
         """
         self._admission.check_capacity()
 
-    def submit(self, works: Sequence[tuple[Input, float]]) -> list[Future[Output]]:
+    def submit(self, inputs: Sequence[tuple[Input, float]]) -> list[Future[Output]]:
         """Admit all inputs or none.
 
         Args:
-            works: Inputs with their sizes in units of work.
+            inputs: Inputs with their sizes in units of work.
 
         Returns:
             One future per input. Cancelling a future that has not started removes its job from the queue.
@@ -219,7 +219,7 @@ class WorkQueue(Generic[Input, Output]):
             NotReadyError: If the queue is closed.
         """
         now = self._clock()
-        jobs = [_Job[Input, Output](work, size, now, now + self._timeout_s) for work, size in works]
+        jobs = [_Job[Input, Output](work, size, now, now + self._timeout_s) for work, size in inputs]
         self._admission.admit(jobs)
         for job in jobs:
             job.future.add_done_callback(partial(self._remove_cancelled, job))

@@ -198,7 +198,7 @@ class _FormParser(MultiPartParser):
         async for chunk in stream:
             yield chunk
         if not self._ended:
-            raise MalformedRequestError("The multipart body ends before its last boundary.")
+            raise MalformedRequestError("The multipart body ends before its last boundary. Send the complete body.")
 
 
 class Base64Image(BaseModel):
@@ -227,7 +227,9 @@ def parse_image_body(content_type: str, body: bytes) -> bytes:
         BrokenImageError: If the body is empty.
     """
     if content_type and not content_type.startswith("image/") and content_type not in _RAW_TYPES:
-        raise WrongContentTypeError(f"The body is {content_type[:40]}. Send the image file itself as image/....")
+        raise WrongContentTypeError(
+            f"The body is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
+        )
     if not body:
         raise BrokenImageError(EMPTY)
     return body
@@ -243,7 +245,8 @@ def parse_base64_body(content_type: str, body: bytes) -> bytes:
         BrokenImageError: If the file is empty.
     """
     if content_type != _JSON:
-        raise WrongContentTypeError(f"The body is {content_type[:40] or 'of no stated type'}. Send {_JSON}.")
+        stated = f"is {content_type[:40]}" if content_type else "has no content type"
+        raise WrongContentTypeError(f"The body {stated}. Send {_JSON}.")
     if sum(body.count(character) for character in b"[{,") > _MAX_JSON_PARTS:
         raise MalformedRequestError("The JSON body has more elements than an image needs.")
     image = _validate_base64_request(body).req
@@ -289,7 +292,9 @@ async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _R
         async with asyncio.timeout(timeout_s):
             return await reading
     except TimeoutError as error:
-        raise SlowRequestError(f"The body did not arrive within {timeout_s:g} s. Send it faster or smaller.") from error
+        raise SlowRequestError(
+            f"The body did not arrive within {timeout_s:g} s. Send a smaller body or use a faster connection."
+        ) from error
 
 
 async def cancel_on_disconnect(answering: Awaitable[_Result], receive: Receive) -> _Result:

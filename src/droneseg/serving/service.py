@@ -96,7 +96,7 @@ class PredictionService:
             self.reload()
         except DronesegError as error:
             self._unavailable_reason = str(error)
-            logger.error("no model: %s", error)
+            logger.error("the model is not available: %s", error)
         # objects created so far live on: scanning them again and again would pause every thread
         gc.collect()
         gc.freeze()
