@@ -421,6 +421,15 @@ def test_openapi_has_an_example_for_every_error(client: TestClient) -> None:
             assert all(set(example["value"]["error"]) == {"code", "message"} for example in examples.values())
 
 
+def test_openapi_declares_the_api_key_where_it_is_required(start: Start, client: TestClient) -> None:
+    described = start(api_key="open sesame").get("/openapi.json").json()
+    assert set(described["components"]["securitySchemes"]) == {"APIKeyHeader", "HTTPBearer"}
+    assert described["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
+    protected = {path for path, methods in described["paths"].items() for one in methods.values() if "security" in one}
+    assert protected == {"/predict", "/batch_predict", "/model_info", "/drift", "/admin/reload"}
+    assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
+
+
 def _upload() -> object:
     from droneseg.serving.schemas import Upload
 

@@ -1,6 +1,7 @@
 """Server process of each backend: a model, HTTP requests, disconnects and signals."""
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -10,10 +11,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
+from droneseg.core.settings import Settings
+from droneseg.monitoring.prometheus import ServiceMetrics
+from droneseg.serving.server import LimitedHttpProtocol, configure_bentoml_server
+from droneseg.serving.service import GRACEFUL_S, PredictionService
 from support.bundles import make_bundle
 from support.hostile import corpus
 from support.images import png
+from support.segmenters import BrightIsLanding
 from support.server import BENTO, FASTAPI, Backend, Server, serving, until
 
 KEY = {"X-API-Key": "open sesame"}
@@ -234,6 +241,25 @@ def test_misspelt_setting_logs_a_warning(tmp_path: Path, backend: Backend) -> No
         log = server.log.read_text()
     assert log.count("DRONESEG_QUEUE_SECOND is not a setting") == 1
     assert "DRONESEG_QUEUE_SECONDS" in log
+
+
+@pytest.mark.parametrize(("option", "expected"), [(None, GRACEFUL_S), (3, 3)])
+def test_bentoml_shutdown_option_takes_precedence(option: int | None, expected: int) -> None:
+    server = uvicorn.Server(uvicorn.Config("unused:app", timeout_graceful_shutdown=option))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGTERM, server.handle_exit)  # as uvicorn does before it starts the application
+        configure_bentoml_server(PredictionService(Settings(_env_file=None), BrightIsLanding, ServiceMetrics()))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert server.config.timeout_graceful_shutdown == expected
+    assert server.config.http_protocol_class is LimitedHttpProtocol
+
+
+def test_missing_uvicorn_server_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    configure_bentoml_server(PredictionService(Settings(_env_file=None), BrightIsLanding, ServiceMetrics()))
+    assert "uvicorn server not found" in caplog.text
 
 
 def metrics(server: Server) -> str:
