@@ -66,7 +66,7 @@ UNUSABLE = [
     ({"req": {"image_b64": f"data:image/png;base64,{encoded(PHOTO)}"}}, 400, "malformed_request", "characters"),
     ({"req": {"image_b64": "\u00e9" * 4}}, 400, "malformed_request", "base64"),
     ({"req": {"image_b64": ""}}, 400, "broken_image", "empty"),
-    ({"req": {"image_b64": encoded(b"garbage")}}, 415, "unsupported_image", "known format"),
+    ({"req": {"image_b64": encoded(b"garbage")}}, 415, "unsupported_image", "Unknown image format"),
     ({"req": {"image_b64": encoded(PHOTO), "content_type": "text/plain"}}, 415, "wrong_content_type", "text/plain"),
     ({"req": {"image_b64": 5}}, 422, "invalid_request", "req.image_b64"),
     ({"req": {}}, 422, "invalid_request", "req.image_b64"),

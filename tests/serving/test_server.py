@@ -58,7 +58,7 @@ def test_health_check_responds_during_predictions(server: Server) -> None:
 WORDS = {
     "broken_image": ("truncated", "corrupt", "empty"),
     "image_too_large": ("limit",),
-    "unsupported_image": ("known format", "no fixed range", "scans"),
+    "unsupported_image": ("Unknown image format", "no fixed range", "scans"),
 }
 
 
