@@ -1,1 +1,1 @@
-"""Predictions over a network: a service core without a framework, and thin adapters on it."""
+"""Prediction service: framework-independent core, FastAPI and BentoML adapters."""

@@ -107,7 +107,7 @@ def prediction_service() -> PredictionService:
     tracing={"excluded_urls": ".*"},  # no spans, which nothing would collect
 )
 class DroneSegService:
-    """Segments drone images."""
+    """Semantic segmentation of drone images for safe landing."""
 
     def __init__(self) -> None:
         configure_logging(_SETTINGS.log_level, _SETTINGS.log_format)
@@ -218,7 +218,7 @@ class BentoMLMiddleware:
             await cancel_on_disconnect(call, receive)
 
     async def _call_bentoml(self, scope: Scope, receive: Receive, send: Send, *, content_type: bytes) -> None:
-        """Call BentoML with the body that `receive` returns, whatever the headers say about the original one."""
+        """Call BentoML with the body that `receive` returns instead of the original one."""
         headers = [header for header in scope["headers"] if header[0] not in _BODY_HEADERS]
         scope["headers"] = [*headers, (b"content-type", content_type)]
         await self._app(scope, receive, self._with_our_errors(scope, receive, send))

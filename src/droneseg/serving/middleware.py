@@ -117,7 +117,7 @@ class RequestMiddleware:
 
 
 class _ResponseSender:
-    """`send` callable that adds the request id to the response and notes its status.
+    """`send` callable that adds the request id to the response and records its status.
 
     Attributes:
         request_id: Id sent by the client if it is valid, else a new one.

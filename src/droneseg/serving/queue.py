@@ -27,7 +27,7 @@ _MAX_SLOWDOWN = 4  # a job counts as at most this many times slower than the est
 
 @dataclass(eq=False)
 class _Job(Generic[Input, Output]):
-    """One unit of input, its size and the future of its result."""
+    """Input of one job, its size and the future of its result."""
 
     work: Input
     size: float
