@@ -1,8 +1,7 @@
-"""Bootstrap confidence intervals, paired differences."""
+"""Bootstrap confidence intervals of metrics, and of paired differences between two models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,33 +18,37 @@ from droneseg.core.metrics import (
 )
 
 RESAMPLES = 2000
-FEW_IMAGES = 20
-"""Below that many images an interval is too narrow, and says so."""
-_NEEDED_SHARE = 0.975  # of the resamples must define a figure: those that do not are no chance selection
+MIN_IMAGES = 20
+"""Number of images below which intervals are too narrow to be relied on."""
 LEVEL = 0.95
+_MIN_DEFINED_SHARE = 0.975  # if a metric is defined in fewer resamples, those are not a random selection
 
-Figures: TypeAlias = dict[str, NDArray[np.float64]]
-"""Values by name, one per resample."""
+Metric = Callable[[Counts], NDArray[np.float64]]
 
-FIGURES: Mapping[str, Callable[[Counts], NDArray[np.float64]]] = {
+
+def _of_class(metric: Metric, class_id: int) -> Metric:
+    return lambda counts: metric(counts)[..., class_id]
+
+
+METRICS: Mapping[str, Metric] = {
     "miou": mean_iou,
-    **{f"iou/{entry.name}": lambda counts, c=entry.id: iou(counts)[..., c] for entry in FOREGROUND},  # type: ignore[misc]  # default binds c
-    **{f"dice/{entry.name}": lambda counts, c=entry.id: dice(counts)[..., c] for entry in FOREGROUND},  # type: ignore[misc]
+    **{f"iou/{entry.name}": _of_class(iou, entry.id) for entry in FOREGROUND},
+    **{f"dice/{entry.name}": _of_class(dice, entry.id) for entry in FOREGROUND},
     "pixel_accuracy": pixel_accuracy,
     "unsafe_landing_rate": unsafe_landing_rate,
     "landing_recall": landing_recall,
 }
-"""Figures of one confusion matrix over a whole set."""
+"""Metrics of a confusion matrix over a set of images, by name."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it lies with 95 % confidence.
+    """Value with its 95 % confidence interval.
 
     Attributes:
-        value: On the images as they are; None if it is not defined on them.
-        low: Lower end.
-        high: Upper end; None, like the lower one, if too few resamples define the figure.
+        value: Value on all images; None if it is not defined.
+        low: Lower end; None if too few resamples define the value.
+        high: Upper end; None if `low` is None.
     """
 
     value: float | None
@@ -56,42 +59,43 @@ class Interval:
 def bootstrap_intervals(
     matrices: NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return every figure of a set of images with its interval.
+    """Return the metrics of a set of images with confidence intervals, by name.
 
-    Images are drawn with replacement, as many as there are; a figure's interval holds the middle 95 % of its values
-    (percentile bootstrap, Efron 1979). Pixels of one image are not independent, so images are what is drawn.
+    Each resample draws as many images as there are, with replacement. The interval of a metric contains the middle
+    95 % of its values (percentile bootstrap, Efron 1979). Images are resampled instead of pixels, because the pixels
+    of an image are not independent.
 
     Args:
         matrices: One confusion matrix per image, shape (N, C, C).
-        resamples: How often to draw.
-        seed: Equal seeds give equal intervals.
+        resamples: Number of resamples.
+        seed: Seed of the random numbers; equal seeds give equal intervals.
     """
     drawn = _draw(len(matrices), resamples, seed)
-    whole, sampled = _figures(matrices, None), _figures(matrices, drawn)
+    whole, sampled = _compute_metrics(matrices, None), _compute_metrics(matrices, drawn)
     return {name: _interval(float(whole[name][0]), sampled[name], len(matrices)) for name in whole}
 
 
 def paired_differences(
     first: NDArray[np.int64], second: NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Return the second model's figures minus the first's, on the same images, with intervals of the difference.
+    """Return the metrics of the second model minus those of the first, with confidence intervals, by name.
 
-    Both models are drawn on the same images each time, so what makes an image hard for both cancels out.
+    Each resample draws the same images for both models, so differences in image difficulty cancel out.
 
     Args:
-        first: One confusion matrix per image, shape (N, C, C).
-        second: The same of the other model, image by image.
-        resamples: How often to draw.
-        seed: Equal seeds give equal intervals.
+        first: Confusion matrices of the first model, one per image, shape (N, C, C).
+        second: Confusion matrices of the second model on the same images, same shape.
+        resamples: Number of resamples.
+        seed: Seed of the random numbers; equal seeds give equal intervals.
 
     Raises:
-        ValueError: If the two differ in shape.
+        ValueError: If the two arrays differ in shape.
     """
     if first.shape != second.shape:
         raise ValueError(f"Not the same images: {len(first)} and {len(second)}.")
     drawn = _draw(len(first), resamples, seed)
-    whole_a, whole_b = _figures(first, None), _figures(second, None)
-    sampled_a, sampled_b = _figures(first, drawn), _figures(second, drawn)
+    whole_a, whole_b = _compute_metrics(first, None), _compute_metrics(second, None)
+    sampled_a, sampled_b = _compute_metrics(first, drawn), _compute_metrics(second, drawn)
     return {
         name: _interval(float(whole_b[name][0] - whole_a[name][0]), sampled_b[name] - sampled_a[name], len(first))
         for name in whole_a
@@ -99,7 +103,13 @@ def paired_differences(
 
 
 def mean_interval(values: NDArray[np.float64], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Return the mean of one value per image, shape (N,), with its interval; NaN values are left out."""
+    """Return the mean of one value per image with its confidence interval.
+
+    Args:
+        values: Values, shape (N,); NaN values are ignored.
+        resamples: Number of resamples.
+        seed: Seed of the random numbers.
+    """
     known = values[np.isfinite(values)]
     if not len(known):
         return Interval(None, None, None)
@@ -108,33 +118,33 @@ def mean_interval(values: NDArray[np.float64], *, resamples: int = RESAMPLES, se
 
 
 def _draw(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """Return how often each image is in each resample, shape (R, N)."""
+    """Return how often each image occurs in each resample, shape (R, N)."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
-def _figures(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | None) -> Figures:
-    """Return every figure, of the set as it is (one value) or of each resample."""
+def _compute_metrics(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | None) -> dict[str, NDArray[np.float64]]:
+    """Return each metric by name: one value per resample, or a single one on all images if `drawn` is None."""
     count, classes = matrices.shape[:2]
     weights = np.ones((1, count), np.int64) if drawn is None else drawn
-    # float64 holds pixel counts exactly up to 2^53 and multiplies much faster than int64
+    # float64 represents pixel counts exactly up to 2^53 and multiplies much faster than int64
     totals = (weights.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
-    found = {name: figure(totals) for name, figure in FIGURES.items()}
-    own = mean_iou(matrices)
-    known = np.isfinite(own)
+    values = {name: metric(totals) for name, metric in METRICS.items()}
+    miou_per_image = mean_iou(matrices)
+    known = np.isfinite(miou_per_image)
     divisor = weights[:, known].sum(axis=1)
-    found["image_wise_miou"] = np.divide(
-        weights[:, known] @ own[known], divisor, out=np.full(len(weights), np.nan), where=divisor > 0
+    values["image_wise_miou"] = np.divide(
+        weights[:, known] @ miou_per_image[known], divisor, out=np.full(len(weights), np.nan), where=divisor > 0
     )
-    return found
+    return values
 
 
 def _interval(value: float, sampled: NDArray[np.float64], images: int) -> Interval:
     known = sampled[np.isfinite(sampled)]
-    shown = None if np.isnan(value) else value
-    # a class in few images is missing from many resamples, and those that have it are not drawn fairly any more; one
-    # image alone is always drawn as it is
-    if shown is None or len(known) < _NEEDED_SHARE * len(sampled) or images < 2:
-        return Interval(shown, None, None)
+    defined = None if np.isnan(value) else value
+    # a rare class is missing from many resamples, and the others contain it more often than they should; a single
+    # image is the same in every resample
+    if defined is None or len(known) < _MIN_DEFINED_SHARE * len(sampled) or images < 2:
+        return Interval(defined, None, None)
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(shown, float(low), float(high))
+    return Interval(defined, float(low), float(high))

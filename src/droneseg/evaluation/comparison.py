@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.files import atomic_directory, write_text
-from droneseg.evaluation.bootstrap import FEW_IMAGES, Interval, bootstrap_intervals, paired_differences
+from droneseg.evaluation.bootstrap import MIN_IMAGES, Interval, bootstrap_intervals, paired_differences
 from droneseg.evaluation.evaluate import Evaluation
 from droneseg.evaluation.plots import plot_intervals
 from droneseg.evaluation.report import (
@@ -97,8 +97,8 @@ def _markdown(report: ComparisonReport) -> str:
     first, second = report.models
     lines = [f"# {second} compared with {first}", "", f"{report.images} images, the same for both models.", ""]
     lines += [*(f"- {line}" for line in report.about), ""]
-    if report.images < FEW_IMAGES:
-        lines += [f"**Few images**: with fewer than {FEW_IMAGES} images the intervals are too narrow.", ""]
+    if report.images < MIN_IMAGES:
+        lines += [f"**Few images**: with fewer than {MIN_IMAGES} images the intervals are too narrow.", ""]
     lines += [f"| metric | {first} | {second} | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
     for name, difference in report.differences.items():
         values = " | ".join(number(figures[name].value) for figures in report.figures)
@@ -113,14 +113,14 @@ def promotion_blockers(report: ComparisonReport) -> list[str]:
     """Return the reasons why a candidate may not replace the champion; empty if it may.
 
     A candidate may replace the champion if its mIoU is higher with 95 % confidence and its unsafe landing rate is not
-    higher, both measured on at least `FEW_IMAGES` images.
+    higher, both measured on at least `MIN_IMAGES` images.
 
     Args:
         report: Comparison of the champion (first) and the candidate (second).
     """
     reasons = []
-    if report.images < FEW_IMAGES:
-        reasons.append(f"{report.images} images are too few for a comparison; at least {FEW_IMAGES} are needed")
+    if report.images < MIN_IMAGES:
+        reasons.append(f"{report.images} images are too few for a comparison; at least {MIN_IMAGES} are needed")
     miou = report.differences["miou"]
     if miou.low is None:
         reasons.append("the difference in mIoU has no confidence interval on these images")

@@ -1,27 +1,25 @@
-"""Markdown and JSON report of one model; formatting of figures."""
+"""Markdown and JSON report of one model; formatting of metrics."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.classes import CLASSES, FOREGROUND
 from droneseg.core.files import atomic_directory, write_bytes, write_text
 from droneseg.core.images import Image, encode_png
-from droneseg.core.masks import Mask, MaskKind, read_mask
+from droneseg.core.masks import MaskKind, read_mask
 from droneseg.core.metrics import background_share, pixel_accuracy
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals, mean_interval
-from droneseg.evaluation.evaluate import Compared, Evaluation, boundary_error, calibrate
+from droneseg.evaluation.evaluate import Calibration, EvaluatedImage, Evaluation, boundary_error, calibrate
 from droneseg.evaluation.plots import contact_sheet, plot_calibration, plot_confusion, plot_intervals
-
-_MUCH_BACKGROUND = 0.01
 
 REPORT_NAME = "report.json"
 REPORT_MARKER = ".droneseg-report"
-"""What tells a folder that may be replaced from somebody else's with a report.json in it."""
+"""Hidden file in every report folder; a folder without it is not replaced."""
 TITLES = {
     "miou": "mIoU",
     "image_wise_miou": "image-wise mIoU",
@@ -30,21 +28,75 @@ TITLES = {
     "landing_recall": "landing recall",
     "boundary_error_px": "boundary error (pixels)",
 }
+SHOWN_IMAGES = 4
+"""Number of best and of worst images in a report."""
+_MUCH_BACKGROUND = 0.01
+
+FindImage = Callable[[str], Image | None]
+"""Returns the image of a stem, RGB (H, W, 3) uint8, or None if there is none."""
+
+_METHOD = """\
+Intervals: percentile bootstrap over images, 2,000 resamples, 95 %. mIoU is the mean over those of the classes 1-5 that
+occur, computed from one confusion matrix over all images; image-wise mIoU is the mean of the mIoU of each image. The
+unsafe landing rate is the share of the pixels predicted as landing zone that are obstacle, water or moving object; read
+it together with the landing recall. The boundary error is the mean distance between predicted and true borders, in both
+directions.
+"""
+
+
+class ImageMetrics(BaseModel):
+    """Metrics of one image.
+
+    Attributes:
+        miou: Mean IoU; None if the image contains no class 1 to 5.
+        pixel_accuracy: Share of correctly predicted pixels, 0 to 1.
+        boundary_error_px: Mean distance between predicted and true borders in pixels.
+        confidence: Mean probability of the winning class; None if it is not known.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    miou: float | None
+    pixel_accuracy: float
+    boundary_error_px: float
+    confidence: float | None
+
+
+class QualityReport(BaseModel):
+    """Metrics of a model on a set of images; the content of report.json.
+
+    Attributes:
+        images: Number of images.
+        without_prediction: Stems of true masks without a prediction.
+        figures: Metrics over all images, by name.
+        classes: Names of the classes, in the order of their ids.
+        confusion: Pixel counts, shape (C, C); rows are true classes, columns predicted ones.
+        calibration: Confidence compared with accuracy; None if no confidence is known.
+        per_image: Metrics of each image, by stem.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    images: int
+    without_prediction: list[str]
+    figures: dict[str, Interval]
+    classes: list[str]
+    confusion: list[list[int]]
+    calibration: Calibration | None
+    per_image: dict[str, ImageMetrics]
 
 
 def figure_title(name: str) -> str:
-    """Return a figure's name as people read it."""
-    kind, _, of = name.partition("/")
-    return f"{ {'iou': 'IoU', 'dice': 'Dice'}[kind] } {of}" if of else TITLES.get(name, name)
+    """Return the title of a metric in reports, such as "IoU water" for "iou/water"."""
+    kind, _, class_name = name.partition("/")
+    return f"{ {'iou': 'IoU', 'dice': 'Dice'}[kind] } {class_name}" if class_name else TITLES.get(name, name)
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Return a figure with three decimals, a dash for none."""
+    """Return a value with three decimals, or a dash for None."""
     return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
 def interval_text(interval: Interval) -> str:
-    """Return the ends of an interval, a dash if it has none."""
+    """Return the ends of an interval as "LOW to HIGH", or a dash if it has none."""
     if interval.low is None or interval.high is None:
         return "-"
     return f"{interval.low:.3f} to {interval.high:.3f}"
@@ -57,56 +109,64 @@ def significance_label(difference: Interval) -> str:
     return "higher" if difference.low > 0 else "lower" if difference.high < 0 else "not significant"
 
 
-def background_note(confusion: list[list[int]]) -> str:
-    """Say what it means that much of the truth is of no class; empty if little is."""
+def background_note(confusion: ArrayLike) -> str:
+    """Return a warning if a large share of the true pixels is background, otherwise an empty string.
+
+    Args:
+        confusion: Pixel counts, shape (C, C); rows are true classes.
+    """
     share = float(background_share(np.array(confusion)))
     if not share >= _MUCH_BACKGROUND:
         return ""
     return (
-        f"{share:.1%} of the true pixels are background: what is predicted there counts as wrong for IoU, and as not "
-        "unsafe for landing, so mIoU is too low and the unsafe landing rate flatters."
+        f"{share:.1%} of the true pixels are background. Predictions there count as wrong for IoU and as safe for "
+        "landing, so mIoU is underestimated and the unsafe landing rate looks better than it is."
     )
 
 
-SHOWN_IMAGES = 4
-FindImage = Callable[[str], Image | None]
-"""Returns the photograph of a stem, RGB (H, W, 3) uint8, if there is one."""
-
-
-def measure(evaluation: Evaluation, *, truth_kind: MaskKind, max_pixels: int) -> dict[str, Any]:
-    """Compute everything a report holds, as JSON can hold it.
+def measure(evaluation: Evaluation, *, truth_kind: MaskKind, max_pixels: int) -> QualityReport:
+    """Compute the metrics of a report.
 
     Args:
-        evaluation: Predictions held against truth.
-        truth_kind: Whether the true masks say their class by colour or by id.
-        max_pixels: Largest mask accepted.
+        evaluation: Evaluation of a folder of predicted masks.
+        truth_kind: Encoding of the true masks: class colours or class ids.
+        max_pixels: Maximum number of pixels of a mask.
+
+    Raises:
+        MissingDependencyError: If OpenCV is not installed.
     """
-    images = evaluation.images
-    matrices = np.stack([image.matrix for image in images])
-    distances = np.array([_distance(image, truth_kind, max_pixels) for image in images])
-    known = [image for image in images if image.confidence is not None]
-    calibration = calibrate(
-        np.array([image.confidence for image in known], np.float64),
-        np.array([float(pixel_accuracy(image.matrix)) for image in known]),
+    matrices = np.stack([image.matrix for image in evaluation.images])
+    per_image = {image.stem: _measure_image(image, truth_kind, max_pixels) for image in evaluation.images}
+    distances = np.array([metrics.boundary_error_px for metrics in per_image.values()])
+    confidence, accuracy = _confidence_and_accuracy(per_image)
+    return QualityReport(
+        images=len(evaluation.images),
+        without_prediction=list(evaluation.without_prediction),
+        figures=bootstrap_intervals(matrices) | {"boundary_error_px": mean_interval(distances)},
+        classes=[entry.name for entry in CLASSES],
+        confusion=matrices.sum(axis=0).tolist(),
+        calibration=calibrate(np.array(confidence, np.float64), np.array(accuracy, np.float64)),
+        per_image=per_image,
     )
-    intervals = bootstrap_intervals(matrices) | {"boundary_error_px": mean_interval(distances)}
-    return {
-        "images": len(images),
-        "without_prediction": list(evaluation.without_prediction),
-        "figures": {name: asdict(interval) for name, interval in intervals.items()},
-        "classes": [entry.name for entry in CLASSES],
-        "confusion": matrices.sum(axis=0).tolist(),
-        "calibration": asdict(calibration) if calibration else None,
-        "per_image": {
-            image.stem: {
-                "miou": image.miou,
-                "pixel_accuracy": float(pixel_accuracy(image.matrix)),
-                "boundary_error_px": float(distance),
-                "confidence": image.confidence,
-            }
-            for image, distance in zip(images, distances, strict=True)
-        },
-    }
+
+
+def _measure_image(image: EvaluatedImage, truth_kind: MaskKind, max_pixels: int) -> ImageMetrics:
+    distance = boundary_error(
+        read_mask(image.truth, truth_kind, max_pixels=max_pixels),
+        read_mask(image.prediction, "ids", max_pixels=max_pixels),
+    )
+    return ImageMetrics(
+        miou=image.miou,
+        pixel_accuracy=float(pixel_accuracy(image.matrix)),
+        boundary_error_px=distance,
+        confidence=image.confidence,
+    )
+
+
+def _confidence_and_accuracy(per_image: Mapping[str, ImageMetrics]) -> tuple[list[float], list[float]]:
+    """Return confidence and pixel accuracy of the images whose confidence is known."""
+    known = [(image.confidence, image.pixel_accuracy) for image in per_image.values() if image.confidence is not None]
+    return [confidence for confidence, _ in known], [accuracy for _, accuracy in known]
 
 
 def write_report(
@@ -118,110 +178,101 @@ def write_report(
     max_pixels: int,
     find_image: FindImage,
     replace: bool = False,
-) -> dict[str, Any]:
-    """Write report.md, report.json and the plots to a folder; photographs go to `pictures`, which git ignores.
+) -> QualityReport:
+    """Write report.md, report.json and plots to a folder, and images to `pictures`, which git ignores.
 
     Args:
-        evaluation: Predictions held against truth.
+        evaluation: Evaluation of a folder of predicted masks.
         out: Folder of the report.
-        title: First line.
-        truth_kind: Whether the true masks say their class by colour or by id.
-        max_pixels: Largest mask accepted.
-        find_image: Gives the photographs of the best and worst images; without one, the masks alone are shown.
-        replace: Whether an older report may be replaced.
-
-    Returns:
-        What is in report.json.
+        title: Heading of report.md.
+        truth_kind: Encoding of the true masks: class colours or class ids.
+        max_pixels: Maximum number of pixels of a mask.
+        find_image: Returns the image of a stem; if it returns None, masks are shown on white.
+        replace: Whether to replace an older report.
 
     Raises:
-        OutputExistsError: If the folder holds something and `replace` is false.
+        OutputExistsError: If the folder exists and may not be replaced.
         MissingDependencyError: If matplotlib or OpenCV is not installed.
     """
-    found = measure(evaluation, truth_kind=truth_kind, max_pixels=max_pixels)
-    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as aside:
-        write_text(aside / REPORT_MARKER, "")
-        write_text(aside / REPORT_NAME, json.dumps(found, indent=2) + "\n")
-        plot_confusion(np.array(found["confusion"]), aside / "confusion.png")
-        plot_intervals(_class_intervals(found["figures"]), aside / "classes.png", title="IoU with 95 % intervals")
-        if found["calibration"]:
-            plot_calibration(found["per_image"].values(), aside / "calibration.png")
-        shown = _write_pictures(evaluation.images, aside / "pictures", truth_kind, max_pixels, find_image)
-        write_text(aside / "report.md", _markdown(found, title, shown))
-    return found
+    report = measure(evaluation, truth_kind=truth_kind, max_pixels=max_pixels)
+    chosen = _choose_images(evaluation.images)
+    with atomic_directory(out, marker=REPORT_MARKER, replace=replace) as staging_dir:
+        write_text(staging_dir / REPORT_MARKER, "")
+        write_text(staging_dir / REPORT_NAME, json.dumps(report.model_dump(mode="json"), indent=2) + "\n")
+        plot_confusion(np.array(report.confusion), staging_dir / "confusion.png")
+        plot_intervals(_class_intervals(report), staging_dir / "classes.png", title="IoU with 95 % intervals")
+        if report.calibration:
+            plot_calibration(*_confidence_and_accuracy(report.per_image), staging_dir / "calibration.png")
+        pictures = staging_dir / "pictures"
+        # the licence of the images may forbid redistribution
+        write_text(pictures / ".gitignore", "*\n")
+        for name, images in chosen.items():
+            for index, image in enumerate(images, start=1):
+                sheet = _draw_image(image, truth_kind, max_pixels, find_image)
+                write_bytes(pictures / f"{name}_{index}.png", encode_png(sheet))
+        write_text(staging_dir / "report.md", _markdown(report, title, chosen))
+    return report
 
 
-_METHOD = """\
-Intervals: percentile bootstrap, 2,000 draws of whole images, 95 %. mIoU is the mean over classes 1-5 that occur, from
-one confusion matrix over all images; image-wise mIoU is the mean of each image's own. The unsafe landing rate is the
-share of the pixels called landing zone that are obstacle, water or moving object; read it beside the landing recall.
-The boundary error is the mean distance between predicted and true borders, both ways.
-"""
-
-
-def _distance(image: Compared, truth_kind: MaskKind, max_pixels: int) -> float:
-    return boundary_error(
-        read_mask(image.truth, truth_kind, max_pixels=max_pixels),
-        read_mask(image.prediction, "ids", max_pixels=max_pixels),
-    )
-
-
-def _class_intervals(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, Interval]:
+def _class_intervals(report: QualityReport) -> dict[str, Interval]:
     names = {"mIoU": "miou", **{entry.name: f"iou/{entry.name}" for entry in FOREGROUND}}
-    return {shown: Interval(**figures[name]) for shown, name in names.items()}
+    return {label: report.figures[name] for label, name in names.items()}
 
 
-def _write_pictures(
-    images: Sequence[Compared], folder: Path, truth_kind: MaskKind, max_pixels: int, find_image: FindImage
-) -> dict[str, list[str]]:
-    """Draw the best and worst images; return their stems."""
+def _choose_images(images: Sequence[EvaluatedImage]) -> dict[str, list[EvaluatedImage]]:
+    """Return the worst and the best images, at most half of all images each."""
     ranked = sorted((image for image in images if image.miou is not None), key=lambda image: image.miou or 0.0)
     count = min(SHOWN_IMAGES, len(ranked) // 2)
-    chosen = {"worst": ranked[:count], "best": ranked[len(ranked) - count :][::-1]}
-    # photographs may be under terms that forbid passing them on
-    write_text(folder / ".gitignore", "*\n")
-    for name, group in chosen.items():
-        for place, image in enumerate(group, start=1):
-            truth = read_mask(image.truth, truth_kind, max_pixels=max_pixels)
-            photograph = find_image(image.stem)
-            row: tuple[Image, Mask, Mask] = (
-                np.full((*truth.shape, 3), 255, np.uint8) if photograph is None else photograph,
-                truth,
-                read_mask(image.prediction, "ids", max_pixels=max_pixels),
-            )
-            sheet = contact_sheet([row], caption=f"{image.stem}   mIoU of this image {image.miou:.3f}")
-            write_bytes(folder / f"{name}_{place}.png", encode_png(sheet))
-    return {name: [image.stem for image in group] for name, group in chosen.items()}
+    return {"worst": ranked[:count], "best": ranked[len(ranked) - count :][::-1]}
 
 
-def _markdown(found: dict[str, Any], title: str, shown: dict[str, list[str]]) -> str:
-    figures = {name: Interval(**values) for name, values in found["figures"].items()}
-    lines = [f"# {title}", "", f"{found['images']} images.", "", "| figure | value | 95 % interval |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {number(figures[key].value)} | {interval_text(figures[key])} |" for key, name in TITLES.items()
-    ]
-    if note := background_note(found["confusion"]):
+def _draw_image(image: EvaluatedImage, truth_kind: MaskKind, max_pixels: int, find_image: FindImage) -> Image:
+    """Draw an image with its true and predicted mask."""
+    truth = read_mask(image.truth, truth_kind, max_pixels=max_pixels)
+    prediction = read_mask(image.prediction, "ids", max_pixels=max_pixels)
+    pixels = find_image(image.stem)
+    if pixels is None:
+        pixels = np.full((*truth.shape, 3), 255, np.uint8)
+    return contact_sheet([(pixels, truth, prediction)], caption=f"{image.stem}   mIoU {image.miou:.3f}")
+
+
+def _markdown(report: QualityReport, title: str, chosen: Mapping[str, Sequence[EvaluatedImage]]) -> str:
+    lines = [f"# {title}", "", f"{report.images} images.", "", *_metrics_table(report)]
+    if note := background_note(report.confusion):
         lines += ["", f"**{note}**"]
-    lines += ["", "| class | IoU | 95 % interval | Dice | 95 % interval |", "|---|---|---|---|---|"]
-    for entry in FOREGROUND:
-        lines.append(
-            f"| {entry.name} | {_cells(figures[f'iou/{entry.name}'])} | {_cells(figures[f'dice/{entry.name}'])} |"
-        )
+    lines += ["", *_class_table(report)]
     lines += ["", "![IoU by class](classes.png)", "", "![confusion matrix](confusion.png)", ""]
-    calibration = found["calibration"]
-    if calibration:
-        confidence, accuracy = calibration["mean_confidence"], calibration["mean_accuracy"]
-        lines.append(
-            f"Confidence: {confidence:.1%} on average, right on {accuracy:.1%} of pixels "
-            f"({calibration['overconfidence']:+.1%}); expected calibration error over images "
-            f"{calibration['expected_calibration_error']:.3f}."
-        )
-        lines += ["", "![confidence and accuracy](calibration.png)", ""]
-    else:
-        lines += ["Confidence: not known; these masks have no `predictions.jsonl` beside them.", ""]
-    for name, stems in shown.items():
+    lines += _calibration_lines(report.calibration)
+    for name, images in chosen.items():
         lines += [f"## {name.capitalize()} images", ""]
-        lines += [f"![{stem}](pictures/{name}_{place}.png)" for place, stem in enumerate(stems, start=1)] + [""]
+        lines += [f"![{image.stem}](pictures/{name}_{index}.png)" for index, image in enumerate(images, start=1)]
+        lines += [""]
     return "\n".join([*lines, _METHOD])
+
+
+def _metrics_table(report: QualityReport) -> list[str]:
+    rows = [f"| {title} | {_cells(report.figures[name])} |" for name, title in TITLES.items()]
+    return ["| metric | value | 95 % interval |", "|---|---|---|", *rows]
+
+
+def _class_table(report: QualityReport) -> list[str]:
+    rows = [
+        f"| {entry.name} | {_cells(report.figures[f'iou/{entry.name}'])} | "
+        f"{_cells(report.figures[f'dice/{entry.name}'])} |"
+        for entry in FOREGROUND
+    ]
+    return ["| class | IoU | 95 % interval | Dice | 95 % interval |", "|---|---|---|---|---|", *rows]
+
+
+def _calibration_lines(calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return ["Confidence: not known, because there is no `predictions.jsonl` beside the masks.", ""]
+    summary = (
+        f"Confidence: {calibration.mean_confidence:.1%} on average, with {calibration.mean_accuracy:.1%} of the pixels "
+        f"correct ({calibration.overconfidence:+.1%}); expected calibration error over images "
+        f"{calibration.expected_calibration_error:.3f}."
+    )
+    return [summary, "", "![confidence and accuracy](calibration.png)", ""]
 
 
 def _cells(interval: Interval) -> str:
