@@ -13,7 +13,7 @@ import pytest
 
 from droneseg.core.errors import DownloadError, OutputExistsError
 from droneseg.data.dataset import IMAGES_FOLDER, MASKS_FOLDER
-from droneseg.data.kaggle import DATASET, MARKER, Credentials, Downloaded, download_dataset
+from droneseg.data.kaggle import DATASET, DOWNLOAD_MARKER, Credentials, DownloadResult, download_dataset
 from support.kaggle import KEY, TOKEN, USERNAME, Kaggle, kaggle_server
 from support.workspace import Workspace
 
@@ -53,7 +53,7 @@ def archive(folder: Path, extra: dict[str, bytes] | None = None) -> bytes:
     return data.getvalue()
 
 
-def download(folder: Path, credentials: Credentials = WITH_TOKEN, **options: Any) -> Downloaded:
+def download(folder: Path, credentials: Credentials = WITH_TOKEN, **options: Any) -> DownloadResult:
     return download_dataset(folder, credentials=credentials, progress=lambda *_: None, **options)
 
 
@@ -68,8 +68,8 @@ def test_photographs_and_masks_come_and_nothing_else(kaggle: Kaggle, tmp_path: P
     assert (done.pairs, done.problems, done.left_out) == (4, (), 3)
     root = "classes_dataset/classes_dataset"
     pairs = [f"{root}/{kind}/{index:03d}.png" for kind in (MASKS_FOLDER, IMAGES_FOLDER) for index in range(4)]
-    assert names(folder) == [MARKER, *pairs]
-    assert (folder / MARKER).read_text().startswith(f"{DATASET}\nversion newest\nmd5 ")
+    assert names(folder) == [DOWNLOAD_MARKER, *pairs]
+    assert (folder / DOWNLOAD_MARKER).read_text().startswith(f"{DATASET}\nversion newest\nmd5 ")
     assert seen[-1] == ("files", 8, 8)
     assert not (tmp_path / ".got.download").exists()
 
@@ -88,7 +88,7 @@ def test_a_name_and_a_key_do_as_well(kaggle: Kaggle, tmp_path: Path) -> None:
     ("credentials", "said"),
     [
         (Credentials(), ["KAGGLE_API_TOKEN is not set", "KAGGLE_USERNAME is not set and KAGGLE_KEY is not set"]),
-        (Credentials(token="wrong"), ["KAGGLE_API_TOKEN is refused or expired"]),
+        (Credentials(token="wrong"), ["KAGGLE_API_TOKEN is invalid or expired"]),
         (Credentials(username="pilot"), ["KAGGLE_USERNAME is set and KAGGLE_KEY is not set"]),
     ],
     ids=["none", "a wrong token", "a name alone"],
@@ -100,8 +100,8 @@ def test_each_missing_credential_is_told(
         download(tmp_path / "got", credentials)
     message = str(refused.value)
     assert all(line in message for line in said)
-    assert "~/.kaggle/access_token is not there" in message
-    assert "set KAGGLE_API_TOKEN, in the environment or .env" in message
+    assert "~/.kaggle/access_token does not exist" in message
+    assert "set KAGGLE_API_TOKEN in the environment or .env" in message
 
 
 def test_terms_that_are_not_accepted_are_told(kaggle: Kaggle, tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_terms_that_are_not_accepted_are_told(kaggle: Kaggle, tmp_path: Path) ->
 
 
 def test_an_old_key_that_is_wrong_is_told(kaggle: Kaggle, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match="refuses the credentials"):
+    with pytest.raises(DownloadError, match="rejected the credentials"):
         download(tmp_path / "got", Credentials(username=USERNAME, key="wrong"))
 
 
 def test_a_download_that_broke_off_is_gone_on_with(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.cut_after_bytes = 1_200_000
-    with pytest.raises(DownloadError, match=r"broke off: .*keeps what has come; the same command goes on"):
+    with pytest.raises(DownloadError, match=r"interrupted: .*keeps what was received.*Run the same command again"):
         download(tmp_path / "got")
     assert not (tmp_path / "got").exists()
     (partial,) = (tmp_path / ".got.download").glob("*.zip")
@@ -155,9 +155,9 @@ def test_what_is_no_such_dataset_is_refused(kaggle: Kaggle, tmp_path: Path) -> N
     with zipfile.ZipFile(data, "w") as made:
         made.writestr("cats/000.png", b"x")
     kaggle.archives["someone/cats", 1] = data.getvalue()
-    with pytest.raises(DownloadError, match=r"holds 0 folders with both .* It has: cats"):
+    with pytest.raises(DownloadError, match=r"contains 0 folders with both .* Its folders: cats"):
         download(tmp_path / "got", dataset="someone/cats")
-    with pytest.raises(DownloadError, match="write OWNER/NAME"):
+    with pytest.raises(DownloadError, match="Write OWNER/NAME"):
         download(tmp_path / "got", dataset="cats")
     assert not (tmp_path / "got").exists()
 
@@ -190,7 +190,7 @@ def test_convert_takes_what_the_command_downloaded(kaggle: Kaggle, tmp_path: Pat
     assert "3 training cases, 1 test cases" in converted.stdout
     refused = workspace.run("data", "download", "elsewhere", check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: No credentials for Kaggle that work")
+    assert refused.stderr.startswith("error: No valid Kaggle credentials")
 
 
 def test_the_client_is_imported_only_for_a_download() -> None:

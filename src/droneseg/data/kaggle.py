@@ -1,7 +1,6 @@
-"""Download and unpack the Kaggle dataset."""
+"""Download a dataset from Kaggle: client, checksum, unpacking of images and masks."""
 
 import base64
-import hashlib
 import io
 import os
 import re
@@ -16,72 +15,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from droneseg.core.errors import DownloadError, MissingDependencyError
-from droneseg.core.files import atomic_directory, check_writable, write_text
+from droneseg.core.files import atomic_directory, check_writable, file_md5, write_text
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, list_pairs
 
-
-def unpack_pairs(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> int:
-    """Unpack the folders of photographs and masks, wherever in the archive they are, into the Kaggle layout.
-
-    Args:
-        archive: A ZIP file.
-        folder: Where `classes_dataset/classes_dataset/...` shall be.
-        progress: Told of the files done, and of all.
-
-    Returns:
-        How many files were left out.
-
-    Raises:
-        DownloadError: If it holds no such folders, two of a kind, or a damaged file.
-    """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            wanted = _wanted([member.filename for member in members], archive)
-            for done, (name, target) in enumerate(wanted.items(), start=1):
-                # only two folders and a file's own name: an archive cannot write elsewhere
-                path = folder / KAGGLE_FOLDER / target
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(name) as source, path.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-                progress(done, len(wanted))
-    except zipfile.BadZipFile as error:
-        archive.unlink()
-        raise DownloadError(f"What was downloaded is damaged ({error}). Try again.") from error
-    return len(members) - len(wanted)
-
-
-def _wanted(names: list[str], archive: Path) -> dict[str, Path]:
-    """Return the members to take, and where each goes."""
-    folders = {PurePosixPath(name).parent for name in names}
-    complete = {
-        folder.parent for folder in folders if {folder.parent / IMAGES_FOLDER, folder.parent / MASKS_FOLDER} <= folders
-    }
-    if len(complete) != 1:
-        found = ", ".join(sorted(map(str, folders))[:8])
-        raise DownloadError(
-            f"{archive.name} holds {len(complete)} folders with both {IMAGES_FOLDER} and {MASKS_FOLDER}, not one. "
-            f"It has: {found}"
-        )
-    (root,) = complete
-    wanted = {root / IMAGES_FOLDER, root / MASKS_FOLDER}
-    return {name: Path(path.parent.name, path.name) for name in names if (path := PurePosixPath(name)).parent in wanted}
-
-
 DATASET = "santurini/semantic-segmentation-drone-dataset"
-MARKER = ".droneseg-download"
-"""Tells a downloaded folder from somebody's own, and what is in it."""
+DOWNLOAD_MARKER = ".droneseg-download"
+"""File that marks a downloaded folder and records dataset, version and checksum of the archive."""
 
-_RETRIES = 3
 _TOKEN_PAGE = "https://www.kaggle.com/settings"  # noqa: S105  # a page, not a token
 
 OnProgress = Callable[[str, int, int], None]
-"""Told of a step, how much of it is done, and all."""
+"""Progress callback with the unit ("MB" or "files"), the number done and the total."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Who downloads: a token, or a user's name and key; None for what the environment does not say."""
+    """Kaggle credentials: an API token, or a user name and key; None for what is not configured."""
 
     token: str | None = None
     username: str | None = None
@@ -89,14 +38,14 @@ class Credentials:
 
 
 @dataclass(frozen=True)
-class Downloaded:
-    """A dataset that was downloaded.
+class DownloadResult:
+    """Result of a download.
 
     Attributes:
-        folder: In the Kaggle layout, as `data convert` takes it.
-        pairs: Photographs with a mask.
-        problems: Of the files as Kaggle has them; `data check` says more.
-        left_out: Files of the archive that nobody needs here.
+        folder: Dataset in the Kaggle layout, as `droneseg data convert` reads it.
+        pairs: Number of images with a mask.
+        problems: Problems with the names of files; `droneseg data check` also decodes them.
+        left_out: Number of files in the archive that were not unpacked.
     """
 
     folder: Path
@@ -113,184 +62,230 @@ def download_dataset(
     credentials: Credentials,
     replace: bool = False,
     progress: OnProgress,
-) -> Downloaded:
-    """Download a dataset in the Kaggle layout.
+) -> DownloadResult:
+    """Download a dataset from Kaggle and unpack its images and masks.
 
-    The archive goes to a folder beside, where an interrupted download is gone on with; it is deleted in the end.
+    The archive is stored in a folder beside the target, so that an interrupted download can be resumed. It is deleted
+    once everything is unpacked.
 
     Args:
-        folder: Where the dataset shall be.
-        dataset: OWNER/NAME, as in its address.
-        version: Which version; None for the newest.
-        credentials: What the environment says.
+        folder: Folder to write.
+        dataset: Dataset as OWNER/NAME.
+        version: Version of the dataset; None for the newest.
+        credentials: Kaggle credentials.
         replace: Whether an earlier download in `folder` may be replaced.
-        progress: Told of the bytes that arrive, and of files unpacked.
+        progress: Progress callback.
 
     Raises:
-        DownloadError: If there are no credentials, Kaggle refuses, or what came is not the dataset.
-        OutputExistsError: If something else is in the way.
+        DownloadError: If credentials are missing or invalid, the download fails, or the archive is damaged or has
+            another layout.
+        OutputExistsError: If `folder` contains other files, or a download and `replace` is False.
         MissingDependencyError: If Kaggle's client is not installed.
     """
     owner, _, name = dataset.partition("/")
     if not owner or not name or "/" in name:
-        raise DownloadError(f"{dataset!r} is no dataset of Kaggle: write OWNER/NAME, as in its address.")
-    check_writable(folder, marker=MARKER, replace=replace)
-    beside = folder.with_name(f".{folder.name}.download")
-    archive = beside / f"{name}-{version or 'newest'}.zip"
-    beside.mkdir(parents=True, exist_ok=True)
-    with _client(credentials) as api:
-        response = _ask(api, owner, name, version)
-        _fetch(api, response, archive, lambda done, total: progress("MB", round(done / 1e6), round(total / 1e6)))
-        _verify(archive, response.headers)
-    with atomic_directory(folder, marker=MARKER, replace=replace) as aside:
-        left_out = unpack_pairs(archive, aside, lambda done, total: progress("files", done, total))
-        write_text(aside / MARKER, f"{dataset}\nversion {version or 'newest'}\nmd5 {_md5(archive).hex()}\n")
-    shutil.rmtree(beside)
+        raise DownloadError(f"{dataset!r} is not a Kaggle dataset. Write OWNER/NAME, as in its address.")
+    check_writable(folder, marker=DOWNLOAD_MARKER, replace=replace)
+    download_dir = folder.with_name(f".{folder.name}.download")
+    download_dir.mkdir(parents=True, exist_ok=True)
+    with _client(credentials) as client:
+        archive = _download_archive(client, dataset, version, download_dir, progress)
+    with atomic_directory(folder, marker=DOWNLOAD_MARKER, replace=replace) as staging_dir:
+        left_out = unpack_pairs(archive, staging_dir, lambda done, total: progress("files", done, total))
+        record = f"{dataset}\nversion {version or 'newest'}\nmd5 {file_md5(archive)}\n"
+        write_text(staging_dir / DOWNLOAD_MARKER, record)
+    shutil.rmtree(download_dir)
     listing = list_pairs(folder)
-    return Downloaded(folder, len(listing.pairs), listing.problems, left_out)
+    return DownloadResult(folder, len(listing.pairs), listing.problems, left_out)
+
+
+# Client
 
 
 @contextmanager
 def _client(credentials: Credentials) -> Iterator[Any]:
-    """Give Kaggle's client, authenticated; what it prints is dropped."""
+    """Authenticate Kaggle's client; its output to stdout is discarded while the block runs."""
     if find_spec("kaggle") is None:
         raise MissingDependencyError("kaggle", "train")
-    given = {
+    variables = {
         "KAGGLE_API_TOKEN": credentials.token,
         "KAGGLE_USERNAME": credentials.username,
         "KAGGLE_KEY": credentials.key,
     }
-    os.environ.update({name: value for name, value in given.items() if value})
+    os.environ.update({name: value for name, value in variables.items() if value})
     from requests import RequestException
 
     with redirect_stdout(io.StringIO()):
         try:
-            # imported late: it authenticates as it is imported
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            api.authenticate()
+            client = _make_client()
+            client.authenticate()
         except SystemExit:
-            raise DownloadError(_what_is_missing(given)) from None
+            raise DownloadError(_explain_credentials(variables)) from None
         except RequestException as error:
             raise DownloadError(f"Kaggle cannot be reached: {error}. Nothing was changed; try again.") from error
-        yield api
+        yield client
 
 
-def _what_is_missing(given: Mapping[str, str | None]) -> str:
-    """Say of each credential what is wrong with it, and how to get one."""
-    home = Path("~/.kaggle")
-    token = "is refused or expired" if given["KAGGLE_API_TOKEN"] else "is not set"
-    lines = [f"KAGGLE_API_TOKEN {token}"]
-    for file in ("access_token", "kaggle.json"):
-        there = (home / file).expanduser().is_file()
-        lines.append(f"{home / file} {'is there, but is refused or incomplete' if there else 'is not there'}")
-    pair = [f"{name} is {'' if given[name] else 'not '}set" for name in ("KAGGLE_USERNAME", "KAGGLE_KEY")]
+def _make_client() -> Any:
+    # imported late: kaggle authenticates when it is imported
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    class Client(KaggleApi):  # type: ignore[misc]  # kaggle has no types
+        """Kaggle's client, which compares the checksum of an existing archive instead of its date."""
+
+        headers: Mapping[str, str] = {}
+
+        def download_needed(self, response: Any, outfile: str, quiet: bool = True) -> bool:  # noqa: ARG002  # the base's
+            self.headers = response.headers
+            return not _has_stated_md5(Path(outfile), self.headers)
+
+    return Client()
+
+
+def _explain_credentials(variables: Mapping[str, str | None]) -> str:
+    """Return a message with the state of each source of credentials."""
+    config_dir = Path("~/.kaggle")
+    token_state = "is invalid or expired" if variables["KAGGLE_API_TOKEN"] else "is not set"
+    lines = [f"KAGGLE_API_TOKEN {token_state}"]
+    for name in ("access_token", "kaggle.json"):
+        exists = (config_dir / name).expanduser().is_file()
+        lines.append(f"{config_dir / name} {'is invalid or incomplete' if exists else 'does not exist'}")
+    pair = [f"{name} is {'' if variables[name] else 'not '}set" for name in ("KAGGLE_USERNAME", "KAGGLE_KEY")]
     lines.append(" and ".join(pair))
-    listed = "".join(f"\n  - {line}" for line in lines)
+    sources = "".join(f"\n  - {line}" for line in lines)
     return (
-        f"No credentials for Kaggle that work; one of these is needed:{listed}\n"
-        f"Make a token at {_TOKEN_PAGE} (API, Create New Token) and set KAGGLE_API_TOKEN, in the environment or .env."
+        f"No valid Kaggle credentials. One of these is needed:{sources}\n"
+        f"Create a token at {_TOKEN_PAGE} (API, Create New Token) and set KAGGLE_API_TOKEN in the environment or .env."
     )
 
 
-def _ask(api: Any, owner: str, name: str, version: int | None) -> Any:
-    """Ask Kaggle for the archive and return its answer, of which only the head was read."""
-    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+# Archive
+
+
+def _download_archive(client: Any, dataset: str, version: int | None, folder: Path, progress: OnProgress) -> Path:
+    """Download the archive, or resume its download, and verify it."""
     from requests import RequestException
 
-    request = ApiDownloadDatasetRequest()
-    request.owner_slug, request.dataset_slug = owner, name
-    if version:
-        request.dataset_version_number = version
-    which = f"{owner}/{name}" + (f", version {version}" if version else "")
-    try:
-        with api.build_kaggle_client() as client:
-            return client.datasets.dataset_api_client.download_dataset(request)
-    except RequestException as error:
-        raise DownloadError(_why_refused(which, error)) from error
+    archive = folder / f"{dataset.partition('/')[2]}.zip"
+    label = f"{dataset}, version {version}" if version else dataset
+    with _report_growth(archive, client, lambda done, total: progress("MB", round(done / 1e6), round(total / 1e6))):
+        try:
+            client.dataset_download_files(f"{dataset}/{version}" if version else dataset, path=str(folder))
+        except (RequestException, ValueError) as error:
+            if not client.headers:
+                raise DownloadError(_explain_refusal(label, error)) from error
+            raise DownloadError(
+                f"The download was interrupted: {_without_signature(error)}. {archive} keeps what was received. "
+                "Run the same command again to resume."
+            ) from error
+    if (_stated_md5(client.headers) and not _has_stated_md5(archive, client.headers)) or not zipfile.is_zipfile(
+        archive
+    ):
+        archive.unlink()  # otherwise every retry would resume it
+        raise DownloadError(
+            "The download from Kaggle is damaged: its checksum is not the one Kaggle states. Try again."
+        )
+    return archive
 
 
-def _why_refused(which: str, error: Any) -> str:
-    status = getattr(error.response, "status_code", None)
+def _explain_refusal(label: str, error: Any) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 404:
-        return f"Kaggle has no dataset {which}. Its address ends with OWNER/NAME."
+        return f"Kaggle has no dataset {label}. Use OWNER/NAME from the end of its address."
     if status == 403:
-        return f"Kaggle does not give {which}: open its page once with your account and accept its terms."
+        return f"Kaggle denied access to {label}. Open its page once with your account and accept its terms."
     if status == 401:
-        return f"Kaggle refuses the credentials. Make a new token at {_TOKEN_PAGE} and set KAGGLE_API_TOKEN."
-    return f"Kaggle does not give {which}: {_unsigned(error)}. Nothing was changed; try again."
+        return f"Kaggle rejected the credentials. Create a token at {_TOKEN_PAGE} and set KAGGLE_API_TOKEN."
+    return f"Kaggle did not return {label}: {_without_signature(error)}. Nothing was changed; try again."
 
 
-def _unsigned(error: Exception) -> str:
-    """Return what an error says without the signatures of addresses in it: they let anybody download."""
+def _without_signature(error: Exception) -> str:
+    """Return the message of an error without the query of signed addresses, which would allow anyone to download."""
     return re.sub(r"\?\S*", "", str(error))
 
 
-def _fetch(api: Any, response: Any, archive: Path, on_bytes: Callable[[int, int], None]) -> None:
-    """Write the archive, from where an interrupted download of the same one ended."""
-    from requests import RequestException
-
-    total = int(response.headers.get("Content-Length") or 0)
-    with _watched(archive, total, on_bytes):
-        try:
-            if not (archive.is_file() and _matches(archive, response.headers)):
-                api.download_file(response, str(archive), None, quiet=True, resume=True, max_retries=_RETRIES)
-        except (RequestException, ValueError) as error:
-            raise DownloadError(
-                f"The download broke off: {_unsigned(error)}. "
-                f"{archive} keeps what has come; the same command goes on with it."
-            ) from error
-
-
 @contextmanager
-def _watched(file: Path, total: int, on_bytes: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell how a file grows while the block runs."""
-    done = threading.Event()
+def _report_growth(file: Path, client: Any, on_bytes: Callable[[int, int], None]) -> Iterator[None]:
+    """Report the size of a growing file while the block runs; Kaggle's client has no progress callback."""
+    finished = threading.Event()
 
-    def look() -> None:
-        while not done.wait(0.2):
-            if file.is_file() and total:
-                on_bytes(min(file.stat().st_size, total), total)
+    def total() -> int:
+        return int(client.headers.get("Content-Length") or 0)
 
-    watcher = threading.Thread(target=look, daemon=True)
+    def watch() -> None:
+        while not finished.wait(0.2):
+            if file.is_file() and total():
+                on_bytes(min(file.stat().st_size, total()), total())
+
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
-        if total:
-            on_bytes(total, total)
+        if total():
+            on_bytes(total(), total())
     finally:
-        done.set()
+        finished.set()
         watcher.join()
 
 
-def _matches(archive: Path, headers: Mapping[str, str]) -> bool:
-    """Say whether a file is what these headers are of; False if they do not tell."""
-    promised = _promised_md5(headers)
-    return promised is not None and _md5(archive) == promised
+def _has_stated_md5(archive: Path, headers: Mapping[str, str]) -> bool:
+    """Return whether an archive exists and has the MD5 in the headers; False if they state none."""
+    stated = _stated_md5(headers)
+    return stated is not None and archive.is_file() and file_md5(archive) == stated
 
 
-def _verify(archive: Path, headers: Mapping[str, str]) -> None:
-    """Refuse an archive that is not what was promised; it is deleted, or every next try would go on with it.
-
-    Raises:
-        DownloadError: If it is not.
-    """
-    promised = _promised_md5(headers)
-    if (promised is not None and _md5(archive) != promised) or not zipfile.is_zipfile(archive):
-        archive.unlink()
-        raise DownloadError("What came from Kaggle is damaged: its checksum is not the promised one. Try again.")
-
-
-def _promised_md5(headers: Mapping[str, str]) -> bytes | None:
-    """Return the MD5 that Google Cloud Storage, where Kaggle keeps its files, states; None if it does not."""
+def _stated_md5(headers: Mapping[str, str]) -> str | None:
+    """Return the MD5 that Google Cloud Storage, which hosts Kaggle's files, states in `x-goog-hash`."""
     for part in headers.get("x-goog-hash", "").split(","):
         kind, _, value = part.strip().partition("=")
         if kind == "md5":
-            return base64.b64decode(value)
+            return base64.b64decode(value).hex()
     return None
 
 
-def _md5(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).digest()
+def unpack_pairs(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> int:
+    """Unpack the images and masks of an archive, wherever they are in it, in the Kaggle layout.
+
+    Args:
+        archive: ZIP file; deleted if it is damaged.
+        folder: Folder in which `classes_dataset/classes_dataset/...` is created.
+        progress: Callback with the number of files unpacked and the total.
+
+    Returns:
+        The number of files that were not unpacked.
+
+    Raises:
+        DownloadError: If the archive is damaged or does not contain exactly one pair of folders for images and masks.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [member for member in opened.infolist() if not member.is_dir()]
+            targets = _select_members([member.filename for member in members], archive)
+            for done, (name, target) in enumerate(targets.items(), start=1):
+                # the target has a fixed folder and the bare file name, so a member cannot escape from `folder`
+                path = folder / KAGGLE_FOLDER / target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(name) as source, path.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
+                progress(done, len(targets))
+    except zipfile.BadZipFile as error:
+        archive.unlink()
+        raise DownloadError(f"The downloaded archive is damaged ({error}). Try again.") from error
+    return len(members) - len(targets)
+
+
+def _select_members(names: list[str], archive: Path) -> dict[str, Path]:
+    """Return the members to unpack, each with its path relative to the Kaggle folder."""
+    folders = {PurePosixPath(name).parent for name in names}
+    parents = {
+        folder.parent for folder in folders if {folder.parent / IMAGES_FOLDER, folder.parent / MASKS_FOLDER} <= folders
+    }
+    if len(parents) != 1:
+        raise DownloadError(
+            f"{archive.name} contains {len(parents)} folders with both {IMAGES_FOLDER} and {MASKS_FOLDER}; expected "
+            f"one. Choose another dataset. Its folders: {', '.join(sorted(map(str, folders))[:8])}"
+        )
+    (root,) = parents
+    selected = {root / IMAGES_FOLDER, root / MASKS_FOLDER}
+    paths = {name: PurePosixPath(name) for name in names}
+    return {name: Path(path.parent.name, path.name) for name, path in paths.items() if path.parent in selected}
