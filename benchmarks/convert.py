@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, DATASET_NAME
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.data.convert import DATASET, convert_dataset
+from droneseg.data.convert import convert_dataset
 from droneseg.data.dataset import list_pairs
 
 
@@ -49,7 +49,7 @@ def timed(convert: Callable[[Path, Path], None], source: Path) -> tuple[float, d
         begin = time.perf_counter()
         convert(source, out)
         seconds = time.perf_counter() - begin
-        labels = (out / DATASET if (out / DATASET).exists() else out) / "labelsTr"
+        labels = (out / DATASET_NAME if (out / DATASET_NAME).exists() else out) / "labelsTr"
         return seconds, {file.stem: np.asarray(Image.open(file)).tobytes() for file in labels.iterdir()}
 
 

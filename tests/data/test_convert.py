@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, DATASET_NAME, Normalisation
 from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.data.convert import DATASET, Conversion, Normalisation, convert_dataset
+from droneseg.data.convert import Conversion, convert_dataset
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.images import png
 
@@ -49,7 +49,7 @@ def independent_ids(mask_file: Path) -> np.ndarray:
 def test_labels_equal_the_class_of_each_colour(dataset: Path, tmp_path: Path) -> None:
     done = convert(dataset, tmp_path, test_share=0.25)
     assert (done.train, done.test, done.copied) == (3, 1, 4)
-    labels = sorted((tmp_path / DATASET).glob("labelsT?/*.png"))
+    labels = sorted((tmp_path / DATASET_NAME).glob("labelsT?/*.png"))
     assert len(labels) == 4
     for label in labels:
         opened = Image.open(label)
@@ -61,7 +61,7 @@ def test_labels_equal_the_class_of_each_colour(dataset: Path, tmp_path: Path) ->
 def test_plain_png_photographs_are_copied_byte_for_byte(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
     for index in range(4):
-        copied = tmp_path / DATASET / "imagesTr" / f"drone_{index:03d}_0000.png"
+        copied = tmp_path / DATASET_NAME / "imagesTr" / f"drone_{index:03d}_0000.png"
         assert copied.read_bytes() == (images(dataset) / f"{index:03d}.png").read_bytes()
 
 
@@ -72,7 +72,7 @@ def test_other_photographs_become_rgb_png(dataset: Path, tmp_path: Path) -> None
     done = convert(dataset, tmp_path, test_share=0)
     assert done.copied == 2
     for index, colour in ((0, (200, 100, 50)), (1, (7, 7, 7))):
-        opened = Image.open(tmp_path / DATASET / "imagesTr" / f"drone_{index:03d}_0000.png")
+        opened = Image.open(tmp_path / DATASET_NAME / "imagesTr" / f"drone_{index:03d}_0000.png")
         assert (opened.format, opened.mode) == ("PNG", "RGB")
         assert np.abs(np.asarray(opened).astype(int) - colour).max() <= 2
 
@@ -84,14 +84,14 @@ def test_dataset_json_says_what_nnunet_needs(
     dataset: Path, tmp_path: Path, normalisation: str, channels: list[str]
 ) -> None:
     convert(dataset, tmp_path, test_share=0, normalisation=Normalisation(normalisation))
-    description = json.loads((tmp_path / DATASET / "dataset.json").read_text())
+    description = json.loads((tmp_path / DATASET_NAME / "dataset.json").read_text())
     assert list(description["channel_names"].values()) == channels
     assert description["labels"]["landing-zones"] == 5
     assert description["numTraining"] == 4
     assert description["file_ending"] == ".png"
     assert description["overwrite_image_reader_writer"] == "NaturalImage2DIO"
     assert description["droneseg"]["normalisation"] == normalisation
-    assert not (tmp_path / DATASET / "splits_final.json").exists()
+    assert not (tmp_path / DATASET_NAME / "splits_final.json").exists()
 
 
 def test_split_file_decides_where_each_pair_goes(dataset: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_split_file_decides_where_each_pair_goes(dataset: Path, tmp_path: Path) 
     split.write_text(json.dumps({"train": ["000"], "val": ["001"], "test": ["002"], "dropped": ["003"]}))
     done = convert(dataset, tmp_path, split_file=split)
     assert (done.train, done.test, done.dropped) == (2, 1, 1)
-    folder = tmp_path / DATASET
+    folder = tmp_path / DATASET_NAME
     assert json.loads((folder / "splits_final.json").read_text()) == [{"train": ["drone_000"], "val": ["drone_001"]}]
     assert sorted(f.name for f in folder.glob("images*/*")) == [f"drone_00{i}_0000.png" for i in range(3)]
     assert [f.name for f in (folder / "labelsTs").iterdir()] == ["drone_002.png"]
@@ -110,7 +110,7 @@ def test_split_file_that_does_not_fit_is_refused(dataset: Path, tmp_path: Path) 
     split.write_text(json.dumps({"train": ["000", "nine"], "val": ["000"]}))
     with pytest.raises(SplitError) as caught:
         convert(dataset, tmp_path / "raw", split_file=split)
-    for part in ("1 named more than once: 000", "1 not in the data: nine", "3 in the data but in no list"):
+    for part in ("1 listed more than once: 000", "1 not in the data: nine", "3 in the data but in no list"):
         assert part in str(caught.value)
     assert not (tmp_path / "raw").exists()
 
@@ -143,7 +143,7 @@ def test_unknown_colours_are_listed_with_place_and_count(dataset: Path, tmp_path
     )
     done = convert(dataset, tmp_path / "raw", unknown="background", test_share=0)
     assert done.replaced_pixels == 1
-    assert np.asarray(Image.open(tmp_path / "raw" / DATASET / "labelsTr" / "drone_003.png"))[4, 6] == 0
+    assert np.asarray(Image.open(tmp_path / "raw" / DATASET_NAME / "labelsTr" / "drone_003.png"))[4, 6] == 0
 
 
 def test_truncated_files_are_listed(dataset: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_empty_folders_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_too_high_or_too_deep_is_found_and_said(dataset: Path, tmp_path: Path) -> None:
     high = convert(dataset.parent, tmp_path / "a", test_share=0)
-    assert "found it in" in high.notes[0]
+    assert "does not contain the data itself; using" in high.notes[0]
     deep = convert(images(dataset), tmp_path / "b", test_share=0)
     assert "one level too deep" in deep.notes[0]
     assert high.train == deep.train == 4
@@ -184,21 +184,21 @@ def test_a_folder_too_high_or_too_deep_is_found_and_said(dataset: Path, tmp_path
 
 def test_a_half_of_the_layout_is_named(dataset: Path, tmp_path: Path) -> None:
     shutil.rmtree(masks(dataset))
-    assert "holds original_images but no label_images_semantic" in refused(dataset, tmp_path)
+    assert "contains original_images but no label_images_semantic" in refused(dataset, tmp_path)
 
 
 def test_several_datasets_are_not_guessed_between(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "both" / "one")
     shutil.copytree(dataset, tmp_path / "both" / "two")
-    assert "holds several datasets" in refused(tmp_path / "both", tmp_path)
+    assert "contains several datasets" in refused(tmp_path / "both", tmp_path)
 
 
 def test_an_existing_dataset_is_touched_only_with_force(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
-    before = {f: f.read_bytes() for f in (tmp_path / DATASET).rglob("*.png")}
+    before = {f: f.read_bytes() for f in (tmp_path / DATASET_NAME).rglob("*.png")}
     with pytest.raises(OutputExistsError, match="--force"):
         convert(dataset, tmp_path, test_share=0.5)
-    assert {f: f.read_bytes() for f in (tmp_path / DATASET).rglob("*.png")} == before
+    assert {f: f.read_bytes() for f in (tmp_path / DATASET_NAME).rglob("*.png")} == before
     assert convert(dataset, tmp_path, test_share=0.5, force=True).test == 2
 
 
@@ -207,7 +207,7 @@ def test_a_failing_conversion_with_force_keeps_the_older_dataset(dataset: Path, 
     (images(dataset) / "000.png").write_bytes(b"junk")
     with pytest.raises(DatasetError, match="Unknown image format"):
         convert(dataset, tmp_path, test_share=0, force=True)
-    assert len(list((tmp_path / DATASET / "imagesTr").iterdir())) == 4
+    assert len(list((tmp_path / DATASET_NAME / "imagesTr").iterdir())) == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -221,7 +221,7 @@ def test_all_real_labels_equal_the_class_of_each_colour(real_data: Path, tmp_pat
     source = real_data / "tugraz_dev40"
     done = convert(source, tmp_path, test_share=0)
     assert (done.train, done.copied) == (40, 40)
-    for label in sorted((tmp_path / DATASET / "labelsTr").iterdir()):
+    for label in sorted((tmp_path / DATASET_NAME / "labelsTr").iterdir()):
         truth = independent_ids(masks(source) / f"{label.stem.removeprefix('drone_')}.png")
         assert np.array_equal(np.asarray(Image.open(label)), truth)
 
@@ -239,7 +239,7 @@ def test_the_real_split_is_followed(real_data: Path, tmp_path: Path) -> None:
 def test_a_link_to_data_that_was_not_fetched_is_a_problem(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "000.png").unlink()
     (images(dataset) / "000.png").symlink_to("../annex/000.png")
-    assert "original_images/000.png: is a link to ../annex/000.png, which is not there" in refused(dataset, tmp_path)
+    assert "original_images/000.png: is a link to ../annex/000.png, which does not exist" in refused(dataset, tmp_path)
 
 
 def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp
 
 
 def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / DATASET).mkdir()
-    (tmp_path / DATASET / "thesis.txt").write_text("precious")
+    (tmp_path / DATASET_NAME).mkdir()
+    (tmp_path / DATASET_NAME / "thesis.txt").write_text("precious")
     with pytest.raises(OutputExistsError, match="is a folder of another kind"):
         convert(dataset, tmp_path, force=True)
-    assert (tmp_path / DATASET / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / DATASET_NAME / "thesis.txt").read_text() == "precious"
 
 
 def test_folders_of_another_layout_that_is_known_are_found_as_well(dataset: Path, tmp_path: Path) -> None:

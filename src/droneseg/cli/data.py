@@ -12,6 +12,7 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Plot, Records
+from droneseg.core.classes import Normalisation
 
 if TYPE_CHECKING:
     from droneseg.data.dataset import Inspection, Pair
@@ -36,13 +37,6 @@ class Unknown(StrEnum):
 
     FAIL = "fail"
     BACKGROUND = "background"
-
-
-class Scaling(StrEnum):
-    """Normalisation of the colour channels."""
-
-    RGB_TO_0_1 = "rgb_to_0_1"
-    ZSCORE = "zscore"
 
 
 Source = Annotated[Path, typer.Argument(help="Dataset folder.", show_default=False)]
@@ -377,13 +371,13 @@ def convert(
     seed: Annotated[int, typer.Option(min=0, help="Random seed for choosing the test part.")] = 0,
     unknown: Annotated[Unknown, typer.Option(help="Handling of mask colours that belong to no class.")] = Unknown.FAIL,
     normalisation: Annotated[
-        Scaling, typer.Option(help="How nnU-Net normalises the colour channels.")
-    ] = Scaling.RGB_TO_0_1,
+        Normalisation, typer.Option(help="How nnU-Net normalises the colour channels.")
+    ] = Normalisation.RGB_TO_0_1,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Convert a dataset to nnU-Net's raw format."""
-    from droneseg.data.convert import Normalisation, convert_dataset
+    from droneseg.data.convert import convert_dataset
 
     settings = console.settings()
     with console.progress_bar("pairs") as progress:
@@ -394,7 +388,7 @@ def convert(
             test_share=test_share,
             seed=seed,
             unknown=unknown.value,
-            normalisation=Normalisation(normalisation.value),
+            normalisation=normalisation,
             force=force,
             max_pixels=settings.max_pixels,
             progress=progress,

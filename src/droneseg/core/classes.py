@@ -1,6 +1,7 @@
-"""Class table: ids, names and colours of the segmentation classes, defined here only."""
+"""Class table (ids, names, colours) and the facts about its dataset that several packages need."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,19 @@ BACKGROUND_ID = _BY_NAME["background"]
 LANDING_ID = _BY_NAME["landing-zones"]
 # Landing on one of these classes can destroy the drone; soft ground is undesirable, but not dangerous.
 UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAME["moving-objects"])
+
+DATASET_NAME = "Dataset101_DroneSeg"
+"""Name of the dataset in nnU-Net's folders."""
+
+
+class Normalisation(StrEnum):
+    """Normalisation of an image before inference.
+
+    `rgb_to_0_1` divides by 255; `zscore` gives each channel of each image mean 0 and standard deviation 1.
+    """
+
+    RGB_TO_0_1 = "rgb_to_0_1"
+    ZSCORE = "zscore"
 
 
 def class_id(name: str) -> int:

@@ -1,5 +1,6 @@
 """Atomic writes, atomic directory replacement, directory lock."""
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -24,6 +25,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_md5(path: Path) -> str:
+    """Return the MD5 of a file, in hexadecimal digits; a checksum, not a protection against forgery."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""Convert a dataset to nnU-Net raw format."""
+"""Convert a dataset to nnU-Net's raw format."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, DATASET_NAME, Normalisation
 from droneseg.core.errors import DatasetError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
@@ -15,39 +14,27 @@ from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.dataset import LoadedPair, Pair, PairListing, Progress, list_pairs, load_pair, parallel_map
 from droneseg.data.splits import Split, random_split, read_split
 
-DATASET = "Dataset101_DroneSeg"
 _CASE_PREFIX = "drone_"
 _DESCRIPTION_NAME = "dataset.json"
-
-
-class Normalisation(StrEnum):
-    """How nnU-Net shall scale the colours; it goes by the channels' names.
-
-    `rgb_to_0_1` divides by 255; `zscore` makes each channel of each photograph mean 0 and deviation 1.
-    """
-
-    RGB_TO_0_1 = "rgb_to_0_1"
-    ZSCORE = "zscore"
-
-    def channel_names(self) -> dict[str, str]:
-        """Return the channel names that make nnU-Net normalise so."""
-        if self is Normalisation.RGB_TO_0_1:
-            return dict.fromkeys(("0", "1", "2"), self.value)
-        return {"0": "R", "1": "G", "2": "B"}
+# nnU-Net chooses the normalisation by the names of the channels
+_CHANNEL_NAMES = {
+    Normalisation.RGB_TO_0_1: dict.fromkeys(("0", "1", "2"), Normalisation.RGB_TO_0_1.value),
+    Normalisation.ZSCORE: {"0": "R", "1": "G", "2": "B"},
+}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote.
+    """Result of a conversion.
 
     Attributes:
-        folder: The raw dataset.
+        folder: Folder of the raw dataset.
         train: Number of cases in imagesTr.
         test: Number of cases in imagesTs.
-        dropped: Number of pairs left out by the split.
-        copied: Photographs whose file was copied as it is.
-        replaced_pixels: Pixels of unknown colour that became background.
-        notes: What a person may want to know.
+        dropped: Number of pairs that the split leaves out.
+        copied: Number of image files copied unchanged.
+        replaced_pixels: Number of pixels of unknown colour that became background.
+        notes: Information for the user, one line each.
     """
 
     folder: Path
@@ -61,12 +48,14 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Written:
+    """Result of writing one case."""
+
     copied: bool
     replaced_pixels: int
 
 
 def case_name(stem: str) -> str:
-    """Return nnU-Net's name of the case made from `stem`."""
+    """Return nnU-Net's case name for a file stem."""
     return f"{_CASE_PREFIX}{stem}"
 
 
@@ -83,55 +72,52 @@ def convert_dataset(
     max_pixels: int,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a dataset folder into nnU-Net's raw dataset 101.
+    """Convert a dataset to nnU-Net's raw dataset 101.
 
-    Every image is decoded once. An 8-bit RGB PNG is copied, anything else becomes one.
+    Every image is decoded once. 8-bit RGB PNG files are copied; other images are converted to 8-bit RGB PNG.
 
     Args:
-        source: Dataset folder, or a little above or below it.
-        raw: nnU-Net's folder of raw datasets; the dataset becomes a folder in it.
-        split_file: Split to follow; without it, a random share of the pairs is set apart as the test part and nnU-Net
-            makes its own folds of the rest.
-        test_share: That share, 0 to 1.
-        seed: Of that choice.
-        unknown: What to do with colours of no class.
-        normalisation: How nnU-Net shall scale the colours.
-        force: Whether a dataset that is already there may be replaced.
-        max_pixels: Largest photograph accepted.
-        progress: Called with (done, total) after each pair.
-
-    Returns:
-        What was written.
+        source: Dataset folder, or a folder slightly above or below it.
+        raw: nnU-Net's folder of raw datasets, in which the dataset's folder is written.
+        split_file: Split to follow. None holds out a random share of the pairs as the test part and leaves the folds
+            to nnU-Net.
+        test_share: Share of the random test part, 0 to 1.
+        seed: Seed of the random test part.
+        unknown: Handling of colours that belong to no class.
+        normalisation: Normalisation that nnU-Net applies.
+        force: Whether an existing dataset may be replaced.
+        max_pixels: Largest accepted number of pixels.
+        progress: Progress callback, called after each pair.
 
     Raises:
-        DatasetError: If anything is wrong with any pair; the message lists every problem, nothing is written.
-        OutputExistsError: If the dataset exists and `force` is false.
-        SplitError: If the split does not fit.
+        DatasetError: If a pair has a problem; the message lists all problems, and nothing is written.
+        OutputExistsError: If the dataset exists and `force` is False.
+        SplitError: If the split does not match the dataset.
     """
-    target = raw / DATASET
+    target = raw / DATASET_NAME
     listing = list_pairs(source)
     check_writable(target, marker=_DESCRIPTION_NAME, replace=force)
     split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
     parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
-    with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as aside:
+    with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as staging_dir:
         for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
-            (aside / name).mkdir()
+            (staging_dir / name).mkdir()
 
         def write(pair: Pair) -> tuple[_Written | None, list[str]]:
             part = parts.get(pair.stem, "Tr")
             if not part:
                 return None, []
             loaded, problems = load_pair(pair, unknown=unknown, max_pixels=max_pixels)
-            # with a problem in the file names, the rest is still looked at so that all problems come at once
+            # after a problem with file names, decoding continues so that all problems are reported at once
             if loaded is None or listing.problems:
                 return None, problems
-            return _write_case(aside, part, loaded), problems
+            return _write_case(staging_dir, part, loaded), problems
 
         results = list(parallel_map(write, list(listing.pairs), progress))
         problems = [*listing.problems, *(line for _, lines in results for line in lines)]
         if problems:
             raise DatasetError(_headline(listing, problems, unknown), problems)
-        _write_description(aside, listing.root, split, normalisation, unknown)
+        _write_description(staging_dir, listing.root, split, normalisation, unknown)
     written = [result for result, _ in results if result]
     return Conversion(
         folder=target,
@@ -145,10 +131,10 @@ def convert_dataset(
 
 
 def _headline(listing: PairListing, problems: Sequence[str], unknown: UnknownPolicy) -> str:
-    lines = [f"{listing.root} has {len(problems)} problem(s); nothing was written."]
+    lines = [f"{listing.root} has {len(problems)} problem(s); nothing was written. Fix them and convert again."]
     lines += [f"  note: {note}" for note in listing.notes]
     if unknown == "fail" and any("unknown colours" in line for line in problems):
-        lines.append("  note: --unknown background makes unknown colours background.")
+        lines.append("  note: --unknown background converts unknown colours to background.")
     return "\n".join(lines)
 
 
@@ -170,14 +156,14 @@ def _write_case(folder: Path, part: str, loaded: LoadedPair) -> _Written:
 def _write_description(
     folder: Path, root: Path, split: Split, normalisation: Normalisation, unknown: UnknownPolicy
 ) -> None:
-    """Write dataset.json, which records how the data was made, and fold 0 if the split names a validation part."""
+    """Write dataset.json with the origin of the data, and fold 0 if the split has a validation part."""
     description = {
-        "channel_names": normalisation.channel_names(),
+        "channel_names": _CHANNEL_NAMES[normalisation],
         "labels": {entry.name: entry.id for entry in CLASSES},
         "numTraining": len(split.train) + len(split.val),
         "file_ending": ".png",
         "overwrite_image_reader_writer": "NaturalImage2DIO",
-        "name": DATASET,
+        "name": DATASET_NAME,
         "droneseg": {
             "version": version("droneseg"),
             "source": root.name,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from droneseg.core.classes import BACKGROUND_ID
+from droneseg.core.classes import BACKGROUND_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
@@ -20,8 +20,6 @@ from droneseg.inference.sliding_window import (
     sliding_window_inference,
 )
 from droneseg.model.bundle import Bundle, read_bundle
-
-_BYTES = "rgb_to_0_1"
 
 
 class BundleSegmenter:
@@ -54,7 +52,7 @@ class BundleSegmenter:
             )
         chosen = manifest.profiles[self._profile]
         self._bundle = bundle
-        self._takes_bytes = manifest.normalisation == _BYTES
+        self._takes_bytes = manifest.normalisation == Normalisation.RGB_TO_0_1
         self._window = SlidingWindowConfig(
             patch=manifest.patch_size,
             step=manifest.tile_step,
@@ -133,7 +131,7 @@ def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | Non
         sha256=manifest.files[chosen.network].sha256,
         patch=manifest.patch_size,
         precision=chosen.precision,
-        takes_bytes=manifest.normalisation == _BYTES,
+        takes_bytes=manifest.normalisation == Normalisation.RGB_TO_0_1,
         wants_logits=bool(chosen.mirroring or chosen.half_sums),
         cache=cache,
     )

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core.classes import Normalisation
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence
-
-Normalisation: TypeAlias = Literal["rgb_to_0_1", "zscore"]
 
 _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
 # as in nnU-Net's `compute_gaussian` and SciPy's `gaussian_filter`, which it calls
@@ -47,7 +45,7 @@ def normalisation_table(image: Image, normalisation: Normalisation) -> NDArray[n
         normalisation: `rgb_to_0_1` divides by 255; `zscore` gives each channel mean 0 and standard deviation 1.
     """
     values = np.arange(256, dtype=np.float32)
-    if normalisation == "rgb_to_0_1":
+    if normalisation == Normalisation.RGB_TO_0_1:
         return np.repeat((values / np.float32(255))[None], 3, axis=0)
     return np.stack([_zscored(values, image[..., channel]) for channel in range(3)])
 

@@ -1,6 +1,5 @@
 """Load nnU-Net checkpoints safely, build their networks, and interpolate or initialise weights."""
 
-import hashlib
 import json
 import shutil
 from collections import OrderedDict
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
-from droneseg.core.files import atomic_directory
+from droneseg.core.files import atomic_directory, file_sha256
 from droneseg.nnunet.paths import (
     BASE_CONFIGURATION,
     FINAL_CHECKPOINT,
@@ -25,7 +24,7 @@ from droneseg.nnunet.paths import (
     checkpoint_files,
     export_environment,
 )
-from droneseg.nnunet.plans import Normalisation, Plan, Plans, read_plans, resolve_plan
+from droneseg.nnunet.plans import Plan, Plans, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 
@@ -109,7 +108,7 @@ def load_trained_model(
         trainer=str(first["trainer_name"]),
         mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
         folds=tuple(
-            Fold(_fold_number(file), int(content["current_epoch"]), sha256_of(file), content["network_weights"])
+            Fold(_fold_number(file), int(content["current_epoch"]), file_sha256(file), content["network_weights"])
             for file, content in zip(files, contents, strict=True)
         ),
     )
@@ -150,12 +149,6 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
             network.load_state_dict(fold.weights)
             networks.append(network.eval())
     return networks
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
@@ -235,7 +228,7 @@ def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, r
             weights = _interpolate(read_checkpoint(first_file)["network_weights"], content["network_weights"], share)
             (folder / fold).mkdir()
             torch.save(content | {"network_weights": weights}, folder / fold / FINAL_CHECKPOINT)
-            sources[fold] = {"first_sha256": sha256_of(first_file), "second_sha256": sha256_of(second_file)}
+            sources[fold] = {"first_sha256": file_sha256(first_file), "second_sha256": file_sha256(second_file)}
         (folder / BLEND_NAME).write_text(json.dumps(sources, indent=2) + "\n", encoding="utf-8")
 
 

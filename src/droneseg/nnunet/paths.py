@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from droneseg.core.classes import DATASET_NAME
 from droneseg.core.errors import ConfigurationError, ModelError
 from droneseg.core.settings import Settings
 from droneseg.core.system import usable_cores
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     import torch  # commands of installations without torch import this module, too
 
 DATASET_ID = 101
-DATASET = "Dataset101_DroneSeg"
 PLANS = "nnUNetPlans"
 TRAINER = "DroneSegTrainer"
 TRAINER_FOLDER = Path(__file__).parent / "trainers"
@@ -50,12 +50,12 @@ class NnunetPaths:
     @property
     def raw_dataset(self) -> Path:
         """Folder of the raw dataset."""
-        return self.raw / DATASET
+        return self.raw / DATASET_NAME
 
     @property
     def preprocessed_dataset(self) -> Path:
         """Folder of the plans and the preprocessed data of the dataset."""
-        return self.preprocessed / DATASET
+        return self.preprocessed / DATASET_NAME
 
     @property
     def plans_file(self) -> Path:
@@ -64,7 +64,7 @@ class NnunetPaths:
 
     def model_folder(self, configuration: str) -> Path:
         """Return the model folder of a configuration, which contains its folds."""
-        return self.results / DATASET / f"{TRAINER}__{PLANS}__{configuration}"
+        return self.results / DATASET_NAME / f"{TRAINER}__{PLANS}__{configuration}"
 
     def fold_folder(self, configuration: str, fold: int) -> Path:
         """Return the folder of one training, with checkpoints, logs and validation."""
@@ -93,7 +93,7 @@ def export_environment(paths: NnunetPaths, *, processes: int | None = None, load
 
 def trained_folders(results: Path) -> list[Path]:
     """Return the model folders below nnU-Net's results that contain a finished or interrupted training."""
-    return sorted({file.parent.parent for file in results.glob(f"{DATASET}/*/fold_*/checkpoint_*.pth")})
+    return sorted({file.parent.parent for file in results.glob(f"{DATASET_NAME}/*/fold_*/checkpoint_*.pth")})
 
 
 def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 from droneseg.nnunet.paths import BASE_CONFIGURATION, NnunetPaths
 
 Plans = dict[str, Any]
-Normalisation = Literal["rgb_to_0_1", "zscore"]
 NetworkName = Literal["plain", "batchnorm", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
 CONVS_PER_STAGE = 2
@@ -23,7 +23,7 @@ _NORM_OPS = {
 _PRETRAINED_CLASS = "droneseg.nnunet.networks.PretrainedUNet"
 _DECODER_FEATURES = (128, 64, 48, 32, 24)  # one for each resolution of the encoder, deepest first
 DECODER_LEVELS = len(_DECODER_FEATURES)
-_NORMALISATIONS: dict[str, Normalisation] = {"RGBTo01Normalization": "rgb_to_0_1", "ZScoreNormalization": "zscore"}
+_NORMALISATIONS = {"RGBTo01Normalization": Normalisation.RGB_TO_0_1, "ZScoreNormalization": Normalisation.ZSCORE}
 
 
 def read_plans(paths: NnunetPaths) -> Plans:
@@ -73,7 +73,7 @@ class Plan:
                 "choose one with `droneseg data convert --normalisation`."
             )
         normalisation = _NORMALISATIONS[schemes.pop()]
-        if normalisation == "zscore" and self.masked_normalisation:
+        if normalisation == Normalisation.ZSCORE and self.masked_normalisation:
             raise ConfigurationError(
                 "Cannot export a plan with use_mask_for_norm, which nnU-Net chooses for images with wide black "
                 "borders. Crop the images before `droneseg data convert`."

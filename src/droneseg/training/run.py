@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from droneseg.core.classes import DATASET_NAME
 from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
@@ -16,7 +17,6 @@ from droneseg.core.system import describe_machine, usable_cores
 from droneseg.nnunet import wandb_logger
 from droneseg.nnunet.paths import (
     BEST_CHECKPOINT,
-    DATASET,
     FINAL_CHECKPOINT,
     LATEST_CHECKPOINT,
     PLANS,
@@ -247,7 +247,7 @@ def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
         torch.set_num_threads(usable_cores())
     try:
         run_training(
-            DATASET,
+            DATASET_NAME,
             config.configuration,
             config.fold,
             trainer_class_name=TRAINER,

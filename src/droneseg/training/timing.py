@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from droneseg.core.classes import DATASET_NAME
 from droneseg.core.system import usable_cores
-from droneseg.nnunet.paths import DATASET, PLANS, TRAINER, NnunetPaths, export_environment
+from droneseg.nnunet.paths import PLANS, TRAINER, NnunetPaths, export_environment
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.training.config import TrainingConfig
 from droneseg.training.run import configure_plans, write_trainer_settings
@@ -178,5 +179,5 @@ def _trainer(
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
     # nnU-Net's logger changes the style of every plot that follows
     with redirect_stdout_to_log(), mpl.rc_context():
-        made = get_trainer_from_args(DATASET, config.configuration, config.fold, name, PLANS, device=device)
+        made = get_trainer_from_args(DATASET_NAME, config.configuration, config.fold, name, PLANS, device=device)
         yield made, device.type
