@@ -14,6 +14,8 @@ from droneseg.training.config import training_keys
 from support.bundles import make_bundle
 from support.workspace import Workspace
 
+NOT_A_FOLDER = "absent is not a folder. Give the folder of a dataset."
+
 
 def droneseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return Workspace(cwd).run(*arguments, check=False)
@@ -48,14 +50,22 @@ def test_check_exits_1_with_problems_and_0_without(dataset: Path, tmp_path: Path
 
 def test_an_expected_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
     done = droneseg("data", "convert", "absent", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: absent is not a folder.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        f"error: {NOT_A_FOLDER}\n",
+    )
 
 
 def test_with_json_logs_an_error_is_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRONESEG_LOG_FORMAT", "json")
     done = droneseg("data", "convert", "absent", cwd=tmp_path)
     entry = json.loads(done.stderr)
-    assert (done.returncode, entry["severity"], entry["message"]) == (1, "ERROR", "absent is not a folder.")
+    assert (done.returncode, entry["severity"], entry["message"]) == (
+        1,
+        "ERROR",
+        NOT_A_FOLDER,
+    )
 
 
 def test_wrong_usage_exits_2(tmp_path: Path) -> None:

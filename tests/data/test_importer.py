@@ -49,7 +49,7 @@ def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own:
     rows = list(csv.DictReader((own / "colours.csv").read_text().splitlines()))
     assert [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows] == [GRASS, ROAD, CAR]
     assert [int(row["pixels"]) for row in rows] == [2 * 800 - 6, 2 * 400, 6]
-    assert "'' is no class" in import_dataset(own).stderr
+    assert "'' is not a class" in import_dataset(own).stderr
     fill_in(own / "colours.csv", TABLE)
     assert import_dataset(own).returncode == 0
     found = inspect_dataset(own / "mine", max_pixels=10**6)
@@ -71,10 +71,10 @@ def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> 
     assert not (own / "mine").exists()
     fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
     told = import_dataset(own).stderr
-    assert "'grass' is no class: background, obstacles" in told
-    assert "0, 0, 256 is no colour" in told
+    assert "'grass' is not a class; use one of background, obstacles" in told
+    assert "0, 0, 256 is not a colour" in told
     (own / "colours.csv").write_text("red,green,blue\n1,2,3\n")
-    assert "lacks the columns r, g, b, class" in import_dataset(own).stderr
+    assert "has no column r, g, b, class" in import_dataset(own).stderr
     (own / "drawn" / "7_mask.png").write_bytes(b"")
     assert "7_mask.png: has no image in photos" in import_dataset(own).stderr
 
@@ -82,7 +82,7 @@ def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> 
 def test_masks_that_hold_no_classes_get_no_table(own: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     (own / "drawn" / "0_mask.png").write_bytes(png(noise))
-    assert "colours are no classes" in import_dataset(own).stderr
+    assert "colours are too many for classes" in import_dataset(own).stderr
     assert not (own / "colours.csv").exists()
 
 

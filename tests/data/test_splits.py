@@ -37,7 +37,7 @@ def test_lists_may_be_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ("[]", "expected an object"), ('{"valid": []}', "expected an object"),
+    [("{", "is not JSON"), ("[]", "Expected a JSON object"), ('{"valid": []}', "Expected a JSON object"),
      ('{"train": [1]}', "not a list of stems"), ('{"train": []}', "train is empty")],
 )  # fmt: skip
 def test_malformed_split_files_are_explained(tmp_path: Path, content: str, message: str) -> None:
@@ -55,7 +55,7 @@ def test_only_an_older_split_is_ever_replaced(tmp_path: Path) -> None:
         write_split(split, tmp_path / "s.json")
     write_split(split, tmp_path / "s.json", replace=True)
     (tmp_path / "photo.png").write_bytes(b"\x89PNG precious")
-    with pytest.raises(OutputExistsError, match="no split file"):
+    with pytest.raises(OutputExistsError, match="not a split file"):
         write_split(split, tmp_path / "photo.png", replace=True)
     assert (tmp_path / "photo.png").read_bytes() == b"\x89PNG precious"
 

@@ -1,4 +1,4 @@
-"""Find, pair, decode and validate images and masks; dataset layouts."""
+"""Dataset folders: layouts, pairing of images and masks, decoding, validation."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +20,12 @@ from droneseg.core.system import usable_cores
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """A folder of photographs beside a folder of colour masks, files of the same stem.
+    """Layout with one folder of images and one of colour masks, paired by file stem.
 
     Attributes:
-        images: Folder of the photographs.
-        masks: Folder of the masks.
-        inside: Where the two are in what a user names, if not directly.
+        images: Name of the image folder.
+        masks: Name of the mask folder.
+        inside: Path of both folders relative to the dataset folder.
     """
 
     images: str
@@ -33,19 +33,19 @@ class FolderLayout:
     inside: Path = Path()
 
     def images_in(self, root: Path) -> Path:
-        """Return the folder of photographs of a dataset."""
+        """Return the image folder of a dataset."""
         return root / self.images
 
     def masks_in(self, root: Path) -> Path:
-        """Return the folder of masks of a dataset."""
+        """Return the mask folder of a dataset."""
         return root / self.masks
 
     def is_in(self, root: Path) -> bool:
-        """Say whether both folders are there."""
+        """Return whether both folders exist."""
         return self.images_in(root).is_dir() and self.masks_in(root).is_dir()
 
     def __str__(self) -> str:
-        """Return the layout as a path with both names."""
+        """Return the layout as a path, for example `data/{images,masks}`."""
         return (self.inside / f"{{{self.images},{self.masks}}}").as_posix()
 
 
@@ -62,11 +62,11 @@ _SEARCH_DEPTH = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """A photograph and its mask.
+    """An image and its mask.
 
     Attributes:
-        stem: File name without suffix, the same of both.
-        image: Path of the photograph.
+        stem: File name without suffix, shared by both files.
+        image: Path of the image.
         mask: Path of the mask.
     """
 
@@ -77,13 +77,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairListing:
-    """What a dataset folder holds.
+    """Pairs of a dataset folder and the problems with its file names.
 
     Attributes:
-        root: The folder that holds the two folders of images and masks.
+        root: Folder that contains the image and mask folders.
         pairs: Complete pairs, sorted by stem.
-        problems: Why it cannot be used as it is, one line each.
-        notes: What a person may want to know, one line each.
+        problems: Errors to fix before the dataset can be used, one line each.
+        notes: Information for the user, one line each.
     """
 
     root: Path
@@ -94,12 +94,12 @@ class PairListing:
 
 @dataclass(frozen=True)
 class DatasetLocation:
-    """Where the photographs and masks of a dataset are.
+    """Location of a dataset's image and mask folders.
 
     Attributes:
-        root: The folder that holds both folders.
-        layout: How it is laid out.
-        notes: Where it was found, if not where expected.
+        root: Folder that contains both folders.
+        layout: Layout of the dataset.
+        notes: A note if the dataset is in another folder than expected.
     """
 
     root: Path
@@ -108,23 +108,23 @@ class DatasetLocation:
 
     @property
     def images(self) -> Path:
-        """Folder of the photographs."""
+        """Image folder."""
         return self.layout.images_in(self.root)
 
     @property
     def masks(self) -> Path:
-        """Folder of the masks."""
+        """Mask folder."""
         return self.layout.masks_in(self.root)
 
 
 def find_dataset(source: Path) -> DatasetLocation:
-    """Find the folders of photographs and masks in, above or below `source`, in any layout that is known.
+    """Find a dataset of any known layout at, above or below `source`.
 
     Raises:
-        DatasetError: If there are none, or several.
+        DatasetError: If there is no dataset, or more than one.
     """
     if not source.is_dir():
-        raise DatasetError(f"{source} is not a folder.")
+        raise DatasetError(f"{source} is not a folder. Give the folder of a dataset.")
     for layout in LAYOUTS:
         for expected in (source / layout.inside, source):
             if layout.is_in(expected):
@@ -136,60 +136,61 @@ def find_dataset(source: Path) -> DatasetLocation:
     candidates = [(folder, layout) for folder in _below(source) for layout in LAYOUTS if layout.is_in(folder)]
     if len(candidates) == 1:
         root, layout = candidates[0]
-        return DatasetLocation(root, layout, (f"{source} does not hold the data itself; found it in {root}.",))
+        return DatasetLocation(root, layout, (f"{source} does not contain the data itself; using {root}.",))
     if candidates:
-        raise DatasetError(f"{source} holds several datasets. Name one of them:", [str(root) for root, _ in candidates])
+        roots = [str(root) for root, _ in candidates]
+        raise DatasetError(f"{source} contains several datasets. Give one of them:", roots)
     raise DatasetError(_explain_not_found(source))
 
 
 def list_pairs(source: Path) -> PairListing:
-    """List the pairs of a dataset folder and everything that is wrong with its file names.
+    """List the pairs of a dataset folder and all problems with its file names.
 
     Raises:
-        DatasetError: If the two folders cannot be found.
+        DatasetError: If the image and mask folders cannot be found.
     """
-    found = find_dataset(source)
-    pairs, problems, notes = pair_folders(found.images, found.masks)
-    return PairListing(found.root, pairs, problems, (*found.notes, *notes))
+    location = find_dataset(source)
+    pairs, problems, notes = pair_folders(location.images, location.masks)
+    return PairListing(location.root, pairs, problems, (*location.notes, *notes))
 
 
 def pair_folders(
     images: Path, masks: Path, *, mask_suffix: str = ""
 ) -> tuple[tuple[Pair, ...], tuple[str, ...], tuple[str, ...]]:
-    """Pair the files of a folder of photographs and one of masks by stem.
+    """Pair images and masks of two folders by file stem.
 
     Args:
-        images: Folder of photographs.
-        masks: Folder of masks.
-        mask_suffix: What masks, and no photographs, have at the end of their stem.
+        images: Image folder.
+        masks: Mask folder; may be the same folder.
+        mask_suffix: Suffix of the stems of masks, which images do not have.
 
     Returns:
         Complete pairs, sorted by stem; problems and notes, one line each.
 
     Raises:
-        DatasetError: If one of the two is no folder.
+        DatasetError: If one of the folders does not exist.
     """
     for folder in (images, masks):
         if not folder.is_dir():
-            raise DatasetError(f"{folder} is not a folder.")
-    # both may lie in one folder
-    photographs, image_notes = _by_stem(images, not_suffix=mask_suffix)
-    drawn, mask_notes = _by_stem(masks, suffix=mask_suffix)
+            raise DatasetError(f"{folder} is not a folder. Give an existing folder.")
+    image_files, image_notes = _group_by_stem(images, excluded_suffix=mask_suffix)
+    mask_files, mask_notes = _group_by_stem(masks, suffix=mask_suffix)
     problems = [*_broken_links(images), *_broken_links(masks)]
-    problems += [*_duplicates("images", photographs), *_duplicates("masks", drawn)]
-    for stem in sorted(photographs.keys() - drawn.keys()):
-        problems.append(f"{images.name}/{photographs[stem][0].name}: has no mask in {masks.name}")
-    for stem in sorted(drawn.keys() - photographs.keys()):
-        problems.append(f"{masks.name}/{drawn[stem][0].name}: has no image in {images.name}")
-    if not photographs and not drawn:
+    problems += [*_duplicates("images", image_files), *_duplicates("masks", mask_files)]
+    for stem in sorted(image_files.keys() - mask_files.keys()):
+        problems.append(f"{images.name}/{image_files[stem][0].name}: has no mask in {masks.name}")
+    for stem in sorted(mask_files.keys() - image_files.keys()):
+        problems.append(f"{masks.name}/{mask_files[stem][0].name}: has no image in {images.name}")
+    if not image_files and not mask_files:
         problems.append(f"{images.parent}: both folders are empty")
-    unique = [s for s in sorted(photographs.keys() & drawn.keys()) if len(photographs[s]) == len(drawn[s]) == 1]
-    pairs = tuple(Pair(stem, photographs[stem][0], drawn[stem][0]) for stem in unique)
+    common = sorted(image_files.keys() & mask_files.keys())
+    unique = [stem for stem in common if len(image_files[stem]) == len(mask_files[stem]) == 1]
+    pairs = tuple(Pair(stem, image_files[stem][0], mask_files[stem][0]) for stem in unique)
     return pairs, tuple(problems), (*image_notes, *mask_notes)
 
 
 def _below(source: Path) -> Iterable[Path]:
-    """Yield the folders below `source`, not deeper than the search goes, hidden ones left out."""
+    """Yield the folders below `source` level by level, down to `_SEARCH_DEPTH`, without hidden ones."""
     level = [source]
     for _ in range(_SEARCH_DEPTH):
         level = [
@@ -209,34 +210,36 @@ def _explain_not_found(source: Path) -> str:
         for layout in LAYOUTS:
             for present, absent in ((layout.images, layout.masks), (layout.masks, layout.images)):
                 if (folder / present).is_dir():
-                    return f"{folder} holds {present} but no {absent}."
-    return f"{source} does not hold a dataset. Expected {expected} in it; looked {_SEARCH_DEPTH} levels deep."
+                    return f"{folder} contains {present} but no {absent}."
+    return f"{source} does not contain a dataset. Expected {expected} in it or up to {_SEARCH_DEPTH} levels below."
 
 
-def _by_stem(folder: Path, *, suffix: str = "", not_suffix: str = "") -> tuple[dict[str, list[Path]], list[str]]:
-    """Group the image files of a folder by stem; note the files that are no images.
+def _group_by_stem(
+    folder: Path, *, suffix: str = "", excluded_suffix: str = ""
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """Group the image files of a folder by stem, with a note for every other file.
 
     Args:
-        folder: Where they are.
-        suffix: What their stems end with, which is taken off; others are left out.
-        not_suffix: What marks files to leave out, unless it is empty.
+        folder: Folder to list.
+        suffix: Suffix that stems must have; it is removed.
+        excluded_suffix: Suffix of stems to skip, unless empty.
     """
-    found: dict[str, list[Path]] = defaultdict(list)
+    files: dict[str, list[Path]] = defaultdict(list)
     notes = []
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini") or not file.exists():
             continue
         if not file.is_file() or file.suffix.lower() not in SUFFIXES:
             notes.append(f"{folder.name}/{file.name}: not an image file, ignored")
-        elif file.stem.endswith(suffix) and not (not_suffix and file.stem.endswith(not_suffix)):
-            found[file.stem.removesuffix(suffix)].append(file)
-    return found, notes
+        elif file.stem.endswith(suffix) and not (excluded_suffix and file.stem.endswith(excluded_suffix)):
+            files[file.stem.removesuffix(suffix)].append(file)
+    return files, notes
 
 
 def _broken_links(folder: Path) -> list[str]:
-    """Say which links lead nowhere, as those of data that was not fetched yet."""
+    """Return a problem for each broken symbolic link, for example of data that DVC has not fetched yet."""
     return [
-        f"{folder.name}/{file.name}: is a link to {file.readlink()}, which is not there"
+        f"{folder.name}/{file.name}: is a link to {file.readlink()}, which does not exist"
         for file in sorted(folder.iterdir())
         if file.is_symlink() and not file.exists()
     ]
@@ -251,7 +254,7 @@ def _duplicates(kind: str, files: dict[str, list[Path]]) -> list[str]:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+"""Progress callback with the number of items done and the total."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -259,15 +262,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """A pair, fully decoded and checked.
+    """A decoded and validated pair.
 
     Attributes:
-        pair: Where it came from.
-        data: The bytes of the photograph's file.
-        opened: The photograph, decoded but not converted.
-        plain: Whether the file is an 8-bit RGB PNG that can be copied as it is.
+        pair: Paths of the pair.
+        data: Content of the image file.
+        opened: Decoded image, not yet converted to RGB.
+        plain: Whether the file is an 8-bit RGB PNG, which can be copied unchanged.
         mask: Class ids, shape (H, W), dtype uint8.
-        replaced: Unknown colours that were made background.
+        replaced: Unknown colours that became background.
     """
 
     pair: Pair
@@ -281,10 +284,16 @@ class LoadedPair:
 def load_pair(
     pair: Pair, *, unknown: UnknownPolicy, max_pixels: int, table: ColourTable | None = None
 ) -> tuple[LoadedPair | None, list[str]]:
-    """Decode a pair fully; `table` says which colours are which class, if not the classes' own.
+    """Decode a pair completely. Both files are checked even if the first one is damaged.
+
+    Args:
+        pair: Paths of the pair.
+        unknown: Handling of colours that belong to no class.
+        max_pixels: Largest accepted number of pixels.
+        table: Class of each colour; None for the colours of the class table.
 
     Returns:
-        The pair, or None, and its problems, one line each: both files are looked at even if the first is broken.
+        The decoded pair, or None, and its problems, one line each.
     """
     problems = []
     opened = mask = None
@@ -322,7 +331,7 @@ def _short(path: Path) -> str:
 
 
 def parallel_map(work: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None) -> Iterator[_Result]:
-    """Yield `work(item)` in order; decoding and encoding leave Python's lock, so threads use every core."""
+    """Yield `work(item)` in order, computed in threads: decoding and encoding release Python's global lock."""
     with ThreadPoolExecutor(usable_cores()) as workers:
         for done, result in enumerate(workers.map(work, items), start=1):
             if progress:
@@ -332,13 +341,13 @@ def parallel_map(work: Callable[[_Item], _Result], items: list[_Item], progress:
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What one good pair holds.
+    """Properties of a valid pair.
 
     Attributes:
-        stem: The pair's stem.
+        stem: Stem of the pair.
         size: Width and height in pixels.
-        format: File format of the photograph.
-        class_pixels: Pixels by class id, shape (C,), dtype int64.
+        format: File format of the image.
+        class_pixels: Number of pixels by class id, shape (C,), dtype int64.
     """
 
     stem: str
@@ -349,13 +358,13 @@ class PairFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The whole of a dataset folder.
+    """Result of decoding every pair of a dataset folder.
 
     Attributes:
-        root: The folder that holds the two folders of images and masks.
-        facts: One entry per good pair, by stem.
-        problems: Everything that is wrong, one line each.
-        notes: What a person may want to know.
+        root: Folder that contains the image and mask folders.
+        facts: Properties of each valid pair, sorted by stem.
+        problems: All problems, one line each.
+        notes: Information for the user, one line each.
     """
 
     root: Path
@@ -368,19 +377,19 @@ def inspect_dataset(source: Path, *, max_pixels: int, progress: Progress | None 
     """Decode every pair of a dataset folder and list every problem.
 
     Raises:
-        DatasetError: If the folder of images and the folder of masks cannot be found at all.
+        DatasetError: If the image and mask folders cannot be found.
     """
     listing = list_pairs(source)
     problems, facts = list(listing.problems), []
 
-    def look(pair: Pair) -> tuple[PairFacts | None, list[str]]:
-        loaded, wrong = load_pair(pair, unknown="fail", max_pixels=max_pixels)
-        return (_facts(loaded) if loaded else None), wrong
+    def inspect(pair: Pair) -> tuple[PairFacts | None, list[str]]:
+        loaded, pair_problems = load_pair(pair, unknown="fail", max_pixels=max_pixels)
+        return (_facts(loaded) if loaded else None), pair_problems
 
-    for found, wrong in parallel_map(look, list(listing.pairs), progress):
-        problems.extend(wrong)
-        if found:
-            facts.append(found)
+    for pair_facts, pair_problems in parallel_map(inspect, list(listing.pairs), progress):
+        problems.extend(pair_problems)
+        if pair_facts:
+            facts.append(pair_facts)
     return Inspection(listing.root, tuple(facts), tuple(problems), listing.notes)
 
 

@@ -1,4 +1,4 @@
-"""Split files; random split."""
+"""Split files and random splits."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,18 +10,18 @@ import numpy as np
 from droneseg.core.errors import OutputExistsError, SplitError
 from droneseg.core.files import write_text
 
-_SHOWN_STEMS = 8
+_MAX_SHOWN_STEMS = 8
 
 
 @dataclass(frozen=True)
 class Split:
-    """Lists of stems; each photograph is in exactly one.
+    """Assignment of every image to one part, by file stem.
 
     Attributes:
-        train: Fitted on.
-        val: Chosen by: nnU-Net validates on them during training.
-        test: Kept apart.
-        dropped: Used for nothing.
+        train: Images to train on.
+        val: Images on which nnU-Net validates during training.
+        test: Images held out from training.
+        dropped: Images that are not used.
     """
 
     train: tuple[str, ...] = ()
@@ -31,73 +31,76 @@ class Split:
 
 
 def random_split(stems: list[str], *, val_share: float, test_share: float, seed: int) -> Split:
-    """Deal stems to train, val and test at random.
+    """Split stems into train, val and test at random.
 
     Args:
-        stems: All stems; their order does not matter.
-        val_share: Share of all stems for val, 0 to 1; a share above 0 gets at least one.
-        test_share: Share of all stems for test, likewise.
-        seed: Equal seeds give equal splits.
+        stems: All stems in any order.
+        val_share: Share of val, 0 to 1; a share above 0 selects at least one stem.
+        test_share: Share of test, likewise.
+        seed: Seed of the random choice.
 
     Raises:
-        SplitError: If nothing would be left to train on.
+        SplitError: If no stem is left for train.
     """
     order = [str(stem) for stem in np.random.default_rng(seed).permutation(sorted(stems))]
     n_test, n_val = (max(1, round(share * len(order))) if share > 0 else 0 for share in (test_share, val_share))
     if val_share + test_share >= 1:
-        raise SplitError(f"The shares add up to {val_share + test_share:g}; leave something to train on.")
+        raise SplitError(
+            f"The shares add up to {val_share + test_share:g}, which leaves nothing to train on. Choose smaller shares."
+        )
     if n_test + n_val >= len(order):
         raise SplitError(
-            f"{len(order)} pairs are too few for a validation share of {val_share} and a test share of {test_share}."
+            f"{len(order)} pairs are too few for a validation share of {val_share} and a test share of {test_share}. "
+            "Add pairs or choose smaller shares."
         )
     test, val, train = order[:n_test], order[n_test : n_test + n_val], order[n_test + n_val :]
     return Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
 
 
-def require_split_place(path: Path, *, replace: bool) -> None:
-    """Refuse to write a split over something: asked before work begins, so that none is in vain.
+def check_split_writable(path: Path, *, replace: bool) -> None:
+    """Check that a split may be written to a path; callers check before they start long work.
 
     Raises:
-        OutputExistsError: If an older split is there and may not be replaced, or anything else is.
+        OutputExistsError: If the file exists and is not a split, or is one and `replace` is False.
     """
     if not path.exists():
         return
     try:
         _parse(path)
     except SplitError as error:
-        raise OutputExistsError(f"{path} is no split file and was left untouched. Name another place.") from error
+        raise OutputExistsError(f"{path} is not a split file and was not changed. Give another file.") from error
     if not replace:
         raise OutputExistsError(f"{path} already exists and was not changed. Use --force to replace it.")
 
 
 def write_split(split: Split, path: Path, *, replace: bool = False) -> None:
-    """Write a split as JSON: lists of stems `train`, `val`, `test`, `dropped`.
+    """Write a split as a JSON object with the lists of stems `train`, `val`, `test` and `dropped`.
 
     Raises:
-        OutputExistsError: If an older split is there and `replace` is false, or anything else is.
+        OutputExistsError: If the file exists and is not a split, or is one and `replace` is False.
     """
-    require_split_place(path, replace=replace)
+    check_split_writable(path, replace=replace)
     write_text(path, json.dumps(asdict(split), indent=1) + "\n")
 
 
 def read_split(path: Path, stems: list[str]) -> Split:
-    """Read a split file and hold it against the photographs that are there.
+    """Read a split file and compare it with the stems of the dataset.
 
     Raises:
-        SplitError: If it is no split file, names a stem twice or one that is not there, or leaves one out; all such
-            stems are counted and the first ones named.
+        SplitError: If the file is not a valid split, or if stems are repeated, unknown or missing; the message counts
+            them and lists the first ones.
     """
     split = _parse(path)
     parts = asdict(split)
-    named = [stem for part in parts.values() for stem in part]
+    listed = [stem for part in parts.values() for stem in part]
     problems = [
-        _complain("named more than once", {stem for stem in named if named.count(stem) > 1}),
-        _complain("not in the data", set(named) - set(stems)),
-        _complain("in the data but in no list (put them under dropped to leave them out)", set(stems) - set(named)),
+        _describe("listed more than once", {stem for stem in listed if listed.count(stem) > 1}),
+        _describe("not in the data", set(listed) - set(stems)),
+        _describe("in the data but in no list (to leave them out, list them under dropped)", set(stems) - set(listed)),
         "" if split.train else "train is empty",
     ]
     if any(problems):
-        raise SplitError("\n".join([f"{path} does not fit the data:", *(f"  - {p}" for p in problems if p)]))
+        raise SplitError("\n".join([f"{path} does not match the data:", *(f"  - {p}" for p in problems if p)]))
     return split
 
 
@@ -105,20 +108,20 @@ def _parse(path: Path) -> Split:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SplitError(f"{path}: cannot be read: {error.strerror}") from error
+        raise SplitError(f"{path} cannot be read: {error.strerror}. Give an existing split file.") from error
     except ValueError as error:  # text that is not UTF-8 included
-        raise SplitError(f"{path}: is not JSON: {error}") from error
+        raise SplitError(f"{path} is not JSON: {error}. Create a split with `droneseg data split`.") from error
     names = list(asdict(Split()))
     if not isinstance(content, dict) or not set(content) <= set(names):
-        raise SplitError(f"{path}: expected an object with lists of stems under {', '.join(names)}.")
+        raise SplitError(f"{path} is not a split. Expected a JSON object with lists of stems under {', '.join(names)}.")
     for name, part in content.items():
         if not isinstance(part, list) or not all(isinstance(stem, str) for stem in part):
-            raise SplitError(f"{path}: {name} is not a list of stems (strings).")
+            raise SplitError(f"{path} is not a split: {name} is not a list of stems (strings).")
     return Split(**{name: tuple(part) for name, part in content.items()})
 
 
-def _complain(what: str, stems: set[str]) -> str:
+def _describe(problem: str, stems: set[str]) -> str:
     if not stems:
         return ""
-    shown = ", ".join(sorted(stems)[:_SHOWN_STEMS]) + (", ..." if len(stems) > _SHOWN_STEMS else "")
-    return f"{len(stems)} {what}: {shown}"
+    shown = ", ".join(sorted(stems)[:_MAX_SHOWN_STEMS]) + (", ..." if len(stems) > _MAX_SHOWN_STEMS else "")
+    return f"{len(stems)} {problem}: {shown}"

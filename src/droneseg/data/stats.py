@@ -14,14 +14,14 @@ from droneseg.data.dataset import PairFacts
 
 @dataclass(frozen=True)
 class DatasetStats:
-    """Figures of a dataset.
+    """Statistics of a dataset.
 
     Attributes:
-        pairs: Number of good pairs.
-        sizes: How many photographs have which size, most frequent first, as "WIDTHxHEIGHT".
-        formats: How many photographs have which file format.
+        pairs: Number of valid pairs.
+        sizes: Number of images by size ("WIDTHxHEIGHT"), most frequent first.
+        formats: Number of images by file format, most frequent first.
         class_shares: Share of all pixels by class name.
-        class_images: In how many photographs each class occurs, by class name.
+        class_images: Number of images in which a class occurs, by class name.
     """
 
     pairs: int
@@ -32,9 +32,13 @@ class DatasetStats:
 
 
 def compute_stats(facts: Sequence[PairFacts]) -> DatasetStats:
-    """Summarise the pairs of a dataset; `ValueError` if there is none."""
+    """Compute the statistics of a dataset.
+
+    Raises:
+        ValueError: If there are no pairs.
+    """
     if not facts:
-        raise ValueError("No pair to summarise.")
+        raise ValueError("no pairs")
     counts = np.stack([item.class_pixels for item in facts])
     shares = counts.sum(axis=0) / counts.sum()
     present = (counts > 0).sum(axis=0)
@@ -48,7 +52,7 @@ def compute_stats(facts: Sequence[PairFacts]) -> DatasetStats:
 
 
 def plot_stats(facts: Sequence[PairFacts], path: Path) -> None:
-    """Draw sizes, class shares and their spread over the photographs into `path` (PNG, SVG or PDF).
+    """Plot sizes, class shares and their distribution over images to a PNG, SVG or PDF file.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
