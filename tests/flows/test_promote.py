@@ -81,10 +81,11 @@ def test_a_better_candidate_becomes_the_champion_and_is_committed(
     assert entry.previous is not None
     assert entry.previous.model_id == before
     assert entry.who == "A Pilot <pilot@example.org>"
-    figures = entry.figures["figures"]
-    assert figures[1]["miou"]["value"] == 1
-    assert figures[0]["miou"]["value"] < 0.7
-    assert entry.figures["differences"]["miou"]["low"] > 0
+    assert entry.figures is not None
+    previous, promoted = entry.figures.figures
+    assert promoted["miou"].value == 1
+    assert previous["miou"].value < 0.7
+    assert entry.figures.differences["miou"].low > 0
     assert git(project, "status", "--porcelain") == ""
     assert git(project, "show", "--name-only", "--format=%s").split("\n") == [
         f"Promote model {better.model_id}: better with 95 % confidence, and not less safe", "",
@@ -271,7 +272,7 @@ def test_a_rollback_does_not_replace_an_untracked_model(
     promote(make_model(tmp_path / "better", GOOD).folder, spec, settings)
     shutil.rmtree(settings.model)
     mine = make_model(settings.model, WORSE).model_id
-    with pytest.raises(StoreError, match=r"is not the model that .* names"):
+    with pytest.raises(StoreError, match=r"is not the model that .* records"):
         roll_back(settings, "")
     assert read_bundle(settings.model).model_id == mine
 
@@ -400,7 +401,7 @@ def test_a_champion_changed_by_hand_is_refused(
     candidate = make_model(tmp_path / "better", GOOD).folder
     shutil.rmtree(settings.model)
     make_model(settings.model, WORSE)
-    with pytest.raises(StoreError, match=r"is not the model that .* names"):
+    with pytest.raises(StoreError, match=r"is not the model that .* records"):
         promote(candidate, spec, settings)
 
 

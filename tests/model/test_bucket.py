@@ -55,7 +55,7 @@ def champion(project: Path) -> Path:
 @pytest.fixture(autouse=True)
 def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("droneseg.model.dvc_remote._TRIES", 1)
-    monkeypatch.setattr("droneseg.model.dvc_remote.STALL_S", 3)
+    monkeypatch.setattr("droneseg.model.dvc_remote.IDLE_TIMEOUT_S", 3)
 
 
 def leftovers(project: Path) -> list[str]:
@@ -96,7 +96,7 @@ def test_what_the_bucket_damaged_is_refused_and_the_model_stays(store: Bucket, p
     whole = largest.read_bytes()
     try:
         largest.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(StoreError, match="it is not what was pushed"):
+        with pytest.raises(StoreError, match="Checksum mismatch"):
             pull_model(champion, "gcs", replace=True)
     finally:
         largest.write_bytes(whole)
@@ -135,13 +135,13 @@ def test_a_connection_cut_once_is_tried_again(
 def test_wrong_credentials_are_told_with_what_to_do(store: Bucket, project: Path, champion: Path) -> None:
     with relay(store.server, status=403) as closed:
         dvc(project, "remote", "modify", "gcs", "endpointurl", closed)
-        with pytest.raises(StoreError, match=r"refused: .*GOOGLE_APPLICATION_CREDENTIALS"):
+        with pytest.raises(StoreError, match=r"denied access: .*GOOGLE_APPLICATION_CREDENTIALS"):
             pull_model(champion, "gcs")
     key = project / "key.json"
     key.write_text("{}")
     dvc(project, "remote", "modify", "gcs", "allow_anonymous_login", "false")
     dvc(project, "remote", "modify", "gcs", "credentialpath", str(key))
-    with pytest.raises(StoreError, match=r"refuses the credentials: .*GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(StoreError, match=r"are invalid: .*GOOGLE_APPLICATION_CREDENTIALS"):
         pull_model(champion, "gcs")
     assert not champion.exists()
 
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_model_that_was_there_and_nothing_half_done(proje
         assert read_bundle(champion).model_id == mine
         assert leftovers(clone) == []
         filler.unlink()
-        assert pull_model(champion, "gcs", replace=True, keep=False).bundle.model_id != mine
+        assert pull_model(champion, "gcs", replace=True, add_to_cache=False).bundle.model_id != mine
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -193,7 +193,7 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
 
 def test_what_is_no_longer_the_tracked_model_is_not_pushed(project: Path, champion: Path) -> None:
     make_model(champion, GOOD)
-    with pytest.raises(StoreError, match=r"is not the model that .* names.*droneseg models promote"):
+    with pytest.raises(StoreError, match=r"is not the model that .* records.*droneseg models promote"):
         push_model(champion, "gcs")
 
 
@@ -212,7 +212,7 @@ def test_a_push_sends_again_what_the_bucket_lost(store: Bucket, project: Path, c
 
 
 def test_a_push_goes_on_where_the_bucket_was_away(store: Bucket, project: Path, champion: Path) -> None:
-    pull_model(champion, "gcs", keep=False)
+    pull_model(champion, "gcs", add_to_cache=False)
     dvc(project, "remote", "add", "other", "gs://team/other")
     dvc(project, "remote", "modify", "other", "allow_anonymous_login", "true")
     dvc(project, "remote", "modify", "other", "endpointurl", "http://127.0.0.1:9")

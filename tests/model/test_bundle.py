@@ -39,7 +39,7 @@ def flip_a_byte(folder: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped byte": (flip_a_byte, r"model.onnx is damaged: its SHA-256 is not the manifest's"),
-    "missing file": (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing. The bundle is incomplete"),
+    "missing file": (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing; the bundle is incomplete"),
     "cut short": (lambda f: (f / "model.onnx").write_bytes(b"x"), "model.onnx has 1 bytes instead of"),
     "other class table": (
         lambda f: edit(f, lambda m: m["classes"][2].update(name="lava")),
@@ -49,22 +49,23 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, lambda m: m.update(format_version=2)),
         "bundle format 2; this version of droneseg reads 1. Update droneseg",
     ),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), "is no model bundle: it holds no manifest.json"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a model bundle: manifest.json is missing"),
     "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is not JSON"),
-    "no object": (lambda f: (f / "manifest.json").write_text("[]"), "is not a JSON object"),
+    "no object": (lambda f: (f / "manifest.json").write_text("[]"), "is not the manifest of a bundle"),
     "missing key": (lambda f: edit(f, lambda m: m.pop("patch_size")), "malformed:\n  - patch_size: Field required"),
     "unknown profile": (
-        lambda f: edit(f, lambda m: m.update(default_profile="turbo")), "default profile 'turbo' is not among",
+        lambda f: edit(f, lambda m: m.update(default_profile="turbo")), "default profile 'turbo' is not one of",
     ),
-    "no format": (lambda f: edit(f, lambda m: m.pop("format_version")), "is no manifest of a bundle"),
-    "no patch": (lambda f: edit(f, lambda m: m.update(patch_size=[0, 0])), "do not fit each other"),
-    "huge patch": (lambda f: edit(f, lambda m: m.update(patch_size=[10**6] * 2)), "do not fit each other"),
-    "odd divisor": (lambda f: edit(f, lambda m: m.update(divisor=[7, 7])), "do not fit each other"),
+    "no format": (lambda f: edit(f, lambda m: m.pop("format_version")), "is not the manifest of a bundle"),
+    "no patch": (lambda f: edit(f, lambda m: m.update(patch_size=[0, 0])), "it must be a multiple of divisor"),
+    "huge patch": (lambda f: edit(f, lambda m: m.update(patch_size=[10**6] * 2)), "it must be a multiple of divisor"),
+    "odd divisor": (lambda f: edit(f, lambda m: m.update(divisor=[7, 7])), "it must be a multiple of divisor"),
     "listed file outside": (
         lambda f: edit(f, lambda m: m["files"].update({"../x": m["files"]["model.onnx"]})), "malformed:\n  - files",
     ),
     "unlisted network": (
-        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")), "other.onnx is named, and",
+        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")),
+        "files has no entry for other.onnx",
     ),
     "file outside": (
         lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="../model.onnx")), "should match pattern",
@@ -89,7 +90,7 @@ def test_a_training_folder_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "plans.json").write_text("{}")
     with pytest.raises(BundleError, match="is a training folder of nnU-Net, not a bundle"):
         read_bundle(tmp_path)
-    with pytest.raises(BundleError, match=r"No model at .*absent\. Make one with `droneseg export`"):
+    with pytest.raises(BundleError, match=r"No model at .*absent\. Create one with `droneseg export`"):
         read_bundle(tmp_path / "absent")
 
 

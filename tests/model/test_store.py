@@ -118,7 +118,7 @@ def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path
     sent.write_text(yaml.safe_dump({"outs": [out | {"path": "a"}, out | {"path": "b"}]}))
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "does not name a folder's version" in done.stderr
+    assert "does not record the version of one directory" in done.stderr
 
 
 @pytest.mark.parametrize("folder", ["/model-of-a-test", "champion"])
@@ -143,9 +143,9 @@ def test_a_remote_that_is_away_is_told_and_why_is_logged(
     project: Path, champion: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(project / "remote")
-    with pytest.raises(StoreError, match=r"DVC could not fetch .*champion.*nnUNet_results\.dvc names it"):
+    with pytest.raises(StoreError, match=r"DVC could not fetch .*champion.*nnUNet_results\.dvc records"):
         fetch_model(champion, "auto")
-    assert "does not hold this version of the model" in caplog.text
+    assert "does not have this version of the model" in caplog.text
     assert not champion.exists()
 
 

@@ -26,9 +26,6 @@ EvaluationData = Annotated[
     Path, typer.Option("--data", help="Dataset folder; use images not seen in training.", show_default=False)
 ]
 
-_STATES = {"before it": "previous"}
-"""States of models as the table names them; JSON keeps the names that scripts know."""
-
 app = typer.Typer(help="Fetch, upload, compare, promote and blend models.", no_args_is_help=True)
 
 
@@ -55,7 +52,7 @@ def list_models(
     rows = [
         [
             version.model_id or "not fetched",
-            _STATES.get(version.state, version.state) + (", local" if version.is_local else ""),
+            version.state + (", local" if version.is_local else ""),
             (version.since or "-")[:10],
             console.number(version.figures.get("miou")),
             console.percent(version.figures.get("unsafe_landing_rate")),
@@ -70,7 +67,9 @@ def list_models(
 
 def _version_json(version: ModelVersion) -> dict[str, Any]:
     entry = asdict(version)
-    entry["here"] = entry.pop("is_local")  # the key that scripts know
+    # scripts know the older key and value
+    entry["here"] = entry.pop("is_local")
+    entry["state"] = "before it" if version.state == "previous" else version.state
     return entry
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
 from droneseg.core.files import atomic_directory, check_writable
@@ -37,15 +36,13 @@ from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundl
 from droneseg.model.dvc_remote import read_dvc_file, write_dvc_file
 from droneseg.model.registry import (
     REGISTRY_NAME,
+    RecordedComparison,
     RegisteredModel,
     RegistryEntry,
     champion_lineage,
     read_registry,
 )
 from droneseg.model.store import pull_model, require_tracked, run_dvc
-
-_REGISTRY_FIGURES = ("images", "about", "figures", "differences")
-"""Fields of a comparison that the registry keeps."""
 
 ImageProgress = Callable[[str, int, int], None]
 """Called with the name of a model, the number of predicted images and the total number of images."""
@@ -183,7 +180,7 @@ def promote_model(
             previous=previous,
             reason=force or "better with 95 % confidence, and not less safe",
             forced=bool(reasons),
-            figures=_registry_figures(report),
+            figures=_recorded(report),
         )
         commit(root, entry, before)
     return entry
@@ -307,9 +304,11 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
         return error.model_id, False
 
 
-def _registry_figures(report: ComparisonReport | None) -> dict[str, Any]:
-    content = report.model_dump(mode="json") if report else {}
-    return {name: content[name] for name in _REGISTRY_FIGURES if name in content}
+def _recorded(report: ComparisonReport | None) -> RecordedComparison | None:
+    """Return the part of a comparison that the registry keeps."""
+    if report is None:
+        return None
+    return RecordedComparison.model_validate(report.model_dump(include=set(RecordedComparison.model_fields)))
 
 
 def _refusal(candidate: Path, reasons: list[str], spec: EvaluationSpec) -> str:

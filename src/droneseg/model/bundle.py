@@ -1,4 +1,4 @@
-"""Bundle: manifest schema, read and verify, write."""
+"""Model bundles: manifest schema, reading with verification, writing."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import BundleError, OtherClassesError
-from droneseg.core.files import atomic_directory, write_bytes
+from droneseg.core.files import atomic_directory, file_sha256, write_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -20,69 +20,72 @@ NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
 REFERENCE_NAME = "reference.csv"
 
-_MAX_SIDE = 8192  # pixels of a patch
+_MAX_PATCH_SIDE = 8192
+_RESTORE_HINT = "Export or copy the bundle again; `droneseg models pull --force` restores the champion."
 _FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ClassEntry(_Part):
-    """A class the network knows."""
+class ClassEntry(_Section):
+    """Class predicted by the network."""
 
     id: int
     name: str
     colour: tuple[int, int, int]
 
 
-class Profile(_Part):
-    """One way to run the model: a trade between speed and fidelity."""
+class Profile(_Section):
+    """Inference profile: a trade-off between speed and fidelity to nnU-Net."""
 
-    network: str = Field(pattern=_FILE_NAME, description="File of the network.")
-    mirroring: bool = Field(description="Whether mirrored passes are averaged.")
+    network: str = Field(pattern=_FILE_NAME, description="Name of the network's file.")
+    mirroring: bool = Field(description="Average the predictions of mirrored copies of the image.")
     precision: Literal["f32", "fastest"] = Field(
-        description="f32, or whatever the processor computes fastest without another file: bf16 where it has it."
+        description="f32, or the fastest precision of the processor with the same file, such as bf16."
     )
     half_sums: bool = Field(
-        False, description="Sum tiles in float16 as nnU-Net's predictor does, to give its answer to the pixel."
+        False, description="Accumulate tiles in float16 like nnU-Net's predictor, for pixel-identical masks."
     )
-    figures: dict[str, float] = Field(default_factory=dict, description="Measured at export: agreement, mIoU.")
+    figures: dict[str, float] = Field(
+        default_factory=dict, description="Metrics measured at export: agreement with torch, mIoU."
+    )
 
 
-class FileRecord(_Part):
-    """A file of the bundle."""
+class FileRecord(_Section):
+    """Checksum and size of a file in the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
 
 
-class DriftReference(_Part):
-    """What drift is told against."""
+class DriftReference(_Section):
+    """Reference table of the drift test."""
 
-    file: str = Field(pattern=_FILE_NAME, description="CSV: a line per photograph, a column per figure.")
-    data: str = Field(description="What photographs.")
+    file: str = Field(pattern=_FILE_NAME, description="CSV file: one row per image, one column per feature.")
+    data: str = Field(description="Description of the images.")
     images: int = Field(ge=1)
 
 
-class Provenance(_Part):
-    """Where the weights come from."""
+class Provenance(_Section):
+    """Origin of the weights."""
 
     trainer: str
     plans: str
     configuration: str
     folds: tuple[int, ...]
-    epochs: tuple[int, ...] = Field(description="Epochs trained, by fold.")
-    checkpoint_sha256: tuple[str, ...] = Field(description="Of each fold's checkpoint.")
+    epochs: tuple[int, ...] = Field(description="Number of epochs of each fold.")
+    checkpoint_sha256: tuple[str, ...] = Field(description="SHA-256 of each fold's checkpoint.")
     data_fingerprint_sha256: str | None = None
     packages: dict[str, str]
     git_revision: str | None = None
-    agreement_with_torch: dict[str, float] = Field(description="Of the exported network, measured at export.")
-    exported: str = Field(description="Time of the export, ISO 8601.")
+    agreement_with_torch: dict[str, float] = Field(description="Agreement of the exported network with torch.")
+    exported: str = Field(description="Time of the export in ISO 8601.")
 
 
-class Manifest(_Part):
-    """Everything a reader needs to know to run the network as nnU-Net would."""
+class Manifest(_Section):
+    """Content of `manifest.json`: everything needed to run the network as nnU-Net would."""
 
     format_version: int = FORMAT_VERSION
     name: str = "droneseg"
@@ -90,39 +93,36 @@ class Manifest(_Part):
     description: str
     license: str
     classes: tuple[ClassEntry, ...]
-    normalisation: Literal["rgb_to_0_1", "zscore"]
-    patch_size: tuple[int, int] = Field(description="Height and width of what the network takes.")
-    divisor: tuple[int, int] = Field(description="What height and width must be multiples of.")
-    mirror_axes: tuple[Literal[0, 1], ...] = Field(description="Of the image: 0 upside down, 1 left to right.")
-    tile_step: float = Field(0.5, gt=0, le=1, description="Distance of tiles as a share of the patch.")
+    normalisation: Normalisation
+    patch_size: tuple[int, int] = Field(description="Height and width of the network's input.")
+    divisor: tuple[int, int] = Field(description="Numbers that divide height and width of the input.")
+    mirror_axes: tuple[Literal[0, 1], ...] = Field(description="Axes to mirror: 0 is vertical, 1 is horizontal.")
+    tile_step: float = Field(0.5, gt=0, le=1, description="Distance between tiles as a fraction of the patch size.")
     profiles: dict[str, Profile]
     default_profile: str
     provenance: Provenance
-    quality: dict[str, Any] | None = Field(None, description="Figures on held-out data, with what data.")
+    quality: dict[str, Any] | None = Field(None, description="Metrics on held-out data, and the data.")
     drift_reference: DriftReference | None = None
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
     @model_validator(mode="after")
-    def _be_consistent(self) -> "Manifest":
+    def _check_consistency(self) -> "Manifest":
         for side, unit in zip(self.patch_size, self.divisor, strict=True):
-            if not (0 < unit <= side <= _MAX_SIDE and side % unit == 0):
-                raise ValueError(f"a patch of {self.patch_size} and a divisor of {self.divisor} do not fit each other")
+            if not (0 < unit <= side <= _MAX_PATCH_SIDE and side % unit == 0):
+                limits = f"a multiple of divisor {self.divisor}, at most {_MAX_PATCH_SIDE}"
+                raise ValueError(f"patch_size is {self.patch_size}; it must be {limits}")
         if self.default_profile not in self.profiles:
-            raise ValueError(f"the default profile {self.default_profile!r} is not among {sorted(self.profiles)}")
-        named = {profile.network for profile in self.profiles.values()}
-        named |= {self.drift_reference.file} if self.drift_reference else set()
-        if missing := sorted(named - set(self.files)):
-            raise ValueError(f"{', '.join(missing)} is named, and not among the files")
+            raise ValueError(f"default profile {self.default_profile!r} is not one of {sorted(self.profiles)}")
+        required = {profile.network for profile in self.profiles.values()}
+        required |= {self.drift_reference.file} if self.drift_reference else set()
+        if missing := sorted(required - set(self.files)):
+            raise ValueError(f"files has no entry for {', '.join(missing)}")
         return self
 
 
 def own_classes() -> tuple[ClassEntry, ...]:
-    """Return the class table of this version as a bundle states it."""
+    """Return the class table of this version in the form of a manifest."""
     return tuple(ClassEntry(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES)
-
-
-_CHUNK_BYTES = 1 << 20
-_AGAIN = "Export or copy it again; the champion is fetched again with `droneseg models pull --force`."
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Bundle:
     """A verified bundle.
 
     Attributes:
-        folder: Where it lies.
-        manifest: What it says of itself.
-        model_id: Short hash of the manifest, and so of everything in it.
+        folder: Folder of the bundle.
+        manifest: Validated manifest.
+        model_id: Short hash of the manifest, which contains the checksums of all files.
     """
 
     folder: Path
@@ -140,102 +140,105 @@ class Bundle:
     model_id: str
 
     def network(self, profile: str) -> Path:
-        """Return the network file of a profile of this bundle."""
+        """Return the path of a profile's network."""
         return self.folder / self.manifest.profiles[profile].network
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle and verify all of it.
+    """Read a bundle and verify every file.
 
     Raises:
-        BundleError: If anything is missing, changed, newer than this version or made for other classes; the message
-            says which.
+        BundleError: If a file is missing or damaged, or if the manifest is malformed, of a newer format or for another
+            class table.
     """
-    data = _manifest_bytes(folder)
-    content = _parse(folder, data)
-    if "format_version" not in content:
-        raise BundleError(f"{folder / MANIFEST_NAME} is no manifest of a bundle: it has no format_version.")
-    if content["format_version"] != FORMAT_VERSION:
-        raise BundleError(
-            f"{folder} has bundle format {content['format_version']!r}; this version of droneseg reads "
-            f"{FORMAT_VERSION}. Update droneseg, or export the model again."
-        )
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        lines = [f"  - {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
-        raise BundleError("\n".join([f"{folder / MANIFEST_NAME} is malformed:", *lines])) from error
-    _require_own_classes(folder, manifest, model_id_of(data))
+    data = _read_manifest(folder)
+    manifest = _validate(folder, _parse(folder, data))
+    model_id = model_id_of(data)
+    _require_own_classes(folder, manifest, model_id)
     for name, record in manifest.files.items():
         _verify_file(folder / name, record)
-    return Bundle(folder, manifest, model_id_of(data))
+    return Bundle(folder, manifest, model_id)
 
 
 def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest], files: Mapping[str, Path]) -> Bundle:
-    """Write a bundle in one step; an older one in `folder` is replaced, and kept until the new one is whole.
+    """Write a bundle in one step; an existing bundle in `folder` is replaced once the new one is complete.
 
     Args:
-        folder: Where it shall be.
-        build: Makes the manifest from the records of the files.
-        files: What it holds, by name; the files are copied.
+        folder: Folder to write.
+        build: Function that returns the manifest, given the record of each file by name.
+        files: Files to copy into the bundle, by name.
 
     Returns:
-        The bundle, read back and verified.
+        The written bundle, read again and verified.
     """
-    with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as aside:
+    with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as staging_dir:
         for name, source in files.items():
-            shutil.copyfile(source, aside / name)
-        manifest = build({name: file_record(aside / name) for name in files})
+            shutil.copyfile(source, staging_dir / name)
+        manifest = build({name: file_record(staging_dir / name) for name in files})
         text = json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n"
-        write_bytes(aside / MANIFEST_NAME, text.encode())
+        write_bytes(staging_dir / MANIFEST_NAME, text.encode())
     return read_bundle(folder)
 
 
 def file_record(path: Path) -> FileRecord:
-    """Return size and checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return FileRecord(sha256=digest.hexdigest(), size_bytes=path.stat().st_size)
+    """Return checksum and size of a file."""
+    return FileRecord(sha256=file_sha256(path), size_bytes=path.stat().st_size)
 
 
 def model_id_of(manifest: bytes) -> str:
-    """Return the short hash of a manifest, by which its model is known."""
+    """Return the model's id: the first 12 hexadecimal digits of the SHA-256 of its manifest."""
     return hashlib.sha256(manifest).hexdigest()[:12]
 
 
 def dvc_file_of(folder: Path) -> Path:
-    """Return the file by which DVC knows a bundle's folder: of nnUNet_results/champion it is nnUNet_results.dvc."""
+    """Return the `.dvc` file that records the version of a bundle's folder.
+
+    For `nnUNet_results/champion` this is `nnUNet_results.dvc`: DVC tracks the parent directory.
+    """
     return Path(f"{folder.parent}.dvc")
 
 
-def _manifest_bytes(folder: Path) -> bytes:
+def _read_manifest(folder: Path) -> bytes:
     if folder.is_file():
-        raise BundleError(f"{folder} is a file; a model bundle is a folder. Name the one it lies in: {folder.parent}.")
+        raise BundleError(f"{folder} is a file; a model bundle is a folder. Give the folder: {folder.parent}.")
     if not folder.is_dir():
-        tracked = dvc_file_of(folder)
-        fetch = "Fetch it with `droneseg models pull`, make" if tracked.is_file() else "Make"
-        raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or name another.")
+        fetch = "Fetch it with `droneseg models pull`, create" if dvc_file_of(folder).is_file() else "Create"
+        raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or give another folder.")
     try:
         return (folder / MANIFEST_NAME).read_bytes()
     except FileNotFoundError:
         if (folder / "plans.json").is_file():
             raise BundleError(
                 f"{folder} is a training folder of nnU-Net, not a bundle. "
-                f"Make one of it with `droneseg export --from {folder}`."
+                f"Create a bundle with `droneseg export --from {folder}`."
             ) from None
-        raise BundleError(f"{folder} is no model bundle: it holds no {MANIFEST_NAME}.") from None
+        raise BundleError(
+            f"{folder} is not a model bundle: {MANIFEST_NAME} is missing. Give another folder, or export a model."
+        ) from None
 
 
 def _parse(folder: Path, data: bytes) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise BundleError(f"{folder / MANIFEST_NAME} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{folder / MANIFEST_NAME} is not a JSON object.")
+        raise BundleError(f"{path} is not JSON: {error}. {_RESTORE_HINT}") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise BundleError(f"{path} is not the manifest of a bundle: format_version is missing. {_RESTORE_HINT}")
     return content
+
+
+def _validate(folder: Path, content: dict[str, Any]) -> Manifest:
+    if content["format_version"] != FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {content['format_version']!r}; this version of droneseg reads "
+            f"{FORMAT_VERSION}. Update droneseg, or export the model again."
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  - {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
+        raise BundleError("\n".join([f"{folder / MANIFEST_NAME} is malformed:", *lines, _RESTORE_HINT])) from error
 
 
 def _require_own_classes(folder: Path, manifest: Manifest, model_id: str) -> None:
@@ -243,14 +246,18 @@ def _require_own_classes(folder: Path, manifest: Manifest, model_id: str) -> Non
         return
     theirs = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in manifest.classes)
     ours = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in own_classes())
-    raise OtherClassesError(f"{folder} was made for another class table: {theirs}. This version has: {ours}.", model_id)
+    raise OtherClassesError(
+        f"{folder} was made for another class table: {theirs}. This version has: {ours}. "
+        "Train a model with this version, or use the version that made it.",
+        model_id,
+    )
 
 
 def _verify_file(path: Path, record: FileRecord) -> None:
     if not path.is_file():
-        raise BundleError(f"{path} is missing. The bundle is incomplete; fetch or export it again.")
-    found = file_record(path)
-    if found.size_bytes != record.size_bytes:
-        raise BundleError(f"{path} has {found.size_bytes:,} bytes instead of {record.size_bytes:,}. {_AGAIN}")
-    if found.sha256 != record.sha256:
-        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. {_AGAIN}")
+        raise BundleError(f"{path} is missing; the bundle is incomplete. {_RESTORE_HINT}")
+    actual = file_record(path)
+    if actual.size_bytes != record.size_bytes:
+        raise BundleError(f"{path} has {actual.size_bytes:,} bytes instead of {record.size_bytes:,}. {_RESTORE_HINT}")
+    if actual.sha256 != record.sha256:
+        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. {_RESTORE_HINT}")

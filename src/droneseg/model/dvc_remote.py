@@ -1,4 +1,4 @@
-"""DVC remote: fetch, push, .dvc files, md5 of a folder, timeouts."""
+"""DVC remotes: `.dvc` files, hashes of files and directories, fetching and sending objects."""
 
 import asyncio
 import base64
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -21,110 +22,24 @@ from typing import Any, TypeVar
 import yaml
 
 from droneseg.core.errors import MissingDependencyError, StoreError
-from droneseg.core.files import directory_lock, write_text
+from droneseg.core.files import directory_lock, file_md5, write_text
 
-CREDENTIALS = (
-    "Set GOOGLE_APPLICATION_CREDENTIALS to a key that may use it, or run `gcloud auth application-default login`."
+logger = logging.getLogger(__name__)
+
+CREDENTIALS_HINT = (
+    "Set GOOGLE_APPLICATION_CREDENTIALS to a key with access, or run `gcloud auth application-default login`."
 )
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+IDLE_TIMEOUT_S = 20.0
 
+_TRIES = 2
+_PAUSE_S = 1.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_OBJECTS = ("files", "md5")  # where DVC 3 keeps objects in a remote and in its cache
 
-def is_permanent(error: BaseException) -> bool:
-    """Say whether trying again is no help: the disk is full, or somebody pressed Ctrl-C."""
-    if not isinstance(error, Exception):
-        return True
-    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
-
-
-def is_access_denied(error: BaseException) -> bool:
-    """Say whether a store knows us not, or lets us not in."""
-    status = getattr(error, "code", None) or getattr(error, "status", None)
-    return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
-
-
-def summarize_error(error: BaseException) -> str:
-    """Return the kind of an error and the first line it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
+OnBytes = Callable[[int], None]
+"""Callback with the number of bytes received since the last call."""
 
 T = TypeVar("T")
-
-STALL_S = 20.0
-
-
-class IdleTimer:
-    """When something was last heard."""
-
-    def __init__(self) -> None:
-        self._last_s = time.monotonic()
-
-    def reset(self) -> None:
-        """Something was."""
-        self._last_s = time.monotonic()
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since then."""
-        return time.monotonic() - self._last_s
-
-
-async def wait_with_idle_timeout(work: Awaitable[T], pulse: IdleTimer) -> T:
-    """Wait for work, as long as something is heard of it now and then.
-
-    Raises:
-        TimeoutError: If nothing was for `STALL_S`; the work is ended then.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        while not task.done():
-            await asyncio.wait({task}, timeout=0.2)
-            if not task.done() and pulse.idle_s > STALL_S:
-                raise TimeoutError(f"nothing was heard for {STALL_S:g} s")
-        return task.result()
-    finally:
-        task.cancel()
-
-
-def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, pulse: IdleTimer, **options: Any) -> Any:
-    """Call a method of an fsspec filesystem, and give it up if nothing is heard of it; a local one is just called.
-
-    Raises:
-        TimeoutError: As `wait_with_idle_timeout` does.
-    """
-    if not getattr(filesystem, "async_impl", False):
-        return getattr(filesystem, name)(*arguments, **options)
-    from fsspec.asyn import sync
-
-    async def guarded() -> Any:
-        return await wait_with_idle_timeout(getattr(filesystem, f"_{name}")(*arguments, **options), pulse)
-
-    return sync(filesystem.loop, guarded)
-
-
-_CHUNK_BYTES = 1 << 20
-
-
-def dvc_directory_hash(folder: Path) -> str | None:
-    """Return the md5 by which DVC would name the version of a folder's parent that holds this folder alone.
-
-    Returns:
-        As it stands in a `.dvc` file, ending with `.dir`; None if the folder is not there.
-
-    Raises:
-        MissingDependencyError: If DVC is not installed.
-    """
-    require_dvc()
-    from dvc_data.hashfile.tree import Tree
-
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    if not files:
-        return None
-    tree = Tree.from_list(
-        [{"md5": md5_of(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
-    )
-    tree.digest()
-    return str(tree.hash_info.value)
 
 
 def require_dvc() -> None:
@@ -133,20 +48,7 @@ def require_dvc() -> None:
         raise MissingDependencyError("dvc", "store")
 
 
-def md5_of(path: Path) -> str:
-    """Return the md5 of a file, by which DVC knows it."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def remote_md5(about: Mapping[str, Any], otherwise: str) -> str:
-    """Return the md5 of an object as Cloud Storage keeps it, or as a file on this machine has it."""
-    if "md5Hash" in about:
-        return base64.b64decode(about["md5Hash"]).hex()
-    return md5_of(Path(about["name"])) if Path(about["name"]).is_file() else otherwise.removesuffix(".dir")
+# Projects and .dvc files
 
 
 def find_dvc_directory(folder: Path) -> Path:
@@ -177,12 +79,12 @@ def project_lock(folder: Path, name: str) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class DvcOutput:
-    """A version of the tracked folder, as DVC names it.
+    """A version of a tracked directory, as a `.dvc` file records it.
 
     Attributes:
-        md5: Of the folder's listing; ends with `.dir`.
-        size_bytes: Of all files.
-        files: How many there are.
+        md5: Hash of the directory's listing; ends with `.dir`.
+        size_bytes: Total size of all files.
+        files: Number of files.
     """
 
     md5: str
@@ -191,25 +93,25 @@ class DvcOutput:
 
 
 def read_dvc_file(path: Path) -> DvcOutput:
-    """Read which version a `.dvc` file names.
+    """Read the version that a `.dvc` file records.
 
     Raises:
-        StoreError: If there is no such file, or it is not one of a folder.
+        StoreError: If the file is missing, malformed or does not track a directory.
     """
     try:
         (out,) = yaml.safe_load(path.read_text(encoding="utf-8"))["outs"]
         version = DvcOutput(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing: it names the version of the model beside it.") from None
+        raise StoreError(f"{path} is missing; it records the version of the model. Restore it from git.") from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} does not name a folder's version; take it from git again.") from error
+        raise StoreError(f"{path} does not record the version of one directory. Restore it from git.") from error
     if not version.md5.endswith(".dir"):
-        raise StoreError(f"{path} names a file, not a folder with a model in it.")
+        raise StoreError(f"{path} tracks a file; a model is a directory. Restore it from git.")
     return version
 
 
 def write_dvc_file(path: Path, version: DvcOutput) -> None:
-    """Make a `.dvc` file name this version."""
+    """Write a `.dvc` file that records a version of the directory beside it."""
     out = {
         "md5": version.md5,
         "size": version.size_bytes,
@@ -220,10 +122,357 @@ def write_dvc_file(path: Path, version: DvcOutput) -> None:
     write_text(path, yaml.safe_dump({"outs": [out]}, sort_keys=False))
 
 
-def main() -> None:
-    """Keep of a `.dvc` file its version alone: `python -m droneseg.model.dvc_remote FILE`.
+def dvc_directory_hash(folder: Path) -> str | None:
+    """Return the hash DVC would record for the parent directory if it contained only this folder.
 
-    One that somebody sent may name places, remotes or commands, too: DVC would follow them.
+    Returns:
+        Hash as in a `.dvc` file, ending with `.dir`; None if the folder is missing or empty.
+    """
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    entries = [{"md5": file_md5(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
+    return directory_hash(entries) if entries else None
+
+
+def directory_hash(entries: list[dict[str, str]]) -> str:
+    """Return the hash of a directory's listing, as DVC computes it.
+
+    Args:
+        entries: `md5` and `relpath` of each file, in any order.
+    """
+    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+# Errors of storage clients, which have no common base class
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Return whether a retry is pointless: the disk is full or read-only, or the user pressed Ctrl-C."""
+    if not isinstance(error, Exception):
+        return True
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def is_access_denied(error: BaseException) -> bool:
+    """Return whether the store denied access."""
+    status = getattr(error, "code", None) or getattr(error, "status", None)
+    return status in (401, 403) or any(word in str(error).lower() for word in ("credentials", "forbidden"))
+
+
+def summarize_error(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+# Idle timeout: gcsfs retries for four minutes or waits for an answer indefinitely
+
+
+class IdleTimer:
+    """Seconds since data last arrived."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def reset(self) -> None:
+        """Restart the timer."""
+        self._last_s = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last reset."""
+        return time.monotonic() - self._last_s
+
+
+async def wait_with_idle_timeout(work: Awaitable[T], timer: IdleTimer) -> T:
+    """Wait for a transfer as long as data arrives.
+
+    Args:
+        work: The transfer; cancelled at the timeout.
+        timer: Timer that the transfer resets whenever data arrives.
+
+    Raises:
+        TimeoutError: If no data arrived for `IDLE_TIMEOUT_S`.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.2)
+            if not task.done() and timer.idle_s > IDLE_TIMEOUT_S:
+                raise TimeoutError(f"no data for {IDLE_TIMEOUT_S:g} s")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, timer: IdleTimer, **options: Any) -> Any:
+    """Call a method of an fsspec filesystem, with an idle timeout if the filesystem is asynchronous.
+
+    Args:
+        filesystem: Filesystem of fsspec.
+        name: Name of the method.
+        arguments: Positional arguments of the method.
+        timer: Timer that the call resets whenever data arrives.
+        options: Keyword arguments of the method.
+
+    Raises:
+        TimeoutError: If no data arrived for `IDLE_TIMEOUT_S`.
+    """
+    if not getattr(filesystem, "async_impl", False):
+        return getattr(filesystem, name)(*arguments, **options)
+    from fsspec.asyn import sync
+
+    async def guarded() -> Any:
+        return await wait_with_idle_timeout(getattr(filesystem, f"_{name}")(*arguments, **options), timer)
+
+    return sync(filesystem.loop, guarded)
+
+
+# Remotes
+
+
+class DvcRemote:
+    """A remote of a DVC project and the project's cache; objects are addressed by their md5.
+
+    DVC resolves the configuration and connects. Objects are transferred here, because `dvc pull` and `DVCFileSystem`
+    have neither an idle timeout nor a checksum test (decision 15).
+
+    Args:
+        root: Folder inside of the DVC project; git is not needed.
+        name: Name of the remote; None for the default one.
+
+    Raises:
+        MissingDependencyError: If DVC is not installed.
+        StoreError: If the project or the remote does not exist, or the credentials are invalid.
+    """
+
+    def __init__(self, root: Path, name: str | None = None) -> None:
+        require_dvc()
+        directory = find_dvc_directory(root)
+        # gcsfs logs tracebacks of errors that are reported here in one line
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        from dvc.config import Config
+        from dvc.exceptions import DvcException
+        from dvc.fs import get_cloud_fs
+
+        try:
+            config = Config(str(directory))
+            self.name = _remote_name(config, directory, name)
+            filesystem_class, options, path = get_cloud_fs(config, name=self.name)
+            self._dvc_filesystem = filesystem_class(**options)
+        except DvcException as error:
+            raise StoreError(f"{root}: {error}") from error
+        self._root = self._dvc_filesystem.join(path, *_OBJECTS)
+        self._cache = Path(config.get("cache", {}).get("dir") or directory / "cache", *_OBJECTS)
+        self.url = str(self._dvc_filesystem.unstrip_protocol(self._root))
+        try:
+            self._filesystem = self._dvc_filesystem.fs  # reads the credentials
+        except Exception as error:  # clients of clouds share no base class
+            message = f"The credentials for {self} are invalid: {summarize_error(error)}. {CREDENTIALS_HINT}"
+            raise StoreError(message) from error
+
+    def __str__(self) -> str:
+        return f"remote {self.name} ({self.url})"
+
+    def fetch_listing(self, md5: str, staging_dir: Path, *, add_to_cache: bool = True) -> Mapping[str, str]:
+        """Fetch the listing of a directory: md5 by relative path.
+
+        Args:
+            md5: Hash of the listing, ending with `.dir`.
+            staging_dir: Directory for a temporary file.
+            add_to_cache: Whether to add the listing to DVC's cache.
+
+        Raises:
+            StoreError: If the remote does not have it, cannot be reached, or returns other data.
+        """
+        target = staging_dir / "listing"
+        self.fetch(md5, target, add_to_cache=add_to_cache)
+        try:
+            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(target.read_bytes())}
+        finally:
+            target.unlink()
+
+    def fetch(
+        self, md5: str, target: Path, on_bytes: OnBytes = lambda _count: None, *, add_to_cache: bool = True
+    ) -> None:
+        """Copy an object from DVC's cache, or download it, and verify its md5.
+
+        Args:
+            md5: Hash of the object; ends with `.dir` for a listing.
+            target: File to write; removed if the download fails.
+            on_bytes: Progress callback.
+            add_to_cache: Whether to add a downloaded object to DVC's cache.
+
+        Raises:
+            StoreError: If the remote does not have it, cannot be reached, or returns other data.
+            OSError: If the disk is full.
+        """
+        cached = self._cache / md5[:2] / md5[2:]
+        if cached.is_file() and file_md5(cached) == md5.removesuffix(".dir"):
+            shutil.copyfile(cached, target)
+            on_bytes(target.stat().st_size)
+            return
+        self._download_with_retry(md5, target, on_bytes)
+        if add_to_cache:
+            _write_cache_file(cached, target)
+
+    def has(self, md5: str, *, size_bytes: int | None = None) -> bool:
+        """Return whether the remote has an object.
+
+        Args:
+            md5: Hash of the object.
+            size_bytes: Size of the object. If given, the stored object must have this size and, where the store
+                reports checksums, this md5.
+
+        Raises:
+            StoreError: If the remote cannot be reached.
+        """
+        self._filesystem.invalidate_cache()  # fsspec caches listings
+        try:
+            info = call_with_idle_timeout(self._filesystem, "info", self._path_of(md5), timer=IdleTimer())
+        except FileNotFoundError:
+            return False
+        except Exception as error:  # clients of clouds share no base class
+            raise self._translate(error) from error
+        return size_bytes is None or (info["size"] == size_bytes and remote_md5(info, md5) == md5.removesuffix(".dir"))
+
+    def has_all(self, md5: str) -> bool:
+        """Return whether the remote has a listing and every object in it.
+
+        Raises:
+            StoreError: If the remote cannot be reached, or the listing is damaged.
+        """
+        if not self.has(md5):
+            return False
+        with TemporaryDirectory() as temporary:
+            listing = self.fetch_listing(md5, Path(temporary), add_to_cache=False)
+        return all(self.has(file_hash) for file_hash in listing.values())
+
+    def send(self, source: Path, md5: str) -> None:
+        """Upload a file as the object with this md5; an existing object is replaced.
+
+        Raises:
+            StoreError: If the remote cannot be reached or denies access.
+        """
+        target = self._path_of(md5)
+        try:
+            self._dvc_filesystem.makedirs(self._dvc_filesystem.parent(target), exist_ok=True)
+            # gcsfs uploads a file as bytes, about which aiohttp warns
+            with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+                self._dvc_filesystem.put_file(str(source), target)
+        except Exception as error:  # clients of clouds share no base class
+            raise self._translate(error) from error
+
+    def _path_of(self, md5: str) -> str:
+        return str(self._dvc_filesystem.join(self._root, md5[:2], md5[2:]))
+
+    def _download_with_retry(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self._download(md5, target, on_bytes)
+                return
+            except BaseException as error:
+                target.unlink(missing_ok=True)
+                if is_permanent(error):
+                    if isinstance(error, OSError) and not error.filename:
+                        error.filename = str(target)
+                    raise
+                if not tries_left or isinstance(error, FileNotFoundError):
+                    raise self._translate(error) from error
+                logger.warning("%s: %s; retrying", self, summarize_error(error))
+                time.sleep(_PAUSE_S)
+
+    def _download(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
+        from fsspec.callbacks import Callback
+
+        timer, delta = IdleTimer(), _Delta(on_bytes)
+
+        def on_total(_size: int | None, value: int, **_rest: Any) -> None:
+            timer.reset()
+            delta(value)
+
+        callback = Callback(hooks={"bytes": on_total})
+        source = self._path_of(md5)
+        call_with_idle_timeout(self._filesystem, "get_file", source, str(target), callback=callback, timer=timer)
+        if file_md5(target) != md5.removesuffix(".dir"):
+            raise StoreError(
+                f"Checksum mismatch for {md5} from {self}. Push the model again from the machine that has it."
+            )
+
+    def _translate(self, error: BaseException) -> StoreError:
+        """Return the error that explains a failed transfer to the user."""
+        if isinstance(error, StoreError):
+            return error
+        if isinstance(error, FileNotFoundError):
+            return StoreError(
+                f"{self} does not have this version of the model. Ask its author to run `droneseg models push`, or "
+                "choose another remote with --remote or DRONESEG_DVC_REMOTE."
+            )
+        if is_access_denied(error):
+            return StoreError(f"{self} denied access: {summarize_error(error)}. {CREDENTIALS_HINT}")
+        return StoreError(f"{self} cannot be reached: {summarize_error(error)}. Nothing was changed; try again.")
+
+
+def remote_md5(info: Mapping[str, Any], default: str) -> str:
+    """Return the md5 of a stored object without downloading it.
+
+    Args:
+        info: Description of the object by fsspec. Cloud Storage reports the md5; a local file is read.
+        default: Hash to return for stores that report none.
+    """
+    if "md5Hash" in info:
+        return base64.b64decode(info["md5Hash"]).hex()
+    return file_md5(Path(info["name"])) if Path(info["name"]).is_file() else default.removesuffix(".dir")
+
+
+def _remote_name(config: Mapping[str, Any], directory: Path, name: str | None) -> str:
+    """Return the name of the requested or default remote, which exists."""
+    remotes = config["remote"]
+    chosen = name or config["core"].get("remote")
+    if not chosen:
+        raise StoreError(
+            f"{directory / 'config'} has no default remote. Set one: dvc remote default NAME; or use --remote."
+        )
+    if chosen.lower() not in remotes:
+        raise StoreError(
+            f"{directory / 'config'} has no remote {chosen!r}, only {', '.join(remotes) or 'none'}. "
+            f"Add it: dvc remote add {chosen} gs://BUCKET/FOLDER"
+        )
+    return str(chosen)
+
+
+def _write_cache_file(cached: Path, source: Path) -> None:
+    """Copy a file into DVC's cache in one step, read-only as DVC keeps it."""
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    staging_file = cached.with_name(f".{cached.name}.part")
+    try:
+        shutil.copyfile(source, staging_file)
+        staging_file.chmod(0o444)
+        os.replace(staging_file, cached)
+    finally:
+        staging_file.unlink(missing_ok=True)
+
+
+class _Delta:
+    """Convert running totals to increments.
+
+    Args:
+        on_bytes: Callback with the increment.
+    """
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self._on_bytes = on_bytes
+        self._previous = 0
+
+    def __call__(self, total: int) -> None:
+        self._on_bytes(total - self._previous)
+        self._previous = total
+
+
+def main() -> None:
+    """Reduce a `.dvc` file to the version it records: `python -m droneseg.model.dvc_remote FILE`.
+
+    A file from an untrusted source may also contain paths, remotes or commands, which DVC would obey.
     """
     path = Path(sys.argv[1])
     try:
@@ -234,200 +483,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-logger = logging.getLogger(__name__)
-
-_TRIES = 2
-_PAUSE_S = 1.0
-
-OnBytes = Callable[[int], None]
-"""Told how many more bytes have arrived."""
-
-
-class Remote:
-    """Where versions of models are kept, and DVC's cache on this machine.
-
-    Args:
-        root: Folder of the project, with `.dvc` in it; git is not needed.
-        name: Of the remote; None for the default one.
-
-    Raises:
-        MissingDependencyError: If DVC is not installed.
-        StoreError: If there is no such project or remote.
-    """
-
-    def __init__(self, root: Path, name: str | None = None) -> None:
-        require_dvc()
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-
-        # it writes tracebacks of what is told in a line here
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        try:
-            # DVC's databases are locked for a moment while they are made; a rollback holds the lock of the project
-            with project_lock(root, "databases"):
-                # the checkout may be one without git, as in an image
-                repo = Repo(str(root), config={"core": {"no_scm": True}})
-            self.name = name or str(repo.config["core"].get("remote", ""))
-            if name and name not in repo.config["remote"]:
-                known = ", ".join(repo.config["remote"]) or "none"
-                raise StoreError(
-                    f"{root / '.dvc/config'} has no remote {name!r}, only {known}. "
-                    f"Add it: dvc remote add {name} gs://BUCKET/FOLDER"
-                )
-            self._odb = repo.cloud.get_remote_odb(name)
-            self._cache = repo.cache.local
-        except DvcException as error:
-            raise StoreError(f"{root}: {error}") from error
-        self.url = str(self._odb.fs.unstrip_protocol(self._odb.path))
-        try:
-            self._fs = self._odb.fs.fs  # made, and given its credentials, only now
-        except Exception as error:  # whatever a cloud's client raises
-            raise StoreError(f"{self} refuses the credentials: {summarize_error(error)}. {CREDENTIALS}") from error
-
-    def __str__(self) -> str:
-        return f"remote {self.name} ({self.url})"
-
-    def listing(self, md5: str, aside: Path, *, keep: bool = True) -> Mapping[str, str]:
-        """Return the files of a version: md5 by path.
-
-        Args:
-            md5: Of the version.
-            aside: Folder for what must be fetched.
-            keep: Whether DVC's cache shall hold it, too.
-
-        Raises:
-            StoreError: As `fetch` does.
-        """
-        target = aside / "listing"
-        self.fetch(md5, target, keep=keep)
-        try:
-            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(target.read_bytes())}
-        finally:
-            target.unlink()
-
-    def fetch(self, md5: str, target: Path, on_bytes: OnBytes = lambda _count: None, *, keep: bool = True) -> None:
-        """Write an object to `target`, from DVC's cache if it is there.
-
-        Args:
-            md5: Of the object; with `.dir` at its end for a listing.
-            target: Where it shall be; a half-written one is taken away.
-            on_bytes: Told of what has arrived.
-            keep: Whether DVC's cache shall hold it, too.
-
-        Raises:
-            StoreError: If the remote does not have it, cannot be reached, or gives something else.
-            OSError: If the disk is full.
-        """
-        cached = Path(self._cache.oid_to_path(md5))
-        if cached.is_file() and md5_of(cached) == md5.removesuffix(".dir"):
-            shutil.copyfile(cached, target)
-            on_bytes(target.stat().st_size)
-            return
-        self._fetch_with_tries(md5, target, on_bytes)
-        if keep:
-            from dvc_objects.fs.local import localfs
-
-            cached.unlink(missing_ok=True)  # it may be there and damaged
-            self._cache.add(str(target), localfs, md5)
-
-    def has(self, md5: str, whole: int | None = None) -> bool:
-        """Say whether the remote holds an object.
-
-        Args:
-            md5: Of the object.
-            whole: Its size in bytes, to ask whether it is whole, too: by size, and by content where that costs little.
-
-        Raises:
-            StoreError: If it cannot be reached.
-        """
-        self._fs.invalidate_cache()  # what was there a moment ago says nothing
-        try:
-            about = call_with_idle_timeout(self._fs, "info", self._odb.oid_to_path(md5), pulse=IdleTimer())
-        except FileNotFoundError:
-            return False
-        except Exception as error:  # whatever a cloud's client raises
-            raise self._explained(error) from error
-        return whole is None or (about["size"] == whole and remote_md5(about, md5) == md5.removesuffix(".dir"))
-
-    def holds(self, md5: str) -> bool:
-        """Say whether the remote holds a version whole: its listing, and all that stands in it.
-
-        Raises:
-            StoreError: If it cannot be reached, or what it holds is damaged.
-        """
-        if not self.has(md5):
-            return False
-        with TemporaryDirectory() as temporary:
-            return all(self.has(each) for each in self.listing(md5, Path(temporary), keep=False).values())
-
-    def send(self, source: Path, md5: str) -> None:
-        """Write an object to the remote, over what is there.
-
-        Raises:
-            StoreError: If it cannot be reached, or does not take it.
-        """
-        target = self._odb.oid_to_path(md5)
-        try:
-            self._odb.fs.makedirs(self._odb.fs.parent(target), exist_ok=True)
-            # gcsfs hands a file over as bytes, of which aiohttp warns
-            with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-                self._odb.fs.put_file(str(source), target)
-        except Exception as error:  # whatever a cloud's client raises
-            raise self._explained(error) from error
-
-    def _fetch_with_tries(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
-        for left in reversed(range(_TRIES)):
-            try:
-                self._fetch_once(md5, target, on_bytes)
-                return
-            except BaseException as error:
-                target.unlink(missing_ok=True)
-                if is_permanent(error):
-                    if isinstance(error, OSError) and not error.filename:
-                        error.filename = str(target)
-                    raise
-                if not left or isinstance(error, FileNotFoundError):
-                    raise self._explained(error) from error
-                logger.warning("%s: %s; trying again", self, summarize_error(error))
-                time.sleep(_PAUSE_S)
-
-    def _fetch_once(self, md5: str, target: Path, on_bytes: OnBytes) -> None:
-        from fsspec.callbacks import Callback
-
-        pulse, growth = IdleTimer(), _Delta(on_bytes)
-
-        def heard(_size: int | None, value: int, **_rest: Any) -> None:
-            pulse.reset()
-            growth(value)
-
-        source, progress = self._odb.oid_to_path(md5), Callback(hooks={"bytes": heard})
-        call_with_idle_timeout(self._fs, "get_file", source, str(target), callback=progress, pulse=pulse)
-        if md5_of(target) != md5.removesuffix(".dir"):
-            raise StoreError(f"{self} gave something damaged for {md5}")
-
-    def _explained(self, error: BaseException) -> StoreError:
-        """Say what went wrong with the remote, and what to do."""
-        if isinstance(error, FileNotFoundError):
-            return StoreError(
-                f"{self} does not hold this version of the model. Whoever made it should run `droneseg models push`; "
-                "or take another remote with --remote or DRONESEG_DVC_REMOTE."
-            )
-        if isinstance(error, StoreError):
-            return StoreError(f"{error}: it is not what was pushed. Push it again from where it was made.")
-        if is_access_denied(error):
-            return StoreError(f"{self} refused: {summarize_error(error)}. {CREDENTIALS}")
-        return StoreError(f"{self} cannot be reached: {summarize_error(error)}. Nothing was changed; try again.")
-
-
-class _Delta:
-    """Turns the sum that is told into what is new."""
-
-    def __init__(self, on_bytes: OnBytes) -> None:
-        self._on_bytes = on_bytes
-        self._seen = 0
-
-    def __call__(self, value: int) -> None:
-        self._on_bytes(value - self._seen)
-        self._seen = value

@@ -1,50 +1,84 @@
-"""Model registry (model-registry.jsonl): entries, lineage, listing."""
+"""Model registry (`model-registry.jsonl`): entries, champion lineage, listing of models."""
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from droneseg.core.errors import BundleError, StoreError
 from droneseg.core.files import write_text
 from droneseg.model.bundle import MANIFEST_NAME, dvc_file_of, model_id_of, read_bundle
-from droneseg.model.dvc_remote import DvcOutput, Remote, dvc_directory_hash, read_dvc_file
+from droneseg.model.dvc_remote import DvcOutput, DvcRemote, dvc_directory_hash, read_dvc_file
 
 REGISTRY_NAME = "model-registry.jsonl"
 
+_LISTED_METRICS = ("miou", "unsafe_landing_rate")
 
-class RegisteredModel(BaseModel):
-    """A model that is or was the champion.
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RegisteredModel(_Record):
+    """A current or former champion.
 
     Attributes:
-        model_id: Short hash of its manifest.
-        version: What DVC knows it by.
+        model_id: Short hash of the manifest.
+        version: Version of the tracked directory in DVC.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     model_id: str
     version: DvcOutput
 
 
-class RegistryEntry(BaseModel):
+class RecordedInterval(_Record):
+    """A metric with its 95 % confidence interval; None where it is undefined.
+
+    Attributes:
+        value: Value on all images.
+        low: Lower bound.
+        high: Upper bound.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class RecordedComparison(_Record):
+    """Comparison of two models, as `droneseg models compare` reports it.
+
+    Attributes:
+        images: Number of images.
+        about: Lines that describe models and data.
+        figures: Metrics of the previous and of the new champion.
+        differences: Differences of the metrics, new minus previous.
+    """
+
+    images: int
+    about: tuple[str, ...]
+    figures: tuple[Mapping[str, RecordedInterval], Mapping[str, RecordedInterval]]
+    differences: Mapping[str, RecordedInterval]
+
+
+class RegistryEntry(_Record):
     """A change of the champion.
 
     Attributes:
-        when: UTC, ISO 8601.
-        who: As git knows them.
-        action: Whether a candidate became the champion, or the one before it again.
-        model: The champion from then on.
-        previous: The champion until then; None for the first one.
-        reason: Why.
-        forced: Whether the figures alone would not have allowed it.
-        figures: Of both on the same photographs, and their differences, as `models compare` reports them.
+        when: UTC time in ISO 8601.
+        who: Author according to git.
+        action: "promote" for a new champion, "rollback" for a return to the previous one.
+        model: Champion after the change.
+        previous: Champion before the change; None for the first one.
+        reason: Reason of the change.
+        forced: Whether the promotion rule was overridden.
+        figures: Comparison behind a promotion; None without one, and `{}` in the file.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     when: str
     who: str
     action: Literal["promote", "rollback"]
@@ -52,58 +86,67 @@ class RegistryEntry(BaseModel):
     previous: RegisteredModel | None
     reason: str
     forced: bool = False
-    figures: dict[str, Any] = {}
+    figures: RecordedComparison | None = None
+
+    @field_validator("figures", mode="before")
+    @classmethod
+    def _read_empty(cls, value: object) -> object:
+        return value or None
+
+    @field_serializer("figures", mode="wrap")
+    def _write_empty(self, value: RecordedComparison | None, serialize: Any) -> object:
+        return serialize(value) if value else {}
 
 
 def read_registry(root: Path) -> list[RegistryEntry]:
-    """Read all entries, the oldest first; none if there is no registry yet.
+    """Read all entries, oldest first; an absent registry has none.
 
     Raises:
-        StoreError: If a line is not one; the message says which.
+        StoreError: If the file is not UTF-8 or a line is not a valid entry.
     """
     path = root / REGISTRY_NAME
     entries = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is damaged: it is no UTF-8 text. Take it from git again.") from error
+        raise StoreError(f"{path} is damaged: it is not UTF-8 text. Restore it from git.") from error
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(RegistryEntry.model_validate_json(line))
         except ValidationError as error:
             raise StoreError(
-                f"{path}, line {number} is no entry: {error.errors()[0]['msg']}. See git's log."
+                f"{path}, line {number} is not a valid entry: {error.errors()[0]['msg']}. Restore it from git."
             ) from error
     return entries
 
 
 def append_entry(root: Path, entry: RegistryEntry) -> None:
-    """Add an entry to the registry in one step."""
+    """Append an entry to the registry in one step."""
     path = root / REGISTRY_NAME
     older = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_text(path, f"{older}{json.dumps(entry.model_dump(mode='json'))}\n")
 
 
 def champion_lineage(entries: Sequence[RegistryEntry]) -> list[RegisteredModel]:
-    """Return the champions that lead to today's, the oldest first: what was rolled back is not among them."""
-    line: list[RegisteredModel] = []
+    """Return the champions that led to the current one, oldest first, without those that were rolled back."""
+    lineage: list[RegisteredModel] = []
     for entry in entries:
         if entry.action == "rollback":
-            line = line[:-1]
+            lineage = lineage[:-1]
             continue
-        if entry.previous and (not line or line[-1] != entry.previous):
-            line.append(entry.previous)
-        line.append(entry.model)
-    return line
+        if entry.previous and (not lineage or lineage[-1] != entry.previous):
+            lineage.append(entry.previous)
+        lineage.append(entry.model)
+    return lineage
 
 
 def known_ids(entries: Sequence[RegistryEntry]) -> set[str]:
-    """Return the ids of all models the registry has ever seen."""
+    """Return the ids of all models in the registry."""
     return {model.model_id for entry in entries for model in (entry.model, entry.previous) if model}
 
 
 def is_known(folder: Path) -> bool:
-    """Say whether a folder's manifest is that of a model the registry knows, so that it can be fetched again.
+    """Return whether a folder contains a model of the registry, which can therefore be fetched again.
 
     Raises:
         StoreError: If the registry cannot be read.
@@ -114,97 +157,100 @@ def is_known(folder: Path) -> bool:
 
 
 def run_git(root: Path, *arguments: str) -> str:
-    """Run git in a project and return what it says.
+    """Run a git command in a project and return its standard output.
 
     Raises:
-        StoreError: If it fails or is not there; with git's words.
+        StoreError: If git is not installed or the command fails; the message contains git's.
     """
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        completed = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise StoreError("git is not installed; the registry of models is kept in git.") from error
+        raise StoreError("git is not installed; the model registry needs it. Install git.") from error
     except subprocess.CalledProcessError as error:
         raise StoreError(f"`git {arguments[0]}` failed: {' '.join(error.stderr.split())}") from error
-    return done.stdout
+    return completed.stdout
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A model that is or was the champion.
+    """A current or former champion, and where it is available.
 
     Attributes:
-        model_id: Short hash of its manifest; None if the registry does not know it and it is not here.
-        state: "champion", "before it" (what a rollback leads to, or further back) or "rolled back".
-        since: When it became the champion, if the registry knows.
-        who: Who made it so.
-        why: Their reason.
-        figures: mIoU and unsafe landing rate at that time, if it was compared.
-        here: Whether it lies in the champion's folder and verifies.
-        in_remote: Whether the remote holds all of it; None if none was asked.
+        model_id: Short hash of the manifest; None if the model is neither in the registry nor on this machine.
+        state: "champion", "previous" (`droneseg models rollback` leads to it) or "rolled back".
+        since: Time of its promotion; None if the registry has no promotion of it. The same holds for `who` and `why`.
+        who: Author of the promotion.
+        why: Reason of the promotion.
+        figures: mIoU and unsafe landing rate at the promotion; empty without a comparison.
+        is_local: Whether the champion's folder contains it, verified.
+        in_remote: Whether the remote has all of its files; None if no remote was checked.
     """
 
     model_id: str | None
-    state: str
+    state: Literal["champion", "previous", "rolled back"]
     since: str | None
     who: str | None
     why: str | None
-    figures: dict[str, Any]
+    figures: Mapping[str, float | None]
     is_local: bool
     in_remote: bool | None
 
 
 def list_models(folder: Path, remote: str | None) -> list[ModelVersion]:
-    """List the champion and those before it, the newest first.
+    """List the champion and its predecessors, newest first.
 
     Args:
-        folder: The champion's.
-        remote: Name of a remote to ask whether it holds each; None asks none.
+        folder: Folder of the champion.
+        remote: Name of a remote to check for each model; None to check none.
 
     Raises:
-        StoreError: If there is no `.dvc` file, or the remote cannot be reached.
+        StoreError: If the `.dvc` file is missing or the remote cannot be reached.
     """
-    pointer = dvc_file_of(folder)
-    version = read_dvc_file(pointer)
-    entries = read_registry(pointer.parent)
-    place = Remote(pointer.parent, remote) if remote else None
-    is_local = _id_of(folder)
-    # somebody's own model is in the folder, too, but is no champion
-    tracked = is_local is not None and dvc_directory_hash(folder) == version.md5
-    line = champion_lineage(entries)
-    models = {model.version: model for entry in entries for model in (entry.previous, entry.model) if model}
-    shelved = []
-    for each in {version: None, **dict.fromkeys(reversed(models))}:
-        model = models.get(each)
-        made = _promotion(entries, model.model_id) if model else None
-        known = model.model_id if model else is_local if tracked else None
-        state = "champion" if each == version else "before it" if model in line else "rolled back"
-        shelved.append(
+    dvc_file = dvc_file_of(folder)
+    champion = read_dvc_file(dvc_file)
+    entries = read_registry(dvc_file.parent)
+    source = DvcRemote(dvc_file.parent, remote) if remote else None
+    local_id = _bundle_id(folder)
+    # the folder may contain the user's own model, which is not the champion
+    is_tracked = local_id is not None and dvc_directory_hash(folder) == champion.md5
+    lineage = champion_lineage(entries)
+    registered = {model.version: model for entry in entries for model in (entry.previous, entry.model) if model}
+    versions: list[ModelVersion] = []
+    for version in {champion: None, **dict.fromkeys(reversed(registered))}:
+        model = registered.get(version)
+        promotion = _promotion(entries, model.model_id) if model else None
+        model_id = model.model_id if model else local_id if is_tracked else None
+        versions.append(
             ModelVersion(
-                known,
-                state,
-                made.when if made else None,
-                made.who if made else None,
-                made.reason if made else None,
-                _figures(made),
-                is_local=known is not None and known == is_local,
-                in_remote=place.holds(each.md5) if place else None,
+                model_id=model_id,
+                state="champion" if version == champion else "previous" if model in lineage else "rolled back",
+                since=promotion.when if promotion else None,
+                who=promotion.who if promotion else None,
+                why=promotion.reason if promotion else None,
+                figures=_listed_metrics(promotion),
+                is_local=model_id is not None and model_id == local_id,
+                in_remote=source.has_all(version.md5) if source else None,
             )
         )
-    return shelved
+    return versions
 
 
-def _id_of(folder: Path) -> str | None:
+def _bundle_id(folder: Path) -> str | None:
+    """Return the id of the model in a folder; None if it is missing or not valid."""
     try:
         return read_bundle(folder).model_id
     except BundleError:
         return None
 
 
-def _promotion(entries: list[RegistryEntry], model_id: str) -> RegistryEntry | None:
-    found = [entry for entry in entries if entry.action == "promote" and entry.model.model_id == model_id]
-    return found[-1] if found else None
+def _promotion(entries: Sequence[RegistryEntry], model_id: str) -> RegistryEntry | None:
+    """Return the latest promotion of a model."""
+    promotions = [entry for entry in entries if entry.action == "promote" and entry.model.model_id == model_id]
+    return promotions[-1] if promotions else None
 
 
-def _figures(entry: RegistryEntry | None) -> dict[str, Any]:
-    figures = entry.figures.get("figures") if entry else None
-    return {name: figures[1][name]["value"] for name in ("miou", "unsafe_landing_rate")} if figures else {}
+def _listed_metrics(entry: RegistryEntry | None) -> dict[str, float | None]:
+    if entry is None or entry.figures is None:
+        return {}
+    _, promoted = entry.figures.figures
+    return {name: promoted[name].value for name in _LISTED_METRICS}

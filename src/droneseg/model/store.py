@@ -1,4 +1,4 @@
-"""Pull and push the champion; fetch it at service start."""
+"""Pull and push the champion; fetch it when a service starts."""
 
 import logging
 import os
@@ -12,28 +12,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
-from droneseg.core.files import atomic_directory, check_writable
+from droneseg.core.files import atomic_directory, check_writable, file_md5
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
-from droneseg.model.dvc_remote import Remote, dvc_directory_hash, md5_of, project_lock, read_dvc_file, require_dvc
+from droneseg.model.dvc_remote import DvcRemote, dvc_directory_hash, project_lock, read_dvc_file, require_dvc
 from droneseg.model.registry import is_known
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_S = 200  # Cloud Run gives a start 240 s
+_TIMEOUT_S = 200  # Cloud Run allows 240 s for a start
 
 OnProgress = Callable[[int, int], None]
-"""Told of the bytes that are there and of all."""
+"""Callback with the bytes received and the total."""
 
 
 @dataclass(frozen=True)
 class PullResult:
-    """What a pull did.
+    """Result of a pull.
 
     Attributes:
-        bundle: The model.
-        remote: Where it came from, in words.
-        fetched: Whether anything had to be; False if it was there already.
+        bundle: The verified model.
+        remote: Name and address of the remote.
+        fetched: Whether files were fetched; False if the model was already present.
     """
 
     bundle: Bundle
@@ -46,189 +46,201 @@ def pull_model(
     remote: str | None = None,
     *,
     replace: bool = False,
-    keep: bool = True,
+    add_to_cache: bool = True,
     progress: OnProgress = lambda _done, _total: None,
 ) -> PullResult:
-    """Fetch the version of a model that its `.dvc` file names, and nothing else.
+    """Fetch the version of a model that its `.dvc` file records.
 
-    Everything is fetched into a folder beside, held against its checksums and read as a bundle; then it takes its place
-    in one step. So a failure leaves what was there, and two pulls at once do no harm.
+    All files are downloaded into a temporary folder and verified before they replace the model in one step. A failed
+    pull therefore leaves the previous model intact, and concurrent pulls do not interfere.
 
     Args:
-        folder: Of the bundle; `nnUNet_results.dvc` names the version of `nnUNet_results/champion`.
-        remote: Name of DVC's remote; None for the default one.
-        replace: Whether another model in that folder may be replaced.
-        keep: Whether DVC's cache shall hold it, too, as `dvc status` expects.
-        progress: Told of what has arrived.
+        folder: Folder of the bundle; `nnUNet_results.dvc` records the version of `nnUNet_results/champion`.
+        remote: Name of the DVC remote; None for the default one.
+        replace: Whether a different model in `folder` may be replaced.
+        add_to_cache: Whether to add the files to DVC's cache, without which `dvc status` reports the model as missing.
+        progress: Progress callback.
 
     Raises:
-        StoreError: If it cannot be fetched.
-        BundleError: If what was pushed is no bundle.
-        OutputExistsError: If another model is there.
+        StoreError: If the model cannot be fetched or is not a valid bundle.
+        OtherClassesError: If the model was trained for another class table.
+        OutputExistsError: If `folder` contains a different model and `replace` is False.
         MissingDependencyError: If DVC is not installed.
     """
-    pointer = dvc_file_of(folder)
-    version = read_dvc_file(pointer)
-    source = Remote(pointer.parent, remote)
+    dvc_file = dvc_file_of(folder)
+    version = read_dvc_file(dvc_file)
+    source = DvcRemote(dvc_file.parent, remote)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with project_lock(pointer.parent, "pull"), TemporaryDirectory() as temporary:
+    with project_lock(dvc_file.parent, "pull"), TemporaryDirectory() as temporary:
         if dvc_directory_hash(folder) == version.md5:
             return PullResult(read_bundle(folder), str(source), fetched=False)
-        listing = _of_model(source.listing(version.md5, Path(temporary), keep=keep), folder, pointer)
+        listing = source.fetch_listing(version.md5, Path(temporary), add_to_cache=add_to_cache)
+        files = _model_files(listing, folder, dvc_file)
         check_writable(folder, marker=MANIFEST_NAME, replace=replace)
-        count = _ProgressTotal(version.size_bytes, progress)
-        with _staging_directory(folder) as waiting:
-            for name, md5 in listing.items():
-                source.fetch(md5, waiting / name, count, keep=keep)
-            with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as aside:
-                for name in listing:
-                    os.replace(waiting / name, aside / name)
-                _require_bundle(aside, source)
+        on_bytes = _ProgressTotal(version.size_bytes, progress)
+        with _staging_directory(folder) as downloads:
+            for name, md5 in files.items():
+                source.fetch(md5, downloads / name, on_bytes, add_to_cache=add_to_cache)
+            with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as staging_dir:
+                for name in files:
+                    os.replace(downloads / name, staging_dir / name)
+                _require_bundle(staging_dir, source)
         return PullResult(read_bundle(folder), str(source), fetched=True)
 
 
 def push_model(folder: Path, remote: str | None = None) -> str:
-    """Send the version of a model that its `.dvc` file names to a remote; what is there already is not sent again.
+    """Upload the version of a model that its `.dvc` file records; files that the remote has are skipped.
 
     Args:
-        folder: Of the bundle.
-        remote: Name of DVC's remote; None for the default one.
+        folder: Folder of the bundle.
+        remote: Name of the DVC remote; None for the default one.
 
     Returns:
-        Where it went, in words.
+        Name and address of the remote.
 
     Raises:
-        BundleError: If it does not verify.
-        StoreError: If the folder holds another model than the `.dvc` file names, or DVC cannot send it.
+        BundleError: If the bundle is not valid.
+        StoreError: If the folder contains another model than the `.dvc` file records, or the upload fails.
         MissingDependencyError: If DVC is not installed.
     """
     read_bundle(folder)
-    pointer = dvc_file_of(folder)
-    version = read_dvc_file(pointer)
-    target = Remote(pointer.parent, remote)
-    target.has(version.md5)  # or DVC would try for minutes to reach a remote that is away
+    dvc_file = dvc_file_of(folder)
+    version = read_dvc_file(dvc_file)
+    target = DvcRemote(dvc_file.parent, remote)
+    target.has(version.md5)  # fails within seconds if the remote is unreachable; `dvc push` retries for minutes
     require_tracked(folder)
-    run_dvc(pointer.parent, "commit", "--force", "--quiet", pointer.name)  # its cache may be gone
-    run_dvc(pointer.parent, "push", "--quiet", pointer.name, *(("--remote", remote) if remote else ()))
+    run_dvc(dvc_file.parent, "commit", "--force", "--quiet", dvc_file.name)  # restores DVC's cache
+    run_dvc(dvc_file.parent, "push", "--quiet", dvc_file.name, *(("--remote", remote) if remote else ()))
     for file in folder.iterdir():
-        # DVC believes a remote that has a version's listing to have its files, whole
-        md5 = md5_of(file)
-        if not target.has(md5, whole=file.stat().st_size):
+        # if a remote has the listing, DVC assumes that its files are present and intact
+        md5 = file_md5(file)
+        if not target.has(md5, size_bytes=file.stat().st_size):
             target.send(file, md5)
     return str(target)
 
 
 def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
-    """Fetch a model as a service starts, if it is asked to, in a process of its own: DVC is large, and done with then.
+    """Fetch a model when a service starts, in a subprocess so that the service does not keep DVC in memory.
 
     Args:
-        folder: Of the bundle.
-        pull: "auto" fetches what is not there and is named by a `.dvc` file.
-        remote: Name of DVC's remote; None for the default one.
+        folder: Folder of the bundle.
+        pull: When to fetch: "never", "always", or "auto" if the model is missing and a `.dvc` file records it.
+        remote: Name of the DVC remote; None for the default one.
 
     Raises:
-        StoreError: If it cannot be fetched. Why is logged: it may name places that not all may know.
+        StoreError: If the model cannot be fetched. The reason is only logged, since it may contain internal addresses.
         MissingDependencyError: If DVC is not installed.
     """
-    pointer = dvc_file_of(folder)
-    there = (folder / MANIFEST_NAME).is_file()
-    if pull == "never" or (pull == "auto" and (there or not pointer.is_file())):
+    dvc_file = dvc_file_of(folder)
+    exists = (folder / MANIFEST_NAME).is_file()
+    if pull == "never" or (pull == "auto" and (exists or not dvc_file.is_file())):
         return
-    if not pointer.is_file():
-        raise StoreError(f"{pointer} is missing: it names the version of {folder}. Or set DRONESEG_DVC_PULL=never.")
+    if not dvc_file.is_file():
+        raise StoreError(
+            f"{dvc_file} is missing; it records the version of {folder}. Restore it, or set DRONESEG_DVC_PULL=never."
+        )
     require_dvc()
     logger.info("fetching %s with DVC", folder)
     command = [sys.executable, "-m", "droneseg.model.store", str(folder), *([remote] if remote else [])]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise StoreError(f"DVC did not fetch {folder} within {_TIMEOUT_S} s.") from error
+        raise StoreError(f"DVC did not fetch {folder} within {_TIMEOUT_S} s. Check the connection.") from error
     except subprocess.CalledProcessError as error:
-        logger.error("fetching: %s", " ".join(error.stderr.split()) or f"ended with {error.returncode}")
-        raise StoreError(f"DVC could not fetch {folder} as {pointer} names it; the log says why.") from error
+        logger.error("cannot fetch: %s", " ".join(error.stderr.split()) or f"exit code {error.returncode}")
+        raise StoreError(f"DVC could not fetch {folder}, which {dvc_file} records. See the server log.") from error
 
 
 def require_tracked(folder: Path) -> None:
-    """Refuse a folder that holds another model than its `.dvc` file names.
+    """Require that a folder contains the model that its `.dvc` file records.
 
     Raises:
-        StoreError: If it does.
+        StoreError: If it contains another model.
     """
-    pointer = dvc_file_of(folder)
-    if dvc_directory_hash(folder) != read_dvc_file(pointer).md5:
+    dvc_file = dvc_file_of(folder)
+    if dvc_directory_hash(folder) != read_dvc_file(dvc_file).md5:
         raise StoreError(
-            f"{folder} is not the model that {pointer} names. If it is yours, move it elsewhere and make it the "
-            "champion with `droneseg models promote`; `droneseg models pull --force` fetches the champion again."
+            f"{folder} is not the model that {dvc_file} records. To use your own model, move it elsewhere and run "
+            "`droneseg models promote`. To restore the champion, run `droneseg models pull --force`."
         )
 
 
 def run_dvc(root: Path, *arguments: str) -> str:
-    """Run a command of DVC in a project, and return what it says.
+    """Run a DVC command in a project and return its standard output.
 
     Raises:
         MissingDependencyError: If DVC is not installed.
-        StoreError: If it fails; with DVC's words.
+        StoreError: If the command fails; the message contains DVC's.
     """
     require_dvc()
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip()
-        words = " ".join(said.split()).removeprefix("ERROR: ") or f"exit code {done.returncode}"
-        raise StoreError(f"`dvc {' '.join(arguments)}` failed: {words}")
-    return done.stdout
+    command = [sys.executable, "-m", "dvc", *arguments]
+    completed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        output = completed.stderr.strip() or completed.stdout.strip()
+        message = " ".join(output.split()).removeprefix("ERROR: ") or f"exit code {completed.returncode}"
+        raise StoreError(f"`dvc {' '.join(arguments)}` failed: {message}")
+    return completed.stdout
 
 
 class _ProgressTotal:
-    """Adds up what arrives; a second try begins again, so it stops at the whole."""
+    """Add increments up to the total; a retried download does not exceed it.
+
+    Args:
+        total: Expected number of bytes.
+        progress: Progress callback.
+    """
 
     def __init__(self, total: int, progress: OnProgress) -> None:
         self._total = total
         self._progress = progress
         self._done = 0
 
-    def __call__(self, more: int) -> None:
-        self._done = min(self._done + more, self._total)
+    def __call__(self, count: int) -> None:
+        self._done = min(self._done + count, self._total)
         self._progress(self._done, self._total)
 
 
-def _of_model(files: Mapping[str, str], folder: Path, pointer: Path) -> dict[str, str]:
-    """Return the files of the model alone: a version may hold others beside it."""
-    inside = {
-        name.removeprefix(f"{folder.name}/"): md5 for name, md5 in files.items() if name.startswith(f"{folder.name}/")
-    }
-    if MANIFEST_NAME not in inside or any("/" in name or name in ("", "..") for name in inside):
-        raise StoreError(f"The version that {pointer} names holds no model {folder.name}.")
-    return inside
+def _model_files(listing: Mapping[str, str], folder: Path, dvc_file: Path) -> dict[str, str]:
+    """Return the model's files from the listing of the tracked directory, which may contain others.
+
+    Returns:
+        The md5 of each file by name.
+    """
+    prefix = f"{folder.name}/"
+    files = {path.removeprefix(prefix): md5 for path, md5 in listing.items() if path.startswith(prefix)}
+    if MANIFEST_NAME not in files or any("/" in name or name in ("", "..") for name in files):
+        raise StoreError(
+            f"The version that {dvc_file} records contains no model {folder.name}. Restore {dvc_file.name} from git."
+        )
+    return files
 
 
-def _require_bundle(folder: Path, source: Remote) -> None:
+def _require_bundle(folder: Path, source: DvcRemote) -> None:
     try:
         read_bundle(folder)
     except OtherClassesError:
         raise
     except BundleError as error:
-        raise StoreError(f"{source} holds a version that is no whole model: {error}") from error
+        raise StoreError(f"The version in {source} is not a valid model: {error}") from error
 
 
 @contextmanager
 def _staging_directory(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside, always of the same name: what a killed pull left there is taken away."""
-    waiting = folder.with_name(f".{folder.name}.pull")
-    shutil.rmtree(waiting, ignore_errors=True)
-    waiting.mkdir()
+    """Create an empty folder beside the model's. Its name is fixed, so the remains of a killed pull are removed."""
+    staging_dir = folder.with_name(f".{folder.name}.pull")
+    shutil.rmtree(staging_dir, ignore_errors=True)
+    staging_dir.mkdir()
     try:
-        yield waiting
+        yield staging_dir
     finally:
-        shutil.rmtree(waiting, ignore_errors=True)
+        shutil.rmtree(staging_dir, ignore_errors=True)
 
 
 def main() -> None:
-    """Fetch a model: `python -m droneseg.model.store FOLDER [REMOTE]`; the error is one line."""
+    """Fetch a model and report errors in one line: `python -m droneseg.model.store FOLDER [REMOTE]`."""
     folder, remote, *_ = (*sys.argv[1:], None)
     try:
-        pull_model(Path(str(folder)), remote, replace=is_known(Path(str(folder))), keep=False)
+        pull_model(Path(str(folder)), remote, replace=is_known(Path(str(folder))), add_to_cache=False)
     except (DronesegError, OSError) as error:
         sys.exit(f"{error}")
 
