@@ -187,7 +187,7 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
         [*COMMAND, "models", "pull", "--remote", "gcs"], cwd=project, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"model {read_bundle(champion).model_id}, from remote gcs" in done.stdout
+    assert f"model {read_bundle(champion).model_id}, downloaded from remote gcs" in done.stdout
     assert leftovers(project) == []
 
 

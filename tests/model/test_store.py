@@ -102,7 +102,7 @@ def test_what_a_remote_lost_or_holds_damaged_is_told_and_sent_again(project: Pat
 
 def test_a_registry_that_is_no_text_is_told_in_a_line(project: Path) -> None:
     (project / "model-registry.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(StoreError, match="is damaged: it is no UTF-8 text"):
+    with pytest.raises(StoreError, match="is damaged: it is not UTF-8 text"):
         read_registry(project)
 
 

@@ -270,9 +270,9 @@ def split(
     json: Json = False,
 ) -> None:
     """Split a dataset into training, validation and test."""
-    from droneseg.data.splits import require_split_place, write_split
+    from droneseg.data.splits import check_split_writable, write_split
 
-    require_split_place(out, replace=force)
+    check_split_writable(out, replace=force)
     if by is SplitBy.RANDOM:
         random = _random_split(source, val_share, test_share, seed)
         write_split(random, out, replace=force)
