@@ -1,4 +1,4 @@
-"""The chain from a photograph to a page: service, bucket, report, gauge, Prometheus, rule, Alertmanager, webhook."""
+"""End to end: drifted images at the service lead to a call of Alertmanager's webhook."""
 
 import json
 import os
@@ -27,11 +27,11 @@ CONFIGS = Path(__file__).parents[1] / "configs/alarms"
 
 
 class _Hook(BaseHTTPRequestHandler):
-    """Keeps what Alertmanager tells."""
+    """Stores the notifications of Alertmanager."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.told.append((self.path, json.loads(body)))  # type: ignore[attr-defined]
+        self.server.notifications.append((self.path, json.loads(body)))  # type: ignore[attr-defined]
         self.send_response(200)
         self.end_headers()
 
@@ -41,12 +41,12 @@ class _Hook(BaseHTTPRequestHandler):
 
 @contextmanager
 def webhook() -> Iterator[tuple[int, list[tuple[str, dict[str, Any]]]]]:
-    """Run a webhook; yields its port and what it was told."""
+    """Run a webhook; yield its port and the list of the notifications it receives."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hook)
-    server.told = []  # type: ignore[attr-defined]
+    server.notifications = []  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server.server_port, server.told  # type: ignore[attr-defined]
+        yield server.server_port, server.notifications  # type: ignore[attr-defined]
     finally:
         server.shutdown()
         server.server_close()
@@ -54,7 +54,7 @@ def webhook() -> Iterator[tuple[int, list[tuple[str, dict[str, Any]]]]]:
 
 @contextmanager
 def running(folder: Path, command: list[str]) -> Iterator[None]:
-    """Run a program until the block ends."""
+    """Run a program while the block runs."""
     with (folder / f"{Path(command[0]).name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
     try:
@@ -65,7 +65,7 @@ def running(folder: Path, command: list[str]) -> Iterator[None]:
 
 
 def configure(folder: Path, *, service: str, alertmanager: int, hook: int) -> None:
-    """Write the configurations that come with droneseg, with this test's addresses and without their pauses."""
+    """Write our example configurations with the addresses of this test and shorter intervals."""
     prometheus, alerts = (
         yaml.safe_load((CONFIGS / name).read_text()) for name in ("prometheus.yaml", "alertmanager.yaml")
     )
@@ -82,14 +82,14 @@ def configure(folder: Path, *, service: str, alertmanager: int, hook: int) -> No
     (folder / "rules.yaml").write_text((CONFIGS / "rules.yaml").read_text())
 
 
-def test_photographs_that_drift_end_in_a_call_of_the_webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drifted_images_trigger_the_webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prometheus = require_program("prometheus")
     alertmanager = require_program("prometheus-alertmanager", "alertmanager")
     chromium = require_program("chromium", "google-chrome")
     bundle = make_bundle_with_reference(tmp_path / "champion")
-    with bucket("flights", monkeypatch) as flights, webhook() as (hook, told):
-        places = {"records_url": f"{flights.url}/records", "reports_url": f"{flights.url}/reports"}
-        with serving(tmp_path, model=bundle.folder, **places) as server:
+    with bucket("flights", monkeypatch) as flights, webhook() as (hook, notifications):
+        urls = {"records_url": f"{flights.url}/records", "reports_url": f"{flights.url}/reports"}
+        with serving(tmp_path, model=bundle.folder, **urls) as server:
             manager, port = free_port(), free_port()
             configure(tmp_path, service=server.url.removeprefix("http://"), alertmanager=manager, hook=hook)
             listen = [f"--web.listen-address=127.0.0.1:{manager}", "--cluster.listen-address="]
@@ -100,24 +100,24 @@ def test_photographs_that_drift_end_in_a_call_of_the_webhook(tmp_path: Path, mon
             ):  # fmt: skip
                 for image in photographs(25, seed=5):
                     server.predict(encode_png(image // 4)).raise_for_status()
-                found = httpx.get(f"{server.url}/drift", timeout=120).raise_for_status().json()
-                assert found["drifted"]
-                assert found["url"].startswith(f"{flights.url}/reports/")
-                end = time.monotonic() + 60
-                while not told:
+                report = httpx.get(f"{server.url}/drift", timeout=120).raise_for_status().json()
+                assert report["drifted"]
+                assert report["url"].startswith(f"{flights.url}/reports/")
+                end = time.monotonic() + 240
+                while not notifications:
                     assert time.monotonic() < end, (tmp_path / "prometheus.log").read_text()
                     time.sleep(0.2)
-        path, call = told[0]
+        path, notification = notifications[0]
         assert path == "/notify"
-        (alert,) = call["alerts"]
+        (alert,) = notification["alerts"]
         assert alert["labels"]["alertname"] == "DronesegDrift"
         assert alert["status"] == "firing"
-        page = fsspec.filesystem("gs", skip_instance_cache=True).cat(found["url"])
-    look(chromium, page, Path(os.environ.get("DRONESEG_SCREENSHOTS", tmp_path)))
+        page = fsspec.filesystem("gs", skip_instance_cache=True).cat(report["url"])
+    check_page(chromium, page, Path(os.environ.get("DRONESEG_SCREENSHOTS", tmp_path)))
 
 
-def look(chromium: str, page: bytes, folder: Path) -> None:
-    """Open a report in a browser, without a network: it needs nothing but itself."""
+def check_page(chromium: str, page: bytes, folder: Path) -> None:
+    """Open a report in a browser without network access."""
     file = folder / "drift.html"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(page)

@@ -1,4 +1,4 @@
-"""Predictions are scored against the truth of their own stem, and what cannot be scored is listed."""
+"""Predictions are compared with the true mask of the same stem; all problems are listed."""
 
 from pathlib import Path
 
@@ -23,20 +23,23 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
     for stem, ids in {"a": [[5, 5, 5, 1]], "b": [[3, 3, 3, 3]]}.items():
         (tmp_path / "predictions" / f"{stem}.png").write_bytes(encode_mask(np.array(ids, np.uint8)))
-    (tmp_path / "predictions" / "a_overlay.png").write_bytes(b"a picture, not a mask")
+    (tmp_path / "predictions" / "a_overlay.png").write_bytes(b"an overlay, not a mask")
     return tmp_path / "predictions", tmp_path / "truth"
 
 
-def test_scores_pair_by_stem(folders: tuple[Path, Path]) -> None:
-    found = evaluate_folder(*folders, max_pixels=LIMIT)
-    assert found.scores.images == 2
-    assert found.scores.per_class_iou["landing-zones"] == pytest.approx(2 / 3)
-    assert found.scores.miou == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert {image.stem: image.miou for image in found.images} == {"a": pytest.approx((2 / 3 + 1 / 2) / 2), "b": 1.0}
-    assert found.without_prediction == ("unused",)
+def test_masks_are_paired_by_stem(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate_folder(*folders, max_pixels=LIMIT)
+    assert evaluation.scores.images == 2
+    assert evaluation.scores.per_class_iou["landing-zones"] == pytest.approx(2 / 3)
+    assert evaluation.scores.miou == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert {image.stem: image.miou for image in evaluation.images} == {
+        "a": pytest.approx((2 / 3 + 1 / 2) / 2),
+        "b": 1.0,
+    }
+    assert evaluation.without_prediction == ("unused",)
 
 
-def test_truth_can_be_declared_as_ids(folders: tuple[Path, Path]) -> None:
+def test_true_masks_may_hold_ids(folders: tuple[Path, Path]) -> None:
     predictions, truth = folders
     for stem, ids in {"a": [[5, 5, 1, 1]], "b": [[3, 3, 3, 3]]}.items():
         (truth / f"{stem}.png").write_bytes(png(np.array(ids, np.uint8)))
@@ -54,7 +57,7 @@ def test_all_problems_are_listed(folders: tuple[Path, Path]) -> None:
         assert part in str(caught.value)
 
 
-def test_no_prediction_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_predictions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no mask"):
         evaluate_folder(tmp_path / "empty", tmp_path / "empty", max_pixels=LIMIT)
@@ -62,6 +65,6 @@ def test_no_prediction_is_an_error(tmp_path: Path) -> None:
         evaluate_folder(tmp_path / "absent", tmp_path / "empty", max_pixels=LIMIT)
 
 
-def test_constant_baseline_is_the_best_single_answer() -> None:
+def test_constant_baseline_is_the_best_single_class() -> None:
     # all landing: IoU 3/4 there and 0 for water, so a mean of 3/8; all water: 1/4 and 0
     assert constant_miou([np.array([[5, 5, 5, 2]], np.uint8)]) == pytest.approx(3 / 8)

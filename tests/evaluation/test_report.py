@@ -1,4 +1,4 @@
-"""Every number of a report is recomputed here in a few lines, from an example with values worked out by hand."""
+"""The metrics of a report equal values computed by hand or by brute force."""
 
 import hashlib
 import json
@@ -53,11 +53,11 @@ def write(evaluation: Evaluation, out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-def test_every_figure_is_what_counting_by_hand_gives(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_metrics_equal_counts_by_hand(evaluation: Evaluation, tmp_path: Path) -> None:
     report = write(evaluation, tmp_path / "report")
-    value = {name: figure["value"] for name, figure in report["figures"].items()}
-    # landing: truth a 6, c 4, d 8 = 18; called a 7, b 2, c 2, d 7 = 18; right 6 + 2 + 7 = 15
-    # obstacles: 2 true, 1 called, 1 right; water: 4, 2, 2; soft: 4, 4, 4; moving: 4 true, 6 called, 4 right
+    value = {name: interval["value"] for name, interval in report["figures"].items()}
+    # landing: truth a 6, c 4, d 8 = 18; predicted a 7, b 2, c 2, d 7 = 18; correct 6 + 2 + 7 = 15
+    # obstacles: 2 true, 1 predicted, 1 correct; water: 4, 2, 2; soft: 4, 4, 4; moving: 4 true, 6 predicted, 4 correct
     ious = {
         "landing-zones": 15 / 21, "obstacles": 1 / 2, "water": 2 / 4, "soft-surfaces": 1.0, "moving-objects": 4 / 6,
     }  # fmt: skip
@@ -72,14 +72,14 @@ def test_every_figure_is_what_counting_by_hand_gives(evaluation: Evaluation, tmp
     assert {stem: image["miou"] for stem, image in report["per_image"].items()} == pytest.approx(own)
     assert value["image_wise_miou"] == pytest.approx(sum(own.values()) / 4)
     assert value["pixel_accuracy"] == pytest.approx((7 + 6 + 6 + 7) / 32)
-    # called landing and truly obstacle (1 in a) or water (2 in b), of 18 called
+    # predicted as landing zone, but obstacle (1 in a) or water (2 in b), of 18 predicted
     assert value["unsafe_landing_rate"] == pytest.approx(3 / 18)
     assert value["landing_recall"] == pytest.approx(15 / 18)
     assert report["confusion"][5] == [1, 0, 0, 0, 2, 15]
     assert report["images"] == 4
 
 
-def test_boundary_error_is_what_brute_force_gives(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_boundary_error_equals_brute_force(evaluation: Evaluation, tmp_path: Path) -> None:
     report = write(evaluation, tmp_path / "report")
     by_hand = {stem: brute_force(np.array(TRUTH[stem]), np.array(PREDICTED[stem])) for stem in TRUTH}
     assert {s: i["boundary_error_px"] for s, i in report["per_image"].items()} == pytest.approx(by_hand, rel=1e-5)
@@ -101,32 +101,30 @@ def brute_force(truth: np.ndarray, predicted: np.ndarray) -> float:
             if (x + 1 < width and mask[y, x] != mask[y, x + 1]) or (y + 1 < height and mask[y, x] != mask[y + 1, x])
         ]
 
-    ours, theirs = border(predicted), border(truth)
-    if not ours and not theirs:
+    predicted_border, true_border = border(predicted), border(truth)
+    if not predicted_border and not true_border:
         return 0.0
-    if not ours or not theirs:
+    if not predicted_border or not true_border:
         return float(np.hypot(*truth.shape))
-    distances = [min(np.hypot(a - c, b - d) for c, d in other) for one, other in ((ours, theirs), (theirs, ours))
-                 for a, b in one]  # fmt: skip
+    pairs = ((predicted_border, true_border), (true_border, predicted_border))
+    distances = [min(np.hypot(a - c, b - d) for c, d in other) for one, other in pairs for a, b in one]
     return float(np.mean(distances))
 
 
-def test_calibration_is_what_counting_by_hand_gives(evaluation: Evaluation, tmp_path: Path) -> None:
-    found = write(evaluation, tmp_path / "report")["calibration"]
+def test_calibration_equals_counts_by_hand(evaluation: Evaluation, tmp_path: Path) -> None:
+    calibration = write(evaluation, tmp_path / "report")["calibration"]
     accuracy = {"a": 7 / 8, "b": 6 / 8, "c": 6 / 8, "d": 7 / 8}
-    assert found["images"] == 4
-    assert found["mean_confidence"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.95) / 4)
-    assert found["mean_accuracy"] == pytest.approx((7 + 6 + 6 + 7) / 32)
-    assert found["overconfidence"] == pytest.approx(sum(CONFIDENCE[s] - accuracy[s] for s in accuracy) / 4)
+    assert calibration["images"] == 4
+    assert calibration["mean_confidence"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.95) / 4)
+    assert calibration["mean_accuracy"] == pytest.approx((7 + 6 + 6 + 7) / 32)
+    assert calibration["overconfidence"] == pytest.approx(sum(CONFIDENCE[s] - accuracy[s] for s in accuracy) / 4)
     # bins of a tenth: 0.9 and 0.95 share one, 0.8 and 0.7 have one each
     gaps = 2 * abs((0.9 + 0.95) / 2 - 7 / 8) + abs(0.8 - 6 / 8) + abs(0.7 - 6 / 8)
-    assert found["expected_calibration_error"] == pytest.approx(gaps / 4)
+    assert calibration["expected_calibration_error"] == pytest.approx(gaps / 4)
     assert calibrate(np.array([]), np.array([])) is None
 
 
-def test_the_markdown_states_the_same_figures_and_pictures_are_ignored_by_git(
-    evaluation: Evaluation, tmp_path: Path
-) -> None:
+def test_markdown_states_the_metrics_and_git_ignores_the_pictures(evaluation: Evaluation, tmp_path: Path) -> None:
     out = tmp_path / "report"
     report = write(evaluation, out)
     text = (out / "report.md").read_text()
@@ -141,20 +139,20 @@ def test_the_markdown_states_the_same_figures_and_pictures_are_ignored_by_git(
         write(evaluation, out)
 
 
-def test_a_folder_with_a_report_json_of_somebody_else_is_not_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
+def test_a_folder_that_is_not_a_report_is_not_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
     for name in ("report.json", "thesis.txt"):
-        (theirs / name).write_text("mine")
+        (folder / name).write_text("mine")
     options = {"title": "Test", "truth_kind": "colours", "max_pixels": LIMIT, "find_image": lambda _: None}
     with pytest.raises(OutputExistsError, match="is a folder of another kind"):
-        write_report(evaluation, theirs, **options, replace=True)
-    assert (theirs / "thesis.txt").read_text() == "mine"
+        write_report(evaluation, folder, **options, replace=True)
+    assert (folder / "thesis.txt").read_text() == "mine"
     write_report(evaluation, tmp_path / "ours", **options)
     write_report(evaluation, tmp_path / "ours", **options, replace=True)
 
 
-def test_much_background_is_told_in_the_report_and_by_the_command(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_report_and_command_warn_about_much_background(evaluation: Evaluation, tmp_path: Path) -> None:
     write(evaluation, tmp_path / "without")
     truth = np.array([[0, 0, 5, 5], [5, 5, 1, 1]])
     (tmp_path / "truth/a.png").write_bytes(png(colours()[truth]))
@@ -169,14 +167,14 @@ def test_much_background_is_told_in_the_report_and_by_the_command(evaluation: Ev
     assert json.loads((tmp_path / "with/report.json").read_text())["confusion"][0][5] == 2
 
 
-def test_without_a_log_the_report_says_that_confidence_is_not_known(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_confidence_is_not_known_without_a_log(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "predictions/predictions.jsonl").unlink()
     bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
     assert write(bare, tmp_path / "report")["calibration"] is None
     assert "Confidence: not known" in (tmp_path / "report/report.md").read_text()
 
 
-def test_the_confidence_of_a_mask_that_was_changed_does_not_count(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_the_confidence_of_a_changed_mask_is_ignored(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "predictions/a.png").write_bytes(encode_mask(np.full((2, 4), 5, np.uint8)))
     changed = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
     assert [image.confidence for image in changed.images] == [None, 0.8, 0.7, 0.95]

@@ -1,4 +1,4 @@
-"""The alarms: rules that ring when they should, policies made of them, and a dashboard of metrics that exist."""
+"""Alert rules, the policies generated from them and the dashboard use metrics that exist."""
 
 import json
 import re
@@ -20,7 +20,7 @@ FOREIGN = {"up", "process_start_time_seconds"}  # Prometheus' own, and of its cl
 
 
 def queries() -> dict[str, str]:
-    """Return all queries by where they stand."""
+    """Return the queries of the dashboard and of the rules, by title or alert name."""
     board = json.loads((FOLDER / "grafana.json").read_text())
     drawn = {
         f"{panel['title']} {target['refId']}": target["expr"]
@@ -40,22 +40,22 @@ def queries() -> dict[str, str]:
     ],
     ids=lambda arguments: " ".join(arguments[:3]),
 )
-def test_prometheus_and_alertmanager_take_the_files(arguments: tuple[str, ...]) -> None:
+def test_prometheus_and_alertmanager_accept_the_files(arguments: tuple[str, ...]) -> None:
     program = require_program(arguments[0])
     done = subprocess.run([program, *arguments[1:]], cwd=FOLDER, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alarm_has_a_test_that_rings_and_one_that_does_not() -> None:
+def test_every_alert_has_a_test_that_fires_and_one_that_does_not() -> None:
     tests = yaml.safe_load((FOLDER / "rules.test.yaml").read_text())["tests"]
-    rings = {name: [] for name in ALARMS}
+    fires = {name: [] for name in ALARMS}
     for test in tests:
         for case in test["alert_rule_test"]:
-            rings[case["alertname"]].append(bool(case.get("exp_alerts")))
-    assert {name: set(found) for name, found in rings.items()} == {name: {True, False} for name in ALARMS}
+            fires[case["alertname"]].append(bool(case.get("exp_alerts")))
+    assert {name: set(outcomes) for name, outcomes in fires.items()} == {name: {True, False} for name in ALARMS}
 
 
-def test_alarms_and_dashboard_ask_for_metrics_that_exist() -> None:
+def test_rules_and_dashboard_query_existing_metrics() -> None:
     shown, _ = ServiceMetrics().render("")
     exist = set(re.findall(rb"^# TYPE (\w+) ", shown, re.M)) | set(re.findall(rb"^(\w+)[ {]", shown, re.M))
     known = {name.decode() for name in exist}
@@ -66,7 +66,7 @@ def test_alarms_and_dashboard_ask_for_metrics_that_exist() -> None:
         assert used <= known, (where, used - known)
 
 
-def test_labels_that_are_asked_for_exist() -> None:
+def test_rules_and_dashboard_query_existing_labels() -> None:
     metrics = ServiceMetrics()
     metrics.count_request("/predict", 200, 0.1)
     metrics.count_fault("internal_error")
@@ -80,7 +80,7 @@ def test_labels_that_are_asked_for_exist() -> None:
                     assert re.search(rf"^{metric}\w*\{{[^}}]*\b{label}=", shown, re.M), (where, metric, label)
 
 
-def test_the_policies_for_google_are_made_of_the_rules() -> None:
+def test_google_policies_match_the_rules() -> None:
     kept = {file.stem: json.loads(file.read_text()) for file in (FOLDER / "google").glob("*.json")}
     assert kept == policies_of(RULES), "run `invoke alarm-policies`"
     assert {name: policy["severity"].lower() for name, policy in kept.items()} == {
@@ -89,7 +89,7 @@ def test_the_policies_for_google_are_made_of_the_rules() -> None:
     assert "{{" not in json.dumps(kept)
 
 
-def test_each_alarm_has_its_chapter_on_what_to_do() -> None:
+def test_every_alert_has_a_runbook_section() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     chapters = set(re.findall(r"^### (\w+)", text, re.M))
     assert chapters >= set(ALARMS)

@@ -1,4 +1,4 @@
-"""Drift is called when photographs differ, and not when they do not; the words say what changed and since when."""
+"""The drift test finds changes and only changes; the report states what changed and since when."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def reference(bundle: Bundle) -> Reference:
     return read_reference(bundle)
 
 
-def test_the_reference_is_of_photographs_and_the_models_own_answers(bundle: Bundle, reference: Reference) -> None:
+def test_reference_holds_image_statistics_and_predictions(bundle: Bundle, reference: Reference) -> None:
     assert (reference.images, reference.source) == (40, "40 photographs of noise")
     assert tuple(reference.table) == NAMES
     assert np.mean(reference.table["brightness"]) == pytest.approx(np.mean(photographs()) / 255, abs=0.02)
@@ -50,7 +50,7 @@ def test_the_reference_is_of_photographs_and_the_models_own_answers(bundle: Bund
     assert set(reference.table["megapixels"]) == {24 * 32 / 1e6}
 
 
-def test_unchanged_photographs_are_no_drift(bundle: Bundle, reference: Reference) -> None:
+def test_unchanged_images_are_not_drift(bundle: Bundle, reference: Reference) -> None:
     drift = find_drift(reference, records_like(bundle, 60))
     assert not drift.drifted
     assert (drift.share, drift.changed, drift.since) == (0, (), None)
@@ -58,13 +58,13 @@ def test_unchanged_photographs_are_no_drift(bundle: Bundle, reference: Reference
     assert sentences(drift) == []
 
 
-def test_unchanged_photographs_are_rarely_called_drift(reference: Reference) -> None:
+def test_false_alarms_are_rare(reference: Reference) -> None:
     rng = np.random.default_rng(0)
     called = 0
     for _ in range(200):
         order = rng.permutation(40)
         called += any(
-            p_value([values[place] for place in order[:20]], [values[place] for place in order[20:]]) < THRESHOLD
+            p_value([values[index] for index in order[:20]], [values[index] for index in order[20:]]) < THRESHOLD
             for values in reference.table.values()
         )
     assert called <= 10  # 5 %
@@ -84,22 +84,22 @@ CHANGES: dict[str, tuple[Callable[[Record], Record], str]] = {
     ),
     "share_water": (
         lambda record: record.model_copy(update={"class_fractions": {**record.class_fractions, "water": 0.99}}),
-        "The images show more water: ",
+        "The images show a larger share of water: ",
     ),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_seen_and_said(bundle: Bundle, reference: Reference, name: str) -> None:
-    changed, words = CHANGES[name]
+def test_a_change_is_found_and_described(bundle: Bundle, reference: Reference, name: str) -> None:
+    changed, beginning = CHANGES[name]
     drift = find_drift(reference, records_like(bundle, MIN_RECORDS, changed=changed))
     assert drift.drifted
-    assert [each.feature.name for each in drift.changed] == [name]
+    assert [item.feature.name for item in drift.changed] == [name]
     assert drift.share == pytest.approx(1 / len(FEATURES))
-    assert sentences(drift)[0].startswith(words)
+    assert sentences(drift)[0].startswith(beginning)
 
 
-def test_a_change_of_width_alone_is_seen(bundle: Bundle, reference: Reference) -> None:
+def test_a_change_of_width_alone_is_found(bundle: Bundle, reference: Reference) -> None:
     middle = float(np.median(reference.table["warmth"]))
     drift = find_drift(
         reference, records_like(bundle, 60, changed=lambda record: with_statistics(record, warmth=middle))
@@ -107,7 +107,7 @@ def test_a_change_of_width_alone_is_seen(bundle: Bundle, reference: Reference) -
     assert "The distribution of warmth has changed" in sentences(drift)[0]
 
 
-def test_since_when_is_told_by_day(bundle: Bundle, reference: Reference) -> None:
+def test_the_first_different_day_is_reported(bundle: Bundle, reference: Reference) -> None:
     begin = NOON - timedelta(days=1, hours=12)
 
     def since(record: Record) -> Record:
@@ -117,29 +117,27 @@ def test_since_when_is_told_by_day(bundle: Bundle, reference: Reference) -> None
     drift = find_drift(reference, records)
     assert drift.since == date(2026, 3, 19)
     assert sentences(drift)[0].endswith("since 2026-03-19.")
-    # of the photographs since then, and not of all
-    now = next(each.median for each in drift.features if each.feature.name == "brightness")
-    assert now == pytest.approx(
-        np.median([each.statistics["brightness"] for each in records if each.time >= begin]), rel=0.01
+    # the median of the images since that day, not of all images
+    current = next(item.median for item in drift.features if item.feature.name == "brightness")
+    assert current == pytest.approx(
+        np.median([record.statistics["brightness"] for record in records if record.time >= begin]), rel=0.01
     )
     over = find_drift(reference, records_like(bundle, 100, changed=darker, over=timedelta(days=3)))
     assert sentences(over)[0].endswith(", since 2026-03-17 or earlier.")
 
 
-def test_too_few_records_are_no_verdict(bundle: Bundle, reference: Reference) -> None:
+def test_too_few_records_are_refused(bundle: Bundle, reference: Reference) -> None:
     with pytest.raises(DriftError, match="There are 19 records; the drift test needs at least 20"):
         find_drift(reference, records_like(bundle, MIN_RECORDS - 1))
 
 
-def test_a_small_reference_is_no_measure(bundle: Bundle, reference: Reference) -> None:
+def test_a_small_reference_is_refused(bundle: Bundle, reference: Reference) -> None:
     few = Reference("few", {name: values[:19] for name, values in reference.table.items()})
     with pytest.raises(DriftError, match="The drift reference was made of 19 images; at least 20 are needed"):
         find_drift(few, records_like(bundle, 40))
 
 
-def test_the_newest_records_are_read_and_no_others(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_newest_records_are_read(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = records_like(bundle, 300, over=timedelta(days=200))
     keep(tmp_path, records)
     read: list[str] = []
@@ -150,12 +148,12 @@ def test_the_newest_records_are_read_and_no_others(
         return real(self, name)
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
-    latest = read_recent_records(str(tmp_path), 50, bundle.model_id)
-    assert latest.records == records[-50:]
+    page = read_recent_records(str(tmp_path), 50, bundle.model_id)
+    assert page.records == records[-50:]
     assert len(read) == 50
 
 
-def test_files_of_many_records_and_of_several_instances_are_put_in_order(bundle: Bundle, tmp_path: Path) -> None:
+def test_records_of_several_instances_are_sorted_by_time(bundle: Bundle, tmp_path: Path) -> None:
     records = records_like(bundle, 300)
     keep(tmp_path, records[::2], in_a_file=40)
     keep(tmp_path, records[1::2], in_a_file=7)
@@ -163,19 +161,19 @@ def test_files_of_many_records_and_of_several_instances_are_put_in_order(bundle:
     assert read_recent_records(str(tmp_path), 10_000).records == records
 
 
-def test_records_of_other_models_and_unreadable_ones_are_passed_over_and_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_unreadable_records_and_other_models_are_skipped_and_listed(bundle: Bundle, tmp_path: Path) -> None:
     records = records_like(bundle, 60)
     mixed = [
-        record.model_copy(update={"model_id": "another"}) if place % 3 == 0 else record
-        for place, record in enumerate(records)
+        record.model_copy(update={"model_id": "another"}) if index % 3 == 0 else record
+        for index, record in enumerate(records)
     ]
     files = keep(tmp_path, mixed)
     files[1].write_text("no record\n")
-    (files[2].parent / "README.md").write_text("of somebody")
-    latest = read_recent_records(str(tmp_path), 100, bundle.model_id)
-    assert len(latest.records) == 39
-    assert latest.other_models == {"another": 20}
-    assert [Path(each).name for each in latest.unreadable] == [f"{files[1].name}:1"]
+    (files[2].parent / "README.md").write_text("not a record")
+    page = read_recent_records(str(tmp_path), 100, bundle.model_id)
+    assert len(page.records) == 39
+    assert page.other_models == {"another": 20}
+    assert [Path(line).name for line in page.unreadable] == [f"{files[1].name}:1"]
 
 
 BAD: dict[str, dict[str, object]] = {
@@ -190,7 +188,7 @@ BAD: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_record_that_cannot_be_used_costs_no_other(
+def test_an_invalid_record_does_not_affect_the_others(
     bundle: Bundle, reference: Reference, tmp_path: Path, what: str
 ) -> None:
     records = records_like(bundle, 30, changed=darker)
@@ -199,74 +197,74 @@ def test_a_record_that_cannot_be_used_costs_no_other(
     with file.open("a") as lines:
         lines.write(json.dumps(good | BAD[what]) + "\n")
         lines.write(json.dumps(good | {"statistics": good["statistics"] | {"brightness": float("nan")}}) + "\n")
-    latest = read_recent_records(str(tmp_path), 100, bundle.model_id)
-    assert latest.records == records
-    assert [each.rpartition(":")[2] for each in latest.unreadable] == ["31", "32"]
-    assert [each.feature.name for each in find_drift(reference, latest.records).changed] == ["brightness"]
+    page = read_recent_records(str(tmp_path), 100, bundle.model_id)
+    assert page.records == records
+    assert [line.rpartition(":")[2] for line in page.unreadable] == ["31", "32"]
+    assert [item.feature.name for item in find_drift(reference, page.records).changed] == ["brightness"]
 
 
-def test_records_of_days_to_come_do_not_hide_those_of_today(bundle: Bundle, tmp_path: Path) -> None:
+def test_records_from_the_future_are_skipped(bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path, records_like(bundle, 30))
     keep(tmp_path, records_like(bundle, 30, last=NOON.replace(year=2099)))
-    latest = read_recent_records(str(tmp_path), 30, bundle.model_id)
-    assert {record.time.year for record in latest.records} == {2026}
-    assert [Path(day).relative_to(tmp_path).as_posix() for day in latest.future_days] == ["2099/03/20"]
+    page = read_recent_records(str(tmp_path), 30, bundle.model_id)
+    assert {record.time.year for record in page.records} == {2026}
+    assert [Path(day).relative_to(tmp_path).as_posix() for day in page.future_days] == ["2099/03/20"]
 
 
-def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_folder_name_with_brackets_is_not_a_pattern(bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "t_[1]", records_like(bundle, 25))
     keep(tmp_path / "t_1", records_like(bundle, 5))
     assert len(read_recent_records(str(tmp_path / "t_[1]"), 100).records) == 25
 
 
-def test_damaged_files_without_end_are_not_all_read(bundle: Bundle, tmp_path: Path) -> None:
+def test_reading_stops_after_many_damaged_files(bundle: Bundle, tmp_path: Path) -> None:
     for file in keep(tmp_path, records_like(bundle, 900)):
         file.write_text("damaged\n")
     assert len(read_recent_records(str(tmp_path), 20).unreadable) < 900
 
 
-def test_a_row_of_pixels_more_is_no_drift(bundle: Bundle, reference: Reference) -> None:
+def test_a_slightly_different_image_size_is_not_drift(bundle: Bundle, reference: Reference) -> None:
     records = records_like(bundle, 30, changed=lambda record: record.model_copy(update={"width": 32, "height": 24}))
     slightly = [record.model_copy(update={"width": 1000, "height": 707}) for record in records]
     usual = Reference("", reference.table | {"megapixels": [0.70656] * 40})
     assert not find_drift(usual, slightly).drifted
-    assert find_drift(usual, [each.model_copy(update={"height": 640}) for each in slightly]).drifted
+    assert find_drift(usual, [record.model_copy(update={"height": 640}) for record in slightly]).drifted
 
 
-def test_a_store_full_of_another_models_records_is_not_read_to_its_end(bundle: Bundle, tmp_path: Path) -> None:
+def test_reading_stops_after_many_records_of_another_model(bundle: Bundle, tmp_path: Path) -> None:
     others = [record.model_copy(update={"model_id": "old"}) for record in records_like(bundle, 3000)]
     keep(tmp_path, others, in_a_file=20)
-    latest = read_recent_records(str(tmp_path), 20, bundle.model_id)
-    assert latest.records == []
-    assert 320 <= latest.other_models["old"] < 3000
+    page = read_recent_records(str(tmp_path), 20, bundle.model_id)
+    assert page.records == []
+    assert 320 <= page.other_models["old"] < 3000
 
 
-def test_the_report_says_what_changed_in_words_pictures_and_figures(bundle: Bundle, tmp_path: Path) -> None:
-    records = records_like(bundle, 80, changed=lambda each: darker(each) if each.time.hour >= 10 else each)
+def test_the_report_describes_the_change_in_text_plots_and_json(bundle: Bundle, tmp_path: Path) -> None:
+    records = records_like(bundle, 80, changed=lambda record: darker(record) if record.time.hour >= 10 else record)
     keep(tmp_path / "records", records)
-    found = make_report(bundle.folder, str(tmp_path / "records"), str(tmp_path / "reports"), 200)
-    assert found.drifted
-    assert (found.records, found.share) == (80, pytest.approx(1 / 14))
-    page = Path(found.url.removeprefix("file://"))
-    assert (page.name, page.parent.parent.parent.parent.parent) == ("drift.html", tmp_path / "reports")
-    text = page.read_text()
-    for words in (
+    result = make_report(bundle.folder, str(tmp_path / "records"), str(tmp_path / "reports"), 200)
+    assert result.drifted
+    assert (result.records, result.share) == (80, pytest.approx(1 / 14))
+    html_file = Path(result.url.removeprefix("file://"))
+    assert (html_file.name, html_file.parents[4]) == ("drift.html", tmp_path / "reports")
+    text = html_file.read_text()
+    for text_part in (
         "The images are darker: brightness",
         "40 photographs of noise",
         bundle.model_id,
         "Kolmogorov-Smirnov",
     ):
-        assert words in text
+        assert text_part in text
     assert text.count("data:image/png;base64,") == 2
     assert "Dataset Drift is detected" in text, "Evidently's own verdict"
-    figures = json.loads((page.parent / "drift.json").read_text())
+    figures = json.loads((html_file.parent / "drift.json").read_text())
     assert figures["drifted"]
     assert set(figures["features"]) == set(NAMES)
     assert figures["features"]["brightness"]["drifted"]
     assert figures["days"] == {"2026-03-20": 80}
 
 
-def test_evidently_says_the_same(bundle: Bundle, reference: Reference) -> None:
+def test_p_values_equal_those_of_evidently(bundle: Bundle, reference: Reference) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
@@ -276,18 +274,18 @@ def test_evidently_says_the_same(bundle: Bundle, reference: Reference) -> None:
     now, before = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     measured = Report([ValueDrift(column=name, method="ks") for name in NAMES]).run(now, before).dict()["metrics"]
     theirs = {metric["config"]["column"]: metric["value"] for metric in measured}
-    ours = {each.feature.name: each.p_value for each in find_drift(reference, records).features}
+    ours = {item.feature.name: item.p_value for item in find_drift(reference, records).features}
     assert ours == pytest.approx(theirs)
 
 
-def test_what_is_missing_for_a_report_is_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_errors_name_what_a_report_lacks(bundle: Bundle, tmp_path: Path) -> None:
     plain = make_bundle(tmp_path / "plain")
     records, reports = str(tmp_path / "records"), str(tmp_path / "reports")
     with pytest.raises(DriftError, match=r"has no reference for drift. Add one with `droneseg models reference`"):
         make_report(plain.folder, records, reports, 200)
     with pytest.raises(DriftError, match=r"holds 0 records of model .*; a report needs 20"):
         make_report(bundle.folder, records, reports, 200)
-    others = [each.model_copy(update={"model_id": "old"}) for each in records_like(bundle, 30)]
+    others = [record.model_copy(update={"model_id": "old"}) for record in records_like(bundle, 30)]
     files = keep(tmp_path / "records", [*others, *records_like(bundle, 5)])
     files[0].write_text("{")
     with pytest.raises(DriftError, match=r"holds 5 records .* \(skipped: 29 of model old; 1 cannot be read, "):
@@ -301,7 +299,7 @@ def test_what_is_missing_for_a_report_is_told(bundle: Bundle, tmp_path: Path) ->
     assert not (tmp_path / "reports").exists()
 
 
-def test_a_reference_of_another_version_is_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_reference_of_another_version_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for file in bundle.folder.iterdir():
@@ -315,14 +313,14 @@ def test_a_reference_of_another_version_is_told(bundle: Bundle, tmp_path: Path) 
         read_reference(read_bundle(other))
 
 
-def test_the_command_writes_the_report_and_the_verdict_for_prometheus(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_command_writes_the_report_and_prometheus_metrics(bundle: Bundle, tmp_path: Path) -> None:
     keep(tmp_path / "records", records_like(bundle, 40, changed=darker))
     workspace = Workspace(tmp_path)
     arguments = ("drift", "--model", str(bundle.folder), "--records", str(tmp_path / "records"))
     done = workspace.run(*arguments, "--metrics", "drift.prom", "--json")
-    found = json.loads(done.stdout)
-    assert found["drifted"]
-    assert found["url"].startswith(f"file://{tmp_path / 'reports'}")
+    result = json.loads(done.stdout)
+    assert result["drifted"]
+    assert result["url"].startswith(f"file://{tmp_path / 'reports'}")
     assert "droneseg_drift 1.0" in (tmp_path / "drift.prom").read_text()
     failed = workspace.run("drift", "--model", str(bundle.folder), "--records", str(tmp_path / "none"), check=False)
     assert failed.returncode == 1

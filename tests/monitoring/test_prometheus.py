@@ -1,4 +1,4 @@
-"""A real Prometheus server scrapes the real service, and a question about it is answered."""
+"""A Prometheus server scrapes the service and answers queries."""
 
 import subprocess
 import time
@@ -13,13 +13,13 @@ from support.programs import require_program
 from support.server import free_port, serving
 
 
-def test_prometheus_scrapes_the_service_and_answers_a_query(tmp_path: Path) -> None:
+def test_prometheus_scrapes_the_service_and_answers_queries(tmp_path: Path) -> None:
     program = require_program("prometheus")
     make_bundle(tmp_path / "champion")
     with serving(tmp_path, model=tmp_path / "champion") as server:
-        photograph = png(np.full((20, 30, 3), 200, np.uint8))
+        image = png(np.full((20, 30, 3), 200, np.uint8))
         for _ in range(3):
-            httpx.post(f"{server.url}/predict", files={"data": ("a.png", photograph)}).raise_for_status()
+            httpx.post(f"{server.url}/predict", files={"data": ("a.png", image)}).raise_for_status()
         target = server.url.removeprefix("http://")
         (tmp_path / "prometheus.yml").write_text(
             "global: {scrape_interval: 1s}\n"
@@ -40,14 +40,14 @@ def test_prometheus_scrapes_the_service_and_answers_a_query(tmp_path: Path) -> N
 
 
 def ask(port: int, query: str) -> float:
-    """Return the first value of a query, once there is one."""
-    end = time.monotonic() + 30
+    """Return the first value of a query, as soon as there is one."""
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         try:
-            found = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()
-            if found["data"]["result"]:
-                return float(found["data"]["result"][0]["value"][1])
+            answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()
+            if answer["data"]["result"]:
+                return float(answer["data"]["result"][0]["value"][1])
         except (httpx.TransportError, ValueError, KeyError):
             pass
         time.sleep(0.2)
-    raise AssertionError(f"Prometheus has no answer to {query}")
+    raise AssertionError(f"Prometheus has no result for {query}")

@@ -1,4 +1,4 @@
-"""A share of the photographs is kept, the hardest are found again, and nothing is kept longer or larger than wanted."""
+"""Sampled images are stored, found by confidence and deleted by age and size."""
 
 import io
 import json
@@ -33,30 +33,30 @@ def as_jpeg(image: np.ndarray) -> bytes:
 
 
 def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, names: bool = False) -> Counter[str]:
-    """Record predictions of photographs a.jpg, b.jpg, ... and return what became of the samples."""
+    """Log predictions of images a.jpg, b.jpg, ...; return the number of samples by outcome."""
     counts: Counter[str] = Counter()
-    recorder = PredictionLog(
+    log = PredictionLog(
         str(folder),
         count_records=lambda *_: None,
         count_samples=lambda result, number: counts.update({result: number}),
         sample_share=share,
         keep_names=names,
     )
-    for place, confidence in enumerate(confidences):
+    for index, confidence in enumerate(confidences):
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        recorder.log(f"{chr(97 + place)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + place), encode_mask(MASK)))
-        recorder.flush(10)
-    recorder.close(10)
+        log.log(f"{chr(97 + index)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + index), encode_mask(MASK)))
+        log.flush(10)
+    log.close(10)
     return counts
 
 
-def test_by_default_no_photograph_is_kept(tmp_path: Path) -> None:
+def test_no_image_is_stored_by_default(tmp_path: Path) -> None:
     assert record(tmp_path, [0.5, 0.6], share=0.0) == {}
     assert not (tmp_path / "samples").exists()
-    assert [each.sample for each in read_recent_records(str(tmp_path), 9).records] == [None, None]
+    assert [record.sample for record in read_recent_records(str(tmp_path), 9).records] == [None, None]
 
 
-def test_kept_photographs_lie_with_their_masks_where_their_records_say(tmp_path: Path) -> None:
+def test_a_record_states_where_its_sample_is_stored(tmp_path: Path) -> None:
     assert record(tmp_path, [0.5, 0.6], names=True) == {"written": 2}
     first, second = read_recent_records(str(tmp_path), 9).records
     assert (first.source, second.source) == ("a.jpg", "b.jpg")
@@ -66,14 +66,19 @@ def test_kept_photographs_lie_with_their_masks_where_their_records_say(tmp_path:
     assert np.array_equal(np.asarray(pillow.open(kept.with_suffix(".mask.png"))), MASK)
 
 
-def test_a_share_is_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_share_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = iter([0.1, 0.3, 0.24, 0.9])
     monkeypatch.setattr("droneseg.monitoring.prediction_log.random.random", lambda: next(drawn))
     assert record(tmp_path, [0.5] * 4, share=0.25) == {"written": 2}
-    assert [each.sample is None for each in read_recent_records(str(tmp_path), 9).records] == [False, True, False, True]
+    assert [record.sample is None for record in read_recent_records(str(tmp_path), 9).records] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
-def test_a_sample_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
+def test_a_record_is_written_although_its_sample_fails(tmp_path: Path) -> None:
     (tmp_path / "samples").write_text("in the way")
     assert record(tmp_path, [0.5]) == {"dropped": 1}
     assert len(read_recent_records(str(tmp_path), 9).records) == 1
@@ -95,31 +100,31 @@ def test_samples_beyond_the_memory_limit_are_dropped(tmp_path: Path, monkeypatch
     assert counts == {"dropped": 1, "written": 1}
 
 
-def test_the_least_confident_come_first_and_each_photograph_once(tmp_path: Path) -> None:
+def test_hard_cases_are_sorted_and_list_each_image_once(tmp_path: Path) -> None:
     record(tmp_path, [0.9, 0.4, 0.7], names=True)
-    record(tmp_path, [0.3], names=True)  # a.jpg once more: its newest counts
-    found = find_hard_cases(str(tmp_path), 2, last=100)
-    assert [(case.source, case.confidence) for case in found] == [("a.jpg", 0.3), ("b.jpg", 0.4)]
+    record(tmp_path, [0.3], names=True)  # a.jpg again: its newest record counts
+    cases = find_hard_cases(str(tmp_path), 2, last=100)
+    assert [(case.source, case.confidence) for case in cases] == [("a.jpg", 0.3), ("b.jpg", 0.4)]
     assert [case.source for case in find_hard_cases(str(tmp_path), 9, last=2)] == ["a.jpg", "c.jpg"]
 
 
-def test_equal_names_are_no_equal_photographs(tmp_path: Path) -> None:
-    recorder = PredictionLog(str(tmp_path), count_records=lambda *_: None, keep_names=True)
+def test_images_with_equal_names_are_different_hard_cases(tmp_path: Path) -> None:
+    log = PredictionLog(str(tmp_path), count_records=lambda *_: None, keep_names=True)
     for brightness, confidence in ((10, 0.5), (60, 0.3), (60, 0.2), (110, 0.4)):
         prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        recorder.log("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
-    recorder.close(10)
-    found = find_hard_cases(str(tmp_path), 9, last=100)
-    assert [case.confidence for case in found] == [0.2, 0.4, 0.5]
+        log.log("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
+    log.close(10)
+    cases = find_hard_cases(str(tmp_path), 9, last=100)
+    assert [case.confidence for case in cases] == [0.2, 0.4, 0.5]
 
 
-def test_one_that_was_kept_counts_though_a_later_one_was_not(tmp_path: Path) -> None:
+def test_a_sampled_record_counts_although_a_later_one_was_not_sampled(tmp_path: Path) -> None:
     record(tmp_path, [0.3])
     record(tmp_path, [0.3], share=0.0)
     assert [case.sample is not None for case in find_hard_cases(str(tmp_path), 9, last=9, sampled=True)] == [True]
 
 
-def test_nothing_but_samples_is_copied(tmp_path: Path) -> None:
+def test_only_samples_are_copied(tmp_path: Path) -> None:
     record(tmp_path / "records", [0.5])
     (tmp_path / "secret.txt").write_text("secret")
     (case,) = find_hard_cases(str(tmp_path / "records"), 1, last=9)
@@ -128,10 +133,10 @@ def test_nothing_but_samples_is_copied(tmp_path: Path) -> None:
             fetch_hard_cases(str(tmp_path / "records"), [replace(case, sample=path)], tmp_path / "out")
 
 
-def test_they_are_copied_with_their_masks_for_labelling(tmp_path: Path) -> None:
+def test_hard_cases_are_copied_with_their_masks(tmp_path: Path) -> None:
     record(tmp_path / "records", [0.9, 0.4, 0.7], names=True)
     cases = find_hard_cases(str(tmp_path / "records"), 3, last=100, sampled=True)
-    (tmp_path / "records" / str(cases[2].sample)).unlink()  # too old meanwhile
+    (tmp_path / "records" / str(cases[2].sample)).unlink()  # pruned meanwhile
     out = tmp_path / "hard"
     assert fetch_hard_cases(str(tmp_path / "records"), cases, out) == 2
     assert sorted(file.name for file in out.iterdir()) == [
@@ -143,7 +148,7 @@ def test_they_are_copied_with_their_masks_for_labelling(tmp_path: Path) -> None:
         fetch_hard_cases(str(tmp_path / "records"), cases, out)
 
 
-def test_without_records_or_photographs_it_is_told_what_to_do(tmp_path: Path) -> None:
+def test_errors_without_records_or_samples_state_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RecordsError, match="There are no records at"):
         find_hard_cases(str(tmp_path), 5, last=100)
     record(tmp_path, [0.5], share=0.0)
@@ -152,7 +157,7 @@ def test_without_records_or_photographs_it_is_told_what_to_do(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_lists_and_copies(tmp_path: Path) -> None:
+def test_the_command_lists_and_copies_hard_cases(tmp_path: Path) -> None:
     record(tmp_path / "records", [0.9, 0.4], names=True)
     workspace = Workspace(tmp_path)
     (first, second) = json.loads(workspace.run("data", "hard-cases", "--json").stdout)
@@ -163,13 +168,13 @@ def test_the_command_lists_and_copies(tmp_path: Path) -> None:
     assert (tmp_path / "hard/001.jpg").is_file()
 
 
-def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
+def test_prune_deletes_old_files_of_the_service_only(tmp_path: Path) -> None:
     bundle = make_bundle_with_reference(tmp_path / "champion")
-    place = tmp_path / "records"
-    keep(place, records_like(bundle, 40, over=timedelta(days=20)))
-    record(place, [0.5])
+    folder = tmp_path / "records"
+    keep(folder, records_like(bundle, 40, over=timedelta(days=20)))
+    record(folder, [0.5])
     foreign = [
-        place / name
+        folder / name
         for name in (
             "README.md", "2020/01/01/notes.txt", "samples/mine.jpg", "2020/01/01/000000.000-abcdef12.mine/notes.txt",
             "2020/01/01/000000.000-abcdef12.jsonl.bak", "2026/99/99/000000.000-abcdef12.jsonl",
@@ -180,18 +185,18 @@ def test_what_is_too_old_goes_and_nothing_else(tmp_path: Path) -> None:
     for file in foreign:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
-    before = len(list(place.rglob("*.jsonl")))
-    pruned = prune(str(place), days=10, megabytes=0, today=NOON.date())
-    days = {each.time.date() for each in read_recent_records(str(place), 1000, bundle.model_id).records}
+    before = len(list(folder.rglob("*.jsonl")))
+    pruned = prune(str(folder), days=10, megabytes=0, today=NOON.date())
+    days = {record.time.date() for record in read_recent_records(str(folder), 1000, bundle.model_id).records}
     assert min(days) == date(2026, 3, 10)
-    assert pruned.files == before - len(list(place.rglob("*.jsonl"))) > 0
-    assert not (place / "2026/03/02").exists(), "an empty folder is left"
+    assert pruned.files == before - len(list(folder.rglob("*.jsonl"))) > 0
+    assert not (folder / "2026/03/02").exists(), "an empty folder is left"
     assert all(file.is_file() for file in foreign)
     assert prune(str(tmp_path / "record[s]"), days=10, megabytes=0, today=date(2027, 1, 1)).files == 1
-    assert len(list(place.rglob("samples/*/*/*/*"))) == 2, "today's sample"
+    assert len(list(folder.rglob("samples/*/*/*/*"))) == 2, "today's sample"
 
 
-def test_reports_are_not_kept_for_ever_either(tmp_path: Path) -> None:
+def test_prune_deletes_old_reports(tmp_path: Path) -> None:
     for day in ("2026/03/01", "2026/03/19"):
         for name in ("drift.html", "drift.json", "mine.html"):
             file = tmp_path / day / "drift-060000-abcdef" / name
@@ -201,19 +206,19 @@ def test_reports_are_not_kept_for_ever_either(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.html"))) == 3
 
 
-def test_what_is_too_much_goes_the_oldest_first(tmp_path: Path) -> None:
+def test_prune_deletes_the_oldest_files_beyond_the_size_limit(tmp_path: Path) -> None:
     bundle = make_bundle_with_reference(tmp_path / "champion")
-    place = tmp_path / "records"
-    files = keep(place, records_like(bundle, 10))
+    folder = tmp_path / "records"
+    files = keep(folder, records_like(bundle, 10))
     for file in files:
         file.write_bytes(b"x" * 300_000)
-    assert prune(str(place), days=0, megabytes=1).files == 7
+    assert prune(str(folder), days=0, megabytes=1).files == 7
     assert [file.exists() for file in files] == [False] * 7 + [True] * 3
-    assert prune(str(place), days=0, megabytes=0).files == 0
+    assert prune(str(folder), days=0, megabytes=0).files == 0
     assert prune(str(tmp_path / "nothing"), days=1, megabytes=1).files == 0
 
 
-def test_records_in_a_bucket_are_read_pruned_and_copied_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_is_read_pruned_and_copied_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = make_bundle_with_reference(tmp_path / "champion")
     with bucket("flights", monkeypatch) as flights:
         url = f"{flights.url}/champion"

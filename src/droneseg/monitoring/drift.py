@@ -60,7 +60,13 @@ FEATURES: tuple[Feature, ...] = (
     # all validation images may have the same size, so one row of pixels more must not count as a change
     Feature("megapixels", "image size", "are smaller", "are larger", digits=2),
     *(
-        Feature(f"share_{name}", f"share of {name}", f"show less {name}", f"show more {name}", of_model=True)
+        Feature(
+            f"share_{name}",
+            f"share of {name}",
+            f"show a smaller share of {name}",
+            f"show a larger share of {name}",
+            of_model=True,
+        )
         for name in (entry.name for entry in CLASSES[1:])
     ),
     Feature(
