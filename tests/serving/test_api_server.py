@@ -48,7 +48,7 @@ def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path
     for name in ("PHOTO.png", "A.jpg", "B.jpg"):
         (tmp_path / name).write_bytes(LARGE)
     for line in lines:
-        # the port and the key are this test's
+        # use the port and the API key of this test
         line = line.replace("http://127.0.0.1:8000", server.url)
         words = [curl, "--fail", "--silent", "--header", f"X-API-Key: {KEY['X-API-Key']}", *shlex.split(line)[1:]]
         done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)

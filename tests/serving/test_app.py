@@ -318,7 +318,7 @@ def test_queue_full_returns_429_before_the_body_is_read(start: Start) -> None:
     assert int(response.headers["retry-after"]) >= 1
     segmenter.gate.set()
     assert all(future.result(10) for future in held)
-    assert "droneseg_bad_inputs_total{" not in client.get("/metrics").text  # nothing is wrong with what was sent
+    assert "droneseg_bad_inputs_total{" not in client.get("/metrics").text  # the request itself was valid
 
 
 def test_queue_timeout_returns_504(start: Start) -> None:

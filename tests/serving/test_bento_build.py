@@ -31,7 +31,9 @@ def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     (project / "nnUNet_results").mkdir()
     make_bundle(project / "nnUNet_results" / "champion")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the task calls programs beside Python
+    path = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the task runs programs from Python's folder
+    )
     environment = os.environ | {"BENTOML_HOME": str(project / "home"), "PATH": path}
     command = [sys.executable, "-W", "ignore", "-m", "invoke", "bento-build"]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
@@ -60,7 +62,7 @@ def test_bento_returns_the_same_mask_from_a_clean_environment(
     with serving(tmp_path, model=champion) as server:
         expected = server.predict(PHOTO).json()
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    shutil.move(champion, tmp_path / "away")  # the bento has its own
+    shutil.move(champion, tmp_path / "away")  # the bento contains a copy
     command = (str(python), "-W", "ignore", "-m", "bentoml", "serve", str(bento))
     with serving(tmp_path, backend=replace(BENTO_BASE64, command=command)) as server:
         response = server.predict(PHOTO)

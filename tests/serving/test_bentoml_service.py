@@ -52,9 +52,39 @@ def test_predict_base64_returns_every_field(server: Server) -> None:
     assert result["classes_found"] == [5]
     assert result["class_fractions"] == {entry.name: float(entry.id == 5) for entry in CLASSES}
     assert set(result) == {
-        "prediction_shape", "classes_found", "segmentation_mask", "class_fractions", "confidence", "model_id",
-        "timings_s", "model_loaded",
-    }  # fmt: skip
+        "prediction_shape",
+        "classes_found",
+        "segmentation_mask",
+        "class_fractions",
+        "confidence",
+        "model_id",
+        "timings_s",
+        "model_loaded",
+    }
+
+
+IN_PROCESS = """
+import asyncio, base64, sys
+from droneseg.serving.bentoml_service import Base64Image, DroneSegService
+
+async def main() -> None:
+    service = DroneSegService()
+    await service._loading
+    image = Base64Image(image_b64=base64.b64encode(sys.stdin.buffer.read()).decode())
+    print((await service.predict_base64(image)).prediction_shape)
+    await service.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_predict_base64_works_without_http(server: Server, tmp_path: Path) -> None:
+    settings = {"DRONESEG_MODEL": str(server.log.parent / "champion"), "DRONESEG_RECORDS_URL": "none"}
+    environment = os.environ | settings | {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(tmp_path / "bentoml")}
+    # in its own process: BentoML's warnings would be errors in this one
+    command = [sys.executable, "-W", "ignore", "-c", IN_PROCESS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, input=PHOTO, capture_output=True)
+    assert done.stdout.decode().strip() == "(40, 50)", done.stderr.decode()
 
 
 UNUSABLE = [
@@ -144,7 +174,7 @@ def test_documented_client_works_as_written(server: Server, tmp_path: Path) -> N
     (script,) = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "PHOTO.png").write_bytes(PHOTO)
     script = script.replace("http://127.0.0.1:3000", server.url)
-    # BentoML's own warnings are not ours
+    # without BentoML's own warnings
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "'landing-zones': 1.0" in done.stdout

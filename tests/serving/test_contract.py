@@ -47,10 +47,18 @@ def test_model_info_and_unknown_paths_return_the_same_response(
     servers: dict[str, Server],
 ) -> None:
     for method, path in (
-        ("GET", "/model_info"), ("GET", "/model_info/"), ("GET", "/readyz"), ("GET", "/nowhere"), ("POST", "/nowhere"),
-        ("DELETE", "/readyz"), ("POST", "/metrics"), ("GET", "//"), ("GET", "/a/../readyz"),
-        ("GET", "/livez%0a"), ("POST", "/static_content/"),
-    ):  # fmt: skip
+        ("GET", "/model_info"),
+        ("GET", "/model_info/"),
+        ("GET", "/readyz"),
+        ("GET", "/nowhere"),
+        ("POST", "/nowhere"),
+        ("DELETE", "/readyz"),
+        ("POST", "/metrics"),
+        ("GET", "//"),
+        ("GET", "/a/../readyz"),
+        ("GET", "/livez%0a"),
+        ("POST", "/static_content/"),
+    ):
         ours, expected = (
             httpx.request(method, f"{servers[name].url}{path}", headers=KEY) for name in ("bento", "fastapi")
         )
@@ -99,7 +107,7 @@ assert first | {"timings_s": {}} == second | {"timings_s": {}}
 
 def test_bentoml_client_sends_the_key_as_token(servers: dict[str, Server]) -> None:
     image = next(file.data for file in corpus() if file.answer == OK)
-    # in a process of its own: it warns of itself, and leaves a folder behind
+    # in its own process: BentoML emits warnings and creates a folder
     command = [sys.executable, "-W", "ignore", "-c", CLIENT, servers["bento"].url]
     right, wrong = (subprocess.run([*command, key], input=image, capture_output=True) for key in (API_KEY, "no"))
     assert right.returncode == 0, right.stderr

@@ -184,12 +184,17 @@ def test_all_controls_are_reachable_by_keyboard(page: Page) -> None:
     expect(page.locator("#result")).to_be_visible()
     page.locator("body").press("Tab")
     reached = []
-    for _ in range(11):  # the twelfth is the first again
+    for _ in range(11):  # the twelfth is the first one again
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.value"))
         page.keyboard.press("Tab")
     assert [name for name in reached if name in ("file", "opacity", "0", "5", "save-mask", "save-overlay")] == [
-        "file", "opacity", "0", "5", "save-mask", "save-overlay",
-    ]  # fmt: skip
+        "file",
+        "opacity",
+        "0",
+        "5",
+        "save-mask",
+        "save-overlay",
+    ]
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])

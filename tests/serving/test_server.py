@@ -26,7 +26,9 @@ from support.server import BENTO, FASTAPI, Backend, Server, serving, until
 KEY = {"X-API-Key": "open sesame"}
 LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
 HUGE = png(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1))
-MEDIUM = png(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))  # eight take well below 10 s
+MEDIUM = png(
+    np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+)  # eight of them take much less than 10 s
 
 
 @pytest.fixture(scope="module", params=[FASTAPI, BENTO], ids=lambda backend: backend.name)
@@ -52,7 +54,7 @@ def test_health_check_responds_during_predictions(server: Server) -> None:
             assert client.get("/livez").status_code == 200
             answered += 1
     assert {future.result().status_code for future in running} == {200}
-    assert answered >= 5  # not one by one with predictions, of which none had ended
+    assert answered >= 5  # health checks do not wait for predictions
 
 
 WORDS = {
@@ -72,7 +74,7 @@ def test_hostile_corpus_does_not_grow_or_break_the_process(server: Server) -> No
             result = response.json()["error"]
             assert result["code"] == code, hostile.name
             assert any(word in result["message"] for word in WORDS[code]), (hostile.name, result["message"])
-    assert server.memory_mb - before < 150  # bombs of 100 MB and of gigapixels are among them
+    assert server.memory_mb - before < 150  # the corpus has decompression bombs of 100 MB and of gigapixels
     assert server.predict(MEDIUM, **KEY).status_code == 200
 
 
@@ -126,7 +128,7 @@ def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, 
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"code":"slow_request"' in answer
         until(lambda: "flight-7" in server.log.read_text())
-    # BentoML's own lines are no JSON
+    # BentoML's own log lines are not JSON
     entries = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     (entry,) = [entry for entry in entries if entry.get("request_id") == "flight-7"]
     assert (entry["path"], entry["status"], entry["severity"]) == (backend.path, 408, "INFO")
@@ -224,7 +226,7 @@ def test_sigterm_finishes_admitted_requests_and_writes_records(tmp_path: Path, b
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=60) as server:
         with ThreadPoolExecutor(8) as pool:
             running = [pool.submit(server.predict, MEDIUM, **KEY) for _ in range(8)]
-            # of those that are neither done nor waiting two are being worked at, or have not come yet
+            # the other two are running or have not been admitted
             until(lambda: images(server) + gauge(server, "droneseg_queue_images") >= 6)
             server.terminate()
             statuses = [future.result().status_code for future in running]
@@ -292,7 +294,7 @@ def exchange(server: Server, data: bytes) -> bytes:
                 if b"\r\n\r\n" in answer and answer.endswith(b"}"):
                     break
         except ConnectionError:
-            pass  # closed before all of it was sent
+            pass  # the server closed the connection early
         return answer
 
 
