@@ -26,9 +26,8 @@ from support.server import BENTO, FASTAPI, Backend, Server, serving, until
 KEY = {"X-API-Key": "open sesame"}
 LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
 HUGE = png(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1))
-MEDIUM = png(
-    np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-)  # eight of them take much less than 10 s
+# eight of them take much less than 10 s
+MEDIUM = png(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module", params=[FASTAPI, BENTO], ids=lambda backend: backend.name)
