@@ -322,7 +322,7 @@ def calls(log: Path, *, filled: bool = False) -> list[list[str]]:
 
 def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine: Path, tmp_path: Path) -> None:
     said = invoke(tmp_path, "docker-train", "--args", "preset=smoke epochs=2")
-    assert "No GPU was found" in said
+    assert "No GPU found" in said
     looked, build, preprocess, train = calls(engine)
     assert looked[:2] == ["image", "inspect"]
     assert build[:3] == ["build", "--file", "train.dockerfile"]
@@ -384,11 +384,11 @@ def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["docker-build", "--image", "apii"], "--image is one of api, bento, inference, train"),
-        (["docker-build", "--model", "Pulled"], "--model baked or pulled"),
-        (["docker-inference", "--source", "missing"], "missing is not a folder of photographs"),
-        (["docker-run-api", "--model", "missing"], "missing is no bundle"),
-        (["cloud-deploy", "--service", "train"], "--service is api or bento, not train"),
+        (["docker-build", "--image", "apii"], "Unknown --image apii. Choose one of api, bento, inference, train"),
+        (["docker-build", "--model", "Pulled"], "Unknown --model Pulled. Choose baked or pulled"),
+        (["docker-inference", "--source", "missing"], "missing is not a folder of images"),
+        (["docker-run-api", "--model", "missing"], "missing is not a bundle"),
+        (["cloud-deploy", "--service", "train"], "Unknown --service train. Choose api or bento"),
     ],
 )
 def test_what_there_is_not_is_refused_before_anything_runs(
