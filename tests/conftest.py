@@ -1,6 +1,8 @@
-"""What several test modules share: small generated data, and the way to the real data."""
+"""Fixtures of several test modules: generated data, workspaces, the folder of real data."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,24 @@ import pytest
 from droneseg.core.classes import colours
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.images import png
+from support.shared import make_once
 from support.workspace import TINY, Workspace
+
+# a process that may not write compiled modules compiles torch and Evidently at every start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def _share_cores() -> None:
+    """Give each process of pytest-xdist its own cores: threads of two processes on one core wait for each other."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        first = int(worker.removeprefix("gw")) % len(cores)
+        os.sched_setaffinity(0, cores[first::count])
+
+
+_share_cores()  # before any library counts the cores
 
 
 @pytest.fixture
@@ -38,27 +57,63 @@ def real_data() -> Path:
     return Path(folder)
 
 
+def _copy(folder: Path, factory: pytest.TempPathFactory, name: str) -> Workspace:
+    """Return a copy of a shared workspace that the tests of this process may write into."""
+    return Workspace(Path(shutil.copytree(folder, factory.mktemp(name), symlinks=True, dirs_exist_ok=True)))
+
+
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def preprocessed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared workspace with generated data, converted with a split and preprocessed."""
+
+    def make(folder: Path) -> None:
+        made = Workspace(folder)
+        made.run("data", "sample", "data", "--count", "12", "--size", "96x80")
+        shares = ("--val-share", "0.2", "--test-share", "0.2")
+        made.run("data", "split", "data", "--out", "split.json", "--by", "random", *shares)
+        made.run("data", "convert", "data", "--split", "split.json")
+        made.run("preprocess", "--processes", "2")
+
+    return make_once(tmp_path_factory, "preprocessed", make)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(preprocessed_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared workspace with a finished training, too."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(preprocessed_folder, folder, symlinks=True, dirs_exist_ok=True)
+        Workspace(folder).run("train", *TINY, "validation=fast")
+
+    return make_once(tmp_path_factory, "trained", make)
+
+
+@pytest.fixture(scope="session")
+def exported_folder(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared workspace with a bundle in nnUNet_results/champion, too; the bundle has an INT8 network."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained_folder, folder, symlinks=True, dirs_exist_ok=True)
+        made = Workspace(folder)
+        model = str(made.fold().parent)
+        made.run("export", "--from", model, "--int8", "--images", "4", "--license", "Apache-2.0")
+
+    return make_once(tmp_path_factory, "exported", make)
+
+
+@pytest.fixture(scope="session")
+def workspace(preprocessed_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Generated data, converted with a split and preprocessed."""
-    made = Workspace(tmp_path_factory.mktemp("workspace"))
-    made.run("data", "sample", "data", "--count", "12", "--size", "96x80")
-    shares = ("--val-share", "0.2", "--test-share", "0.2")
-    made.run("data", "split", "data", "--out", "split.json", "--by", "random", *shares)
-    made.run("data", "convert", "data", "--split", "split.json")
-    made.run("preprocess", "--processes", "2")
-    return made
+    return _copy(preprocessed_folder, tmp_path_factory, "workspace")
 
 
 @pytest.fixture(scope="session")
-def trained(workspace: Workspace) -> Workspace:
-    """The same with a finished training."""
-    workspace.run("train", *TINY, "validation=fast")
-    return workspace
+def trained(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a finished training."""
+    return _copy(trained_folder, tmp_path_factory, "trained")
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Workspace) -> Workspace:
-    """The trained workspace with a bundle in nnUNet_results/champion, INT8 included."""
-    trained.run("export", "--from", str(trained.fold().parent), "--int8", "--images", "4", "--license", "Apache-2.0")
-    return trained
+def exported(exported_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a finished training and its bundle in nnUNet_results/champion."""
+    return _copy(exported_folder, tmp_path_factory, "exported")

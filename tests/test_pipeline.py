@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.projects import dvc as run_dvc
 from support.projects import git
 from support.workspace import TINY, Workspace
 
@@ -43,10 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def dvc(workspace: Workspace, *arguments: str) -> str:
     environment = workspace.environment | {"DVC_NO_ANALYTICS": "1"}
     environment["PATH"] = f"{workspace.root / 'bin'}:{environment['PATH']}"
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=workspace.root, env=environment,
-                          capture_output=True, text=True, timeout=600)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_dvc(workspace.root, *arguments, environment=environment)
 
 
 def change(workspace: Workspace, **values: Any) -> None:

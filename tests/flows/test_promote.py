@@ -4,7 +4,9 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from droneseg.model.registry import (
 )
 from droneseg.model.store import pull_model
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
-from support.workspace import COMMAND
+from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -299,23 +301,15 @@ def test_the_next_command_undoes_a_promotion_that_was_killed(
     file = project / f".git/hooks/{hook}"
     file.write_text("#!/bin/sh\nkill -9 $(ps -o ppid= -p $PPID)\nexit 1\n")
     file.chmod(0o755)
-    command = [
-        *COMMAND,
-        "models",
-        "promote",
-        str(better.folder),
-        "--data",
-        str(spec.data),
-        "--report",
-        str(spec.report),
-    ]
-    assert subprocess.run(command, cwd=project, capture_output=True).returncode == -9
+    options = ("--data", str(spec.data), "--report", str(spec.report))
+    killed = Workspace(project).run("models", "promote", str(better.folder), *options, check=False)
+    assert killed.returncode == -signal.SIGKILL
     file.unlink()
     (project / ".git/index.lock").unlink(missing_ok=True)
     assert read_bundle(settings.model).model_id == better.model_id
     if cleaned:
         git(project, "checkout", "--quiet", ".")
-    subprocess.run([*COMMAND, "models", "pull"], cwd=project, check=True, capture_output=True)
+    Workspace(project).run("models", "pull")
     if hook == "pre-commit":
         assert state(project) == before
         promote(better.folder, spec, settings)
@@ -334,15 +328,13 @@ def test_a_model_pushed_to_the_repository_can_be_pulled_in_a_clone(spec: Evaluat
     git(tmp_path, "init", "--quiet", "--bare", str(shared))
     settings = Settings(model=champion, cache_dir=tmp_path / "compiled")
     promoted = promote(make_model(tmp_path / "better", GOOD).folder, spec, settings).model.model_id
-    output = subprocess.run(
-        [*COMMAND, "models", "push"], cwd=project, check=True, capture_output=True, text=True
-    ).stdout
+    output = Workspace(project).run("models", "push").stdout
     assert "git add dvc-remote && git commit && git push" in output
     git(project, "add", "dvc-remote")
     git(project, "commit", "--quiet", "--message", "keep it")
     git(project, "push", "--quiet", str(shared), "main")
     git(tmp_path, "clone", "--quiet", "--branch", "main", str(shared), str(clone))
-    subprocess.run([*COMMAND, "models", "pull"], cwd=clone, check=True, capture_output=True)
+    Workspace(clone).run("models", "pull")
     assert read_bundle(clone / "nnUNet_results/champion").model_id == promoted
     assert git(clone, "status", "--porcelain") == ""
 
@@ -361,16 +353,16 @@ def test_a_report_folder_in_use_is_refused_before_predicting(
 
 
 def test_concurrent_promotions_run_one_after_the_other(project: Path, spec: EvaluationSpec, tmp_path: Path) -> None:
-    running = [
-        subprocess.Popen(
-            [*COMMAND, "models", "promote", str(make_model(tmp_path / name, network).folder), "--data", str(spec.data),
-             "--force", name, "--report", str(tmp_path / f"report-{name}")],
-            cwd=project, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for name, network in (("better", GOOD), ("worse", WORSE))
-    ]  # fmt: skip
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    codes = [process.returncode for process in running]
+    def promote_by_force(name: str) -> subprocess.CompletedProcess[str]:
+        options = ("--data", str(spec.data), "--force", name, "--report", str(tmp_path / f"report-{name}"))
+        return Workspace(project).run("models", "promote", str(tmp_path / name), *options, check=False)
+
+    for name, network in (("better", GOOD), ("worse", WORSE)):
+        make_model(tmp_path / name, network)
+    with ThreadPoolExecutor(2) as pool:
+        promotions = list(pool.map(promote_by_force, ("better", "worse")))
+    errors = [promotion.stderr for promotion in promotions]
+    codes = [promotion.returncode for promotion in promotions]
     entries = read_registry(project)
     assert len(entries) == codes.count(0) >= 1
     message = "Another model became the champion during the comparison"

@@ -1,7 +1,8 @@
 """A project as people have it: git, DVC, a champion, its registry; and photographs that one network reads right."""
 
+import os
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from droneseg.core.classes import colours
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
+from support.forking import run_forked
 from support.images import png
 
 # what the network of support.bundles calls each class, and nothing else
@@ -26,12 +28,16 @@ UNSAFE = GOOD[0], (-9, -9, -2, -2, -2, -1.5)
 
 
 def git(folder: Path, *arguments: str) -> str:
+    """Run git, which must succeed, and return its output."""
     done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def dvc(folder: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True)
+def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Run DVC in a forked process, which must succeed, and return its output."""
+    done = run_forked("dvc", arguments, folder=folder, environment=environment, timeout_s=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] = (16, 24), padding: int = 0) -> Bundle:

@@ -1,10 +1,12 @@
-"""A folder in which the droneseg command is run as a user would, and the overrides of a tiny training."""
+"""A folder in which droneseg commands run, and the overrides of a tiny training."""
 
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.forking import DRONESEG, run_forked
 
 TINY = (
     "preset=smoke", "patch_size=[64,64]", "batch_size=2", "base_features=4", "max_features=8",
@@ -13,7 +15,8 @@ TINY = (
 
 
 COMMAND = (sys.executable, "-W", "ignore", "-c", "from droneseg.cli.main import main; main()")
-"""`droneseg`, of the code that is tested."""
+"""`droneseg` of the code under test, as a new process."""
+_TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,19 @@ class Workspace:
     root: Path
 
     def run(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the droneseg command as a user would."""
-        return subprocess.run(
-            [*self.command, *arguments],
-            cwd=self.root,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=600,
+        """Run a droneseg command in the folder, in a forked process.
+
+        Args:
+            *arguments: Arguments of the command.
+            check: Whether to fail for an exit code other than 0.
+            **environment: Further environment variables.
+        """
+        done = run_forked(
+            DRONESEG, arguments, folder=self.root, environment=self.environment | environment, timeout_s=_TIMEOUT_S
         )
+        if check and done.returncode:
+            raise AssertionError(f"droneseg {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+        return done
 
     @property
     def command(self) -> list[str]:

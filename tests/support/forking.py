@@ -1,0 +1,179 @@
+"""Commands run in processes that are forked from one with the third-party libraries already imported.
+
+Importing torch, nnU-Net's dependencies or DVC takes seconds, and the tests run hundreds of commands. A forked process
+has its own working directory, environment, streams and exit code, and imports droneseg itself. Tests that depend on
+how a process starts, on its environment at import, or on signals start it with `subprocess`.
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import IO, NoReturn
+
+DRONESEG = "droneseg"
+# none of them reads a variable that droneseg or a test sets
+_LIBRARIES = (
+    "numpy", "pydantic", "pydantic_settings", "typer", "rich.console", "rich.table", "rich.progress", "yaml",
+    "PIL.Image", "fsspec", "torch", "torch._dynamo", "scipy.ndimage", "sklearn.model_selection", "pandas",
+    "matplotlib.pyplot", "seaborn", "SimpleITK", "batchgenerators.dataloading.multi_threaded_augmenter",
+    "batchgeneratorsv2.transforms.utils.compose", "dynamic_network_architectures.architectures.unet", "hydra", "onnx",
+    "wandb", "optuna", "networkx", "dvc.cli", "dvc.repo",
+)  # fmt: skip
+_REQUEST_BYTES = 1 << 17
+
+
+class _Template:
+    """The process that is forked. It ends when its requests end: with the test process."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-W", "ignore", __file__, str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        theirs.close()
+
+    def fork(self, request: Mapping[str, object], files: Sequence[int]) -> None:
+        socket.send_fds(self._requests, [json.dumps(request).encode()], files)
+
+
+_template: _Template | None = None
+_lock = threading.Lock()
+
+
+def run_forked(
+    program: str, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a forked process, and return its exit code and output.
+
+    Args:
+        program: `droneseg`, or the name of a module to run as `python -m` does.
+        arguments: Arguments of the command.
+        folder: Working directory.
+        environment: All environment variables.
+        timeout_s: Seconds until the process is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: If the process was killed.
+    """
+    global _template
+    request = {
+        "program": program, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment),
+    }  # fmt: skip
+    replies, theirs = socket.socketpair()
+    with replies, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        with theirs, Path(os.devnull).open("rb") as empty, _lock:
+            _template = _template or _Template()
+            _template.fork(request, [empty.fileno(), out.fileno(), errors.fileno(), theirs.fileno()])
+        code = _wait(replies, [program, *arguments], timeout_s)
+        return subprocess.CompletedProcess([program, *arguments], code, _text(out), _text(errors))
+
+
+def _wait(replies: socket.socket, command: list[str], timeout_s: float) -> int:
+    pid = int(replies.recv(16))
+    replies.settimeout(timeout_s)
+    try:
+        return int(replies.recv(16))
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        raise subprocess.TimeoutExpired(command, timeout_s) from None
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
+def _serve(requests: socket.socket) -> dict[str, object]:
+    """Fork for every request until there are no more; return the request, in the forked process only."""
+    running: dict[int, socket.socket] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _report_ended(running))
+    while True:
+        message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
+        if not message:
+            raise SystemExit
+        *streams, reply = files
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until the process is among those that run
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            os.close(reply)
+            _redirect(streams)
+            request: dict[str, object] = json.loads(message)
+            return request
+        running[pid] = socket.socket(fileno=reply)
+        running[pid].send(f"{pid:16}".encode())
+        for stream in streams:
+            os.close(stream)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def _report_ended(running: dict[int, socket.socket]) -> None:
+    """Send the exit code of each process that has ended."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        with running.pop(pid) as reply, suppress(OSError):
+            reply.send(f"{os.waitstatus_to_exitcode(status):16}".encode())
+
+
+def _redirect(files: Sequence[int]) -> None:
+    for stream, file in enumerate(files):
+        os.dup2(file, stream)
+        os.close(file)
+
+
+def _run(program: str, arguments: Sequence[str]) -> NoReturn:
+    """Run a command and end as the interpreter does, but without taking every library apart."""
+    sys.argv = [program, *arguments]
+    code: object = 0
+    try:
+        if program == DRONESEG:
+            import_module("droneseg.cli.main").main()
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:  # noqa: BLE001  # as at the top of any program
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _main() -> None:
+    for name in _LIBRARIES:
+        with suppress(ImportError):
+            import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a forked process would copy the memory of all libraries
+    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    os.chdir(str(request["folder"]))
+    os.environ.clear()
+    os.environ.update(request["environment"])  # type: ignore[call-overload]  # from JSON
+    sys.path[0] = ""
+    _run(request["program"], request["arguments"])  # type: ignore[arg-type]  # from JSON
+
+
+if __name__ == "__main__":
+    _main()
