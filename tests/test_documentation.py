@@ -385,7 +385,7 @@ def test_the_flow_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     for uv, run, program, *words in lines:
         assert (uv, run, program) == ("uv", "run", "droneseg")
         if words[0] == "train":
-            words = ["train", "preset=smoke", "max_minutes=0.1"]
+            words = ["train", "preset=smoke", "epochs=1", "iterations=4"]
         made.run(*words)
     tested = json.loads((tmp_path / "split.json").read_text())["test"]
     assert len(list((tmp_path / "masks").glob("*_overlay.png"))) == len(tested) > 0

@@ -17,6 +17,7 @@ from support.buckets import Bucket, bucket
 from support.kaggle import TOKEN, Kaggle, kaggle_server
 from support.projects import dvc, git
 from support.server import Server, serving
+from support.waiting import HANG_S
 from support.wandb_files import offline_runs
 from support.workspace import Workspace
 
@@ -96,7 +97,7 @@ def served_id(server: Server, photograph: Path) -> str:
 
 
 def reload(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/admin/reload", headers={"X-API-Key": KEY}, timeout=60)
+    answer = httpx.post(f"{server.url}/admin/reload", headers={"X-API-Key": KEY}, timeout=HANG_S)
     assert answer.status_code == 200, answer.text
 
 
@@ -108,9 +109,9 @@ def test_from_kaggle_to_a_service_that_takes_up_a_better_model_and_gives_it_back
     first.run("data", "split", "data/drone", "--out", "split.json", "--by", "random", "--test-share", "0.5")
     first.run("data", "convert", "data/drone", "--split", "split.json")
     first.run("preprocess", "--processes", "2")
-    train(first, "weak", "epochs=2", "iterations=15")
+    train(first, "weak", "epochs=1", "iterations=2")
     first.run("models", "promote", "weak", "--data", "data/drone", "--force", "the first one")
-    train(first, "better", "epochs=8", "iterations=100")
+    train(first, "better", "epochs=4", "iterations=60")
     first.run("models", "push")
     git(first.root, "push", "--quiet", "origin", "main")
     for kept in ("better", "data", "split.json"):

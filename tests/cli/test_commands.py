@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.training.config import training_keys
 from support.bundles import make_bundle
+from support.waiting import HANG_S, wait_until
 from support.workspace import Workspace
 
 NOT_A_FOLDER = "absent is not a folder. Give the folder of a dataset."
@@ -131,13 +131,10 @@ def test_terminating_a_command_leaves_nothing_half_written(tmp_path: Path) -> No
         [sys.executable, "-c", "from droneseg.cli.main import main; main()", "data", "sample", "out", "--count", "999"],
         cwd=tmp_path, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*.part/classes_dataset/classes_dataset/original_images/*.png")):
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    images = ".out.*.part/classes_dataset/classes_dataset/original_images/*.png"
+    wait_until(lambda: list(tmp_path.glob(images)) or running.poll() is not None)
     running.terminate()
-    assert running.wait(timeout=60) == 143
+    assert running.wait(timeout=HANG_S) == 143
     assert list(tmp_path.iterdir()) == []
 
 

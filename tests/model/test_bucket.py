@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from droneseg.model.bundle import read_bundle
 from droneseg.model.store import pull_model, push_model
 from support.buckets import Bucket, bucket, relay
 from support.projects import GOOD, dvc, make_model, make_project
+from support.waiting import HANG_S, wait_until
 from support.workspace import COMMAND
 
 _PULL = (sys.executable, "-W", "ignore", "-m", "droneseg.model.store", "nnUNet_results/champion", "gcs")
@@ -84,7 +84,7 @@ def test_another_model_in_the_way_is_not_replaced_unasked(champion: Path) -> Non
 
 def test_two_pulls_at_once_both_end_with_the_model(project: Path, champion: Path) -> None:
     running = [subprocess.Popen(_PULL, cwd=project, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(each.wait(60), each.communicate()[1]) for each in running] == [(0, b""), (0, b"")]
+    assert [(each.wait(HANG_S), each.communicate()[1]) for each in running] == [(0, b""), (0, b"")]
     assert read_bundle(champion)
     assert leftovers(project) == []
 
@@ -174,11 +174,8 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
     with relay(store.server, pause_s=0.2) as slow:
         dvc(project, "remote", "modify", "gcs", "endpointurl", slow)
         running = subprocess.Popen(_PULL, cwd=project, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
-        while not leftovers(project):
-            assert running.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: leftovers(project) or running.poll() is not None)
+        assert running.poll() is None
         running.send_signal(signal.SIGKILL)
         running.wait()
     assert not champion.exists()

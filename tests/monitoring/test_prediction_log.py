@@ -5,7 +5,6 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from droneseg.core.prediction import Prediction, class_fractions, image_statisti
 from droneseg.monitoring import prediction_log
 from droneseg.monitoring.prediction_log import PredictionLog
 from support.buckets import bucket
-
-HANG_S = 30  # a limit against hanging, not a measure of speed
+from support.waiting import HANG_S, wait_until
 
 
 class Counts(Counter[str]):
@@ -43,13 +41,6 @@ def lines(folder: Path) -> list[dict[str, object]]:
 
 def widths(folder: Path) -> list[object]:
     return [line["width"] for line in lines(folder)]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + HANG_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_records_are_written_soon_in_one_file_named_by_time(tmp_path: Path) -> None:

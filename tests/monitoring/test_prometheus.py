@@ -11,6 +11,7 @@ from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
 from support.server import free_port, serving
+from support.waiting import HANG_S
 
 
 def test_prometheus_scrapes_the_service_and_answers_queries(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_prometheus_scrapes_the_service_and_answers_queries(tmp_path: Path) -> N
 
 def ask(port: int, query: str) -> float:
     """Return the first value of a query, as soon as there is one."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + HANG_S
     while time.monotonic() < end:
         try:
             answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()

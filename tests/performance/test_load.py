@@ -11,6 +11,7 @@ import yaml
 
 from support.bundles import make_bundle
 from support.server import serving
+from support.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
@@ -31,7 +32,7 @@ def test_the_load_test_reports_and_fails_past_its_thresholds(tmp_path: Path, all
             env=os.environ | {"LOAD_CONFIG": str(tmp_path / "load.yaml")},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_S,
         )
     assert done.returncode == code, done.stderr
     with (tmp_path / "run_stats.csv").open() as file:

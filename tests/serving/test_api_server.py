@@ -14,7 +14,8 @@ import pytest
 from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
-from support.server import Server, serving, until
+from support.server import Server, serving
+from support.waiting import HANG_S, wait_until
 from support.workspace import COMMAND
 
 KEY = {"X-API-Key": "open sesame"}
@@ -73,19 +74,19 @@ def test_reload_under_load_loses_no_request(server: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
         loading = [pool.submit(load) for _ in range(3)]
         try:
-            until(lambda: len(statuses) > 3)
+            wait_until(lambda: len(statuses) > 3)
             champion.rename(champion.with_name("old"))
             make_bundle(champion, patch=(256, 256))
-            reload = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=60)
+            reload = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=HANG_S)
             assert reload.json()["changed"] is True, reload.text
-            until(lambda: reload.json()["model_id"] in ids)
+            wait_until(lambda: reload.json()["model_id"] in ids)
             network = champion / "model.onnx"
             network.write_bytes(network.read_bytes()[:-1] + b"!")
-            refused = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=60)
+            refused = httpx.post(f"{server.url}/admin/reload", headers=KEY, timeout=HANG_S)
             assert refused.status_code == 409
             assert "model.onnx" in refused.json()["error"]["message"]
             seen = len(statuses)
-            until(lambda: len(statuses) > seen + 3)
+            wait_until(lambda: len(statuses) > seen + 3)
         finally:
             stop.set()
         for future in loading:

@@ -23,6 +23,7 @@ from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
 from support.images import png
 from support.segmenters import BrightIsLanding
+from support.waiting import wait_until
 
 Start = Callable[..., TestClient]
 MASK = np.repeat(np.array([[5, 2]], np.uint8), 6, axis=0).repeat(4, axis=1)  # left half bright, right half dark
@@ -38,10 +39,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         app_settings = Settings(_env_file=None, records_url=str(tmp_path / "records"), **settings)
         client = TestClient(create_app(app_settings, segmenter or BrightIsLanding()), raise_server_exceptions=False)
         started.append(client.__enter__())
-        end = time.monotonic() + 10
-        while client.get("/readyz").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         return client
 
     yield start_client
@@ -163,8 +161,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """One application for the whole corpus; it must still predict afterwards."""
     settings = Settings(_env_file=None, records_url=str(tmp_path_factory.mktemp("records")))
     with TestClient(create_app(settings, BrightIsLanding())) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
         assert client.post("/predict", files=[file()]).status_code == 200
 
@@ -347,8 +344,7 @@ def test_reload_activates_new_model_or_keeps_current_one(start: Start, monkeypat
     monkeypatch.setattr("droneseg.serving.app.load_segmenter", load)
     key = {"X-API-Key": "open sesame"}
     with TestClient(create_app(Settings(_env_file=None, api_key="open sesame", records_url="none"))) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/admin/reload", headers=key).json() == {"model_id": "one", "changed": False}
         models.append(BrightIsLanding("two"))
         assert client.post("/admin/reload", headers=key).json() == {"model_id": "two", "changed": True}
@@ -384,12 +380,12 @@ def test_model_info_has_licence_and_classes(client: TestClient) -> None:
 def test_each_prediction_writes_a_record(start: Start, tmp_path: Path) -> None:
     client = start()
     client.post("/batch_predict", files=[file(), file(b"junk"), file(PHOTO, "b.png")])
-    end = time.monotonic() + 10
-    records: list[str] = []
-    while len(records) < 2 and time.monotonic() < end:
-        records = [line for path in (tmp_path / "records").rglob("*.jsonl") for line in path.read_text().splitlines()]
-        time.sleep(0.02)
-    assert [json.loads(line)["model_id"] for line in records] == ["aaa", "aaa"]
+
+    def records() -> list[str]:
+        return [line for path in (tmp_path / "records").rglob("*.jsonl") for line in path.read_text().splitlines()]
+
+    wait_until(lambda: len(records()) >= 2)
+    assert [json.loads(line)["model_id"] for line in records()] == ["aaa", "aaa"]
 
 
 def test_browser_is_redirected_to_web_page(client: TestClient) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +19,19 @@ from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.background import DriftReporter
 from support.drift import darker, keep, make_bundle_with_reference, photographs, records_like
 from support.programs import alive
-from support.server import Server, serving, until
+from support.server import Server, serving
+from support.waiting import HANG_S, wait_until
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle_with_reference(tmp_path_factory.mktemp("model") / "champion")
+
+
+@pytest.fixture(autouse=True)
+def normal_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let reports run at normal priority: at the lowest they never end next to busy processes."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support/normal_priority"))
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def server(bundle: Bundle, tmp_path: Path) -> Iterator[Server]:
 
 
 def drift(server: Server, **query: object) -> httpx.Response:
-    return httpx.get(f"{server.url}/drift", params={key: str(value) for key, value in query.items()}, timeout=120)
+    return httpx.get(f"{server.url}/drift", params={key: str(value) for key, value in query.items()}, timeout=HANG_S)
 
 
 def children(server: Server) -> list[int]:
@@ -135,7 +141,7 @@ def test_killed_report_process_returns_503(server: Server, bundle: Bundle, tmp_p
     keep(tmp_path / "records", records_like(bundle, 40))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
-        until(lambda: children(server))
+        wait_until(lambda: children(server))
         for pid in children(server):
             os.kill(pid, signal.SIGKILL)
         killed = asked.result()
@@ -168,14 +174,13 @@ def test_shutdown_kills_the_report_process(server: Server, bundle: Bundle, tmp_p
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(drift, server)
         assert alive(server.process.pid)
-        until(lambda: children(server))
+        wait_until(lambda: children(server))
         started = children(server)
-        started_at = time.monotonic()
         server.terminate()
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - started_at < 6, "the service waited for the report"
+        assert server.process.wait(HANG_S) == 0
+        assert not list((tmp_path / "reports").rglob("drift.html")), "the service waited for the report"
         assert isinstance(asked.exception() or asked.result(), httpx.HTTPError | httpx.Response)
-    until(lambda: not any(alive(pid) for pid in started))
+    wait_until(lambda: not any(alive(pid) for pid in started))
 
 
 def test_samples_are_written_if_enabled(bundle: Bundle, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from support.bundles import make_bundle
 from support.server import serving
+from support.waiting import HANG_S
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def test_generated_requests_return_documented_responses(schema: schemathesis.Bas
         @given(case=operation.ok().as_strategy())
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         def send(case: schemathesis.Case) -> None:
-            case.call_and_validate(checks=(not_a_server_error, status_code_conformance, response_schema_conformance))
+            checks = (not_a_server_error, status_code_conformance, response_schema_conformance)
+            case.call_and_validate(checks=checks, timeout=HANG_S)
 
         send()
         tested += 1

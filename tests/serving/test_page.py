@@ -1,8 +1,7 @@
 """Web page in a real browser: prediction, overlay, downloads, errors, keyboard, layout and contrast."""
 
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
 from support.server import Server, serving
+from support.waiting import wait_until
 
 # left half bright (landing zone), right half blue (water)
 PIXELS = np.zeros((120, 160, 3), np.uint8)
@@ -58,14 +58,6 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def choose(page: Page, data: bytes = png(PIXELS), name: str = "field.png") -> None:
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": data})
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds; the page draws with the next animation frame."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
 
 
 def pixel(page: Page, x: int, y: int) -> list[int]:

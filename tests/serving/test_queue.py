@@ -2,15 +2,15 @@
 
 import gc
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
 import pytest
 
 from droneseg.core.errors import NotReadyError, QueueFullError, TooLateError
 from droneseg.serving.queue import WorkQueue
+from support.waiting import wait_until
 
 
 class BlockedProcess:
@@ -53,13 +53,6 @@ def queue(process: BlockedProcess, clock: Clock) -> Iterator[WorkQueue[str, str]
     yield queue
     process.released.set()
     queue.close(5)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.001)
 
 
 def test_jobs_run_in_order_and_return_their_own_results(queue: WorkQueue[str, str], process: BlockedProcess) -> None:

@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +20,15 @@ from support.bundles import make_bundle
 from support.hostile import corpus
 from support.images import png
 from support.segmenters import BrightIsLanding
-from support.server import BENTO, FASTAPI, Backend, Server, serving, until
+from support.server import BENTO, FASTAPI, Backend, Server, serving
+from support.waiting import HANG_S, wait_until
 
 KEY = {"X-API-Key": "open sesame"}
 LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8))
 HUGE = png(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1))
-# eight of them take much less than 10 s
 MEDIUM = png(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+# uvicorn's message when it gives up requests that are still running
+GAVE_UP = "timeout graceful shutdown exceeded"
 
 
 @pytest.fixture(scope="module", params=[FASTAPI, BENTO], ids=lambda backend: backend.name)
@@ -47,7 +48,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def test_health_check_responds_during_predictions(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url) as client:
         running = [pool.submit(server.predict, HUGE, **KEY) for _ in range(2)]
-        until(lambda: "droneseg_queue_seconds 0.0" not in metrics(server))
+        wait_until(lambda: "droneseg_queue_seconds 0.0" not in metrics(server))
         answered = 0
         while not any(future.done() for future in running):
             assert client.get("/livez").status_code == 200
@@ -100,20 +101,17 @@ def test_invalid_http_returns_400_in_the_shared_format(server: Server) -> None:
 def test_connection_is_closed_if_a_rejected_body_continues(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     head = headers_of(server, "Content-Length: 1000000000000")
-    sent, piece, end = 0, bytes(1 << 20), time.monotonic() + 60
-    with socket.create_connection((host, int(port)), timeout=30) as connection, pytest.raises(ConnectionError):
+    sent, piece = 0, bytes(1 << 20)
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as connection, pytest.raises(ConnectionError):
         connection.sendall(head)
         assert b"401" in connection.recv(65536)
-        while time.monotonic() < end:
+        while sent < 200 << 20:
             connection.sendall(piece)
             sent += len(piece)
-    assert sent < 200 << 20
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
         connection.sendall(head)
-        started_at = time.monotonic()
         while connection.recv(65536):
             pass
-        assert time.monotonic() - started_at < 15
 
 
 def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, backend: Backend) -> None:
@@ -126,7 +124,7 @@ def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, 
         answer = exchange(server, head)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"code":"slow_request"' in answer
-        until(lambda: "flight-7" in server.log.read_text())
+        wait_until(lambda: "flight-7" in server.log.read_text())
     # BentoML's own log lines are not JSON
     entries = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     (entry,) = [entry for entry in entries if entry.get("request_id") == "flight-7"]
@@ -138,13 +136,11 @@ def test_shutdown_answers_requests_it_cannot_finish_with_503(tmp_path: Path, bac
     with serving(tmp_path, backend=backend, model=tmp_path / "champion", queue_seconds=600) as server:
         with ThreadPoolExecutor(12) as pool:
             running = [pool.submit(server.predict, HUGE, **KEY) for _ in range(12)]
-            until(lambda: f'droneseg_requests_total{{endpoint="{server.backend.path}"' in metrics(server))
-            started_at = time.monotonic()
+            wait_until(lambda: f'droneseg_requests_total{{endpoint="{server.backend.path}"' in metrics(server))
             server.terminate()
             statuses = [future.result().status_code for future in running]
-        assert server.process.wait(20) == 0
-        assert time.monotonic() - started_at < 12  # Cloud Run kills after 10; a test allows for a busy machine
-    assert set(statuses) == {200, 503}
+        assert server.process.wait(HANG_S) == 0
+    assert set(statuses) == {200, 503}, "with enough time all would have been answered"
 
 
 def test_disconnected_clients_do_not_delay_shutdown(tmp_path: Path, backend: Backend) -> None:
@@ -153,12 +149,11 @@ def test_disconnected_clients_do_not_delay_shutdown(tmp_path: Path, backend: Bac
         for _ in range(4):
             disconnect(server)
         gone = f'droneseg_requests_total{{endpoint="{server.backend.path}",status="499"}}'
-        until(lambda: gone in metrics(server))
-        time.sleep(2)  # the running predictions finish
-        started_at = time.monotonic()
+        wait_until(lambda: gone in metrics(server))
+        wait_until(lambda: gauge(server, "droneseg_queue_seconds") == 0)
         server.terminate()
-        assert server.process.wait(20) == 0
-    assert time.monotonic() - started_at < 6
+        assert server.process.wait(HANG_S) == 0
+    assert GAVE_UP not in server.log.read_text()
 
 
 def test_queue_full_returns_429_with_retry_after(tmp_path: Path, backend: Backend) -> None:
@@ -176,7 +171,7 @@ def test_queue_full_returns_429_with_retry_after(tmp_path: Path, backend: Backen
 def test_no_path_buffers_an_unlimited_body(server: Server) -> None:
     before = server.memory_mb
     for path in ("/model_info", "/healthz", "/nowhere"):
-        httpx.post(f"{server.url}{path}", content=bytes(200 << 20), headers=KEY, timeout=60)
+        httpx.post(f"{server.url}{path}", content=bytes(200 << 20), headers=KEY, timeout=HANG_S)
     assert server.memory_mb - before < 100
     assert httpx.get(f"{server.url}/livez").status_code == 200
 
@@ -186,13 +181,13 @@ def test_missing_body_does_not_delay_shutdown(tmp_path: Path, backend: Backend) 
     with serving(tmp_path, backend=backend, model=tmp_path / "champion") as server:
         _, kind = backend.body(b"")
         host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(headers_of(server, "Content-Length: 1000", f"Content-Type: {kind}"))
-            time.sleep(0.2)
-            started_at = time.monotonic()
+        with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
+            fields = ("Content-Length: 1000", f"Content-Type: {kind}", "Expect: 100-continue")
+            connection.sendall(headers_of(server, *fields))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 100"), "sent when the service reads the body"
             server.terminate()
-            assert server.process.wait(20) == 0
-        assert time.monotonic() - started_at < 13
+            assert server.process.wait(HANG_S) == 0
+    assert GAVE_UP in server.log.read_text()
 
 
 def test_connection_is_reusable_after_early_rejection(server: Server) -> None:
@@ -206,18 +201,15 @@ def test_connection_is_reusable_after_early_rejection(server: Server) -> None:
 
 def test_disconnected_client_is_removed_from_the_queue(server: Server) -> None:
     before = images(server)
-    with ThreadPoolExecutor(4) as pool:
-        held = [pool.submit(server.predict, LARGE, **KEY) for _ in range(4)]
-        time.sleep(0.05)
+    with ThreadPoolExecutor(8) as pool:
+        held = [pool.submit(server.predict, LARGE, **KEY) for _ in range(8)]
+        wait_until(lambda: gauge(server, "droneseg_queue_images") >= 4)
         for _ in range(6):
             disconnect(server)
         assert all(future.result().status_code == 200 for future in held)
-    end = time.monotonic() + 20
     gone = f'droneseg_requests_total{{endpoint="{server.backend.path}",status="499"}}'
-    while gone not in metrics(server) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert gone in metrics(server)
-    assert images(server) - before < 4 + 6
+    wait_until(lambda: gone in metrics(server))
+    assert images(server) - before < 8 + 6
 
 
 def test_sigterm_finishes_admitted_requests_and_writes_records(tmp_path: Path, backend: Backend) -> None:
@@ -226,10 +218,10 @@ def test_sigterm_finishes_admitted_requests_and_writes_records(tmp_path: Path, b
         with ThreadPoolExecutor(8) as pool:
             running = [pool.submit(server.predict, MEDIUM, **KEY) for _ in range(8)]
             # the other two are running or have not been admitted
-            until(lambda: images(server) + gauge(server, "droneseg_queue_images") >= 6)
+            wait_until(lambda: images(server) + gauge(server, "droneseg_queue_images") >= 6)
             server.terminate()
             statuses = [future.result().status_code for future in running]
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG_S) == 0
     assert statuses.count(200) >= 6
     assert set(statuses) <= {200, 503}, "late requests get 503"
     lines = [line for file in (tmp_path / "records").rglob("*.jsonl") for line in file.read_text().splitlines()]
@@ -284,7 +276,7 @@ def headers_of(server: Server, *fields: str) -> bytes:
 def exchange(server: Server, data: bytes) -> bytes:
     """Send bytes and return the response."""
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
         answer = b""
         try:
             connection.sendall(data)

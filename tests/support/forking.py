@@ -9,7 +9,6 @@ import atexit
 import gc
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -23,7 +22,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, NoReturn
 
-DRONESEG = "droneseg"
 # none of them reads a variable that droneseg or a test sets
 _LIBRARIES = (
     "numpy", "pydantic", "pydantic_settings", "typer", "rich.console", "rich.table", "rich.progress", "yaml",
@@ -54,13 +52,13 @@ _lock = threading.Lock()
 
 
 def run_forked(
-    program: str, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float
+    code: str, arguments: Sequence[str], *, folder: Path, environment: Mapping[str, str], timeout_s: float = 900
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a forked process, and return its exit code and output.
+    """Run code in a forked process as `python -c` does, and return its exit code and output.
 
     Args:
-        program: `droneseg`, or the name of a module to run as `python -m` does.
-        arguments: Arguments of the command.
+        code: Python code.
+        arguments: Arguments, which the code finds in `sys.argv[1:]`.
         folder: Working directory.
         environment: All environment variables.
         timeout_s: Seconds until the process is killed.
@@ -69,16 +67,14 @@ def run_forked(
         subprocess.TimeoutExpired: If the process was killed.
     """
     global _template
-    request = {
-        "program": program, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment),
-    }  # fmt: skip
+    request = {"code": code, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
     replies, theirs = socket.socketpair()
     with replies, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         with theirs, Path(os.devnull).open("rb") as empty, _lock:
             _template = _template or _Template()
             _template.fork(request, [empty.fileno(), out.fileno(), errors.fileno(), theirs.fileno()])
-        code = _wait(replies, [program, *arguments], timeout_s)
-        return subprocess.CompletedProcess([program, *arguments], code, _text(out), _text(errors))
+        returncode = _wait(replies, [code, *arguments], timeout_s)
+        return subprocess.CompletedProcess([code, *arguments], returncode, _text(out), _text(errors))
 
 
 def _wait(replies: socket.socket, command: list[str], timeout_s: float) -> int:
@@ -137,28 +133,25 @@ def _redirect(files: Sequence[int]) -> None:
         os.close(file)
 
 
-def _run(program: str, arguments: Sequence[str]) -> NoReturn:
-    """Run a command and end as the interpreter does, but without taking every library apart."""
-    sys.argv = [program, *arguments]
-    code: object = 0
+def _run(code: str, arguments: Sequence[str]) -> NoReturn:
+    """Run code and end as the interpreter does, but without taking every library apart."""
+    sys.argv = ["-c", *arguments]
+    status: object = 0
     try:
-        if program == DRONESEG:
-            import_module("droneseg.cli.main").main()
-        else:
-            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as ended:
-        code = ended.code or 0
+        status = ended.code or 0
     except BaseException:  # noqa: BLE001  # as at the top of any program
         traceback.print_exc()
-        code = 1
-    if not isinstance(code, int):
-        sys.stderr.write(f"{code}\n")
-        code = 1
+        status = 1
+    if not isinstance(status, int):
+        sys.stderr.write(f"{status}\n")
+        status = 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(status)
 
 
 def _main() -> None:
@@ -172,7 +165,7 @@ def _main() -> None:
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]  # from JSON
     sys.path[0] = ""
-    _run(request["program"], request["arguments"])  # type: ignore[arg-type]  # from JSON
+    _run(request["code"], request["arguments"])  # type: ignore[arg-type]  # from JSON
 
 
 if __name__ == "__main__":

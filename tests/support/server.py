@@ -17,9 +17,8 @@ import httpx
 import psutil
 from urllib3.filepost import encode_multipart_formdata
 
+from support.waiting import HANG_S
 from support.workspace import COMMAND
-
-_START_S = 60
 
 
 def as_form(data: bytes) -> tuple[bytes, str]:
@@ -79,7 +78,7 @@ class Server:
         """Send a photograph."""
         body, content_type = self.backend.body(data)
         headers = {"Content-Type": content_type} | headers
-        return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=headers, timeout=HANG_S)
 
     @property
     def memory_mb(self) -> float:
@@ -115,18 +114,10 @@ def serving(folder: Path, *, backend: Backend = FASTAPI, ready: bool = True, **s
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def free_port() -> int:
@@ -137,7 +128,7 @@ def free_port() -> int:
 
 
 def _wait_for(server: Server, path: str) -> None:
-    end = time.monotonic() + _START_S
+    end = time.monotonic() + HANG_S
     while time.monotonic() < end:
         if server.process.poll() is not None:
             break

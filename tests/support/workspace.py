@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.forking import DRONESEG, run_forked
+from support.forking import run_forked
 
 TINY = (
     "preset=smoke", "patch_size=[64,64]", "batch_size=2", "base_features=4", "max_features=8",
@@ -14,9 +14,9 @@ TINY = (
 )  # fmt: skip
 
 
-COMMAND = (sys.executable, "-W", "ignore", "-c", "from droneseg.cli.main import main; main()")
+DRONESEG = "from droneseg.cli.main import main; main()"
+COMMAND = (sys.executable, "-W", "ignore", "-c", DRONESEG)
 """`droneseg` of the code under test, as a new process."""
-_TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Workspace:
 
     root: Path
 
-    def run(self, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, code: str = DRONESEG, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a droneseg command in the folder, in a forked process.
 
         Args:
             *arguments: Arguments of the command.
             check: Whether to fail for an exit code other than 0.
+            code: Python code that runs the command.
             **environment: Further environment variables.
         """
-        done = run_forked(
-            DRONESEG, arguments, folder=self.root, environment=self.environment | environment, timeout_s=_TIMEOUT_S
-        )
-        if check and done.returncode:
-            raise AssertionError(f"droneseg {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+        done = run_forked(code, arguments, folder=self.root, environment=self.environment | environment)
+        assert not (check and done.returncode), f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}"
         return done
 
     @property

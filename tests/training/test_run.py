@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.waiting import HANG_S, wait_until
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
@@ -109,7 +110,7 @@ def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> No
     )  # fmt: skip
     wait_for(lambda: "epoch 1/5000" in read(workspace.fold("2d_interrupted") / "droneseg.log"), running)
     running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=HANG_S)
     assert running.returncode == 1
     assert "error: Training interrupted. Continue from the last checkpoint with resume=true." in errors
     assert "Traceback" not in errors
@@ -119,9 +120,6 @@ def read(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def wait_for(condition: object, running: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():  # type: ignore[operator]  # test
-        assert running.poll() is None, "the training ended early"
-        assert time.monotonic() < deadline, "the training made no progress"
-        time.sleep(0.1)
+def wait_for(condition: Callable[[], object], running: subprocess.Popen[Any]) -> None:
+    wait_until(lambda: condition() or running.poll() is not None)
+    assert running.poll() is None, "the training ended early"

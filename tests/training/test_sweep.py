@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from droneseg.training.config import load_config
 from droneseg.training.search_space import load_sweep, own_values, wandb_sweep
 from droneseg.training.sweep import open_study, translate_storage_errors
 from support.programs import alive
+from support.waiting import HANG_S, wait_until
 from support.wandb_files import offline_runs
 from support.workspace import TINY, Workspace
 
@@ -45,19 +45,13 @@ def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(workspace: Workspace) -
     out = workspace.root / "runs/sweeps/killed"
     running = subprocess.Popen([*workspace.command, *arguments], cwd=workspace.root, env=workspace.environment,
                                stderr=subprocess.DEVNULL)  # fmt: skip
-    end = time.monotonic() + 120
-    while not (found := list(out.glob("trainings/*/DroneSegTrainer__nnUNetPlans__2d_trial0_*/fold_0/epochs.json"))):
-        assert running.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    pattern = "trainings/*/DroneSegTrainer__nnUNetPlans__2d_trial0_*/fold_0/epochs.json"
+    wait_until(lambda: list(out.glob(pattern)) or running.poll() is not None)
     children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
     running.send_signal(signal.SIGKILL)
     running.wait()
-    for pid in children:
-        while alive(pid):
-            assert time.monotonic() < end, "the trial goes on without its sweep"
-            time.sleep(0.1)
-    (epochs,) = found
+    wait_until(lambda: not any(alive(pid) for pid in children))
+    (epochs,) = out.glob(pattern)
     known = len(json.loads(epochs.read_text()))
     done = workspace.run(*arguments, "--json")
     found = json.loads(done.stdout)
@@ -86,13 +80,9 @@ def test_ctrl_c_ends_with_one_line_and_the_trial_goes_on(workspace: Workspace) -
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     trainings = workspace.root / "runs/sweeps/interrupted/trainings"
-    end = time.monotonic() + 120
-    while not list(trainings.rglob("epochs.json")):
-        assert running.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: list(trainings.rglob("epochs.json")) or running.poll() is not None)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=HANG_S)
     assert running.returncode == 1
     assert said.strip() == "error: Interrupted. The same command goes on with the trial it was at."
     (only,) = json.loads(workspace.run(*arguments, "--json").stdout)["trials"]
