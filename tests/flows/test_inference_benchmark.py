@@ -1,4 +1,4 @@
-"""The benchmarks measure real processes and real trainings; their keys are what scripts read."""
+"""Tests of the benchmarks with real processes and real trainings."""
 
 import json
 from pathlib import Path
@@ -8,24 +8,24 @@ import pytest
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
 from droneseg.flows.inference_benchmark import BaselineModel, run_benchmark
-from droneseg.flows.training_benchmark import plot_benchmark, plot_training_benchmark
+from droneseg.flows.training_benchmark import TrainingBenchmark, plot_benchmark, plot_training_benchmark
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
 
 
-def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace, tmp_path: Path) -> None:
+def test_every_runtime_and_profile_is_compared_with_stock(exported: Workspace, tmp_path: Path) -> None:
     bundle = exported.root / "nnUNet_results/champion"
     (tmp_path / "photograph.png").write_bytes(encode_png(generate_scene(1, 130, 90)[0]))
-    found = run_benchmark(
+    benchmark = run_benchmark(
         BaselineModel(exported.fold().parent, bundle, gflop=1.0),
         model=bundle,
         image=tmp_path / "photograph.png",
         cache=tmp_path / "cache",
         rounds=2,
-        report=lambda _step: None,
+        on_step=lambda _step: None,
     )
-    rows = {row["name"]: row for row in found["rows"]}
+    rows = {row["name"]: row for row in benchmark.model_dump()["rows"]}
     profiles = {profile + runtime for profile in ("exact", "fast", "int8") for runtime in ("", "-onnxruntime")}
     assert set(rows) == {"stock-tta", "stock"} | profiles | {f"model-{name}" for name in profiles}
     covered = []
@@ -42,55 +42,55 @@ def test_every_runtime_and_profile_is_measured_beside_stock(exported: Workspace,
             assert list(parts) == ["decode", "preprocess", "network", "postprocess", "encode"]
             covered.append(sum(parts.values()) / row["seconds_median"])
         assert ("onnx" in row["runtime"].lower()) == name.endswith("onnxruntime")
-    # a pause between two parts, on a busy machine, belongs to none of them
+    # on a busy machine, a pause between two stages belongs to neither
     assert max(covered) < 1.05
     assert max(covered) > 0.7
-    # the reference of exact mirrors and that of fast does not; other weights have no reference
+    # exact is compared with stock-tta, fast with stock; other weights have no reference
     assert rows["exact"]["agreement"] > 0.999
     assert rows["fast-onnxruntime"]["agreement"] > 0.99
     assert rows["stock"]["agreement"] is None
     assert rows["model-exact"]["agreement"] is None
-    plot_benchmark(found, tmp_path / "plot.png")
+    plot_benchmark(benchmark, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_each_trainer_is_timed_by_part_and_trained(workspace: Workspace) -> None:
+def test_each_trainer_is_timed_and_trained(workspace: Workspace) -> None:
     options = ("--iterations", "3", "--minutes", "0.05", "--our-minutes", "0.04", "--plot", "training.png", "--json")
     done = workspace.run("benchmark", "--training", *TINY, *options)
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     assert [done.stderr.count(f"training for {minutes} min") for minutes in ("0.05", "0.04")] == [1, 2]
     names = ["nnUNetTrainer", "DroneSegTrainer", "DroneSegTrainer, efficientnet-lite0"]
-    assert [row["name"] for row in found["trainers"]] == names
-    assert found["trainers"][0]["reached_s"] <= found["trainers"][0]["dice"][-1]["seconds"]
-    for row in found["trainers"]:
+    assert [row["name"] for row in report["trainers"]] == names
+    assert report["trainers"][0]["reached_s"] <= report["trainers"][0]["dice"][-1]["seconds"]
+    for row in report["trainers"]:
         assert set(row["parts_s"]) == {"loading", "augmentation", "forward", "backward", "optimiser"}
         assert all(seconds > 0 for seconds in row["parts_s"].values())
-        # of few iterations on a busy machine the medians of the parts add up to the whole only roughly
+        # with few iterations on a busy machine, the medians of the stages add up only roughly
         assert 0.05 * row["iteration_s"] < sum(row["parts_s"].values()) < 5 * row["iteration_s"]
         seconds = [epoch["seconds"] for epoch in row["dice"]]
         assert seconds == sorted(seconds)
         assert seconds
         assert all(0 <= epoch["dice"] <= 1 for epoch in row["dice"])
-    # nnU-Net leaves its own style of plots behind, which must not reach ours
-    plot_training_benchmark(found, workspace.root / "again.png")
+    # nnU-Net changes matplotlib's defaults, which must not change our plots
+    plot_training_benchmark(TrainingBenchmark(**report), workspace.root / "again.png")
     assert (workspace.root / "training.png").read_bytes() == (workspace.root / "again.png").read_bytes()
-    # nothing of it is left among the user's models
+    # the user's models are left alone
     assert not list((workspace.root / "nnUNet_results").rglob("*nnUNetTrainer__*"))
 
 
-def test_options_of_the_two_benchmarks_are_not_mixed(workspace: Workspace) -> None:
+def test_training_overrides_need_the_option_training(workspace: Workspace) -> None:
     done = workspace.run("benchmark", "preset=smoke", check=False)
     assert done.returncode == 2
     assert "is for --training only" in done.stderr
 
 
-def test_when_a_training_stands_where_another_ends() -> None:
+def test_time_to_reach_uses_the_smoothed_dice() -> None:
     from droneseg.training.timing import EpochDice, smoothed_end, time_to_reach
 
     slow = [EpochDice(60.0 * number, dice) for number, dice in enumerate((0.1, 0.2, 0.3, 0.4, 0.5), start=1)]
     assert smoothed_end(slow) == pytest.approx(0.4)
     assert smoothed_end(slow[:1]) == pytest.approx(0.1)
-    # one lucky epoch is not enough: the mean of the last three is what counts
+    # one lucky epoch is not enough: the mean of the last three epochs counts
     fast = [EpochDice(30.0 * number, dice) for number, dice in enumerate((0.1, 0.9, 0.1, 0.4, 0.7), start=1)]
     assert time_to_reach(0.4, fast) == 120.0
     assert time_to_reach(0.8, fast) is None

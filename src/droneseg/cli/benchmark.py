@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from droneseg.cli.console import Json, Plot
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from droneseg.flows.inference_benchmark import BenchmarkRow, InferenceBenchmark
+    from droneseg.flows.training_benchmark import EpochResult, TrainingBenchmark
 
 
 def benchmark(
@@ -70,17 +73,17 @@ def _benchmark_prediction(
     cache = console.settings().cache_dir.expanduser()
     baseline = load_baseline_model(cache, console.show_step)
     result = run_benchmark(
-        baseline, model=model, image=image, cache=cache / "openvino", rounds=rounds, report=console.show_step
+        baseline, model=model, image=image, cache=cache / "openvino", rounds=rounds, on_step=console.show_step
     )
     if plot:
         plot_benchmark(result, plot)
     if json:
-        console.show_json(result)
+        console.show_json(result.model_dump())
     else:
         _show_prediction(result)
 
 
-def _show_prediction(result: dict[str, Any]) -> None:
+def _show_prediction(result: InferenceBenchmark) -> None:
     columns = [
         "configuration",
         "seconds",
@@ -91,37 +94,37 @@ def _show_prediction(result: dict[str, Any]) -> None:
         "peak MB",
         "start (s)",
     ]
-    title = f"{result['image']}, {result['machine']['cores']} cores"
-    console.out().print(console.table(title, columns, [_prediction_cells(row) for row in result["rows"]]))
+    title = f"{result.image}, {result.machine['cores']} cores"
+    console.out().print(console.table(title, columns, [_prediction_cells(row) for row in result.rows]))
     console.out().print("stock: nnU-Net's own predictor without mirroring; stock-tta: with mirroring")
-    console.out().print(_stage_table(result["rows"]))
-    network = result["network"]
-    matmul = network["bf16_matmul_gflops"]
+    console.out().print(_stage_table(result.rows))
+    network = result.network
+    matmul = network.bf16_matmul_gflops
     console.out().print(
-        f"profile fast computes the {network['gflop']:.0f} GFLOP of the network at {network['fast_gflops']:.0f} GFLOPS"
+        f"profile fast computes the {network.gflop:.0f} GFLOP of the network at {network.fast_gflops:.0f} GFLOPS"
         + (f"; a bfloat16 product of 4096x4096 matrices reaches {matmul:.0f} GFLOPS" if matmul else "")
     )
 
 
-def _prediction_cells(row: dict[str, Any]) -> list[str]:
-    stages = row["parts_s_median"]
-    network_share = stages["network"] / row["seconds_median"] if stages else None
+def _prediction_cells(row: BenchmarkRow) -> list[str]:
+    stages = row.parts_s_median
+    network_share = stages["network"] / row.seconds_median if stages else None
     return [
-        row["name"],
-        console.number(row["seconds_median"]),
-        f"{row['ratio_to_stock_tta']:.1f}",
-        f"{row['ratio_to_stock']:.1f}",
-        console.percent(row["agreement"], 3),
+        row.name,
+        console.number(row.seconds_median),
+        f"{row.ratio_to_stock_tta:.1f}",
+        f"{row.ratio_to_stock:.1f}",
+        console.percent(row.agreement, 3),
         console.percent(network_share),
-        f"{row['peak_mb']:.0f}",
-        f"{row['start_s']:.1f}",
+        f"{row.peak_mb:.0f}",
+        f"{row.start_s:.1f}",
     ]
 
 
-def _stage_table(rows: list[dict[str, Any]]) -> Table:
-    timed = [row for row in rows if row["parts_s_median"]]
-    stages = list(timed[0]["parts_s_median"])
-    cells = [[row["name"], *(f"{1000 * row['parts_s_median'][stage]:.1f}" for stage in stages)] for row in timed]
+def _stage_table(rows: list[BenchmarkRow]) -> Table:
+    timed = [row for row in rows if row.parts_s_median]
+    stages = list(timed[0].parts_s_median)
+    cells = [[row.name, *(f"{1000 * row.parts_s_median[stage]:.1f}" for stage in stages)] for row in timed]
     return console.table("milliseconds per stage", ["configuration", *stages], cells)
 
 
@@ -145,50 +148,54 @@ def _benchmark_training(
         iterations=iterations,
         minutes=minutes,
         our_minutes=our_minutes,
-        report=console.show_step,
+        on_step=console.show_step,
     )
     if plot:
         plot_training_benchmark(result, plot)
     if json:
-        console.show_json(result)
+        console.show_json(result.model_dump())
     else:
         _show_training(result)
 
 
-def _show_training(result: dict[str, Any]) -> None:
-    stages = list(result["trainers"][0]["parts_s"])
+def _show_training(result: TrainingBenchmark) -> None:
+    stages = list(result.trainers[0].parts_s)
     rows = [
-        [row["name"], console.number(row["iteration_s"]), *(console.number(row["parts_s"][stage]) for stage in stages)]
-        for row in result["trainers"]
+        [
+            trainer.name,
+            console.number(trainer.iteration_s),
+            *(console.number(trainer.parts_s[stage]) for stage in stages),
+        ]
+        for trainer in result.trainers
     ]
-    title = f"seconds per iteration, {result['configuration']}, {result['data']}, {result['machine']['cores']} cores"
+    title = f"seconds per iteration, {result.configuration}, {result.data}, {result.machine['cores']} cores"
     console.out().print(console.table(title, ["trainer", "total", *stages], rows))
-    if result["target_dice"] is not None:
+    if result.target_dice is not None:
         console.out().print(_dice_table(result))
 
 
-def _dice_table(result: dict[str, Any]) -> Table:
+def _dice_table(result: TrainingBenchmark) -> Table:
     rows = []
-    for row in result["trainers"]:
-        speedup = row["times_sooner"]
+    for trainer in result.trainers:
+        speedup = trainer.times_sooner
         rows.append(
             [
-                row["name"],
-                str(len(row["dice"])),
-                *(console.number(value) for value in _dice_by_thirds(row["dice"])),
-                "not reached" if row["reached_s"] is None else f"{row['reached_s'] / 60:.1f}",
+                trainer.name,
+                str(len(trainer.dice)),
+                *(console.number(value) for value in _dice_by_thirds(trainer.dice)),
+                "not reached" if trainer.reached_s is None else f"{trainer.reached_s / 60:.1f}",
                 "" if speedup is None else f"{speedup:.1f}x",
             ]
         )
-    columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {result['target_dice']:.3f}", "speedup"]
+    columns = ["trainer", "epochs", "1/3", "2/3", "end", f"minutes to {result.target_dice:.3f}", "speedup"]
     return console.table("pseudo Dice on validation patches", columns, rows)
 
 
-def _dice_by_thirds(epochs: list[dict[str, float]]) -> list[float | None]:
+def _dice_by_thirds(epochs: list[EpochResult]) -> list[float | None]:
     """Return the Dice of the last epoch within one third, two thirds and all of the time."""
     values: list[float | None] = []
     for third in (1, 2, 3):
-        end_s = epochs[-1]["seconds"] * third / 3
-        dice = [epoch["dice"] for epoch in epochs if epoch["seconds"] <= end_s]
+        end_s = epochs[-1].seconds * third / 3
+        dice = [epoch.dice for epoch in epochs if epoch.seconds <= end_s]
         values.append(dice[-1] if dice else None)
     return values

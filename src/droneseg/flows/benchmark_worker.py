@@ -1,80 +1,110 @@
-"""One row of the benchmark in a process of its own: loads a predictor, then answers one photograph at each "go".
+"""Process of one configuration in the inference benchmark: predicts the same image once per command.
 
-Speaks JSON lines: `ready` after the first mask, `seconds` for each "go", `peak_mb` at the end.
+Commands are lines on stdin; replies are JSON lines on stdout: `ready` after the first mask, `seconds` and `parts_s` for
+each command, and `peak_mb` at the end of stdin.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
 from droneseg.core.masks import Mask, encode_mask
 
 
-class StockRow:
+@dataclass(frozen=True)
+class Task:
+    """Task of one process; a JSON object on its command line.
+
+    Attributes:
+        kind: "stock" for nnU-Net's own predictor, "bundle" for a bundle.
+        model: nnU-Net's model folder, or the folder of the bundle.
+        image: Image file to predict.
+        mask: File for the first mask, in NumPy's format.
+        mirrored: Whether nnU-Net's predictor averages over mirrored images.
+        profile: Profile of the bundle.
+        runtime: Name of the runtime for the bundle.
+        cache: Folder for compiled networks of the bundle.
+    """
+
+    kind: Literal["stock", "bundle"]
+    model: str
+    image: str
+    mask: str
+    mirrored: bool = False
+    profile: str = ""
+    runtime: str = ""
+    cache: str = ""
+
+
+class StockPredictor:
     """nnU-Net's own predictor."""
 
     name = "nnU-Net's predictor, torch"
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: Task) -> None:
         from droneseg.nnunet.paths import NnunetPaths
         from droneseg.nnunet.predictor import NnunetPredictor
 
-        folder = Path(task["model"])
-        self._predictor = NnunetPredictor(folder, NnunetPaths(folder, folder, folder), mirrored=task["mirrored"])
-        self._image = Path(task["image"])
+        folder = Path(task.model)
+        self._predictor = NnunetPredictor(folder, NnunetPaths(folder, folder, folder), mirrored=task.mirrored)
+        self._image = Path(task.image)
 
     def predict(self) -> tuple[Mask, dict[str, float]]:
-        """Go from the file to the mask; what takes how long inside is not known."""
+        """Read the image file and return its mask, shape (H, W), dtype uint8; times of the stages are unknown."""
         return self._predictor.segment_file(self._image), {}
 
 
-class BundleRow:
-    """A bundle with one profile and runtime."""
+class BundlePredictor:
+    """Bundle with one profile and runtime."""
 
-    def __init__(self, task: dict[str, Any]) -> None:
+    def __init__(self, task: Task) -> None:
         from droneseg.core.runtimes import RuntimeName
         from droneseg.inference.segmenter import BundleSegmenter
         from droneseg.model.bundle import read_bundle
 
         self._segmenter = BundleSegmenter(
-            read_bundle(Path(task["model"])),
-            profile=task["profile"],
-            runtime=RuntimeName(task["runtime"]),
-            cache=Path(task["cache"]),
+            read_bundle(Path(task.model)),
+            profile=task.profile,
+            runtime=RuntimeName(task.runtime),
+            cache=Path(task.cache),
         )
         self.name = self._segmenter.runtime
-        self._image = Path(task["image"])
+        self._image = Path(task.image)
 
     def predict(self) -> tuple[Mask, dict[str, float]]:
-        """Go from the file to the mask; returns also the seconds of each part."""
+        """Read the image file and return its mask, shape (H, W), dtype uint8, and the seconds of each stage."""
         from droneseg.core.images import decode_image
 
         begin = time.perf_counter()
         image = decode_image(self._image.read_bytes())
         decode_s = time.perf_counter() - begin
-        done = self._segmenter.segment(image)
-        return done.mask, {"decode": decode_s, **done.timings_s}
+        prediction = self._segmenter.segment(image)
+        return prediction.mask, {"decode": decode_s, **prediction.timings_s}
 
 
-def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
-    """Answer commands until they end."""
+def serve(task: Task, commands: TextIO, replies: TextIO) -> None:
+    """Predict once per line of `commands`, and write the measurements to `replies`."""
 
     def reply(**content: Any) -> None:
         replies.write(json.dumps(content) + "\n")
         replies.flush()
 
-    row: StockRow | BundleRow = StockRow(task) if task["kind"] == "stock" else BundleRow(task)
-    mask, _ = row.predict()
+    predictor: StockPredictor | BundlePredictor
+    predictor = StockPredictor(task) if task.kind == "stock" else BundlePredictor(task)
+    mask, _ = predictor.predict()
     encode_mask(mask)
-    np.save(task["mask"], mask)
-    reply(ready=row.name)
+    np.save(task.mask, mask)
+    reply(ready=predictor.name)
     for _command in commands:
         begin = time.perf_counter()
-        mask, parts_s = row.predict()
+        mask, parts_s = predictor.predict()
         predicted = time.perf_counter()
         encode_mask(mask)
         end = time.perf_counter()
@@ -83,20 +113,20 @@ def serve(task: dict[str, Any], commands: TextIO, replies: TextIO) -> None:
 
 
 def _peak_mb() -> float:
-    """Return the peak memory of this process in megabytes."""
+    """Return the peak memory of this process in megabytes; NaN on Windows."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # ru_maxrss is inherited from the process that started this one; this is not
+        # unlike VmHWM, ru_maxrss is inherited from the parent process
         line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     if sys.platform == "win32":
-        return float("nan")  # it does not say
+        return float("nan")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":
-    # what the libraries print goes to stderr: stdout is for replies
+    # output of libraries goes to stderr: stdout is for replies
     channel, sys.stdout = sys.stdout, sys.stderr
-    serve(json.loads(sys.argv[1]), sys.stdin, channel)
+    serve(Task(**json.loads(sys.argv[1])), sys.stdin, channel)

@@ -1,4 +1,4 @@
-"""Inference benchmark and the untrained baseline model."""
+"""Inference benchmark: droneseg's runtimes and profiles compared with nnU-Net's own predictor."""
 
 import json
 import statistics
@@ -6,14 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from droneseg.core.errors import DronesegError
 from droneseg.core.files import atomic_directory, write_text
@@ -24,25 +25,37 @@ from droneseg.core.system import describe_machine, usable_cores
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import generate_scene, write_samples
-from droneseg.flows.export import export_model
+from droneseg.flows.benchmark_worker import Task
+from droneseg.flows.export import StepCallback, export_model
 from droneseg.model.bundle import read_bundle
 from droneseg.nnunet.checkpoint import count_gflop, write_random_model
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from droneseg.nnunet.preprocess import plan_dataset
 
-_SCENES = 12
-_SIZE = (960, 736)
+IMAGE_SIZE = (960, 736)
+_IMAGE_SEED = 3
+_SCENES, _VAL_SCENES = 12, 4
 _SUMMARY = "stock.json"
+_MATMUL_SCRIPT = """
+import time, torch
+torch.set_num_threads({threads})
+a = torch.randn(4096, 4096).bfloat16()
+times = []
+for _ in range(4):
+    begin = time.perf_counter(); a @ a; times.append(time.perf_counter() - begin)
+print(2 * 4096**3 / min(times[1:]) / 1e9)
+"""
 
 
 @dataclass(frozen=True)
 class BaselineModel:
-    """The stock plan with seeded, untrained weights.
+    """Model with nnU-Net's default ("stock") plan and seeded, untrained weights.
 
     Attributes:
-        trained: Model folder of nnU-Net.
-        bundle: The same as a bundle, with an INT8 network.
-        gflop: Arithmetic of one pass over one tile, 10^9 operations, a multiplication and its addition as two.
+        trained: nnU-Net's model folder.
+        bundle: Bundle with the same weights and an additional INT8 network.
+        gflop: Arithmetic of one forward pass over one tile in 10^9 operations; a multiplication and its addition count
+            as two.
     """
 
     trained: Path
@@ -50,28 +63,86 @@ class BaselineModel:
     gflop: float
 
 
-def load_baseline_model(cache: Path, report: Callable[[str], None]) -> BaselineModel:
-    """Make the stock model, or take it from an earlier run of the same versions.
+class NetworkSpeed(BaseModel):
+    """Arithmetic of the baseline network.
+
+    Attributes:
+        gflop: Arithmetic of one forward pass over one tile, in 10^9 operations.
+        fast_gflops: Speed of the profile fast, in 10^9 operations per second.
+        bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch.
+    """
+
+    gflop: float
+    fast_gflops: float
+    bf16_matmul_gflops: float | None
+
+
+class BenchmarkRow(BaseModel):
+    """Measurements of one configuration.
+
+    Attributes:
+        name: "stock-tta", "stock", or a profile, with the runtime as a suffix unless it is OpenVINO.
+        runtime: Description of the runtime.
+        seconds_median: Median of `seconds`.
+        seconds: Time from the bytes of the image to the bytes of the mask, one per round.
+        parts_s_median: Median seconds of each stage; empty if they are unknown.
+        ratio_to_stock_tta: Speedup over the configuration stock-tta.
+        ratio_to_stock: Speedup over the configuration stock.
+        agreement: Fraction of pixels with the class of the reference configuration; None without one.
+        peak_mb: Peak memory of the process in megabytes.
+        start_s: Time from the start of the process to the first mask, with compiled networks in the cache.
+    """
+
+    name: str
+    runtime: str
+    seconds_median: float
+    seconds: list[float]
+    parts_s_median: dict[str, float]
+    ratio_to_stock_tta: float
+    ratio_to_stock: float
+    agreement: float | None
+    peak_mb: float
+    start_s: float
+
+
+class InferenceBenchmark(BaseModel):
+    """Result of the inference benchmark.
+
+    Attributes:
+        machine: Description of the machine.
+        image: Path or description of the image.
+        network: Arithmetic of the baseline network.
+        rows: Measurements of each configuration.
+    """
+
+    machine: dict[str, str | int]
+    image: str
+    network: NetworkSpeed
+    rows: list[BenchmarkRow]
+
+
+def load_baseline_model(cache: Path, on_step: StepCallback) -> BaselineModel:
+    """Create the baseline model, or load it if it was created earlier with the same package versions.
 
     Args:
-        cache: Folder in which it is kept.
-        report: Told what happens next.
+        cache: Folder that stores the model.
+        on_step: Called when a step begins.
     """
     folder = cache / f"stock-{version('droneseg')}-{version('nnunetv2')}"
     if not (folder / _SUMMARY).is_file():
-        report("planning the stock network and exporting it, once")
-        with atomic_directory(folder, marker=_SUMMARY, replace=True) as aside:
-            _make(aside, report)
+        on_step("planning and exporting the baseline network (only once)")
+        with atomic_directory(folder, marker=_SUMMARY, replace=True) as staging_dir:
+            _create_baseline_model(staging_dir, on_step)
     summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
     read_bundle(folder / "bundle")
     return BaselineModel(folder / summary["trained"], folder / "bundle", summary["gflop"])
 
 
-def _make(folder: Path, report: Callable[[str], None]) -> None:
+def _create_baseline_model(folder: Path, on_step: StepCallback) -> None:
     paths = NnunetPaths(folder / "nnUNet_raw", folder / "nnUNet_preprocessed", folder / "nnUNet_results")
-    write_samples(folder / "data", count=_SCENES, size=_SIZE, seed=0)
+    write_samples(folder / "data", count=_SCENES, size=IMAGE_SIZE, seed=0)
     stems = [f"{index:03d}" for index in range(_SCENES)]
-    write_split(Split(tuple(stems[:-4]), tuple(stems[-4:])), folder / "split.json")
+    write_split(Split(tuple(stems[:-_VAL_SCENES]), tuple(stems[-_VAL_SCENES:])), folder / "split.json")
     convert_dataset(folder / "data", paths.raw, split_file=folder / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
     plan_dataset(paths, show_progress=False)
     trained = write_random_model(paths)
@@ -83,36 +154,30 @@ def _make(folder: Path, report: Callable[[str], None]) -> None:
         int8=True,
         licence="none needed: untrained",
         images=4,
-        on_step=report,
+        on_step=on_step,
     )
     summary = {"trained": str(trained.relative_to(folder)), "gflop": count_gflop(paths)}
     write_text(folder / _SUMMARY, json.dumps(summary) + "\n")
 
 
-IMAGE_SIZE = (960, 736)
-_SEED = 3
-
-Report = Callable[[str], None]
-
-
 @dataclass
-class Row:
-    """One way to predict, and what was measured of it.
+class _Configuration:
+    """One way to predict, and its measurements.
 
     Attributes:
-        name: stock-tta, stock, or a profile, with a runtime behind it if it is not OpenVINO.
-        task: What its process is told.
-        reference: The stock row that does the same passes.
-        seconds: From the bytes of the file to the bytes of the mask, one per round.
-        parts_s: Of these, by part, where the parts are known.
-        start_s: From the start of the process to the first mask, with a warm model cache.
-        peak_mb: Peak memory of the process.
-        runtime: What ran the network.
-        mask: The answer, shape (H, W), dtype uint8.
+        name: Name as in `BenchmarkRow`.
+        task: Task of its process.
+        reference: Name of the stock configuration with the same forward passes, to compute the agreement with.
+        seconds: Time of each prediction.
+        parts_s: Seconds of each stage, for each prediction; empty if they are unknown.
+        start_s: Time from the start of the process to the first mask.
+        peak_mb: Peak memory of the process in megabytes.
+        runtime: Description of the runtime.
+        mask: First mask, shape (H, W), dtype uint8.
     """
 
     name: str
-    task: dict[str, Any]
+    task: Task
     reference: str | None
     seconds: list[float] = field(default_factory=list)
     parts_s: list[dict[str, float]] = field(default_factory=list)
@@ -123,182 +188,183 @@ class Row:
 
 
 class _Process:
-    """The process of a row."""
+    """Running process of a configuration; writes its measurements to the configuration."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, configuration: _Configuration) -> None:
+        task = json.dumps(asdict(configuration.task))
         begin = time.perf_counter()
-        self._running = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "droneseg.flows.benchmark_worker", json.dumps(row.task)],
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "droneseg.flows.benchmark_worker", task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._row = row
-        row.runtime = str(self._read()["ready"])
-        row.start_s = time.perf_counter() - begin
+        self._configuration = configuration
+        configuration.runtime = str(self._read()["ready"])
+        configuration.start_s = time.perf_counter() - begin
 
-    def go(self) -> None:
-        """Predict once more."""
-        self._write("go\n")
-        answer = self._read()
-        self._row.seconds.append(answer["seconds"])
-        if answer["parts_s"]:
-            self._row.parts_s.append(answer["parts_s"])
+    def predict(self) -> None:
+        """Predict the image once."""
+        if self._process.stdin:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        reply = self._read()
+        self._configuration.seconds.append(reply["seconds"])
+        if reply["parts_s"]:
+            self._configuration.parts_s.append(reply["parts_s"])
 
     def end(self) -> None:
-        """Let the process end by itself."""
-        if self._running.stdin:
-            self._running.stdin.close()
-        self._row.peak_mb = self._read()["peak_mb"]
-        self._running.wait(timeout=60)
+        """Read the peak memory and wait until the process has ended."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._configuration.peak_mb = self._read()["peak_mb"]
+        self._process.wait(timeout=60)
         self.kill()
 
     def kill(self) -> None:
-        """End it, if it still runs, and let go of its streams."""
-        self._running.kill()
-        self._running.wait()
-        for stream in (self._running.stdin, self._running.stdout, self._running.stderr):
+        """End the process if it is still running, and close its streams."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream:
                 stream.close()
 
-    def _write(self, text: str) -> None:
-        if self._running.stdin:
-            self._running.stdin.write(text)
-            self._running.stdin.flush()
-
     def _read(self) -> dict[str, Any]:
-        line = self._running.stdout.readline() if self._running.stdout else ""
+        line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            errors = self._running.stderr.read() if self._running.stderr else ""
-            raise DronesegError(f"The benchmark of {self._row.name} failed:\n{errors[-2000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+            errors = self._process.stderr.read() if self._process.stderr else ""
+            raise DronesegError(f"The benchmark of {self._configuration.name} failed:\n{errors[-2000:]}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
 
 def run_benchmark(
-    stock: BaselineModel, *, model: Path | None, image: Path | None, cache: Path, rounds: int, report: Report
-) -> dict[str, Any]:
-    """Measure every row.
+    baseline: BaselineModel,
+    *,
+    model: Path | None,
+    image: Path | None,
+    cache: Path,
+    rounds: int,
+    on_step: StepCallback,
+) -> InferenceBenchmark:
+    """Measure all configurations: nnU-Net's predictor, and every profile and runtime of the bundles.
 
     Args:
-        stock: The stock plan with untrained weights, as a training folder and as a bundle.
-        model: A bundle of your own to set beside it, or None.
-        image: A photograph; None for a generated one of 960x736.
+        baseline: Baseline model.
+        model: Another bundle to measure, or None.
+        image: Image to predict; None generates one of 960x736.
         cache: Folder for compiled networks.
-        rounds: How often each row predicts, taking turns.
-        report: Told what happens next.
-
-    Returns:
-        `machine`, `image`, `network` (arithmetic of the stock network) and `rows`.
+        rounds: Number of predictions per configuration; the configurations take turns.
+        on_step: Called when a step begins.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        picture = _as_png(image, Path(temporary))
-        rows = _rows(stock, model, picture, cache, Path(temporary))
-        processes: list[_Process] = []
-        try:
-            for row in rows:
-                report(f"starting {row.name}")
-                if row.task["kind"] == "bundle":
-                    _Process(row).end()  # fills the cache
-                    row.seconds.clear()
-                processes.append(_Process(row))
-            for number in range(rounds):
-                report(f"round {number + 1} of {rounds}")
-                for process in processes:
-                    process.go()
-            for process in processes:
-                process.end()
-        finally:
-            for process in processes:
-                process.kill()
-        for row in rows:
-            row.mask = np.load(row.task["mask"])
-    report("measuring arithmetic")
-    return _result(rows, stock, image)
+        folder = Path(temporary)
+        configurations = _configurations(baseline, model, _write_png(image, folder), cache, folder)
+        _measure(configurations, rounds, on_step)
+        for configuration in configurations:
+            configuration.mask = np.load(configuration.task.mask)
+    on_step("measuring the speed of arithmetic")
+    return _benchmark(configurations, baseline, image)
 
 
-def _as_png(image: Path | None, folder: Path) -> Path:
-    """Return a PNG, which nnU-Net's reader takes, too."""
-    pixels = read_image(image) if image else generate_scene(_SEED, *IMAGE_SIZE)[0]
+def _measure(configurations: Sequence[_Configuration], rounds: int, on_step: StepCallback) -> None:
+    """Start one process per configuration and let them predict in turns."""
+    processes: list[_Process] = []
+    try:
+        for configuration in configurations:
+            on_step(f"starting {configuration.name}")
+            if configuration.task.kind == "bundle":
+                _Process(configuration).end()  # fills the cache of compiled networks
+            processes.append(_Process(configuration))
+        for number in range(1, rounds + 1):
+            on_step(f"round {number} of {rounds}")
+            for process in processes:
+                process.predict()
+        for process in processes:
+            process.end()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _write_png(image: Path | None, folder: Path) -> Path:
+    """Write the image as PNG, which nnU-Net's reader accepts too."""
+    pixels = read_image(image) if image else generate_scene(_IMAGE_SEED, *IMAGE_SIZE)[0]
     (folder / "image.png").write_bytes(encode_png(pixels))
     return folder / "image.png"
 
 
-def _rows(stock: BaselineModel, model: Path | None, image: Path, cache: Path, folder: Path) -> list[Row]:
-    rows = [
-        Row(name, {"kind": "stock", "model": str(stock.trained), "mirrored": mirrored}, None)
-        for name, mirrored in (("stock-tta", True), ("stock", False))
-    ]
-    bundles = [(stock.bundle, "")] + ([(model, "model-")] if model else [])
+def _configurations(
+    baseline: BaselineModel, model: Path | None, image: Path, cache: Path, folder: Path
+) -> list[_Configuration]:
+    configurations = []
+    for name, mirrored in (("stock-tta", True), ("stock", False)):
+        task = Task("stock", str(baseline.trained), str(image), str(folder / f"{name}.npy"), mirrored=mirrored)
+        configurations.append(_Configuration(name, task, None))
+    bundles = [(baseline.bundle, "")] + ([(model, "model-")] if model else [])
     for bundle, prefix in bundles:
         for profile in read_bundle(bundle).manifest.profiles:
             for runtime in RUNTIMES:
-                task = {"kind": "bundle", "model": str(bundle), "profile": profile, "runtime": runtime}
                 name = prefix + profile + ("" if runtime is RuntimeName.OPENVINO else f"-{runtime}")
-                # a model of your own has other weights than the stock rows, so there is nothing to agree with
+                # other weights than those of the stock configurations have no reference
                 reference = None if prefix else ("stock-tta" if profile == "exact" else "stock")
-                rows.append(Row(name, task, reference))
-    for row in rows:
-        row.task |= {"image": str(image), "cache": str(cache), "mask": str(folder / f"{row.name}.npy")}
-    return rows
+                task = Task(
+                    "bundle",
+                    str(bundle),
+                    str(image),
+                    str(folder / f"{name}.npy"),
+                    profile=profile,
+                    runtime=runtime,
+                    cache=str(cache),
+                )
+                configurations.append(_Configuration(name, task, reference))
+    return configurations
 
 
-def _result(rows: Sequence[Row], stock: BaselineModel, image: Path | None) -> dict[str, Any]:
-    by_name = {row.name: row for row in rows}
-    medians = {row.name: statistics.median(row.seconds) for row in rows}
-    shown = []
-    for row in rows:
-        reference = by_name[row.reference] if row.reference else None
-        agreement = None
-        if reference is not None and reference.mask is not None and row.mask is not None:
-            agreement = float((reference.mask == row.mask).mean())
-        shown.append(
-            {
-                "name": row.name,
-                "runtime": row.runtime,
-                "seconds_median": medians[row.name],
-                "seconds": row.seconds,
-                "parts_s_median": _medians(row.parts_s),
-                "ratio_to_stock_tta": medians["stock-tta"] / medians[row.name],
-                "ratio_to_stock": medians["stock"] / medians[row.name],
-                "agreement": agreement,
-                "peak_mb": row.peak_mb,
-                "start_s": row.start_s,
-            }
-        )
-    network_s = _medians(by_name["fast"].parts_s)["network"]
-    return {
-        "machine": describe_machine(),
-        "image": str(image) if image else "generated, {}x{}".format(*IMAGE_SIZE),
-        "network": {
-            "gflop": stock.gflop,
-            "fast_gflops": stock.gflop / network_s,
-            "bf16_matmul_gflops": _matmul_gflops(),
-        },
-        "rows": shown,
-    }
+def _benchmark(
+    configurations: Sequence[_Configuration], baseline: BaselineModel, image: Path | None
+) -> InferenceBenchmark:
+    by_name = {configuration.name: configuration for configuration in configurations}
+    network_s = _stage_medians(by_name["fast"].parts_s)["network"]
+    return InferenceBenchmark(
+        machine=describe_machine(),
+        image=str(image) if image else "generated, {}x{}".format(*IMAGE_SIZE),
+        network=NetworkSpeed(
+            gflop=baseline.gflop, fast_gflops=baseline.gflop / network_s, bf16_matmul_gflops=_matmul_gflops()
+        ),
+        rows=[_row(configuration, by_name) for configuration in configurations],
+    )
 
 
-def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {part: statistics.median(each[part] for each in rounds) for part in rounds[0]} if rounds else {}
+def _row(configuration: _Configuration, by_name: Mapping[str, _Configuration]) -> BenchmarkRow:
+    median_s = statistics.median(configuration.seconds)
+    reference = by_name[configuration.reference] if configuration.reference else None
+    agreement = None
+    if reference is not None and reference.mask is not None and configuration.mask is not None:
+        agreement = float((reference.mask == configuration.mask).mean())
+    return BenchmarkRow(
+        name=configuration.name,
+        runtime=configuration.runtime,
+        seconds_median=median_s,
+        seconds=configuration.seconds,
+        parts_s_median=_stage_medians(configuration.parts_s),
+        ratio_to_stock_tta=statistics.median(by_name["stock-tta"].seconds) / median_s,
+        ratio_to_stock=statistics.median(by_name["stock"].seconds) / median_s,
+        agreement=agreement,
+        peak_mb=configuration.peak_mb,
+        start_s=configuration.start_s,
+    )
 
 
-_MATMUL = """
-import time, torch
-torch.set_num_threads({threads})
-a = torch.randn(4096, 4096).bfloat16()
-times = []
-for _ in range(4):
-    begin = time.perf_counter(); a @ a; times.append(time.perf_counter() - begin)
-print(2 * 4096**3 / min(times[1:]) / 1e9)
-"""
+def _stage_medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {stage: statistics.median(seconds[stage] for seconds in rounds) for stage in rounds[0]} if rounds else {}
 
 
 def _matmul_gflops() -> float | None:
-    """Return what a large bf16 matrix product reaches on this machine."""
+    """Return the speed of a large bfloat16 matrix product in 10^9 operations per second; None without torch."""
     if find_spec("torch") is None:
         return None
-    script = _MATMUL.format(threads=usable_cores())
+    script = _MATMUL_SCRIPT.format(threads=usable_cores())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return float(done.stdout)

@@ -1,10 +1,14 @@
-"""Training benchmark; benchmark plots."""
+"""Training benchmark: droneseg's trainer compared with nnU-Net's own; plots of both benchmarks."""
+
+from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from droneseg.core.errors import MissingDependencyError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
@@ -12,16 +16,71 @@ from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
+from droneseg.flows.export import StepCallback
+from droneseg.flows.inference_benchmark import InferenceBenchmark
 from droneseg.nnunet.paths import TRAINER, NnunetPaths
 from droneseg.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from droneseg.training.timing import EpochDice, IterationTimes
 
 _SCENES, _VAL_SCENES = 60, 12
 _SIZE = (480, 368)
+_OURS, _STOCK, _PRETRAINED = "#0e87cc", "#6b7280", "#c2410c"
+_STAGE_COLOURS = ("#94a3b8", "#c084fc", "#0e87cc", "#1e5f8a", "#f59e0b", "#d1d5db")
 
-Report = Callable[[str], None]
+
+class EpochResult(BaseModel):
+    """Dice after one epoch.
+
+    Attributes:
+        seconds: Time since the start of the training.
+        dice: nnU-Net's pseudo Dice on validation patches.
+    """
+
+    seconds: float
+    dice: float
+
+
+class TrainerResult(BaseModel):
+    """Measurements of one trainer.
+
+    Attributes:
+        name: Name of the trainer, with its network if it is pretrained.
+        iteration_s: Median time of one iteration.
+        parts_s: Median time of each stage of an iteration.
+        dice: Dice after each epoch; empty if only iterations were timed.
+        reached_s: Time until the Dice reached the final Dice of nnU-Net's trainer; None if it did not.
+        times_sooner: Speedup over nnU-Net's trainer in reaching its final Dice; None if it was not reached.
+    """
+
+    name: str
+    iteration_s: float
+    parts_s: dict[str, float]
+    dice: list[EpochResult] = []
+    reached_s: float | None = None
+    times_sooner: float | None = None
+
+
+class TrainingBenchmark(BaseModel):
+    """Result of the training benchmark.
+
+    Attributes:
+        machine: Description of the machine.
+        data: Preprocessed dataset, or "generated scenes" with their size.
+        configuration: Name of the configuration of the first two trainers.
+        target_dice: Final Dice of nnU-Net's own trainer, averaged over the last epochs; None without training.
+        trainers: Measurements of nnU-Net's trainer, droneseg's trainer, and droneseg's with a pretrained network.
+    """
+
+    machine: dict[str, str | int]
+    data: str
+    configuration: str
+    target_dice: float | None
+    trainers: list[TrainerResult]
 
 
 def benchmark_training(
@@ -32,61 +91,73 @@ def benchmark_training(
     iterations: int,
     minutes: float,
     our_minutes: float | None = None,
-    report: Report,
-) -> dict[str, Any]:
-    """Measure three trainings on the same data and seed, with patches and batches of the same size, one after another.
+    on_step: StepCallback,
+) -> TrainingBenchmark:
+    """Measure three trainings one after the other, with the same data, seed, patch size and batch size.
 
     Args:
-        config: Plan and settings of the first two; nnU-Net's own trainer takes the plan only.
-        pretrained: The third; patches, batches and epochs are made those of `config`, so that Dice means the same.
-        paths: nnU-Net's folders. Generated scenes are used if no dataset is preprocessed there.
-        iterations: Measured by part, for each trainer.
-        minutes: Trained by each for the Dice; 0 leaves that out.
-        our_minutes: Trained by the second and the third, if they are to end sooner: a schedule that ends early gets
-            further in that time than the beginning of a long one.
-        report: Told what happens next.
-
-    Returns:
-        `machine`, `data`, `configuration` and `trainers`: for each its name, `iteration_s` (median), `parts_s` (medians
-        by part), `dice` (`seconds` since the start and `dice` after each epoch), `reached_s`, when it stood where
-        nnU-Net's own trainer stands at the end (`target_dice`), and `times_sooner`.
+        config: Configuration of nnU-Net's trainer, which uses only its plan, and of droneseg's trainer.
+        pretrained: Configuration of droneseg's trainer with a pretrained network. Its patch size, batch size and epochs
+            are replaced by those of `config`, so that the Dice is comparable.
+        paths: nnU-Net's folders. If no dataset is preprocessed there, generated scenes are used.
+        iterations: Number of iterations to time with each trainer.
+        minutes: Minutes of training with each trainer; 0 trains none.
+        our_minutes: Minutes of training with droneseg's trainer, if they differ. A shorter learning-rate schedule
+            reaches a higher Dice in the same time than the beginning of a long one.
+        on_step: Called when a step begins.
     """
     from droneseg.training import timing
 
-    pretrained = _alike(config, pretrained)
-    rows = [(timing.STOCK_TRAINER, timing.STOCK_TRAINER, config), (TRAINER, TRAINER, config)]
-    rows.append((f"{TRAINER}, {pretrained.network}", TRAINER, pretrained))
+    pretrained = _comparable(config, pretrained)
+    runs = [
+        (timing.STOCK_TRAINER, timing.STOCK_TRAINER, config),
+        (TRAINER, TRAINER, config),
+        (f"{TRAINER}, {pretrained.network}", TRAINER, pretrained),
+    ]
     with tempfile.TemporaryDirectory() as temporary:
-        data, paths = _data(paths, Path(temporary), report)
-        trainers: list[dict[str, Any]] = []
+        data, paths = _prepare_data(paths, Path(temporary), on_step)
         times = []
-        for name, trainer, settings in rows:
-            report(f"{name}: {iterations} iterations by part")
+        for name, trainer, settings in runs:
+            on_step(f"{name}: timing {iterations} iterations")
             times.append(timing.time_iterations(settings, paths, trainer, iterations))
-            trainers.append({"name": name, "iteration_s": times[-1].total, "parts_s": times[-1].parts, "dice": []})
         curves = []
-        for row, measured, (name, trainer, settings) in zip(trainers if minutes else (), times, rows, strict=False):
+        for measured, (name, trainer, settings) in zip(times, runs if minutes else (), strict=False):
             budget = minutes if trainer == timing.STOCK_TRAINER else our_minutes or minutes
-            report(f"{name}: training for {budget:g} minutes")
+            on_step(f"{name}: training for {budget:g} minutes")
             curves.append(timing.dice_over_time(settings, paths, trainer, minutes=budget, measured=measured))
-            row["dice"] = [asdict(epoch) for epoch in curves[-1]]
-            report(f"{name}: Dice after each epoch " + " ".join(f"{epoch.dice:.3f}" for epoch in curves[-1]))
-        target = timing.smoothed_end(curves[0]) if curves else None
-        for row, curve in zip(trainers, curves, strict=False):
-            reached = timing.time_to_reach(target, curve) if target is not None else None
-            row["reached_s"] = reached
-            row["times_sooner"] = curves[0][-1].seconds / reached if reached else None
-    return {
-        "machine": describe_machine(),
-        "data": data,
-        "configuration": config.configuration,
-        "target_dice": target,
-        "trainers": trainers,
-    }
+            on_step(f"{name}: Dice after each epoch: {' '.join(f'{epoch.dice:.3f}' for epoch in curves[-1])}")
+    target = timing.smoothed_end(curves[0]) if curves else None
+    return TrainingBenchmark(
+        machine=describe_machine(),
+        data=data,
+        configuration=config.configuration,
+        target_dice=target,
+        trainers=_trainer_results([name for name, *_ in runs], times, curves, target),
+    )
 
 
-def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig:
-    """Return the second with patches, batches and epochs of the first."""
+def _trainer_results(
+    names: Sequence[str],
+    times: Sequence[IterationTimes],
+    curves: Sequence[Sequence[EpochDice]],
+    target: float | None,
+) -> list[TrainerResult]:
+    """Return the measurements of each trainer; without curves, only the times of iterations."""
+    from droneseg.training.timing import time_to_reach
+
+    results = [
+        TrainerResult(name=name, iteration_s=measured.total, parts_s=measured.parts)
+        for name, measured in zip(names, times, strict=True)
+    ]
+    for result, curve in zip(results, curves, strict=False):
+        result.dice = [EpochResult(**asdict(epoch)) for epoch in curve]
+        result.reached_s = time_to_reach(target, curve) if target is not None else None
+        result.times_sooner = curves[0][-1].seconds / result.reached_s if result.reached_s else None
+    return results
+
+
+def _comparable(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig:
+    """Return `pretrained` with the patches, batches and epochs of `config`."""
     trainer = config.trainer
     same = {name: getattr(trainer, name) for name in ("iterations", "val_iterations", "oversample", "seed")}
     settings = pretrained.trainer.model_copy(update=same | {"crop_size": None})
@@ -102,11 +173,11 @@ def _alike(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingConfig
     )
 
 
-def _data(paths: NnunetPaths, temporary: Path, report: Report) -> tuple[str, NnunetPaths]:
-    """Return what the data is and where; models go to the temporary folder in any case."""
+def _prepare_data(paths: NnunetPaths, temporary: Path, on_step: StepCallback) -> tuple[str, NnunetPaths]:
+    """Return a description of the data and its folders; models are always written to the temporary folder."""
     if paths.plans_file.is_file():
         return str(paths.preprocessed_dataset), replace(paths, results=temporary / "results")
-    report("no preprocessed dataset here: generating scenes")
+    on_step("no preprocessed dataset found: generating scenes")
     paths = NnunetPaths(temporary / "raw", temporary / "preprocessed", temporary / "results")
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_samples(temporary / "data", count=_SCENES, size=_SIZE, seed=0)
@@ -119,66 +190,77 @@ def _data(paths: NnunetPaths, temporary: Path, report: Report) -> tuple[str, Nnu
     return "generated scenes, {}x{}".format(*_SIZE), paths
 
 
-_OURS, _STOCK, _PRETRAINED = "#0e87cc", "#6b7280", "#c2410c"
-_PART_TINTS = ("#94a3b8", "#c084fc", "#0e87cc", "#1e5f8a", "#f59e0b", "#d1d5db")
+def plot_benchmark(benchmark: InferenceBenchmark, path: Path) -> None:
+    """Plot time and memory of each configuration.
 
-
-def plot_benchmark(found: dict[str, Any], path: Path) -> None:
-    """Draw seconds and memory of each row of `run_benchmark` into `path` (PNG, SVG or PDF).
+    Args:
+        benchmark: Result of the inference benchmark.
+        path: File to write, PNG, SVG or PDF.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    rows = found["rows"]
-    names = [row["name"] for row in rows]
-    tints = [_STOCK if name.startswith("stock") else _OURS for name in names]
+    rows = benchmark.rows
+    names = [row.name for row in rows]
+    colours = [_STOCK if name.startswith("stock") else _OURS for name in names]
     figure = _figure(0.45 * len(rows) + 1.4)
     seconds, memory = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
-    bars = seconds.barh(names, [row["seconds_median"] for row in rows], color=tints)
-    labels = [f"{row['seconds_median']:.2f} s   {row['ratio_to_stock_tta']:.1f}x" for row in rows]
+    bars = seconds.barh(names, [row.seconds_median for row in rows], color=colours)
+    labels = [f"{row.seconds_median:.2f} s   {row.ratio_to_stock_tta:.1f}x" for row in rows]
     seconds.bar_label(bars, labels, padding=4)
-    seconds.set(title="File to mask, log scale; factor against nnU-Net with mirroring", xlabel="seconds", xscale="log")
+    seconds.set(title="Image to mask, and speedup over nnU-Net with mirroring", xlabel="seconds (log)", xscale="log")
     seconds.margins(x=0.35)
     seconds.invert_yaxis()
-    bars = memory.barh(names, [row["peak_mb"] for row in rows], color=tints)
-    memory.bar_label(bars, [f"{row['peak_mb']:.0f}" for row in rows], padding=4)
+    bars = memory.barh(names, [row.peak_mb for row in rows], color=colours)
+    memory.bar_label(bars, [f"{row.peak_mb:.0f}" for row in rows], padding=4)
     memory.set(title="Peak memory", xlabel="MB")
     memory.margins(x=0.25)
     _save(figure, path)
 
 
-def plot_training_benchmark(found: dict[str, Any], path: Path) -> None:
-    """Draw the parts of an iteration and Dice against time of `benchmark_training` into `path` (PNG, SVG or PDF).
+def plot_training_benchmark(benchmark: TrainingBenchmark, path: Path) -> None:
+    """Plot the stages of an iteration, and the Dice against time.
+
+    Args:
+        benchmark: Result of the training benchmark.
+        path: File to write, PNG, SVG or PDF.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    trainers = found["trainers"]
-    names = [row["name"] for row in trainers]
     figure = _figure(3.8)
-    figure.suptitle(f"{found['configuration']}, {found['machine']['cores']} cores")
-    parts, dice = figure.subplots(1, 2, width_ratios=(1, 1))
-    left = [0.0] * len(trainers)
-    for part, tint in zip(trainers[0]["parts_s"], _PART_TINTS, strict=False):
-        widths = [row["parts_s"][part] for row in trainers]
-        parts.barh(names, widths, left=left, color=tint, label=part)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    parts.set(title="One iteration", xlabel="seconds")
-    parts.invert_yaxis()
-    parts.margins(y=0.35)
-    parts.legend(loc="lower center", ncols=3, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
-    for row, tint in zip(trainers, (_STOCK, _OURS, _PRETRAINED), strict=True):
-        minutes = [epoch["seconds"] / 60 for epoch in row["dice"]]
-        dice.plot(minutes, [epoch["dice"] for epoch in row["dice"]], "o-", markersize=3, color=tint, label=row["name"])
-    if found["target_dice"] is not None:
-        dice.axhline(found["target_dice"], color=_STOCK, linewidth=0.8, linestyle="--")
-    dice.set(title="Patches of the validation part", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
-    dice.set_xlim(left=0)
-    dice.legend(loc="lower right", frameon=False)
+    figure.suptitle(f"{benchmark.configuration}, {benchmark.machine['cores']} cores")
+    stages, dice = figure.subplots(1, 2, width_ratios=(1, 1))
+    _plot_stages(stages, benchmark.trainers)
+    _plot_dice(dice, benchmark)
     _save(figure, path)
 
 
-def _figure(height: float) -> "Figure":
+def _plot_stages(axes: Axes, trainers: Sequence[TrainerResult]) -> None:
+    names = [trainer.name for trainer in trainers]
+    left = [0.0] * len(trainers)
+    for stage, colour in zip(trainers[0].parts_s, _STAGE_COLOURS, strict=False):
+        widths = [trainer.parts_s[stage] for trainer in trainers]
+        axes.barh(names, widths, left=left, color=colour, label=stage)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set(title="One iteration", xlabel="seconds")
+    axes.invert_yaxis()
+    axes.margins(y=0.35)
+    axes.legend(loc="lower center", ncols=3, frameon=False, fontsize="small", handlelength=1, columnspacing=0.8)
+
+
+def _plot_dice(axes: Axes, benchmark: TrainingBenchmark) -> None:
+    for trainer, colour in zip(benchmark.trainers, (_STOCK, _OURS, _PRETRAINED), strict=True):
+        minutes = [epoch.seconds / 60 for epoch in trainer.dice]
+        axes.plot(minutes, [epoch.dice for epoch in trainer.dice], "o-", markersize=3, color=colour, label=trainer.name)
+    if benchmark.target_dice is not None:
+        axes.axhline(benchmark.target_dice, color=_STOCK, linewidth=0.8, linestyle="--")
+    axes.set(title="Validation patches", xlabel="minutes", ylabel="pseudo Dice", ylim=(0, 1))
+    axes.set_xlim(left=0)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _figure(height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -186,6 +268,6 @@ def _figure(height: float) -> "Figure":
     return Figure(figsize=(11, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
