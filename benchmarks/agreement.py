@@ -1,8 +1,8 @@
-"""Holds a bundle's profiles against nnU-Net's own predictor on photographs, pixel by pixel.
+"""Compare the profiles of a bundle with nnU-Net's own predictor, pixel by pixel.
 
-    uv run python benchmarks/agreement.py TRAINING_FOLDER BUNDLE PHOTOS [--count 10]
+    uv run python benchmarks/agreement.py MODEL_FOLDER BUNDLE IMAGES [--count 10]
 
-exact is compared with mirroring, every other profile without.
+The profile exact is compared with mirroring, the other profiles without.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from droneseg.nnunet.predictor import NnunetPredictor
 
 
 def main() -> None:
-    """Compare, and print a line per profile."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Compare the masks and print one line per profile."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=10)
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.bundle)
-    images = sorted(file for file in arguments.photos.iterdir() if file.suffix.lower() in SUFFIXES)
+    images = sorted(file for file in arguments.images.iterdir() if file.suffix.lower() in SUFFIXES)
     images = images[:: max(1, len(images) // arguments.count)][: arguments.count]
     with tempfile.TemporaryDirectory() as temporary:
-        root, picture = Path(temporary), Path(temporary, "image.png")
+        root, png = Path(temporary), Path(temporary, "image.png")
         stock = {
             mirrored: NnunetPredictor(arguments.trained, NnunetPaths(root, root, root), mirrored=mirrored)
             for mirrored in (True, False)
@@ -39,13 +39,13 @@ def main() -> None:
         same: dict[str, list[float]] = {name: [] for name in segmenters}
         for image in images:
             pixels = read_image(image)
-            picture.write_bytes(encode_png(pixels))
-            wanted = {mirrored: predictor.segment_file(picture) for mirrored, predictor in stock.items()}
+            png.write_bytes(encode_png(pixels))
+            expected = {mirrored: predictor.segment_file(png) for mirrored, predictor in stock.items()}
             for name, segmenter in segmenters.items():
-                found = segmenter.segment(pixels).mask
-                same[name].append(float(np.mean(found == wanted[bundle.manifest.profiles[name].mirroring])))
+                mask = segmenter.segment(pixels).mask
+                same[name].append(float(np.mean(mask == expected[bundle.manifest.profiles[name].mirroring])))
     for name, shares in same.items():
-        print(f"{name:<6} mean {np.mean(shares):.4%}  worst {np.min(shares):.4%}  on {len(shares)} photographs")
+        print(f"{name:<6} mean {np.mean(shares):.4%}  lowest {np.min(shares):.4%}  on {len(shares)} images")
 
 
 if __name__ == "__main__":

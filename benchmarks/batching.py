@@ -1,9 +1,9 @@
-"""Whether the network is faster per photograph when it looks at several at once, as adaptive batching would let it.
+"""Measure whether the network is faster per tile with several tiles in a batch, as with adaptive batching.
 
     uv run python benchmarks/batching.py [--model BUNDLE] [--rounds 15] [--json FILE]
 
-Tiles of the bundle's patch size go through its network one, two, four and eight at a time; the sizes take turns within
-each round. Shown are medians per tile, and each as a ratio to one at a time in the same round.
+The network of the bundle processes batches of one, two, four and eight tiles; the batch sizes take turns within each
+round. The table shows the median time per tile, and its ratio to a batch of one in the same round.
 """
 
 import argparse
@@ -22,19 +22,19 @@ RGB_TO_0_1 = "rgb_to_0_1"
 
 
 def measure(model: Path, profile: str, rounds: int) -> list[dict[str, float | str]]:
-    """Return, for each number of tiles at once, what one tile takes."""
+    """Return the time per tile for each batch size."""
     bundle = read_bundle(model)
     manifest = bundle.manifest
-    chosen = manifest.profiles[profile]
+    settings = manifest.profiles[profile]
     takes_bytes = manifest.normalisation == RGB_TO_0_1
     runtime = OpenVinoRuntime(
         bundle.network(profile),
         manifest.patch_size,
-        precision=chosen.precision,
+        precision=settings.precision,
         takes_bytes=takes_bytes,
-        first="winners",
+        first="argmax",
         cache=None,
-        network_sha256=manifest.files[chosen.network].sha256,
+        network_sha256=manifest.files[settings.network].sha256,
     )
     rng = np.random.default_rng(0)
     height, width = manifest.patch_size
@@ -61,7 +61,7 @@ def measure(model: Path, profile: str, rounds: int) -> list[dict[str, float | st
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
     parser.add_argument("--rounds", type=int, default=15)

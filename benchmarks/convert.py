@@ -1,7 +1,7 @@
-"""Times `data convert` against the plain way, in one run on the same pairs, and checks that both give the same labels.
+"""Compare the speed of `data convert` with a plain script, and check that both write the same labels.
 
-The plain way is what a first script does: read each photograph, write its three channels as three grey PNGs, and find
-the class of each pixel by comparing the whole mask with one colour after the other.
+The plain script reads each image, writes its three channels as three grey PNG files, and compares the mask with the
+colour of each class in turn. The two take turns on the same pairs.
 
     uv run python benchmarks/convert.py DIR [--repeats 3]
 """
@@ -23,7 +23,7 @@ from droneseg.data.dataset import list_pairs
 
 
 def plain(source: Path, out: Path) -> None:
-    """Convert the plain way."""
+    """Convert as a plain script would."""
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True)
     for pair in list_pairs(source).pairs:
@@ -43,7 +43,7 @@ def ours(source: Path, out: Path) -> None:
 
 
 def timed(convert: Callable[[Path, Path], None], source: Path) -> tuple[float, dict[str, bytes]]:
-    """Return the seconds of one conversion and its label arrays by case."""
+    """Return the seconds of one conversion, and its label arrays by case."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         begin = time.perf_counter()
@@ -54,7 +54,7 @@ def timed(convert: Callable[[Path, Path], None], source: Path) -> tuple[float, d
 
 
 def main() -> None:
-    """Interleave the two and print medians and their ratio."""
+    """Run both conversions in turns, and print their medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--repeats", type=int, default=3)

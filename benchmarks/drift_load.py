@@ -1,10 +1,10 @@
-"""A report on drift with very many records in the store: how long and how large, and what it costs predictions.
+"""Measure drift reports with very many records: time, memory, and the effect on predictions.
 
     python benchmarks/drift_load.py [--records 100000] [--rounds 3] [--gcs] [--model BUNDLE]
 
-The records lie one in a file, the worst case, in a folder or, with --gcs, in fake-gcs-server. The service is the real
-one. Busy: two clients send generated photographs of 960x736 without a pause; each round counts what they get while a
-report is made and, before it, for as long without one.
+Each record is in a file of its own, which is the worst case, in a folder or, with --gcs, in fake-gcs-server. For the
+busy rounds, two clients send generated images of 960x736 without a pause; each round counts the predictions during a
+report and for the same time before it.
 """
 
 import argparse
@@ -40,7 +40,7 @@ WARM_S = 15
 
 
 def write_records(folder: Path, count: int, reference: Reference, model_id: str) -> None:
-    """Write records like those the model was validated on, spread over some weeks, one in a file."""
+    """Write records drawn from the drift reference, spread over `DAYS` days, one per file."""
     rng = np.random.default_rng(0)
     begin = datetime.now(UTC) - timedelta(days=DAYS)
     for number in range(count):
@@ -62,7 +62,10 @@ def write_records(folder: Path, count: int, reference: Reference, model_id: str)
 
 
 class Peak(threading.Thread):
-    """Asks the kernel for the largest memory of what a server starts, seldom: to look costs time, too."""
+    """Sample the peak memory of the child processes of a server.
+
+    The interval is long, because sampling takes CPU time from the measurement.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -71,7 +74,7 @@ class Peak(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Sample twice a second."""
         while not self.over.wait(0.5):
             pids = {pid for file in self._children("*/children") for pid in _read(file).split()}
             for line in "".join(_read(Path(f"/proc/{pid}/status")) for pid in pids).splitlines():
@@ -82,25 +85,25 @@ class Peak(threading.Thread):
 def _read(file: Path) -> str:
     try:
         return file.read_text()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return ""
 
 
 def report(server: Server) -> tuple[float, float]:
-    """Ask for a report; return its seconds and the largest memory of its process."""
+    """Request a drift report; return its time in seconds and the peak memory of its process in MB."""
     peak = Peak(server.process.pid)
     peak.start()
     begin = time.perf_counter()
-    answer = httpx.get(f"{server.url}/drift", params={"n": 200}, timeout=600)
+    response = httpx.get(f"{server.url}/drift", params={"n": 200}, timeout=600)
     seconds = time.perf_counter() - begin
     peak.over.set()
-    answer.raise_for_status()
+    response.raise_for_status()
     return seconds, peak.report_mb
 
 
 @contextmanager
-def clients(server: Server, photograph: bytes) -> Iterator[Callable[[], list[float]]]:
-    """Keep clients busy; yields what gives the seconds of all predictions so far."""
+def clients(server: Server, image: bytes) -> Iterator[Callable[[], list[float]]]:
+    """Run clients while the block runs; yields a function that returns the seconds of all predictions so far."""
     seconds: list[float] = []
     over = threading.Event()
 
@@ -109,7 +112,7 @@ def clients(server: Server, photograph: bytes) -> Iterator[Callable[[], list[flo
             while not over.is_set():
                 begin = time.perf_counter()
                 client.post(
-                    f"{server.url}/predict?mask=none", files={"data": ("a.png", photograph, "image/png")}
+                    f"{server.url}/predict?mask=none", files={"data": ("a.png", image, "image/png")}
                 ).raise_for_status()
                 seconds.append(time.perf_counter() - begin)
 
@@ -125,7 +128,7 @@ def clients(server: Server, photograph: bytes) -> Iterator[Callable[[], list[flo
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
     options = parser.parse_args()
     bundle = read_bundle(options.model.resolve())
-    photograph = encode_png(generate_scene(3, 960, 736)[0])
+    image = encode_png(generate_scene(3, 960, 736)[0])
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         url = str(folder / "records")
@@ -145,13 +148,13 @@ def main() -> None:
         if options.gcs:
             fsspec.filesystem("gs", skip_instance_cache=True).put(f"{target}/", f"{url}/", recursive=True)
         print(f"{options.records} records written in {time.perf_counter() - begin:.0f} s")
-        places = {"records_url": url, "reports_url": str(folder / "reports"), "retention_days": 0, "retention_mb": 0}
-        server = stack.enter_context(serving(folder, model=bundle.folder, **places))
+        settings = {"records_url": url, "reports_url": str(folder / "reports"), "retention_days": 0, "retention_mb": 0}
+        server = stack.enter_context(serving(folder, model=bundle.folder, **settings))
         idle = [report(server) for _ in range(options.rounds)]
-        shown = ", ".join(f"{seconds:.1f} s and {memory:.0f} MB" for seconds, memory in idle)
-        print(f"idle: {shown}; median {statistics.median(seconds for seconds, _ in idle):.1f} s")
+        results = ", ".join(f"{seconds:.1f} s and {memory:.0f} MB" for seconds, memory in idle)
+        print(f"idle: {results}; median {statistics.median(seconds for seconds, _ in idle):.1f} s")
         rates = []
-        with clients(server, photograph) as so_far:
+        with clients(server, image) as so_far:
             time.sleep(WARM_S)
             span = idle[-1][0]
             for _ in range(options.rounds):
@@ -166,12 +169,12 @@ def main() -> None:
                 rates.append((len(during) / took) / (len(without) / span))
                 usual, slower = statistics.median(without), statistics.median(during)
                 print(
-                    f"busy: report {seconds:.1f} s, {memory:.0f} MB; predictions a second {len(without) / span:.2f} "
-                    f"before, {len(during) / took:.2f} meanwhile ({rates[-1]:.2f}); "
-                    f"median {usual:.3f} and {slower:.3f} s"
+                    f"busy: report {seconds:.1f} s, {memory:.0f} MB; predictions per second: {len(without) / span:.2f} "
+                    f"before, {len(during) / took:.2f} during the report ({rates[-1]:.2f}); "
+                    f"median latency {usual:.3f} s and {slower:.3f} s"
                 )
                 span = seconds
-        print(f"predictions meanwhile, as a share of those before: median {statistics.median(rates):.2f}")
+        print(f"rate of predictions during a report, relative to before: median {statistics.median(rates):.2f}")
         print(f"cores: {os.cpu_count()}")
 
 

@@ -1,10 +1,11 @@
-"""How often drift is called: on photographs of the reference's own places, unchanged and changed, and of new places.
+"""Measure how often drift is detected on unchanged and changed images of known places, and on images of new places.
 
     python benchmarks/drift_power.py DATA SPLIT [--model BUNDLE] [--out FILE]
 
-DATA is in the Kaggle layout. Reference and draws are disjoint photographs of the same places: random halves of the
-training part for the figures of the photographs, of the validation part, which nothing was fitted on, for the model's
-answers. Each draw takes 20 without replacement. The rule is the product's: any figure below its threshold.
+DATA is a dataset folder. The reference and the samples are disjoint images of the same places: random halves of the
+training part for the image features, and of the validation part, to which nothing was fitted, for the features of the
+model's predictions. Each sample has 20 images, drawn without replacement. As in the service, drift is detected if the
+p-value of any feature is below its threshold.
 """
 
 import argparse
@@ -29,25 +30,25 @@ from droneseg.model.bundle import read_bundle
 from droneseg.monitoring.drift import FEATURES, MIN_RECORDS, THRESHOLD, measure_reference, p_value
 
 DRAWS = 200
-OF_PHOTOGRAPH = tuple(feature.name for feature in FEATURES if not feature.of_model)
-OF_MODEL = tuple(feature.name for feature in FEATURES if feature.of_model)
+IMAGE_FEATURES = tuple(feature.name for feature in FEATURES if not feature.of_model)
+MODEL_FEATURES = tuple(feature.name for feature in FEATURES if feature.of_model)
 
 Change = Callable[[Image], Image]
-Figures = dict[str, NDArray[np.float64]]
+FeatureTable = dict[str, NDArray[np.float64]]
 
 
 def blurred(sigma: float) -> Change:
-    """Blur by a Gaussian of so many pixels."""
+    """Return a Gaussian blur with `sigma` in pixels."""
     return lambda image: np.asarray(pillow.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
 
 
 def darkened(factor: float) -> Change:
-    """Multiply all values."""
+    """Return a multiplication of all values by a factor."""
     return lambda image: (image * factor).astype(np.uint8)
 
 
 def noisy(levels: float) -> Change:
-    """Add normal noise of so many levels, the same for the same photograph."""
+    """Return normal noise with a standard deviation in grey levels; the seed depends on the image."""
 
     def change(image: Image) -> Image:
         noise = np.random.default_rng(int(image[0, 0].sum())).normal(0, levels, image.shape)
@@ -57,7 +58,7 @@ def noisy(levels: float) -> Change:
 
 
 def compressed(quality: int) -> Change:
-    """Compress as JPEG once more."""
+    """Return a compression as JPEG."""
 
     def change(image: Image) -> Image:
         data = io.BytesIO()
@@ -68,7 +69,7 @@ def compressed(quality: int) -> Change:
 
 
 def scaled(factor: float) -> Change:
-    """Change the size."""
+    """Return a change of the image size by a factor."""
 
     def change(image: Image) -> Image:
         height, width = image.shape[:2]
@@ -79,7 +80,7 @@ def scaled(factor: float) -> Change:
 
 
 def hue_shifted(degrees: float) -> Change:
-    """Turn all hues."""
+    """Return a rotation of all hues."""
 
     def change(image: Image) -> Image:
         hsv = np.asarray(pillow.fromarray(image).convert("HSV")).copy()
@@ -89,7 +90,7 @@ def hue_shifted(degrees: float) -> Change:
     return change
 
 
-# what must be seen stands first in each row; the others look for the smallest that still is
+# the first change of each row must be detected; the others show the smallest that still is
 CHANGES: dict[str, dict[str, Change]] = {
     "none": {"": lambda image: image},
     "blur, sigma in pixels": {f"{value:g}": blurred(value) for value in (2, 1, 0.5, 0.35, 0.25)},
@@ -102,25 +103,25 @@ CHANGES: dict[str, dict[str, Change]] = {
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure the detection rates and print them as a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("split", type=Path)
     parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     pairs = {pair.stem: pair.image for pair in list_pairs(options.data).pairs}
     split = read_split(options.split, list(pairs))
     segmenter = BundleSegmenter(read_bundle(options.model))
 
-    def of_training(change: Change) -> Figures:
+    def of_training(change: Change) -> FeatureTable:
         rows = []
         for stem in split.train:
             image = change(read_image(pairs[stem]))
             rows.append(image_statistics(image) | {"megapixels": image.shape[0] * image.shape[1] / 1e6})
-        return {name: np.array([row[name] for row in rows]) for name in OF_PHOTOGRAPH}
+        return {name: np.array([row[name] for row in rows]) for name in IMAGE_FEATURES}
 
-    def of_validation(change: Change) -> Figures:
+    def of_validation(change: Change) -> FeatureTable:
         table = measure_reference(segmenter, (change(read_image(pairs[stem])) for stem in split.val), "").table
         return {name: np.array(values) for name, values in table.items()}
 
@@ -133,28 +134,26 @@ def main() -> None:
             rows.append(
                 {
                     "change": f"{kind} {level}".strip(),
-                    "photograph": called(training, changed_training, OF_PHOTOGRAPH),
-                    "model": called(validation, changed_validation, OF_MODEL),
-                    "both": called(validation, changed_validation, (*OF_PHOTOGRAPH, *OF_MODEL)),
+                    "photograph": detection_rate(training, changed_training, IMAGE_FEATURES),
+                    "model": detection_rate(validation, changed_validation, MODEL_FEATURES),
+                    "both": detection_rate(validation, changed_validation, (*IMAGE_FEATURES, *MODEL_FEATURES)),
                 }
             )
             console.print(rows[-1])
-    places = called_on_others(training, validation)
-    shown = Table(
-        "change", "8 figures of the photograph", "6 of the model", "all 14, as the service", title="called drift"
-    )
+    new_places = detection_rate_on_new_places(training, validation)
+    table = Table("change", "8 image features", "6 model features", "all 14, as in the service", title="drift detected")
     for row in rows:
-        shown.add_row(str(row["change"]), *(f"{row[column]:.1%}" for column in ("photograph", "model", "both")))
-    console.print(shown)
-    console.print(f"new places of the same kind, 8 figures of the photograph: {places:.1%}")
+        table.add_row(str(row["change"]), *(f"{row[column]:.1%}" for column in ("photograph", "model", "both")))
+    console.print(table)
+    console.print(f"new places of the same kind, 8 image features: {new_places:.1%}")
     if options.out:
         options.out.write_text(
-            json.dumps({"draws": DRAWS, "n": MIN_RECORDS, "rows": rows, "new_places": places}, indent=1)
+            json.dumps({"draws": DRAWS, "n": MIN_RECORDS, "rows": rows, "new_places": new_places}, indent=1)
         )
 
 
-def called(before: Figures, after: Figures, names: Sequence[str]) -> float:
-    """Return how often drift is called: references of random halves, draws from the other half, changed."""
+def detection_rate(before: FeatureTable, after: FeatureTable, names: Sequence[str]) -> float:
+    """Return how often drift is detected between a random half and a changed sample of the other half."""
     rng = np.random.default_rng(1)
     number = len(before[names[0]])
     drifted = 0
@@ -165,19 +164,23 @@ def called(before: Figures, after: Figures, names: Sequence[str]) -> float:
     return drifted / DRAWS
 
 
-def called_on_others(here: Figures, elsewhere: Figures) -> float:
-    """Return how often drift is called on unchanged photographs of other places."""
+def detection_rate_on_new_places(known: FeatureTable, new: FeatureTable) -> float:
+    """Return how often drift is detected on unchanged images of other places."""
     rng = np.random.default_rng(1)
     drifted = 0
     for _ in range(DRAWS):
-        reference = rng.permutation(len(here[OF_PHOTOGRAPH[0]]))[: len(here[OF_PHOTOGRAPH[0]]) // 2]
-        drawn = rng.permutation(len(elsewhere[OF_PHOTOGRAPH[0]]))[:MIN_RECORDS]
-        drifted += _drifted(here, reference, elsewhere, drawn, OF_PHOTOGRAPH)
+        reference = rng.permutation(len(known[IMAGE_FEATURES[0]]))[: len(known[IMAGE_FEATURES[0]]) // 2]
+        drawn = rng.permutation(len(new[IMAGE_FEATURES[0]]))[:MIN_RECORDS]
+        drifted += _drifted(known, reference, new, drawn, IMAGE_FEATURES)
     return drifted / DRAWS
 
 
 def _drifted(
-    before: Figures, reference: NDArray[np.int64], after: Figures, drawn: NDArray[np.int64], names: Sequence[str]
+    before: FeatureTable,
+    reference: NDArray[np.int64],
+    after: FeatureTable,
+    drawn: NDArray[np.int64],
+    names: Sequence[str],
 ) -> bool:
     return any(p_value(before[name][reference], after[name][drawn]) < THRESHOLD for name in names)
 

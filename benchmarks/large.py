@@ -1,6 +1,8 @@
-"""Peak memory and time of photographs of growing size: both should follow the tiles, memory not at all.
+"""Measure peak memory and time for images of growing size.
 
-uv run python benchmarks/large.py BUNDLE [--profile fast] [--sizes 960x736 3000x2000 6000x4000]
+Time should grow with the number of tiles; memory should hardly grow.
+
+    uv run python benchmarks/large.py BUNDLE [--profile fast] [--sizes 960x736 3000x2000 6000x4000]
 """
 
 import argparse
@@ -8,19 +10,21 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
+from droneseg.flows.benchmark_worker import Task
 from droneseg.inference.sliding_window import window_starts
 from droneseg.model.bundle import read_bundle
 
 
 def main() -> None:
-    """Run one process per size, and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run one process per size and print one line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--profile", default="fast")
     parser.add_argument("--sizes", nargs="+", default=["960x736", "3000x2000", "6000x4000"])
@@ -31,14 +35,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for size in arguments.sizes:
             width, height = map(int, size.split("x"))
-            picture = Path(temporary, "image.png")
-            picture.write_bytes(encode_png(np.tile(scene, (-(-height // 1000), -(-width // 1000), 1))[:height, :width]))
-            task = {
-                "kind": "bundle", "model": str(arguments.bundle), "profile": arguments.profile, "runtime": "openvino",
-                "image": str(picture), "cache": f"{temporary}/cache", "mask": f"{temporary}/mask.npy",
-            }  # fmt: skip
+            png = Path(temporary, "image.png")
+            png.write_bytes(encode_png(np.tile(scene, (-(-height // 1000), -(-width // 1000), 1))[:height, :width]))
+            task = Task(
+                "bundle",
+                str(arguments.bundle),
+                str(png),
+                f"{temporary}/mask.npy",
+                profile=arguments.profile,
+                runtime="openvino",
+                cache=f"{temporary}/cache",
+            )
             done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "droneseg.flows.benchmark_worker", json.dumps(task)],
+                [sys.executable, "-W", "ignore", "-m", "droneseg.flows.benchmark_worker", json.dumps(asdict(task))],
                 input="go\n", capture_output=True, text=True, check=True,
             )  # fmt: skip
             _, timed, ended = (json.loads(line) for line in done.stdout.splitlines())

@@ -1,14 +1,13 @@
-"""The service under more than it can do: what is answered, how much is done, and what stays free meanwhile.
+"""Measure the service under overload: responses, throughput, health checks and memory.
 
     uv run python benchmarks/load.py [--backend fastapi bento bento-base64] [--model BUNDLE] [--minutes 10]
         [--times 4] [--json FILE]
 
-First a plain loop of decode, segment and encode shows what the machine can do, before and after all else. A backend
-is started, which is timed until it is ready, and photographs are sent one after the other. Then arrivals at the
-loop's rate times `--times`, at random moments and whether or not earlier ones were answered, come from a process of
-their own; a tenth of them are no photographs. Another process asks /livez every 50 ms, whether or not the last was
-answered. Memory of all processes of the service is sampled every second. Exit code 1 if something else than 200, 429
-and the 4xx of bad input was answered.
+A plain loop of decode, segment and encode measures the speed of the machine, before and after everything else. Then the
+backend is started and images are sent one after the other. Then another process sends requests at random moments (a
+Poisson process) at `--times` times the rate of the plain loop, without waiting for responses; a tenth of them are not
+images. A third process requests /livez every 50 ms, without waiting for responses. The memory of all processes of the
+service is sampled every second. The exit code is 1 if there is any status other than 200, 429 and, for bad input, 415.
 """
 
 import argparse
@@ -45,9 +44,9 @@ COMMANDS = {
 }
 COMMANDS["bento-base64"] = COMMANDS["bento"]
 PATHS = {"fastapi": "/predict", "bento": "/predict_image_bytes", "bento-base64": "/predict_base64"}
-ALONE = 30  # photographs without any load
+ALONE = 30  # images without load
 SIZE = (960, 736)
-PHOTOGRAPHS = 4
+IMAGES = 4
 BAD_SHARE = 0.1
 LOOP_S = 20.0
 PROBE_PAUSE_S = 0.05
@@ -55,15 +54,15 @@ PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"
 
 
-def photographs() -> list[bytes]:
+def png_images() -> list[bytes]:
     """Return generated scenes as PNG."""
-    return [encode_png(generate_scene(seed, *SIZE)[0]) for seed in range(PHOTOGRAPHS)]
+    return [encode_png(generate_scene(seed, *SIZE)[0]) for seed in range(IMAGES)]
 
 
 def plain_loop(model: Path, results: Any) -> None:
-    """Decode, segment and encode one photograph after the other; put photographs per second."""
+    """Decode, segment and encode one image after the other; put the number of images per second."""
     segmenter = BundleSegmenter(read_bundle(model), cache=Path("~/.cache/droneseg/openvino").expanduser())
-    files = photographs()
+    files = png_images()
     segmenter.segment(decode_image(files[0]))
     begin, done = time.perf_counter(), 0
     while time.perf_counter() - begin < LOOP_S:
@@ -74,7 +73,7 @@ def plain_loop(model: Path, results: Any) -> None:
 
 
 def request_of(backend: str, file: bytes) -> tuple[bytes, str]:
-    """Return a body with a file in it, and its type, as a client of this backend sends it."""
+    """Return the request body with a file for this backend, and its content type."""
     if backend == "fastapi":
         return encode_multipart_formdata([("data", ("a.png", file))])
     if backend == "bento":
@@ -83,25 +82,25 @@ def request_of(backend: str, file: bytes) -> tuple[bytes, str]:
 
 
 def send(backend: str, rate: float, seconds: float, results: Any) -> None:
-    """Send at random moments (a Poisson process); put what was answered and how long it took."""
+    """Send requests at random moments (a Poisson process); put the counts of responses and the times."""
     results.put(asyncio.run(_send(backend, rate, seconds)))
 
 
 async def _send(backend: str, rate: float, seconds: float) -> dict[str, Any]:
-    bodies = [request_of(backend, file) for file in photographs()]
-    bad = request_of(backend, b"this is not a photograph")
-    good_answers, bad_answers, waits = Counter[str](), Counter[str](), []
+    bodies = [request_of(backend, file) for file in png_images()]
+    bad = request_of(backend, b"this is not an image")
+    good_statuses, bad_statuses, waits = Counter[str](), Counter[str](), []
 
     async def one(client: aiohttp.ClientSession, *, good: bool) -> None:
         data, kind = random.choice(bodies) if good else bad
         begin = time.perf_counter()
         try:
-            async with client.post(URL + PATHS[backend], data=data, headers={"Content-Type": kind}) as answer:
-                await answer.read()
-                status = str(answer.status)
+            async with client.post(URL + PATHS[backend], data=data, headers={"Content-Type": kind}) as response:
+                await response.read()
+                status = str(response.status)
         except (aiohttp.ClientError, TimeoutError) as error:
             status = type(error).__name__
-        (good_answers if good else bad_answers)[status] += 1
+        (good_statuses if good else bad_statuses)[status] += 1
         if good and status == "200":
             waits.append(time.perf_counter() - begin)
 
@@ -117,28 +116,28 @@ async def _send(backend: str, rate: float, seconds: float) -> dict[str, Any]:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         sent_s = time.perf_counter() - begin
-        done_in_time = good_answers["200"]
+        done_in_time = good_statuses["200"]
         await asyncio.gather(*tasks)
     return {
-        "photographs": dict(good_answers),
-        "bad_inputs": dict(bad_answers),
+        "photographs": dict(good_statuses),
+        "bad_inputs": dict(bad_statuses),
         "goodput_per_s": done_in_time / sent_s,
         "median_s": statistics.median(waits),
     }
 
 
 def probe(stop: Any, results: Any) -> None:
-    """Ask whether the service lives, again and again; put the seconds of each answer."""
+    """Request /livez every `PROBE_PAUSE_S` seconds; put the times of the responses."""
     results.put(asyncio.run(_probe(stop)))
 
 
 async def _probe(stop: Any) -> list[float]:
-    found, tasks = [], set()
+    seconds, tasks = [], set()
 
     async def one(client: aiohttp.ClientSession, due: float) -> None:
-        async with client.get(f"{URL}/livez") as answer:
-            await answer.read()
-        found.append(time.perf_counter() - due)
+        async with client.get(f"{URL}/livez") as response:
+            await response.read()
+        seconds.append(time.perf_counter() - due)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         due = time.perf_counter()
@@ -149,10 +148,10 @@ async def _probe(stop: Any) -> list[float]:
             due += PROBE_PAUSE_S
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
         await asyncio.gather(*tasks)
-    return found
+    return seconds
 
 
-def start_service(backend: str, model: Path, folder: Path) -> "subprocess.Popen[bytes]":
+def start_service(backend: str, model: Path, folder: Path) -> subprocess.Popen[bytes]:
     """Start a backend and wait until it is ready."""
     environment = {
         "DRONESEG_MODEL": str(model.resolve()),
@@ -168,9 +167,9 @@ def start_service(backend: str, model: Path, folder: Path) -> "subprocess.Popen[
 
 
 def alone_s(backend: str) -> float:
-    """Return the median time of photographs that are sent one after the other."""
+    """Return the median time of images that are sent one after the other."""
     seconds = []
-    bodies = [request_of(backend, file) for file in photographs()]
+    bodies = [request_of(backend, file) for file in png_images()]
     with httpx.Client(base_url=URL, timeout=60) as client:
         for number in range(ALONE):
             body, kind = bodies[number % len(bodies)]
@@ -180,18 +179,18 @@ def alone_s(backend: str) -> float:
     return statistics.median(seconds)
 
 
-def memory_mb(service: "subprocess.Popen[bytes]") -> float:
-    """Return the resident memory of a service's processes."""
+def memory_mb(service: subprocess.Popen[bytes]) -> float:
+    """Return the resident memory of all processes of a service in MB."""
     process = psutil.Process(service.pid)
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
+    return sum(child.memory_info().rss for child in (process, *process.children(recursive=True))) / 1e6
 
 
-async def _ready(service: "subprocess.Popen[bytes]") -> None:
+async def _ready(service: subprocess.Popen[bytes]) -> None:
     async with aiohttp.ClientSession() as client:
         while service.poll() is None:
             try:
-                async with client.get(f"{URL}/readyz") as answer:
-                    if answer.status == 200:
+                async with client.get(f"{URL}/readyz") as response:
+                    if response.status == 200:
                         return
             except aiohttp.ClientError:
                 pass
@@ -200,7 +199,7 @@ async def _ready(service: "subprocess.Popen[bytes]") -> None:
 
 
 def measure(backend: str, model: Path, *, minutes: float, times: float) -> dict[str, Any]:
-    """Return what a backend answers under that many times what the machine can do."""
+    """Measure a backend under `times` times the load that the machine can process."""
     context = multiprocessing.get_context("spawn")
     results, probes, stop = context.Queue(), context.Queue(), context.Event()
 
@@ -225,7 +224,7 @@ def measure(backend: str, model: Path, *, minutes: float, times: float) -> dict[
             while sender.is_alive() and results.empty():
                 memory.append(memory_mb(service))
                 time.sleep(1)
-            found = results.get(timeout=180)
+            result = results.get(timeout=180)
             stop.set()
             livez = sorted(probes.get(timeout=60))
             prober.join()
@@ -233,14 +232,14 @@ def measure(backend: str, model: Path, *, minutes: float, times: float) -> dict[
         finally:
             service.terminate()
             service.wait()
-    # machines become faster and slower: the mean of before and after
+    # the speed of the machine varies: use the mean of before and after
     plain_per_s = statistics.mean([plain_per_s, plain()])
-    return found | {
+    return result | {
         "backend": backend,
         "start_s": start_s,
         "alone_s": median_alone_s,
         "plain_loop_per_s": plain_per_s,
-        "goodput_share": found["goodput_per_s"] / plain_per_s,
+        "goodput_share": result["goodput_per_s"] / plain_per_s,
         "livez_p99_ms": 1000 * livez[int(0.99 * len(livez))],
         "livez_asked": len(livez),
         "memory_mb": {
@@ -251,13 +250,13 @@ def measure(backend: str, model: Path, *, minutes: float, times: float) -> dict[
     }
 
 
-def unexpected(found: dict[str, Any]) -> set[str]:
-    """Return what should not have been answered."""
-    return (set(found["photographs"]) - {"200", "429"}) | (set(found["bad_inputs"]) - {"415", "429"})
+def unexpected(result: dict[str, Any]) -> set[str]:
+    """Return the statuses that should not occur."""
+    return (set(result["photographs"]) - {"200", "429"}) | (set(result["bad_inputs"]) - {"415", "429"})
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", nargs="+", choices=list(COMMANDS), default=["fastapi"])
     parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
@@ -265,15 +264,15 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = []
+    results = []
     for backend in arguments.backend:
-        found.append(measure(backend, arguments.model, minutes=arguments.minutes, times=arguments.times))
-        print(json.dumps(found[-1], indent=2), flush=True)
+        results.append(measure(backend, arguments.model, minutes=arguments.minutes, times=arguments.times))
+        print(json.dumps(results[-1], indent=2), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    wrong = set[str]().union(*map(unexpected, found))
-    if wrong:
-        raise SystemExit(f"answered, and should not have been: {', '.join(sorted(wrong))}")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    statuses = set[str]().union(*map(unexpected, results))
+    if statuses:
+        raise SystemExit(f"unexpected responses: {', '.join(sorted(statuses))}")
 
 
 if __name__ == "__main__":

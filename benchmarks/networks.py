@@ -1,10 +1,10 @@
-"""The table to choose a model from: quality beside milliseconds, of every network, precision and way to predict.
+"""Measure quality and speed of networks, precisions and modes of prediction, as a table to choose a model from.
 
     uv run python benchmarks/networks.py BUNDLE... --data DIR --split FILE [--part val] [--json FILE]
 
-Each bundle (with an INT8 network, see `droneseg export --int8`) predicts the same photographs in float32, bfloat16 and
-INT8, with and without mirrored passes, as they are and at half their width and height. Milliseconds are medians from
-decoded photograph to mask; the rows of one bundle take turns photograph by photograph.
+Each bundle (with an INT8 network, see `droneseg export --int8`) predicts the same images in float32, bfloat16 and INT8,
+with and without mirroring, in full size and at half width and height. Milliseconds are medians from the decoded image
+to the mask; the modes of one bundle take turns image by image.
 """
 
 import argparse
@@ -32,12 +32,23 @@ PRECISIONS = {
     "bf16": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
     "INT8": Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32"),
 }
-FIGURES = ("miou", "unsafe_landing_rate", "landing_recall")
+METRICS = ("miou", "unsafe_landing_rate", "landing_recall")
 
 
 @dataclass
-class Way:
-    """One way to predict with one bundle, and what came of it."""
+class Mode:
+    """Mode of prediction with one bundle, and its measurements.
+
+    Attributes:
+        network: Name of the bundle's folder.
+        precision: Key of `PRECISIONS`.
+        mirrored: Whether to average over mirrored images.
+        halved: Whether to predict at half width and height.
+        segmenter: Segmenter with these settings.
+        seconds: Time of each image, from the decoded image to the mask.
+        network_s: Time of the network alone, for each image.
+        counts: Confusion matrix of each image.
+    """
 
     network: str
     precision: str
@@ -48,37 +59,37 @@ class Way:
     network_s: list[float] = field(default_factory=list)
     counts: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def take(self, image: Image, truth: Mask) -> None:
-        """Predict one photograph."""
+    def predict(self, image: Image, truth: Mask) -> None:
+        """Predict one image and store the measurements."""
         height, width = truth.shape
         begin = time.perf_counter()
         if self.halved:
             image = np.asarray(pillow.fromarray(image).resize((width // 2, height // 2), pillow.Resampling.BOX))
-        done = self.segmenter.segment(image)
-        mask = done.mask
+        prediction = self.segmenter.segment(image)
+        mask = prediction.mask
         if self.halved:
             mask = np.asarray(pillow.fromarray(mask).resize((width, height), pillow.Resampling.NEAREST))
         self.seconds.append(time.perf_counter() - begin)
-        self.network_s.append(done.timings_s["network"])
+        self.network_s.append(prediction.timings_s["network"])
         self.counts.append(confusion(truth, mask))
 
 
-def ways(folder: Path) -> list[Way]:
-    """Return every way to predict with a bundle."""
+def modes_of(folder: Path) -> list[Mode]:
+    """Return all modes of prediction with a bundle."""
     bundle = read_bundle(folder)
-    found = []
+    modes = []
     for precision, profile in PRECISIONS.items():
         if profile.network not in bundle.manifest.files:
             continue
         for mirrored in (False, True):
             for halved in (False, True):
-                segmenter = BundleSegmenter(_with(bundle, profile, mirrored=mirrored, halved=halved), profile="this")
-                found.append(Way(folder.name, precision, mirrored, halved, segmenter))
-    return found
+                segmenter = BundleSegmenter(_adapt(bundle, profile, mirrored=mirrored, halved=halved), profile="this")
+                modes.append(Mode(folder.name, precision, mirrored, halved, segmenter))
+    return modes
 
 
-def _with(bundle: Bundle, profile: Profile, *, mirrored: bool, halved: bool) -> Bundle:
-    """Return the bundle with one profile, and with a tile no larger than what it is given needs."""
+def _adapt(bundle: Bundle, profile: Profile, *, mirrored: bool, halved: bool) -> Bundle:
+    """Return the bundle with one profile, and with a smaller tile for halved images."""
     manifest = bundle.manifest
     patch = manifest.patch_size
     if halved:
@@ -90,8 +101,8 @@ def _with(bundle: Bundle, profile: Profile, *, mirrored: bool, halved: bool) -> 
 
 
 def main() -> None:
-    """Predict with every way and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Predict with all modes and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
@@ -99,47 +110,47 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     pairs = list_pairs(arguments.data).pairs
-    chosen = set(getattr(read_split(arguments.split, [pair.stem for pair in pairs]), arguments.part))
-    samples = [(read_image(p.image), read_mask(p.mask, "colours")) for p in pairs if p.stem in chosen]
+    stems = set(getattr(read_split(arguments.split, [pair.stem for pair in pairs]), arguments.part))
+    samples = [(read_image(p.image), read_mask(p.mask, "colours")) for p in pairs if p.stem in stems]
     rows = []
-    print("| network | precision | mirrored | size | mIoU (95 %) | unsafe landing, recall | ms | of these network |")
+    print("| network | precision | mirrored | size | mIoU (95 %) | unsafe landing rate, recall | ms | network ms |")
     print("|---|---|---|---|---|---|---|---|")
     for folder in arguments.bundles:
-        made = ways(folder)
+        modes = modes_of(folder)
         for image, truth in samples:
-            for way in made:
-                way.take(image, truth)
-        for way in made:
-            found = bootstrap_intervals(np.stack(way.counts))
-            rows.append(_row(way, found))
-            print(_line(way, found), flush=True)
+            for mode in modes:
+                mode.predict(image, truth)
+        for mode in modes:
+            intervals = bootstrap_intervals(np.stack(mode.counts))
+            rows.append(_row(mode, intervals))
+            print(_line(mode, intervals), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _row(way: Way, found: dict[str, Interval]) -> dict[str, object]:
+def _row(mode: Mode, intervals: dict[str, Interval]) -> dict[str, object]:
     return {
-        "network": way.network,
-        "precision": way.precision,
-        "mirrored": way.mirrored,
-        "halved": way.halved,
-        "ms": 1000 * statistics.median(way.seconds),
-        "network_ms": 1000 * statistics.median(way.network_s),
-        **{name: vars(found[name]) for name in found},
+        "network": mode.network,
+        "precision": mode.precision,
+        "mirrored": mode.mirrored,
+        "halved": mode.halved,
+        "ms": 1000 * statistics.median(mode.seconds),
+        "network_ms": 1000 * statistics.median(mode.network_s),
+        **{name: vars(interval) for name, interval in intervals.items()},
     }
 
 
-def _line(way: Way, found: dict[str, Interval]) -> str:
-    miou, unsafe, recall = (found[name] for name in FIGURES)
+def _line(mode: Mode, intervals: dict[str, Interval]) -> str:
+    miou, unsafe, recall = (intervals[name] for name in METRICS)
     cells = [
-        way.network,
-        way.precision,
-        "yes" if way.mirrored else "no",
-        "half" if way.halved else "whole",
+        mode.network,
+        mode.precision,
+        "yes" if mode.mirrored else "no",
+        "half" if mode.halved else "full",
         f"{miou.value:.3f} ({miou.low:.3f} to {miou.high:.3f})",
         f"{unsafe.value:.1%}, {recall.value:.1%}",
-        f"{1000 * statistics.median(way.seconds):.0f}",
-        f"{1000 * statistics.median(way.network_s):.0f}",
+        f"{1000 * statistics.median(mode.seconds):.0f}",
+        f"{1000 * statistics.median(mode.network_s):.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
 

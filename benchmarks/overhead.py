@@ -1,9 +1,9 @@
-"""What the service adds to a prediction: one 960x736 PNG over HTTP beside decode, segment and encode in this process.
+"""Measure what the service adds to a prediction: one 960x736 PNG over HTTP and in this process.
 
     uv run python benchmarks/overhead.py [--model BUNDLE] [--requests 120] [--json FILE]
 
-The two take turns, each in its own process with the other idle. A pause before each lets what a request leaves to the
-background (its record) end. Medians.
+The same steps, decode, segment and encode, run in this process. The two take turns, and the other one is idle. A pause
+before each lets the service finish its work in the background, such as writing the record. The results are medians.
 """
 
 import argparse
@@ -25,41 +25,42 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 
 PAUSE_S = 0.15
+WARM_UP = 5
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("nnUNet_results/champion"))
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    photograph = encode_png(generate_scene(0, *SIZE)[0])
-    body, content_type = encode_multipart_formdata([("data", ("a.png", photograph))])
+    image = encode_png(generate_scene(0, *SIZE)[0])
+    body, content_type = encode_multipart_formdata([("data", ("a.png", image))])
     segmenter = BundleSegmenter(read_bundle(arguments.model), cache=Path("~/.cache/droneseg/openvino").expanduser())
     plain_s, http_s, added_s = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         service = start_service("fastapi", arguments.model, Path(temporary))
         try:
             with httpx.Client(base_url=URL, timeout=60, headers={"Accept": "application/json"}) as client:
-                for number in range(arguments.requests + 5):
+                for number in range(arguments.requests + WARM_UP):
                     time.sleep(PAUSE_S)
                     begin = time.perf_counter()
-                    mask = encode_mask(segmenter.segment(decode_image(photograph)).mask)
+                    mask = encode_mask(segmenter.segment(decode_image(image)).mask)
                     plain = time.perf_counter() - begin
                     time.sleep(PAUSE_S)
                     begin = time.perf_counter()
-                    answer = client.post("/predict", content=body, headers={"Content-Type": content_type})
+                    response = client.post("/predict", content=body, headers={"Content-Type": content_type})
                     whole = time.perf_counter() - begin
-                    timings = answer.raise_for_status().json()["timings_s"]
-                    if number >= 5:  # the first ones are slower in both
+                    timings = response.raise_for_status().json()["timings_s"]
+                    if number >= WARM_UP:  # the first predictions are slower
                         plain_s.append(plain)
                         http_s.append(whole)
                         added_s.append(whole - sum(timings[name] for name in timings if name != "queue"))
         finally:
             service.terminate()
             service.wait()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "requests": len(http_s),
         "mask_bytes": len(mask),
         "plain_ms": 1000 * statistics.median(plain_s),
@@ -67,7 +68,7 @@ def main() -> None:
         "overhead_ms": 1000 * (statistics.median(http_s) - statistics.median(plain_s)),
         "outside_the_stages_ms": 1000 * statistics.median(added_s),
     }
-    text = json.dumps(found, indent=2)
+    text = json.dumps(result, indent=2)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")

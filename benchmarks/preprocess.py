@@ -1,6 +1,8 @@
-"""Times nnU-Net's planning and preprocessing with its own worker processes and on threads, and compares the arrays.
+"""Compare the speed of nnU-Net's preprocessing with its own worker processes and with threads.
 
-uv run python benchmarks/preprocess.py [--count 24] [--size 960x736]
+The resulting arrays must be equal.
+
+    uv run python benchmarks/preprocess.py [--count 24] [--size 960x736]
 """
 
 import argparse
@@ -21,18 +23,19 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from droneseg.nnunet import preprocess
-from droneseg.nnunet.paths import Layout
+from droneseg.nnunet.paths import NnunetPaths
 if __name__ == "__main__":
     if sys.argv[1] == "processes":
         preprocess.threads_for_workers = nullcontext
     root = Path(sys.argv[2])
-    preprocess.preprocess(Layout(root / "raw", root / sys.argv[1], root / "results"), show_progress=False)
+    paths = NnunetPaths(root / "raw", root / sys.argv[1], root / "results")
+    preprocess.preprocess(paths, show_progress=False)
 """
 
 
 def main() -> None:
-    """Time both ways, and compare what they wrote."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Preprocess with processes and with threads, and compare the times and the arrays."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--size", default="960x736")
     arguments = parser.parse_args()
@@ -43,18 +46,19 @@ def main() -> None:
         convert_dataset(root / "data", root / "raw", max_pixels=DEFAULT_MAX_PIXELS)
         (root / "run.py").write_text(_RUN)
         seconds = {}
-        for way in ("processes", "threads"):
+        for workers in ("processes", "threads"):
             begin = time.perf_counter()
-            subprocess.run([sys.executable, "-W", "ignore", str(root / "run.py"), way, str(root)], check=True)
-            seconds[way] = time.perf_counter() - begin
+            subprocess.run([sys.executable, "-W", "ignore", str(root / "run.py"), workers, str(root)], check=True)
+            seconds[workers] = time.perf_counter() - begin
         print(f"processes {seconds['processes']:.1f} s, threads {seconds['threads']:.1f} s")
         print(f"ratio {seconds['processes'] / seconds['threads']:.1f}x, equal arrays: {_equal(root)}")
 
 
 def _equal(root: Path) -> bool:
+    """Return whether both folders hold the same arrays."""
     import blosc2
 
-    folders = [next((root / way).glob("*/nnUNetPlans_2d")) for way in ("processes", "threads")]
+    folders = [next((root / workers).glob("*/nnUNetPlans_2d")) for workers in ("processes", "threads")]
     files = sorted(file.name for file in folders[0].glob("*.b2nd"))
     if not files or files != sorted(file.name for file in folders[1].glob("*.b2nd")):
         return False

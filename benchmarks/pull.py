@@ -1,8 +1,8 @@
-"""Time `droneseg models pull` of a 100 MB bundle beside a plain download of the same file from the same server.
+"""Compare `droneseg models pull` of a 100 MB bundle with a plain download of the same file from the same server.
 
     python benchmarks/pull.py [--mb 100] [--rounds 5] [--json FILE]
 
-The server is fake-gcs-server on this machine. A round is both, one after the other: a slow hour is slow for both.
+The server is fake-gcs-server on this machine. Each round runs both, so that the load of the machine affects both.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from support.workspace import COMMAND
 
 
 def plain_download(server: str, name: str, target: Path) -> float:
-    """Return the seconds a download of an object into a file takes, with nothing checked."""
+    """Return the seconds of a plain download of an object to a file, without any checks."""
     begin = time.perf_counter()
-    with httpx.stream("GET", f"{server}/storage/v1/b/team/o/{name.replace('/', '%2F')}?alt=media") as answer:
-        answer.raise_for_status()
+    with httpx.stream("GET", f"{server}/storage/v1/b/team/o/{name.replace('/', '%2F')}?alt=media") as response:
+        response.raise_for_status()
         with target.open("wb") as out:
-            for piece in answer.iter_bytes(1 << 17):
-                out.write(piece)
+            for chunk in response.iter_bytes(1 << 17):
+                out.write(chunk)
     return time.perf_counter() - begin
 
 
 def pull(project: Path) -> float:
-    """Return the seconds of the whole command, in a clone that has nothing yet."""
+    """Return the seconds of the whole command in a fresh clone."""
     shutil.rmtree(project / "nnUNet_results", ignore_errors=True)
     shutil.rmtree(project / ".dvc/cache", ignore_errors=True)
     begin = time.perf_counter()
@@ -47,8 +47,8 @@ def pull(project: Path) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the benchmark and print its results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -73,12 +73,12 @@ def main() -> None:
             pulled.append(pull(project))
             print(f"round {number + 1}: plain {plain[-1]:.2f} s, models pull {pulled[-1]:.2f} s", flush=True)
         if options.json:
-            found = {"mb": options.mb, "plain_s": statistics.median(plain), "pull_s": statistics.median(pulled)}
-            options.json.write_text(json.dumps(found) + "\n")
-        allowed = 4 + 2 * statistics.median(plain)
+            result = {"mb": options.mb, "plain_s": statistics.median(plain), "pull_s": statistics.median(pulled)}
+            options.json.write_text(json.dumps(result) + "\n")
+        limit = 4 + 2 * statistics.median(plain)
         print(
-            f"{options.mb} MB, medians of {options.rounds}: plain {statistics.median(plain):.2f} s, models pull "
-            f"{statistics.median(pulled):.2f} s, checksums included; 4 s plus twice the plain download: {allowed:.2f} s"
+            f"{options.mb} MB, medians of {options.rounds}: plain {statistics.median(plain):.2f} s, models pull with "
+            f"checksums {statistics.median(pulled):.2f} s; limit (4 s + 2 x plain): {limit:.2f} s"
         )
 
 

@@ -1,9 +1,9 @@
-"""Looks for one place in two parts of a split, by other means than `droneseg data split` uses to avoid it.
+"""Search for places that occur in two parts of a split, independently of the method of `droneseg data split`.
 
-Full resolution instead of 800 pixels, twice the features, plain SIFT, an approximate nearest-neighbour search (FLANN)
-without a mutual check, and plain RANSAC.
+It matches images in full resolution instead of 800 pixels, with twice the features, plain SIFT, an approximate
+nearest-neighbour search (FLANN) without a mutual check, and plain RANSAC.
 
-uv run python benchmarks/scene_check.py FOLDER SPLIT_FILE
+    uv run python benchmarks/scene_check.py FOLDER SPLIT_FILE
 """
 
 import argparse
@@ -26,8 +26,8 @@ INLIERS = 12
 
 
 def main() -> None:
-    """Match all pairs across parts, and print those that show one place."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Match all pairs of images in different parts, and print those that show the same place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("split", type=Path)
     arguments = parser.parse_args()
@@ -39,18 +39,18 @@ def main() -> None:
     stems = sorted({stem for pair in pairs for stem in pair})
     with ThreadPoolExecutor(usable_cores()) as workers:
         features = dict(zip(stems, workers.map(lambda stem: _features(images[stem]), stems), strict=True))
-        found = []
-        for agreed in workers.map(lambda pair: _agreeing(features[pair[0]], features[pair[1]]), pairs):
-            found.append(agreed)
-            if len(found) % 1000 == 0:
-                print(f"{len(found)} of {len(pairs)}", file=sys.stderr)
-    crossing = [(pair, points) for pair, points in zip(pairs, found, strict=True) if len(points) >= INLIERS]
+        inliers = []
+        for points in workers.map(lambda pair: _inliers(features[pair[0]], features[pair[1]]), pairs):
+            inliers.append(points)
+            if len(inliers) % 1000 == 0:
+                print(f"{len(inliers)} of {len(pairs)}", file=sys.stderr)
+    crossing = [(pair, points) for pair, points in zip(pairs, inliers, strict=True) if len(points) >= INLIERS]
     for (first, second), points in sorted(crossing, key=lambda item: -len(item[1])):
-        # a survey target that was carried from place to place matches, too, but on a small spot
+        # a survey target that was moved between places matches too, but only in a small area
         width, height = np.ptp(points, axis=0)
         print(f"{first} and {second}: {len(points)} inliers on {width:.0f}x{height:.0f} pixels of {first}")
-    spent = time.perf_counter() - begin
-    print(f"{len(pairs)} pairs across {', '.join(parts)}: {len(crossing)} show one place ({spent:.0f} s)")
+    seconds = time.perf_counter() - begin
+    print(f"{len(pairs)} pairs across {', '.join(parts)}: {len(crossing)} show the same place ({seconds:.0f} s)")
 
 
 def _features(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +58,12 @@ def _features(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([point.pt for point in points], np.float32), descriptors
 
 
-def _agreeing(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the points of the first photograph that agree on one plane, shape (N, 2)."""
+def _inliers(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return the points of the first image that match the second with one homography, shape (N, 2)."""
     matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 4}, {"checks": 32})
     nearest = matcher.knnMatch(first[1], second[1], k=2)
     good = [best for best, other in nearest if best.distance < RATIO * other.distance]
-    # several features may fall onto one of the other photograph, and would agree on any plane
+    # several features can match one feature of the other image; they would fit any homography
     good = list({match.trainIdx: match for match in sorted(good, key=lambda match: -match.distance)}.values())
     if len(good) < INLIERS:
         return np.empty((0, 2))

@@ -1,10 +1,10 @@
-"""What each choice in a training is worth: short trainings that differ in one thing, on the preprocessed dataset.
+"""Ablation study: short trainings that differ in one setting, on the preprocessed dataset.
 
     uv run --extra train python benchmarks/trials.py --minutes 3 --base preset=pretrained crop_size=[384,384] \
         --trial "no averaging" averaged_weights=null --trial "encoder frozen" encoder_rate=0.000001
 
-Each trial, and the base itself, is trained for the same time, exported, and measured on the whole photographs of the
-validation part. A trial is finished before the next begins; with --json, those that are in the file are not repeated.
+The base and each trial are trained for the same time, one after the other, exported, and measured on the full images of
+the validation part. With --json, trials whose results are in the file are not repeated.
 """
 
 import argparse
@@ -34,7 +34,7 @@ COLUMNS = [entry.name for entry in FOREGROUND]
 
 
 def main() -> None:
-    """Train, measure, and print a line per trial."""
+    """Train and measure each trial, and print one line per trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", nargs="+", default=["preset=pretrained"], metavar="KEY=VALUE")
     parser.add_argument("--trial", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"))
@@ -42,28 +42,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     configure_logging()
-    done = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
-    print("| trial | epochs | " + " | ".join(COLUMNS) + " | mIoU (95 %) | unsafe landing, recall |")
+    results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
+    print("| trial | epochs | " + " | ".join(COLUMNS) + " | mIoU (95 %) | unsafe landing rate, landing recall |")
     print("|" + "---|" * (len(COLUMNS) + 4))
     for name, *overrides in [["base"], *arguments.trial]:
-        if name not in done:
-            done[name] = run_trial([*arguments.base, *overrides], arguments.minutes)
+        if name not in results:
+            results[name] = run_trial([*arguments.base, *overrides], arguments.minutes)
             if arguments.json:
-                write_text(arguments.json, json.dumps(done, indent=2) + "\n")
-        print(line(name, done[name]), flush=True)
+                write_text(arguments.json, json.dumps(results, indent=2) + "\n")
+        print(table_row(name, results[name]), flush=True)
 
 
 def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
-    """Train in a folder of its own, and measure the fast profile on the validation part."""
-    given = NnunetPaths.from_settings(load_settings())
+    """Train in a temporary folder, and measure the profile fast on the validation part."""
+    project_paths = NnunetPaths.from_settings(load_settings())
     fixed = [f"max_minutes={minutes}", "validation=none", "configuration=2d_trial"]
     config = load_config([*overrides, *fixed])
     with tempfile.TemporaryDirectory() as temporary:
-        layout = replace(given, results=Path(temporary, "results"))
-        result = train(config, layout)
+        paths = replace(project_paths, results=Path(temporary, "results"))
+        result = train(config, paths)
         bundle = export_model(
             result.model_folder,
-            layout,
+            paths,
             Path(temporary, "bundle"),
             checkpoint=FINAL_CHECKPOINT,
             licence="a trial",
@@ -71,20 +71,20 @@ def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
             on_step=logging.info,
         )
         segmenter = BundleSegmenter(bundle, profile="fast")
-        samples = take_samples(layout, config.fold, ALL)
+        samples = take_samples(paths, config.fold, ALL)
         counts = [
             confusion(truth, segmenter.segment(image).mask)
             for image, truth in zip(samples.images, samples.truths, strict=True)
         ]
-    found = bootstrap_intervals(np.stack(counts))
+    intervals = bootstrap_intervals(np.stack(counts))
     epochs = bundle.manifest.provenance.epochs
-    return {"epochs": epochs[0] if epochs else None} | {name: vars(found[name]) for name in found}
+    return {"epochs": epochs[0] if epochs else None} | {name: vars(interval) for name, interval in intervals.items()}
 
 
-def line(name: str, found: dict[str, Any]) -> str:
-    """Return the row of the table."""
-    miou, unsafe, recall = (found[key] for key in ("miou", "unsafe_landing_rate", "landing_recall"))
-    cells = [name, str(found["epochs"]), *(f"{found[f'iou/{column}']['value']:.3f}" for column in COLUMNS)]
+def table_row(name: str, result: dict[str, Any]) -> str:
+    """Return the row of a trial in the Markdown table."""
+    miou, unsafe, recall = (result[key] for key in ("miou", "unsafe_landing_rate", "landing_recall"))
+    cells = [name, str(result["epochs"]), *(f"{result[f'iou/{column}']['value']:.3f}" for column in COLUMNS)]
     cells.append(f"**{miou['value']:.3f}** ({miou['low']:.3f} to {miou['high']:.3f})")
     cells.append(f"{unsafe['value']:.1%}, {recall['value']:.1%}")
     return "| " + " | ".join(cells) + " |"
