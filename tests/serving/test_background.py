@@ -125,7 +125,7 @@ def test_missing_data_returns_its_documented_error(server: Server, bundle: Bundl
     keep(tmp_path / "records", records_like(bundle, 40))
     unwritable = drift(server)
     assert unwritable.status_code == 503
-    assert "cannot be written to reports" in unwritable.json()["error"]["message"]
+    assert "Cannot write the report to reports" in unwritable.json()["error"]["message"]
     assert gauge(server, 'droneseg_drift_reports_total{result="failed"}') == 2
     assert str(gauge(server, "droneseg_drift")) == "nan"
 
