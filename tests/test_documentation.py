@@ -105,7 +105,7 @@ def test_every_command_option_and_key_that_is_named_exists(pages: dict[str, Page
 
 def test_every_option_that_stands_alone_exists(pages: dict[str, Page]) -> None:
     options = {name for each in (*droneseg_commands().values(), *invoke_tasks().values()) for name in each.options}
-    foreign = {"--gpus", "--build-arg", "--port"}
+    foreign = {"--gpus", "--build-arg", "--port", "--timeout-graceful-shutdown"}
     named = {
         text.split()[0].partition("=")[0] for page in pages.values() for text in page.inline if text.startswith("--")
     }
