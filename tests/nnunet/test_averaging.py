@@ -1,4 +1,4 @@
-"""Averaged weights follow the weights, stand in for them, and give them back."""
+"""Exponential moving average of the weights."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from droneseg.nnunet.optimization import ExponentialMovingAverage
 
 
-def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
+def test_average_follows_the_decay_and_weights_are_restored() -> None:
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.constant_(network[0].weight, 0.0)
     average = ExponentialMovingAverage(network, decay=0.2)
@@ -22,7 +22,7 @@ def test_the_average_moves_by_its_share_and_the_weights_come_back() -> None:
     assert network[0].weight.item() == 59
 
 
-def test_at_first_the_average_forgets_how_the_network_began() -> None:
+def test_warm_up_forgets_the_initial_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.constant_(network.weight, 1000.0)
     average = ExponentialMovingAverage(network, decay=0.999)
@@ -30,10 +30,10 @@ def test_at_first_the_average_forgets_how_the_network_began() -> None:
     for _ in range(40):
         average.update()
     with average.applied():
-        assert abs(network.weight.item()) < 1  # kept at 0.999 from the start it would still be 961
+        assert abs(network.weight.item()) < 1  # without warm-up it would still be 961
 
 
-def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> None:
+def test_weights_are_restored_after_an_error_and_counters_are_copied() -> None:
     network = nn.BatchNorm1d(1)
     average = ExponentialMovingAverage(network, decay=0.9)
     network(torch.rand(4, 1))
@@ -45,7 +45,7 @@ def test_the_weights_come_back_after_an_error_and_counters_are_taken_over() -> N
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_a_restarted_average_begins_with_the_present_weights() -> None:
+def test_restart_resets_the_average_to_the_current_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
     average = ExponentialMovingAverage(network, decay=0.9)
     nn.init.constant_(network.weight, 7.0)

@@ -1,4 +1,4 @@
-"""Weights between two checkpoints: what nnU-Net's loader then finds, and what is refused."""
+"""Interpolation between the weights of two models."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.slow
 
 
 def changed(model: Path, folder: Path, name: str = "") -> Path:
-    """Copy a model with one weight tripled, or another shape given to it."""
+    """Copy a model and triple one of its weights, or change its shape."""
     shutil.copytree(model, folder)
     file = folder / "fold_0" / FINAL_CHECKPOINT
     content = torch.load(file, weights_only=False)
     weights = content["network_weights"]
-    last = list(weights)[-1]  # not the encoder's, which nnU-Net's decoder names once more
+    last = list(weights)[-1]  # encoder weights occur twice, since nnU-Net's decoder also contains the encoder
     weights[last] = weights[last][:1] if name == "shape" else 3 * weights[last]
     torch.save(content, file)
     return folder
@@ -32,7 +32,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
     return build_networks(loaded)[0].state_dict()
 
 
-def test_weights_lie_between_and_the_network_can_be_built(trained: Workspace, tmp_path: Path) -> None:
+def test_interpolated_weights_load_into_the_network(trained: Workspace, tmp_path: Path) -> None:
     model = trained.fold().parent
     other = changed(model, tmp_path / "other")
     trained.run("models", "blend", str(model), str(other), "--share", "0.25", "--out", str(tmp_path / "made"))
@@ -40,22 +40,22 @@ def test_weights_lie_between_and_the_network_can_be_built(trained: Workspace, tm
     *rest, last = before
     assert torch.allclose(after[last], 1.5 * before[last])  # a quarter of the way from 1 to 3
     assert all(torch.equal(after[name], before[name]) for name in rest)
-    about = json.loads((tmp_path / "made" / "blend.json").read_text())
-    assert about["share_of_second"] == 0.25
-    assert about["fold_0"]["first_sha256"] != about["fold_0"]["second_sha256"]
+    sources = json.loads((tmp_path / "made" / "blend.json").read_text())
+    assert sources["share_of_second"] == 0.25
+    assert sources["fold_0"]["first_sha256"] != sources["fold_0"]["second_sha256"]
     again = ("models", "blend", str(model), str(model), "--out", str(tmp_path / "made"))
     assert trained.run(*again, check=False).returncode == 1
     trained.run(*again, "--force")
     assert torch.equal(weights(tmp_path / "made")[last], before[last])
 
 
-def test_a_training_is_never_replaced_and_other_networks_are_refused(trained: Workspace, tmp_path: Path) -> None:
+def test_trainings_are_never_replaced_and_different_networks_are_refused(trained: Workspace, tmp_path: Path) -> None:
     model = trained.fold().parent
     other = changed(model, tmp_path / "other", "shape")
     with pytest.raises(ModelError, match="different networks"):
         interpolate_weights(model, other, tmp_path / "made", share=0.5)
     assert not (tmp_path / "made").exists()
-    held = (other / "fold_0" / FINAL_CHECKPOINT).read_bytes()
+    before = (other / "fold_0" / FINAL_CHECKPOINT).read_bytes()
     onto_a_training = ("models", "blend", str(model), str(model), "--out", str(other), "--force")
     assert trained.run(*onto_a_training, check=False).returncode == 1
-    assert (other / "fold_0" / FINAL_CHECKPOINT).read_bytes() == held
+    assert (other / "fold_0" / FINAL_CHECKPOINT).read_bytes() == before

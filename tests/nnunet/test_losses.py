@@ -1,4 +1,4 @@
-"""The loss sees targets as coarse as the answers, and no pixel is favoured."""
+"""Losses for outputs at lower resolution, and class weights."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from droneseg.nnunet.optimization import CoarserLoss, set_class_weights
 
 
 class Recorded(nn.Module):
-    """Keeps what it was given."""
+    """Loss that records its targets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Recorded(nn.Module):
         return torch.zeros(())
 
 
-def test_one_pixel_of_each_square_is_compared_and_every_one_has_its_turn() -> None:
+def test_coarser_loss_samples_each_position_of_the_square() -> None:
     target = torch.arange(16).reshape(1, 1, 4, 4)
     recorded = Recorded()
     loss = CoarserLoss(recorded)
@@ -29,10 +29,10 @@ def test_one_pixel_of_each_square_is_compared_and_every_one_has_its_turn() -> No
     possible = {
         tuple(target[0, 0, row::2, column::2].flatten().tolist()) for row in (0, 1) for column in (0, 1)
     }  # fmt: skip
-    assert {tuple(found.flatten().tolist()) for found in recorded.targets} == possible
+    assert {tuple(sampled.flatten().tolist()) for sampled in recorded.targets} == possible
 
 
-def test_targets_that_fit_and_lists_are_passed_on() -> None:
+def test_coarser_loss_passes_matching_targets_and_lists_on() -> None:
     recorded = Recorded()
     target = torch.zeros(1, 1, 4, 4)
     CoarserLoss(recorded)(torch.zeros(1, 3, 4, 4), target)
@@ -43,7 +43,7 @@ def test_targets_that_fit_and_lists_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-def test_a_true_class_weighs_what_it_was_given(supervised: bool) -> None:
+def test_class_weights_apply_to_the_true_class(supervised: bool) -> None:
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 
@@ -52,7 +52,7 @@ def test_a_true_class_weighs_what_it_was_given(supervised: bool) -> None:
     set_class_weights(loss, [0.0, 3.0, 1.0], torch.device("cpu"))
     logits = torch.randn(1, 3, 1, 3)
     target = torch.tensor([[[[0.0, 1.0, 2.0]]]])
-    found = loss([logits], [target]) if supervised else loss(logits, target)
-    wrong = -logits.log_softmax(1)[0, :, 0]
-    expected = (3 * wrong[1, 1] + wrong[2, 2]) / 4
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    value = loss([logits], [target]) if supervised else loss(logits, target)
+    cross_entropy = -logits.log_softmax(1)[0, :, 0]
+    expected = (3 * cross_entropy[1, 1] + cross_entropy[2, 2]) / 4
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The pretrained encoder is the one its weights were trained in; nnU-Net builds, switches and loads the network."""
+"""Pretrained networks: encoder weights, resolutions, deep supervision and gradients."""
 
 import pytest
 import torch
@@ -18,8 +18,9 @@ def build(**changes: object) -> PretrainedUNet:
     return PretrainedUNet(3, 6, **made["configurations"]["2d_p"]["architecture"]["arch_kwargs"])
 
 
-# shape, mean and deviation of each level, computed once with the network of the package efficientnet-lite-pytorch 0.1.0
-# padded for sides that every stride divides (image_size=224): bit-equal then
+# Shape, mean and standard deviation of the features at each level, computed once with the network of the package
+# efficientnet-lite-pytorch 0.1.0, padded for inputs that are multiples of the strides (image_size=224). The features
+# were equal bit for bit.
 EXPECTED = {
     "efficientnet-lite0": (
         ((1, 16, 32, 48), -0.51608, 7.07200),
@@ -46,26 +47,26 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_the_encoder_computes_what_the_weights_were_trained_for(name: EncoderName) -> None:
+def test_encoder_matches_the_reference_implementation(name: EncoderName) -> None:
     encoder = EfficientNetLite(name).eval()
     encoder.load_pretrained()
     with torch.no_grad():
-        found = encoder(torch.linspace(-1, 1, 3 * 64 * 96).reshape(1, 3, 64, 96))
-    for features, (shape, mean, deviation) in zip(found, EXPECTED[name], strict=True):
+        levels = encoder(torch.linspace(-1, 1, 3 * 64 * 96).reshape(1, 3, 64, 96))
+    for features, (shape, mean, deviation) in zip(levels, EXPECTED[name], strict=True):
         assert tuple(features.shape) == shape
         assert features.mean().item() == pytest.approx(mean, abs=2e-4)
         assert features.std().item() == pytest.approx(deviation, abs=2e-4)
 
 
 @pytest.mark.parametrize(("downscale", "levels"), [(1, 5), (2, 5), (4, 5), (1, 4), (2, 3)])
-def test_logits_are_as_large_as_the_patch(downscale: int, levels: int) -> None:
+def test_logits_have_the_resolution_of_the_patch(downscale: int, levels: int) -> None:
     network = build(downscale=downscale, decoder_levels=levels).eval()
     side = 32 * downscale
     with torch.no_grad():
         assert network(torch.rand(1, 3, side, 2 * side)).shape == (1, 6, side, 2 * side)
-        network.decoder.deep_supervision = True  # as nnU-Net switches it
+        network.decoder.deep_supervision = True  # as nnU-Net sets it
         sizes = [logits.shape[2] for logits in network(torch.rand(1, 3, side, 2 * side))]
-    # what nnU-Net weights: every resolution of the strides but the deepest
+    # nnU-Net weights each resolution of the strides except the deepest
     finest = downscale * 2 ** (5 - levels)
     strides = [1, *([finest] if finest > 1 else []), *[2] * (levels - 1)]
     expected, size = [], side
@@ -75,13 +76,13 @@ def test_logits_are_as_large_as_the_patch(downscale: int, levels: int) -> None:
     assert sizes == expected
 
 
-def test_a_patch_is_rounded_up_to_what_the_network_divides() -> None:
+def test_patch_size_is_rounded_up_to_a_multiple_of_the_network() -> None:
     plans = {"configurations": {"2d": BASE}}
     made = add_configuration(plans, "2d_p", **(KEEP | {"patch_size": (600, 640)}), network="efficientnet-lite0")
     assert made["configurations"]["2d_p"]["patch_size"] == [640, 640]
 
 
-def test_what_the_network_does_not_have_is_refused() -> None:
+def test_unsupported_options_of_pretrained_networks_are_refused() -> None:
     plans = {"configurations": {"2d": BASE | {"normalization_schemes": ["ZScoreNormalization"] * 3}}}
     with pytest.raises(ConfigurationError, match="leave base_features and max_features null"):
         add_configuration(plans, "2d_p", **(KEEP | {"base_features": 16}), network="efficientnet-lite0")
@@ -91,7 +92,7 @@ def test_what_the_network_does_not_have_is_refused() -> None:
         PretrainedUNet(1, 6, "efficientnet-lite0", 2, (128, 64, 48, 32, 24), ())
 
 
-def test_while_training_logits_stay_as_coarse_as_the_network_computes_them() -> None:
+def test_logits_are_not_upscaled_while_training() -> None:
     network = build(downscale=2).train()
     patch = torch.rand(2, 3, 64, 128)
     assert network(patch).shape == (2, 6, 32, 64)
@@ -99,21 +100,21 @@ def test_while_training_logits_stay_as_coarse_as_the_network_computes_them() -> 
     assert network(patch)[0].shape == (2, 6, 64, 128)
 
 
-def test_gradients_in_bfloat16_are_those_in_float32() -> None:
+def test_depthwise_gradients_in_bfloat16_match_float32() -> None:
     encoder = EfficientNetLite("efficientnet-lite0").eval()
     encoder.load_pretrained()
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     gradients = []
     for enabled in (False, True):
         encoder.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            features = encoder(picture)
+            features = encoder(image)
         assert features[0].dtype == (torch.bfloat16 if enabled else torch.float32)
         sum(level.float().square().mean() for level in features).backward()  # type: ignore[union-attr]
         depthwise = [m.weight.grad for m in encoder.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
         gradients.append(torch.cat([gradient.flatten() for gradient in depthwise if gradient is not None]))
-    likeness = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
-    assert likeness > 0.98
+    similarity = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
+    assert similarity > 0.98
 
 
 def test_unwrap_finds_the_network_below_torch_compile() -> None:

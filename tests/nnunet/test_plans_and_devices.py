@@ -1,4 +1,4 @@
-"""Smaller plans follow nnU-Net's rule; devices are chosen in order and never silently replaced."""
+"""Plans, device selection, trainer settings and model folders."""
 
 import json
 import os
@@ -25,18 +25,18 @@ BASE = {
 KEEP = {"patch_size": None, "batch_size": None, "base_features": None, "max_features": None}
 
 
-def test_a_smaller_plan_has_the_depth_nnunet_would_choose() -> None:
+def test_new_configuration_has_the_depth_nnunet_would_choose() -> None:
     plans = add_configuration(BASE, "2d_cpu", patch_size=(512, 512), batch_size=4, base_features=16, max_features=320)
     made = plans["configurations"]["2d_cpu"]
     kwargs = made["architecture"]["arch_kwargs"]
-    # facts from nnU-Net: 512 halves seven times down to 4
+    # nnU-Net's rule: 512 is halved seven times, down to 4
     assert kwargs["n_stages"] == 8
     assert kwargs["features_per_stage"] == [16, 32, 64, 128, 256, 320, 320, 320]
     assert (made["inherits_from"], made["patch_size"], made["batch_size"]) == ("2d", [512, 512], 4)
     assert "2d_cpu" not in BASE["configurations"]
 
 
-def test_a_patch_is_rounded_up_to_what_the_strides_divide() -> None:
+def test_patch_size_is_rounded_up_to_a_multiple_of_the_strides() -> None:
     plans = add_configuration(BASE, "2d_x", **(KEEP | {"patch_size": (100, 130)}))
     patch = plans["configurations"]["2d_x"]["patch_size"]
     assert patch[0] >= 100
@@ -49,21 +49,21 @@ def test_a_patch_is_rounded_up_to_what_the_strides_divide() -> None:
         assert patch[axis] % total == 0
 
 
-def test_the_normalisation_of_a_plan_is_chosen_by_name() -> None:
+def test_network_batchnorm_uses_batch_normalisation() -> None:
     plans = add_configuration(BASE, "2d_b", **KEEP, network="batchnorm")
     assert plans["configurations"]["2d_b"]["architecture"]["arch_kwargs"]["norm_op"].endswith("BatchNorm2d")
     with pytest.raises(ConfigurationError, match="nnU-Net's own plan"):
         add_configuration(BASE, "2d", **KEEP, network="batchnorm")
 
 
-def test_the_convolutions_of_a_stage_are_counted_on_the_way_down_and_up() -> None:
+def test_convs_per_stage_applies_to_encoder_and_decoder() -> None:
     plans = add_configuration(BASE, "2d_c", **(KEEP | {"patch_size": (64, 64)}), convs_per_stage=1)
     kwargs = plans["configurations"]["2d_c"]["architecture"]["arch_kwargs"]
     assert kwargs["n_conv_per_stage"] == [1] * kwargs["n_stages"]
     assert kwargs["n_conv_per_stage_decoder"] == [1] * (kwargs["n_stages"] - 1)
 
 
-def test_nnunets_own_plan_cannot_be_changed() -> None:
+def test_configuration_2d_cannot_be_changed() -> None:
     assert add_configuration(BASE, "2d", **KEEP) is BASE
     with pytest.raises(ConfigurationError, match="nnU-Net's own plan"):
         add_configuration(BASE, "2d", **KEEP, convs_per_stage=1)
@@ -71,7 +71,7 @@ def test_nnunets_own_plan_cannot_be_changed() -> None:
         add_configuration(BASE, "2d", **(KEEP | {"batch_size": 4}))
 
 
-def test_missing_plans_say_what_to_do(tmp_path: Path) -> None:
+def test_missing_plans_name_the_command_that_writes_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="droneseg preprocess"):
         read_plans(NnunetPaths(tmp_path, tmp_path, tmp_path))
 
@@ -107,7 +107,7 @@ def test_trainer_settings_are_passed_through_a_file(tmp_path: Path, monkeypatch:
     assert trainer_settings.read_settings_file().epochs == 7
 
 
-def test_a_folder_that_is_no_model_is_explained(tmp_path: Path) -> None:
+def test_checkpoint_files_names_what_a_folder_lacks(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the folder does not exist"):
         checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
     with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):

@@ -1,4 +1,4 @@
-"""How far a training is, when it ends, and at what rate each part of a network learns."""
+"""Progress, stopping rules and learning-rate schedule of a training."""
 
 from typing import Any
 
@@ -20,24 +20,24 @@ def progress(*, lasted: list[float], dice: list[float] | None = None, **settings
     return Progress(TrainerSettings(**settings), series.__getitem__)
 
 
-def test_a_training_is_as_far_as_its_epochs_or_its_time_say() -> None:
+def test_share_done_is_the_larger_of_epochs_and_time() -> None:
     assert progress(lasted=[60, 60], epochs=10).share_done(2) == pytest.approx(0.2)
     assert progress(lasted=[60, 60], epochs=10, max_minutes=4).share_done(2) == pytest.approx(0.5)
     assert progress(lasted=[60] * 9, epochs=10, max_minutes=5).share_done(9) == 1
 
 
-def test_the_epoch_whose_middle_lies_within_the_budget_runs() -> None:
+def test_epoch_runs_if_its_middle_is_within_the_budget() -> None:
     assert progress(lasted=[], max_minutes=1).reason_to_stop() is None
     assert progress(lasted=[40], max_minutes=1).reason_to_stop() is None
     assert "budget of 1 minutes" in str(progress(lasted=[41], max_minutes=1).reason_to_stop())
 
 
-def test_patience_counts_epochs_since_the_best() -> None:
+def test_patience_counts_epochs_since_the_best_dice() -> None:
     assert progress(lasted=[1] * 4, dice=[0.1, 0.4, 0.3, 0.2], patience=3).reason_to_stop() is None
     assert "3 epochs" in str(progress(lasted=[1] * 5, dice=[0.1, 0.4, 0.3, 0.2, 0.4], patience=3).reason_to_stop())
 
 
-def test_the_encoder_learns_at_a_share_of_the_rate() -> None:
+def test_encoder_rate_scales_the_learning_rate_of_the_encoder() -> None:
     network = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.25), lr=1.0)
     BudgetPolyLR(optimizer, 0.01, progress(lasted=[60], epochs=10)).step(5)
@@ -48,10 +48,10 @@ def test_the_encoder_learns_at_a_share_of_the_rate() -> None:
     assert len(rates) == 4
 
 
-def test_what_is_done_now_and_then_is_not_done_each_time() -> None:
+def test_rate_limited_action_runs_once_per_interval_or_on_demand() -> None:
     done: list[str] = []
     action = RateLimited(done.append, interval_s=3600)
     action("a")
     action("b")
-    action.now("c")
+    action.call_now("c")
     assert done == ["a", "c"]

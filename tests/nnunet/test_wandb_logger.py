@@ -1,4 +1,4 @@
-"""W&B in offline mode, read back from its files; and the profile of a training."""
+"""Offline W&B runs read back from their files, the epoch log and the profiler."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import wandb_logger
-from droneseg.nnunet.callbacks import Profiler, Reporter, figures_of
+from droneseg.nnunet.callbacks import Profiler, Reporter, read_epochs
 from support.wandb_files import OfflineRun, offline_runs
 from support.workspace import TINY, Workspace
 
@@ -27,7 +27,7 @@ def environment(home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tracked(workspace: Workspace) -> list[OfflineRun]:
-    """A training of two epochs with photographs and a profile, gone on with to a third, and exported."""
+    """Runs of a training of two epochs with images and a profile, resumed for a third epoch and exported."""
     home = environment(workspace.root)
     workspace.run("train", *ARGUMENTS, "wandb_logger.images=true", "profile=true", "iterations=4", **home)
     workspace.run("train", *ARGUMENTS, "epochs=3", "iterations=4", "resume=true", **home)
@@ -42,7 +42,7 @@ def fold(workspace: Workspace) -> Path:
     return workspace.fold("2d_tracked")
 
 
-def test_every_epoch_has_losses_dice_by_class_rate_and_seconds(tracked: list[OfflineRun]) -> None:
+def test_each_epoch_logs_losses_dice_learning_rate_and_time(tracked: list[OfflineRun]) -> None:
     first = tracked[0]
     assert first.project == "droneseg"
     assert first.name == "2d_tracked, fold 0"
@@ -62,32 +62,32 @@ def test_every_epoch_has_losses_dice_by_class_rate_and_seconds(tracked: list[Off
     assert first.history[1]["learning_rate"] < 0.003
 
 
-def test_the_configuration_is_there_and_system_figures_are(tracked: list[OfflineRun]) -> None:
+def test_run_has_configuration_and_system_metrics(tracked: list[OfflineRun]) -> None:
     config = tracked[0].config
     assert (config["epochs"], config["patch_size"], config["seed"]) == (2, [64, 64], 0)
     assert config["packages"]["nnunetv2"].startswith("2.8")
     assert any(key.startswith(("cpu", "proc.")) for key in tracked[0].system)
 
 
-def test_a_resumed_training_goes_on_with_its_run(tracked: list[OfflineRun]) -> None:
+def test_resumed_training_continues_its_run(tracked: list[OfflineRun]) -> None:
     assert len({run.id for run in tracked}) == 1
     assert [[epoch["epoch"] for epoch in run.history] for run in tracked[:2]] == [[1, 2], [3]]
     assert [run.exit_code for run in tracked] == [0, 0, 0]
 
 
-def test_photographs_are_sent_only_if_asked_for(tracked: list[OfflineRun]) -> None:
+def test_images_are_uploaded_only_on_request(tracked: list[OfflineRun]) -> None:
     assert any(key.startswith("validation/") for epoch in tracked[0].history for key in epoch)
     assert not any(key.startswith("validation/") for epoch in tracked[1].history for key in epoch)
 
 
-def test_the_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], workspace: Workspace) -> None:
+def test_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], workspace: Workspace) -> None:
     ((name, metadata, paths),) = tracked[2].artifacts
     assert name == "bundle-2d_tracked"
     assert metadata == json.loads((workspace.root / "bundles/tracked_model/manifest.json").read_text())
     assert sorted(paths) == ["manifest.json", "model.onnx", "reference.csv"]
 
 
-def test_the_profile_says_where_the_time_goes(tracked: list[OfflineRun], workspace: Workspace) -> None:
+def test_profile_shows_the_time_of_each_part(tracked: list[OfflineRun], workspace: Workspace) -> None:
     profile = fold(workspace) / "profile"
     table = (profile / "table.txt").read_text()
     assert [
@@ -101,7 +101,7 @@ def test_the_profile_says_where_the_time_goes(tracked: list[OfflineRun], workspa
     )
 
 
-def test_the_profile_is_of_the_training_and_not_of_its_validation(tmp_path: Path) -> None:
+def test_profile_excludes_the_validation(tmp_path: Path) -> None:
     network = torch.nn.Linear(4, 4)
     profiler = Profiler(tmp_path, network)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -120,10 +120,10 @@ def test_the_profile_is_of_the_training_and_not_of_its_validation(tmp_path: Path
     assert "Optimizer.step" in table
 
 
-def test_on_a_gpu_each_part_waits_for_what_it_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiler_synchronises_the_gpu_after_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
     network = torch.nn.Linear(4, 4)
-    profiler = Profiler(tmp_path, network)  # with CUDA not yet there: it cannot be profiled here
+    profiler = Profiler(tmp_path, network)  # CUDA becomes available afterwards, since it cannot be profiled here
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(""))
     with profiler.iteration():
@@ -134,10 +134,10 @@ def test_on_a_gpu_each_part_waits_for_what_it_launched(tmp_path: Path, monkeypat
     assert len(waited) == 4
     profiler.close()
     torch.optim.SGD(network.parameters(), lr=0.1).step()
-    assert len(waited) == 4, "nobody waits once it is closed"
+    assert len(waited) == 4, "a closed profiler does not synchronise"
 
 
-def test_epochs_are_kept_for_programs_even_if_nobody_tracks(trained: Workspace) -> None:
+def test_epochs_json_is_written_without_tracking(trained: Workspace) -> None:
     epochs = json.loads((trained.fold() / "epochs.json").read_text())
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert set(epochs[0]["class_dice"]) == set(NAMES)
@@ -145,18 +145,18 @@ def test_epochs_are_kept_for_programs_even_if_nobody_tracks(trained: Workspace) 
     assert not (trained.fold() / "profile").exists()
 
 
-def test_a_class_that_is_on_no_patch_has_no_dice_instead_of_none_at_all() -> None:
+def test_class_on_no_patch_has_dice_none() -> None:
     series: dict[str, list[Any]] = {
         "train_losses": [1.0], "val_losses": [2.0], "mean_fg_dice": [0.5], "ema_fg_dice": [0.4], "lrs": [0.1],
         "dice_per_class_or_region": [[0.1, float("nan"), 0.3, 0.4, 0.5]],
         "epoch_start_timestamps": [10.0, 12.5], "epoch_end_timestamps": [12.5],
     }  # fmt: skip
-    (only,) = figures_of(series.__getitem__)
-    assert only.class_dice == dict(zip(NAMES, (0.1, None, 0.3, 0.4, 0.5), strict=True))
-    assert (only.epoch, only.seconds) == (1, 2.5)
+    (epoch,) = read_epochs(series.__getitem__)
+    assert epoch.class_dice == dict(zip(NAMES, (0.1, None, 0.3, 0.4, 0.5), strict=True))
+    assert (epoch.epoch, epoch.seconds) == (1, 2.5)
 
 
-def test_of_several_processes_only_the_first_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_rank_0_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
@@ -176,16 +176,16 @@ def test_of_several_processes_only_the_first_reports(monkeypatch: pytest.MonkeyP
     assert begun == [{"tracked": True, "profile": False}]
 
 
-def test_a_run_in_another_project_is_another_run(tmp_path: Path) -> None:
+def test_other_project_starts_another_run(tmp_path: Path) -> None:
     def keep(project: str) -> str:
-        return wandb_logger.keep_run(tmp_path, project=project, mode="offline", group=None, images=False).id
+        return wandb_logger.choose_run(tmp_path, project=project, mode="offline", group=None, images=False).id
 
     first = keep("droneseg")
     assert keep("droneseg") == first
     assert keep("elsewhere") != first
 
 
-def test_without_a_key_it_stays_offline_and_a_key_is_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_mode_is_offline_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", "")
     assert wandb_logger.choose_mode("auto", api_key=None) == "offline"
@@ -196,11 +196,11 @@ def test_without_a_key_it_stays_offline_and_a_key_is_handed_on(monkeypatch: pyte
     assert os.environ["WANDB_API_KEY"] == "a" * 40
 
 
-def test_a_run_needs_its_file(tmp_path: Path) -> None:
+def test_run_requires_a_tracked_training(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="tracking=wandb"):
         wandb_logger.Run(tmp_path, name="x", config={})
 
 
-def test_a_bundle_of_an_untracked_training_is_sent_nowhere(tmp_path: Path) -> None:
+def test_bundle_of_an_untracked_training_is_not_uploaded(tmp_path: Path) -> None:
     assert wandb_logger.send_bundle(tmp_path, tmp_path, [], {}, name="x") is None
     shutil.rmtree(tmp_path)

@@ -1,4 +1,4 @@
-"""Quantising works, and tells nobody."""
+"""INT8 quantisation without telemetry."""
 
 import os
 import subprocess
@@ -22,9 +22,9 @@ print([name for name in sys.modules if name.startswith("openvino_telemetry")])
 """
 
 
-def test_quantising_reports_to_nobody(tmp_path: Path) -> None:
+def test_quantise_sends_no_telemetry(tmp_path: Path) -> None:
     write_network(tmp_path / "network.onnx")
-    # in a process of its own: NNCF is silent by itself where pytest is loaded
+    # in a subprocess, since NNCF disables its telemetry under pytest
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _SCRIPT, str(tmp_path / "network.onnx"), str(tmp_path / "int8.onnx")],
         env={**os.environ, "HOME": str(tmp_path)},

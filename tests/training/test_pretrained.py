@@ -1,4 +1,4 @@
-"""A network of our own goes the whole way: trained by nnU-Net, loaded by nnU-Net's predictor, exported."""
+"""Pretrained networks: training, nnU-Net's own predictor and export."""
 
 import json
 
@@ -27,32 +27,32 @@ def pretrained(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def test_training_starts_from_imagenet(pretrained: Workspace) -> None:
+def test_training_starts_from_the_imagenet_weights(pretrained: Workspace) -> None:
     import torch
 
     from droneseg.nnunet.networks import EfficientNetLite
 
     file = pretrained.fold("2d_lite0") / "checkpoint_final.pth"
     trained = torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
-    fresh, given = EfficientNetLite("efficientnet-lite0"), EfficientNetLite("efficientnet-lite0")
-    given.load_pretrained()
+    fresh, imagenet = EfficientNetLite("efficientnet-lite0"), EfficientNetLite("efficientnet-lite0")
+    imagenet.load_pretrained()
     name = "stages.3.0.layers.0.weight"
     learned = trained[f"encoder.{name}"]
-    # two small steps away from the given weights, and far from any others
-    assert (learned - given.state_dict()[name]).abs().max() < 0.02
+    # two small steps away from the ImageNet weights, and far from random ones
+    assert (learned - imagenet.state_dict()[name]).abs().max() < 0.02
     assert (learned - fresh.state_dict()[name]).abs().max() > 0.1
 
 
-def test_nnunets_own_predictor_gives_the_same_masks(pretrained: Workspace) -> None:
+def test_nnunet_predictor_returns_the_same_masks(pretrained: Workspace) -> None:
     from droneseg.nnunet.predictor import NnunetPredictor
 
     root = pretrained.root
     paths = NnunetPaths(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
-    stock = NnunetPredictor(pretrained.fold("2d_lite0").parent, paths, mirrored=True)
+    predictor = NnunetPredictor(pretrained.fold("2d_lite0").parent, paths, mirrored=True)
     bundle = read_bundle(root / "lite0")
     assert bundle.manifest.divisor == (64, 64)
     segmenter = BundleSegmenter(bundle, profile="exact")
     stem = json.loads((root / "split.json").read_text())["test"][0]
     image = root / f"data/classes_dataset/classes_dataset/original_images/{stem}.png"
-    found = segmenter.segment(read_image(image)).mask
-    assert np.mean(found == stock.segment_file(image)) > 0.995
+    mask = segmenter.segment(read_image(image)).mask
+    assert np.mean(mask == predictor.segment_file(image)) > 0.995

@@ -76,7 +76,7 @@ def test_time_budget_ends_the_training_with_a_final_checkpoint(workspace: Worksp
     arguments = [*TINY, "configuration=2d_budget", "epochs=5000", "max_minutes=0.05"]
     workspace.run("train", *arguments)
     log = read(workspace.fold("2d_budget") / "droneseg.log")
-    assert "finished: time budget of 0.05 minutes spent" in log
+    assert "finished: time budget of 0.05 minutes used up" in log
     assert (workspace.fold("2d_budget") / "checkpoint_final.pth").is_file()
     assert (workspace.fold("2d_budget") / "validation/summary.json").is_file()
     again = workspace.run("train", *arguments, "resume=true")

@@ -21,19 +21,19 @@ def cheap_augmentation(
     mirror_axes: tuple[int, ...] | None,
     last: BasicTransform,
 ) -> BasicTransform:
-    """Return what differs from flight to flight.
+    """Return augmentation that covers the differences between flights and is cheaper than nnU-Net's.
 
     Args:
-        kind: flight for direction, height and light, each colour's brightness by itself; light for mirroring and
-            light only: turning and scaling cost most.
-        patch_size: Height and width.
-        mirror_axes: Axes along which a patch may be mirrored.
-        last: What the network's validation needs, too (targets per resolution).
+        kind: flight: rotation, scaling, mirroring, and brightness and contrast of each channel; light: mirroring, and
+            brightness and contrast of all channels together. Rotation and scaling are the most expensive.
+        patch_size: Height and width of a patch.
+        mirror_axes: Axes along which patches may be mirrored.
+        last: Final transform, which also runs at validation: targets for each resolution.
     """
-    mirrored = MirrorTransform(allowed_axes=mirror_axes)
+    mirror = MirrorTransform(allowed_axes=mirror_axes)
     if kind == "light":
-        return ComposeTransforms([mirrored, *_colours(0.3, synchronised=True), last])
-    turned = SpatialTransform(
+        return ComposeTransforms([mirror, *_colours(0.3, synchronised=True), last])
+    rotate_and_scale = SpatialTransform(
         tuple(patch_size),
         patch_center_dist_from_border=[side // 2 for side in patch_size],
         random_crop=True,
@@ -46,14 +46,19 @@ def cheap_augmentation(
         border_mode_seg="reflection",
         padding_mode_image="reflection",
     )
-    exposed = RandomTransform(
+    gamma = RandomTransform(
         GammaTransform((0.6, 1.6), p_invert_image=0, synchronize_channels=True, p_per_channel=1, p_retain_stats=0), 0.3
     )
-    return ComposeTransforms([turned, mirrored, *_colours(0.5, synchronised=False), exposed, last])
+    return ComposeTransforms([rotate_and_scale, mirror, *_colours(0.5, synchronised=False), gamma, last])
 
 
 def _colours(share: float, *, synchronised: bool) -> list[BasicTransform]:
-    """Return brightness and contrast, each on a share of the patches, of all channels together or each by itself."""
+    """Return brightness and contrast transforms.
+
+    Args:
+        share: Fraction of the patches that each transform changes.
+        synchronised: Whether all channels change together.
+    """
     strength = BGContrast((0.75, 1.25))
     channels: dict[str, Any] = {"synchronize_channels": synchronised, "p_per_channel": 1}
     return [
@@ -66,20 +71,16 @@ _MOST_REPEATS = 4
 
 
 def repeat_rare(classes: Mapping[str, Set[int]]) -> list[str]:
-    """Repeat the photographs that have a class few others have.
+    """Return image names in which images with rare classes are repeated, for uniform sampling.
 
-    A photograph stands in the result as often as its rarest class is missing elsewhere: once if every photograph has
-    that class, three times if every third has it, at most four times.
+    An image whose rarest class occurs in one of n images is repeated n times, rounded, but at most four times.
 
     Args:
-        classes: Ids of the classes that occur, by photograph.
-
-    Returns:
-        Names of photographs, to be drawn from evenly.
+        classes: Ids of the classes in each image, by image name.
     """
-    occurs = Counter(found for ids in classes.values() for found in ids)
+    occurrences = Counter(class_id for ids in classes.values() for class_id in ids)
     repeats = {
-        name: min(_MOST_REPEATS, max((round(len(classes) / occurs[found]) for found in ids), default=1))
+        name: min(_MOST_REPEATS, max((round(len(classes) / occurrences[class_id]) for class_id in ids), default=1))
         for name, ids in classes.items()
     }
     return [name for name, count in repeats.items() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Training callbacks: epoch log, profiler."""
+"""Training callbacks: epoch metrics for the log, a JSON file and W&B, and the profiler."""
 
 import json
 import logging
@@ -23,23 +23,23 @@ from droneseg.nnunet.wandb_logger import Run, read_config
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
 EPOCHS_NAME = "epochs.json"
-"""Beside the checkpoints: the figures of all epochs so far, rewritten after each."""
+"""File next to the checkpoints with the metrics of all epochs, rewritten after each epoch."""
 _IMAGES = 4
 
 
 @dataclass(frozen=True)
-class EpochFigures:
-    """What one epoch gave.
+class EpochMetrics:
+    """Metrics of one epoch.
 
     Attributes:
-        epoch: Its number, from 1.
-        train_loss: Mean over its iterations.
-        validation_loss: The same on patches of the validation part.
+        epoch: Number of the epoch, from 1.
+        train_loss: Mean loss over the iterations.
+        validation_loss: Mean loss on random patches of the validation part.
         dice: nnU-Net's pseudo Dice: mean over the classes, on random patches of the validation part.
-        smoothed_dice: Its running average, by which nnU-Net chooses the best checkpoint.
-        class_dice: Pseudo Dice by class; None for a class that was on none of the patches.
-        learning_rate: At its beginning.
-        seconds: That it took.
+        smoothed_dice: Running average of `dice`, by which nnU-Net selects the best checkpoint.
+        class_dice: Pseudo Dice by class name; None for a class that is on none of the patches.
+        learning_rate: Learning rate at the start of the epoch.
+        seconds: Duration of the epoch.
     """
 
     epoch: int
@@ -52,12 +52,16 @@ class EpochFigures:
     seconds: float
 
 
-def figures_of(read: Callable[[str], list[Any]]) -> list[EpochFigures]:
-    """Return the figures of all epochs from nnU-Net's logger, which reads a series by its name."""
+def read_epochs(read: Callable[[str], list[Any]]) -> list[EpochMetrics]:
+    """Return the metrics of all epochs from nnU-Net's logger.
+
+    Args:
+        read: Function that returns a series of nnU-Net's logger by name, with one value per epoch.
+    """
     names = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "lrs")
     begins, ends = read("epoch_start_timestamps"), read("epoch_end_timestamps")
     return [
-        EpochFigures(
+        EpochMetrics(
             number,
             float(train),
             float(validation),
@@ -74,11 +78,11 @@ def figures_of(read: Callable[[str], list[Any]]) -> list[EpochFigures]:
 
 
 class Reporter:
-    """Tells of one training.
+    """Reports one training to the log, a JSON file and W&B.
 
     Args:
-        folder: Of the fold: checkpoints lie there.
-        images: Folder of the raw photographs of training and validation.
+        folder: Folder of the fold, which contains the checkpoints.
+        images: Folder of the raw training images.
     """
 
     def __init__(self, folder: Path, images: Path) -> None:
@@ -89,43 +93,49 @@ class Reporter:
         self._profiler: Profiler | None = None
 
     def begin(self, network: Any, *, tracked: bool, profile: bool) -> None:
-        """Open the run of W&B, if the training is tracked, and the profile of the network, if one is wanted."""
+        """Start the report.
+
+        Args:
+            network: Network to profile.
+            tracked: Whether to log to W&B.
+            profile: Whether to profile a few iterations.
+        """
         self._profiler = Profiler(self._folder, network) if profile else None
         if tracked:
             name = f"{self._folder.parent.name.rsplit('__', 1)[-1]}, {self._folder.name.replace('_', ' ')}"
             self._run = Run(self._folder, name=name, config=read_config(self._folder / RECORD_NAME))
 
     def iteration(self) -> AbstractContextManager[None]:
-        """Return what an iteration runs in."""
+        """Return the context manager in which to run an iteration."""
         return self._profiler.iteration() if self._profiler else nullcontext()
 
-    def epoch_ended(self, figures: list[EpochFigures], epochs: int, share_done: float) -> None:
-        """Tell of the last of these epochs.
+    def epoch_ended(self, epochs: list[EpochMetrics], max_epochs: int, share_done: float) -> None:
+        """Report the last epoch.
 
         Args:
-            figures: Of all epochs so far.
-            epochs: How many there shall be.
-            share_done: Of the training, 0 to 1.
+            epochs: Metrics of all epochs so far.
+            max_epochs: Maximum number of epochs.
+            share_done: Completed fraction of the training, 0 to 1.
         """
-        last = figures[-1]
+        last = epochs[-1]
         self._epoch = last.epoch
-        write_text(self._folder / EPOCHS_NAME, json.dumps([asdict(each) for each in figures], indent=1) + "\n")
+        write_text(self._folder / EPOCHS_NAME, json.dumps([asdict(epoch) for epoch in epochs], indent=1) + "\n")
         logger.info(
-            "epoch %d/%d  loss %.3f  validation loss %.3f  Dice %.3f  %.1f s  %.1f min in all",
+            "epoch %d/%d  loss %.3f  validation loss %.3f  Dice %.3f  %.1f s  %.1f min in total",
             last.epoch,
-            epochs,
+            max_epochs,
             last.train_loss,
             last.validation_loss,
             last.dice,
             last.seconds,
-            sum(each.seconds for each in figures) / 60,
+            sum(epoch.seconds for epoch in epochs) / 60,
             extra={"share_done": share_done},
         )
         if self._run:
-            self._run.log(last.epoch, _flat(last))
+            self._run.log(last.epoch, _wandb_metrics(last))
 
     def end(self, *, failed: bool) -> None:
-        """Send overlays of the validation, if they are wanted, and close the run and the profile."""
+        """Finish the report: upload validation overlays if requested, and close the run and the profile."""
         if self._profiler:
             self._profiler.close()
         if self._run is None:
@@ -136,23 +146,23 @@ class Reporter:
         self._run = None
 
     def _overlays(self) -> dict[str, Image]:
-        """Return a few photographs of the validation with what was predicted on them, by name."""
-        drawn = {}
+        """Return overlays of a few predicted validation images, by name."""
+        overlays = {}
         for file in sorted(self._folder.glob("validation/*.png"))[:_IMAGES]:
-            drawn[file.stem] = blend(read_image(self._images / f"{file.stem}_0000.png"), read_mask(file, "ids"))
-        return drawn
+            overlays[file.stem] = blend(read_image(self._images / f"{file.stem}_0000.png"), read_mask(file, "ids"))
+        return overlays
 
 
-def _flat(figures: EpochFigures) -> dict[str, float]:
-    """Return the figures of an epoch under the names they have in W&B."""
-    by_class = {f"dice/{name}": value for name, value in figures.class_dice.items() if value is not None}
+def _wandb_metrics(epoch: EpochMetrics) -> dict[str, float]:
+    """Return the metrics of an epoch by their names in W&B."""
+    by_class = {f"dice/{name}": value for name, value in epoch.class_dice.items() if value is not None}
     return {
-        "loss/train": figures.train_loss,
-        "loss/validation": figures.validation_loss,
-        "dice/mean": figures.dice,
-        "dice/smoothed": figures.smoothed_dice,
-        "learning_rate": figures.learning_rate,
-        "seconds_per_epoch": figures.seconds,
+        "loss/train": epoch.train_loss,
+        "loss/validation": epoch.validation_loss,
+        "dice/mean": epoch.dice,
+        "dice/smoothed": epoch.smoothed_dice,
+        "learning_rate": epoch.learning_rate,
+        "seconds_per_epoch": epoch.seconds,
         **by_class,
     }
 
@@ -167,24 +177,24 @@ PROFILE_FOLDER = "profile"
 TRACE_NAME = "trace.json"
 TABLE_NAME = "table.txt"
 
-_SKIPPED = 2  # the first iterations allocate and compile
+_SKIPPED = 2  # the first iterations allocate memory and compile
 _PROFILED = 5
 _ROWS = 12
 _FORWARD, _STEP, _OPTIMISER = "forward", "iteration", "Optimizer.step"
 
 
 class Profiler:
-    """Watches up to five iterations of one epoch of a training, once; its validation is left out.
+    """Profiles up to five training iterations of one epoch with PyTorch's profiler, without the validation.
 
-    On a GPU each part waits for what it launched, or the parts would say how long launching takes.
+    On a GPU the profiler synchronises after each part, since otherwise the parts would only contain kernel launches.
 
     Args:
-        folder: Of the fold; trace and table go into `profile/` in it.
-        network: Whose forward pass is told apart.
+        folder: Folder of the fold; the trace and a table are written to its subfolder `profile`.
+        network: Network whose forward pass is measured separately.
     """
 
     def __init__(self, folder: Path, network: Any) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells of every GPU that is not there
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hides warnings about missing GPUs
         from torch.profiler import ProfilerActivity, profile, record_function
 
         self._folder = folder / PROFILE_FOLDER
@@ -198,7 +208,7 @@ class Profiler:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Run one iteration; nothing is measured before and after the few that are."""
+        """Run one iteration and profile it, if it is one of those to profile."""
         if self._profile is None:
             yield
             return
@@ -217,7 +227,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was measured, if anything was, and measure no more."""
+        """Stop profiling and write the result, if there is one."""
         if self._profile is None:
             return
         if self._seen > _SKIPPED:
@@ -228,7 +238,7 @@ class Profiler:
         self._profile = None
 
     def _label_forward(self, network: Any) -> list[Any]:
-        """Make the forward pass of an iteration a labelled part of the trace."""
+        """Label the forward passes of training iterations in the trace; return the hooks."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         labels: list[Any] = []
@@ -239,7 +249,7 @@ class Profiler:
                 labels.append(self._record(_FORWARD))
                 labels[-1].__enter__()
             elif self._seen > _SKIPPED:
-                self.close()  # the validation begins
+                self.close()  # the validation starts
 
         def end(*_: Any) -> None:
             if labels:
@@ -257,33 +267,33 @@ class Profiler:
         self._profile.export_chrome_trace(str(self._folder / TRACE_NAME))
         averages = self._profile.key_averages()
         count = self._seen - _SKIPPED
-        # one wait fewer than iterations
+        # there is one wait fewer than iterations
         parts = _parts(averages, count * statistics.fmean(self._waits_s) if self._waits_s else 0.0)
         whole = sum(parts.values())
         lines = [f"{count} iterations, {whole / count:.3f} s each", ""]
         lines += [f"{name:<24}{value / count:9.3f} s  {value / whole:6.1%}" for name, value in parts.items()]
-        lines += ["", "The operations that compute longest:", averages.table(sort_by=_own_time(), row_limit=_ROWS)]
+        lines += ["", "The slowest operations:", averages.table(sort_by=_own_time(), row_limit=_ROWS)]
         write_text(self._folder / TABLE_NAME, "\n".join(lines) + "\n")
-        logger.info("profile: %s, and %s for chrome://tracing", self._folder / TABLE_NAME, TRACE_NAME)
+        logger.info("profile: %s and %s, which opens in chrome://tracing", self._folder / TABLE_NAME, TRACE_NAME)
         for line in filter(None, lines[: 2 + len(parts)]):
             logger.info("%s", line)
 
 
 def settle() -> None:
-    """Wait for what a GPU still computes; does nothing without one."""
+    """Wait until the GPU has finished, if there is one."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def _parts(averages: Any, waited_s: float) -> dict[str, float]:
-    """Return the seconds of each part of the iterations that were measured."""
+def _parts(averages: Any, wait_s: float) -> dict[str, float]:
+    """Return the time of each part of the profiled iterations in seconds."""
     seconds = {event.key: event.cpu_time_total / 1e6 for event in averages}
     forward, step = seconds.get(_FORWARD, 0.0), seconds[_STEP]
     optimiser = sum(value for key, value in seconds.items() if key.startswith(_OPTIMISER))
     return {
-        "waiting for data": waited_s,
+        "waiting for data": wait_s,
         "forward": forward,
         "loss and backward": max(0.0, step - forward - optimiser),
         "optimiser": optimiser,

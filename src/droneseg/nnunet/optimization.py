@@ -1,4 +1,4 @@
-"""Losses, EMA of weights, learning-rate schedule, early stopping."""
+"""Losses, average of the weights, learning-rate schedule and stopping rules of a training."""
 
 import math
 import time
@@ -19,7 +19,14 @@ from droneseg.nnunet.trainer_settings import TrainerSettings
 def adapt_loss(
     loss: nn.Module, class_weights: Sequence[float] | None, device: torch.device, *, float32: bool
 ) -> nn.Module:
-    """Return nnU-Net's loss with class weights, for outputs coarser than their targets, in float32 if asked."""
+    """Add class weights, targets at lower resolution and optional float32 computation to nnU-Net's loss.
+
+    Args:
+        loss: Loss that nnU-Net built, with or without deep supervision.
+        class_weights: Cross-entropy weights by class id; None for equal weights.
+        device: Device on which the loss is computed.
+        float32: Whether to compute the loss in float32 under autocast.
+    """
     if class_weights:
         set_class_weights(loss, class_weights, device)
     loss = CoarserLoss(loss)
@@ -27,22 +34,22 @@ def adapt_loss(
 
 
 def set_class_weights(loss: nn.Module, weights: Sequence[float], device: torch.device) -> None:
-    """Weigh the pixels of each true class in the cross entropy of nnU-Net's compound loss; its Dice stays as it is.
+    """Set the class weights of the cross entropy in nnU-Net's compound loss; the Dice loss does not change.
 
     Args:
-        loss: As nnU-Net builds it, with or without deep supervision.
-        weights: By class id; pixels of a class with weight 0 do not count.
-        device: Where the loss is computed.
+        loss: Loss that nnU-Net built, with or without deep supervision.
+        weights: Weights by class id; pixels whose true class has weight 0 are ignored.
+        device: Device on which the loss is computed.
     """
     compound: Any = getattr(loss, "loss", loss)
     compound.ce.weight = torch.tensor(weights, dtype=torch.float32, device=device)
 
 
 class Float32Loss(nn.Module):
-    """A loss on float32 copies of the outputs: sums over pixels lose too much in bfloat16.
+    """Loss computed on float32 copies of the outputs, since sums over pixels are too inaccurate in bfloat16.
 
     Args:
-        loss: Takes one output and target, or a list of each, one per resolution.
+        loss: Loss of one output and target, or of lists with one of each per resolution.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -50,7 +57,7 @@ class Float32Loss(nn.Module):
         self.loss = loss
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        """Compute the loss of one output, or of one per resolution."""
+        """Compute the loss of one output, or of one output per resolution."""
         full = [o.float() for o in output] if isinstance(output, list | tuple) else output.float()
         with torch.autocast("cpu", enabled=False):
             value: torch.Tensor = self.loss(full, target)
@@ -58,13 +65,13 @@ class Float32Loss(nn.Module):
 
 
 class CoarserLoss(nn.Module):
-    """A loss for a network that answers at a part of the patch's resolution while it trains.
+    """Loss for networks whose output has a lower resolution than the target while they train.
 
-    Of each square of target pixels that an answer covers, one is compared, the same in every square and another at each
-    call, so that over many calls none is favoured.
+    Each output pixel covers a square of target pixels. The loss compares it with one of them, at a position that is the
+    same in all squares and drawn at random for each call.
 
     Args:
-        loss: Takes output and target of the same height and width, or a list of each, which is passed on.
+        loss: Loss of an output and a target of the same height and width, or of lists, which are passed on unchanged.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -72,7 +79,7 @@ class CoarserLoss(nn.Module):
         self.loss = loss
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        """Compute the loss."""
+        """Compute the loss of outputs, shape (N, C, h, w), and targets, shape (N, 1, H, W)."""
         if isinstance(output, torch.Tensor) and output.shape[2:] != target.shape[2:]:
             step = target.shape[-1] // output.shape[-1]
             first, second = torch.randint(step, (2,)).tolist()
@@ -135,15 +142,15 @@ def _average_with_warm_up(
 
 
 RATE_SHARE = "share"
-"""Key of an optimiser's group: its learning rate as a share of the schedule's; 1 if it is missing."""
+"""Key of a parameter group: learning rate of the group relative to the schedule's, 1 by default."""
 
 
 class Progress:
-    """What nnU-Net's logger and the settings say of how far a training is.
+    """Progress of a training and its stopping rules.
 
     Args:
-        settings: Epochs, minutes and patience.
-        read: Reads a series of the logger by its name, over all epochs so far.
+        settings: Settings with epochs, time budget and patience.
+        read: Function that returns a series of nnU-Net's logger by name, with one value per epoch.
     """
 
     def __init__(self, settings: TrainerSettings, read: Callable[[str], list[Any]]) -> None:
@@ -151,53 +158,60 @@ class Progress:
         self._read = read
 
     def epoch_times_s(self) -> list[float]:
-        """Return the seconds each epoch took."""
+        """Return the duration of each epoch in seconds."""
         starts, ends = (self._read(f"epoch_{edge}_timestamps") for edge in ("start", "end"))
         return [end - start for start, end in zip(starts, ends, strict=False)]
 
     def elapsed_s(self) -> float:
-        """Return the seconds trained so far, over all sessions: the epoch times are in the checkpoint."""
+        """Return the training time of all sessions in seconds; checkpoints store the epoch times."""
         return float(sum(self.epoch_times_s()))
 
     def share_done(self, epoch: int) -> float:
-        """Return how much of the training is done when an epoch begins, 0 to 1: by epochs or time, the further one."""
+        """Return the completed fraction of the training at the start of an epoch: the larger one by epochs or time."""
         by_time = self.elapsed_s() / (60 * self._settings.max_minutes) if self._settings.max_minutes else 0.0
         return min(1.0, max(epoch / self._settings.epochs, by_time))
 
     def reason_to_stop(self) -> str | None:
-        """Say why the training shall end now, if it shall."""
+        """Return why the training ends now, or None if it continues."""
         times = self.epoch_times_s()
-        # the epoch whose middle still lies within the budget runs
+        # an epoch runs if its middle is within the budget
         middle = sum(times) + 0.5 * sum(times) / len(times) if times else 0.0
         if self._settings.max_minutes and middle > 60 * self._settings.max_minutes:
-            return f"time budget of {self._settings.max_minutes:g} minutes spent"
+            return f"time budget of {self._settings.max_minutes:g} minutes used up"
         smoothed = self._read("ema_fg_dice")
         if self._settings.patience and smoothed:
-            waited = len(smoothed) - 1 - int(np.argmax(smoothed))
-            if waited >= self._settings.patience:
-                return f"no better smoothed Dice for {waited} epochs"
+            stale_epochs = len(smoothed) - 1 - int(np.argmax(smoothed))
+            if stale_epochs >= self._settings.patience:
+                return f"no better smoothed Dice for {stale_epochs} epochs"
         return None
 
 
 class RateLimited:
-    """Does something on a folder at most once in an interval: a plot takes seconds, as long as a short epoch."""
+    """Function of a folder that runs at most once per interval.
+
+    Plotting takes seconds, as long as a short epoch.
+
+    Args:
+        action: Function to limit.
+        interval_s: Minimum time between two calls, in seconds.
+    """
 
     def __init__(self, action: Callable[[str], None], interval_s: float) -> None:
-        self.now = action
+        self.call_now = action
         self._interval_s = interval_s
         self._last_s = -math.inf
 
     def __call__(self, folder: str) -> None:
-        """Do it if the interval is over."""
+        """Call the function unless the interval has not passed yet."""
         if time.monotonic() - self._last_s > self._interval_s:
-            self.now(folder)
+            self.call_now(folder)
             self._last_s = time.monotonic()
 
 
 class BudgetPolyLR:
-    """nnU-Net's polynomial schedule over whichever runs out first, epochs or time."""
+    """nnU-Net's polynomial learning-rate schedule over epochs or time budget, whichever ends first."""
 
-    EXPONENT = 0.9  # of nnU-Net's PolyLRScheduler
+    EXPONENT = 0.9  # as in nnU-Net's PolyLRScheduler
 
     def __init__(self, optimizer: Optimizer, initial_rate: float, progress: Progress) -> None:
         self._optimizer = optimizer
@@ -205,14 +219,19 @@ class BudgetPolyLR:
         self._progress = progress
 
     def step(self, epoch: int) -> None:
-        """Set the learning rate for the epoch that begins."""
+        """Set the learning rate for an epoch."""
         rate = self._initial_rate * (1 - min(self._progress.share_done(epoch), 0.999)) ** self.EXPONENT
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get(RATE_SHARE, 1.0)
 
 
 def parameter_groups(network: nn.Module, encoder_rate: float) -> list[dict[str, Any]]:
-    """Return the parameters for an optimiser: those of a pretrained encoder learn at a share of the rate."""
+    """Return the parameter groups of an optimiser; a pretrained encoder gets its own learning rate.
+
+    Args:
+        network: Network; the names of encoder parameters start with `encoder.`.
+        encoder_rate: Learning rate of the encoder relative to the rest.
+    """
     encoder = [value for name, value in network.named_parameters() if name.startswith("encoder.")]
     rest = [value for name, value in network.named_parameters() if not name.startswith("encoder.")]
     if encoder_rate == 1:

@@ -11,16 +11,16 @@ from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 
 class NnunetPredictor:
-    """nnU-Net's `nnUNetPredictor` on a CPU, with its own reader of images.
+    """nnU-Net's `nnUNetPredictor` on a CPU, with nnU-Net's own image reader.
 
     Args:
-        folder: A model folder of nnU-Net; its checkpoint is unpickled, so it must be trusted.
+        folder: Model folder; its checkpoints are unpickled without checks, so they must be trusted.
         paths: nnU-Net's folders.
-        mirrored: Whether to average mirrored passes, as nnU-Net does unless told otherwise.
+        mirrored: Whether to average over mirrored inputs, which is nnU-Net's default.
         checkpoint: File name of the checkpoint in each fold; all folds that have it are averaged.
 
     Raises:
-        ModelError: If the folder holds no such model.
+        ModelError: If the folder is not a model folder or no fold has the checkpoint.
     """
 
     def __init__(self, folder: Path, paths: NnunetPaths, *, mirrored: bool, checkpoint: str = FINAL_CHECKPOINT) -> None:
@@ -37,7 +37,7 @@ class NnunetPredictor:
             self._predictor.initialize_from_trained_model_folder(str(folder), None, checkpoint_name=checkpoint)
 
     def segment_file(self, image: Path) -> Mask:
-        """Return the class ids of an RGB PNG, shape (H, W), dtype uint8."""
+        """Return the class ids of an RGB PNG file, shape (H, W), dtype uint8."""
         with redirect_stdout_to_log():
             values, properties = self._reader.read_images([str(image)])
             mask = self._predictor.predict_single_npy_array(values, properties)

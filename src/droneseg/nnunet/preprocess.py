@@ -1,4 +1,4 @@
-"""Planning and preprocessing, in threads; stdout to logging."""
+"""nnU-Net's planning and preprocessing, run in threads, with its output in the log."""
 
 import io
 import logging
@@ -13,21 +13,20 @@ from droneseg.core.errors import ConfigurationError
 from droneseg.nnunet.paths import BASE_CONFIGURATION, DATASET_ID, NnunetPaths, export_environment
 from droneseg.nnunet.plans import read_plans
 
-# nnU-Net's preprocessing on threads: each worker process it would spawn imports nnU-Net and torch for itself, first.
-#
-# Decoding, normalising and compressing leave Python's lock, so threads use every core; the arrays written are the same
-# (`benchmarks/preprocess.py` compares both). Nothing here knows what is computed.
-
 
 @contextmanager
 def threads_for_workers() -> Iterator[None]:
-    """Give nnU-Net's fingerprint extraction and preprocessing thread pools while the block runs."""
+    """Replace the process pools of nnU-Net's fingerprint extraction and preprocessing by thread pools.
+
+    Each process would import nnU-Net and torch first. Decoding, normalisation and compression release the GIL, so
+    threads use all cores. The result is the same (`benchmarks/preprocess.py` compares both).
+    """
     from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
     from nnunetv2.preprocessing.preprocessors import default_preprocessor
 
     modules = (fingerprint_extractor, default_preprocessor)
     originals = [module.multiprocessing for module in modules]
-    # both modules ask for get_context("spawn").Pool(n) and nothing else
+    # both modules call get_context("spawn").Pool(n) and nothing else
     threads = SimpleNamespace(get_context=lambda _method: SimpleNamespace(Pool=ThreadPool))
     try:
         for module in modules:
@@ -39,7 +38,7 @@ def threads_for_workers() -> Iterator[None]:
 
 
 class _LogStream(io.TextIOBase):
-    """A stream whose complete lines are logged."""
+    """Text stream that logs each complete line at level DEBUG."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -54,7 +53,7 @@ class _LogStream(io.TextIOBase):
 
 @contextmanager
 def redirect_stdout_to_log() -> Iterator[None]:
-    """Turn what is printed into debug records while the block runs."""
+    """Log lines printed inside a `with` block at level DEBUG instead of printing them."""
     with redirect_stdout(_LogStream(logging.getLogger("droneseg.nnunet"))):
         yield
 
@@ -64,13 +63,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """What preprocessing decided.
+    """Result of preprocessing.
 
     Attributes:
-        folder: Plans and data.
-        patch_size: Height and width of nnU-Net's own 2d plan.
-        batch_size: Of that plan.
-        normalisation: Of the channels.
+        folder: Folder with plans and preprocessed data.
+        patch_size: Height and width of a patch in nnU-Net's 2d configuration.
+        batch_size: Batch size of nnU-Net's 2d configuration.
+        normalisation: nnU-Net's normalisation class of each channel.
     """
 
     folder: Path
@@ -80,12 +79,12 @@ class Preprocessed:
 
 
 def preprocess(paths: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
-    """Plan and preprocess the raw dataset; what an earlier run left is replaced.
+    """Plan and preprocess the raw dataset; results of an earlier run are replaced.
 
     Args:
         paths: nnU-Net's folders.
-        processes: Threads; default one per core, at most 8.
-        show_progress: Whether nnU-Net draws its progress bars.
+        processes: Number of threads; default: one per core, at most 8.
+        show_progress: Whether nnU-Net shows progress bars.
 
     Raises:
         ConfigurationError: If there is no raw dataset.
@@ -106,7 +105,7 @@ def preprocess(paths: NnunetPaths, *, processes: int | None = None, show_progres
 
 
 def plan_dataset(paths: NnunetPaths, *, processes: int | None = None, show_progress: bool = True) -> Preprocessed:
-    """Let nnU-Net look at the raw dataset and plan its network; see `preprocess`."""
+    """Extract the fingerprint of the raw dataset and plan the network; see `preprocess`."""
     if not (paths.raw_dataset / "dataset.json").is_file():
         raise ConfigurationError(f"{paths.raw_dataset} is missing. Run `droneseg data convert` first.")
     export_environment(paths, processes=processes)
@@ -114,10 +113,10 @@ def plan_dataset(paths: NnunetPaths, *, processes: int | None = None, show_progr
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
     paths.preprocessed_dataset.mkdir(parents=True, exist_ok=True)
-    # nnU-Net refuses to plan when an older split differs; the raw dataset's is the one that counts
+    # nnU-Net refuses to plan if an older split differs; the split of the raw dataset applies
     (paths.preprocessed_dataset / "splits_final.json").unlink(missing_ok=True)
     with redirect_stdout_to_log(), threads_for_workers():
-        logger.info("fingerprint and plan")
+        logger.info("extracting the fingerprint and planning")
         api.extract_fingerprints(
             [DATASET_ID], num_processes=processes or default_num_processes, show_progress_bar=show_progress
         )

@@ -129,7 +129,7 @@ def _start_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | 
     if not isinstance(tracking, WandbTracking):
         return
     mode = wandb_logger.choose_mode(tracking.mode, api_key=wandb_key)
-    run = wandb_logger.keep_run(
+    run = wandb_logger.choose_run(
         fold_folder, project=tracking.project, mode=mode, group=tracking.group, images=tracking.images
     )
     sync = f"; upload it with `wandb sync {fold_folder / 'wandb' / 'offline-run-*'}`" if mode == "offline" else ""

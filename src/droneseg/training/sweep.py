@@ -1,4 +1,6 @@
-"""Optuna study: trials, pruning, resume."""
+"""Hyperparameter sweep with Optuna: trials, pruning and resume."""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -16,41 +18,66 @@ from typing import TYPE_CHECKING, Any, cast
 from droneseg.core.errors import ConfigurationError, MissingDependencyError, TrainingError
 from droneseg.core.files import write_text
 from droneseg.model.dvc_remote import summarize_error
+from droneseg.nnunet.callbacks import EpochMetrics
 from droneseg.nnunet.paths import NnunetPaths
 from droneseg.training.config import load_config
-from droneseg.training.search_space import Choices, Range, SweepConfig, Value, as_overrides, own_values
+from droneseg.training.search_space import Choices, Range, SweepConfig, Value, as_overrides, preset_values
 from droneseg.training.trial import run_trial
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 
 PRESET = "preset"
-"""Marks the trial that is the preset itself."""
+"""User attribute of the trial that has the values of the preset itself."""
 
-# a trial not heard of for so long was killed, and is tried again; a shared database may be away for minutes
+# A trial without a heartbeat for the grace period was killed and is repeated. A shared database may be unreachable for
+# minutes.
 _HEARTBEAT_S, _GRACE_S = 2, 8
 _SHARED_HEARTBEAT_S, _SHARED_GRACE_S = 30, 300
 _RETRIES = 2
 
 
-def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, shared: bool = False) -> "optuna.Study":
-    """Open a study, or begin it with the preset itself as its first trial.
+def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, shared: bool = False) -> optuna.Study:
+    """Open a study, or create it with the preset itself as the first trial.
 
     Args:
-        config: What is tried.
-        storage: URL of its database.
-        name: Of the study.
-        seed: Of what it draws.
-        shared: Whether several machines try at the same time: each draws something else then.
+        config: Configuration of the sweep.
+        storage: URL of the study's database.
+        name: Name of the study.
+        seed: Random seed of the sampler.
+        shared: Whether several machines run trials at the same time; each then samples other values.
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
-        ConfigurationError: If the database cannot be opened, or has a study of this name that tries something else.
+        ConfigurationError: If the database cannot be opened, or contains a study of this name with another
+            configuration.
     """
     module = import_optuna()
-    module.logging.set_verbosity(module.logging.ERROR)  # of a trial that fails it would show a traceback
+    module.logging.set_verbosity(module.logging.ERROR)  # hides the traceback of a failed trial
+    study = _create_or_load(config, storage, name, shared=shared)
+    # a resumed study must not repeat the values it sampled at the beginning
+    machine_seed = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) if shared else 0
+    study.sampler = module.samplers.TPESampler(
+        seed=(seed + len(study.trials) + machine_seed) % 2**32,
+        n_startup_trials=config.random_trials,
+        constant_liar=shared,
+    )
+    description = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    if study.user_attrs.setdefault("config", description) != description:
+        raise ConfigurationError(
+            f"The study {name!r} has trials of another sweep configuration. Use another --name, or the configuration "
+            "it was started with."
+        )
+    study.set_user_attr("config", description)
+    _enqueue_preset(study, config)
+    return study
+
+
+def _create_or_load(config: SweepConfig, storage: str, name: str, *, shared: bool) -> optuna.Study:
+    module = import_optuna()
     try:
         with warnings.catch_warnings(action="ignore", category=module.exceptions.ExperimentalWarning):
             database = module.storages.RDBStorage(
@@ -69,37 +96,33 @@ def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, share
             pruner=module.pruners.MedianPruner(config.pruning.startup_trials, config.pruning.warmup_epochs),
         )
     except ImportError as error:
-        driver = getattr(error.__cause__ or error.__context__, "name", None) or "the one it names"
-        raise ConfigurationError(f"The database's driver is not installed: pip install {driver}") from error
-    except Exception as error:  # whatever the database's driver raises
+        driver = getattr(error.__cause__ or error.__context__, "name", None) or "the driver that the URL names"
+        raise ConfigurationError(f"The driver of the database is not installed: pip install {driver}") from error
+    except Exception as error:  # the database's driver may raise any exception
         raise ConfigurationError(
-            f"The study's database {_shown(storage)} cannot be opened: {summarize_error(error)}"
+            f"Cannot open the study's database {_without_password(storage)}: {summarize_error(error)}"
         ) from error
-    # gone on with, it must not draw once more what it drew at the beginning
-    own_seed = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode()) if shared else 0
-    study.sampler = module.samplers.TPESampler(
-        seed=(seed + len(study.trials) + own_seed) % 2**32, n_startup_trials=config.random_trials, constant_liar=shared
-    )
-    about = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    if study.user_attrs.setdefault("config", about) != about:
-        raise ConfigurationError(
-            f"The study {name!r} has trials of another sweep; take another --name, or its configuration."
-        )
-    study.set_user_attr("config", about)
-    own = own_values(config)
-    if own is None:
-        logger.warning("what the preset itself has lies outside the space searched, so it is not among the trials")
-    elif not any(PRESET in trial.user_attrs and trial.state.name != "FAIL" for trial in study.trials):
-        study.enqueue_trial(own, user_attrs={PRESET: True})
     return study
+
+
+def _enqueue_preset(study: optuna.Study, config: SweepConfig) -> None:
+    """Add the preset itself as a trial, unless the study has it already."""
+    values = preset_values(config)
+    if values is None:
+        logger.warning("preset values are outside the search space; skipping the preset as a trial")
+    elif not any(PRESET in trial.user_attrs and trial.state.name != "FAIL" for trial in study.trials):
+        study.enqueue_trial(values, user_attrs={PRESET: True})
 
 
 @contextmanager
 def translate_storage_errors(storage: str) -> Iterator[None]:
-    """Say in a line what is wrong with a study's database, should it go away in the middle.
+    """Convert errors of a study's database inside a `with` block to one line.
+
+    Args:
+        storage: URL of the database.
 
     Raises:
-        TrainingError: If it does.
+        TrainingError: If the database fails.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -108,35 +131,40 @@ def translate_storage_errors(storage: str) -> Iterator[None]:
         yield
     except (errors.StorageInternalError, SQLAlchemyError) as error:
         raise TrainingError(
-            f"The study's database {_shown(storage)} does not answer: {summarize_error(error)}. "
-            "The same command goes on."
+            f"The study's database {_without_password(storage)} failed: {summarize_error(error)}. "
+            "Run the same command to continue."
         ) from error
 
 
-def _shown(storage: str) -> str:
-    """Return a database's URL without its password."""
+def _without_password(storage: str) -> str:
+    """Return the URL of a database without its password."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
         return make_url(storage).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
-        return "of --storage"
+        return "given by --storage"
 
 
-def suggest(trial: "optuna.Trial", key: str, part: Range | Choices) -> Value:
-    """Draw a value."""
-    if not isinstance(part, Range):
-        value: Any = trial.suggest_categorical(key, part.choices)
-    elif part.whole:
-        value = trial.suggest_int(key, int(part.low), int(part.high), step=int(part.step or 1), log=part.log)
+def suggest(trial: optuna.Trial, key: str, parameter: Range | Choices) -> Value:
+    """Sample the value of a parameter for a trial."""
+    if not isinstance(parameter, Range):
+        value: Any = trial.suggest_categorical(key, parameter.choices)
+    elif parameter.is_integer:
+        low, high, step = int(parameter.low), int(parameter.high), int(parameter.step or 1)
+        value = trial.suggest_int(key, low, high, step=step, log=parameter.log)
     else:
-        value = trial.suggest_float(key, part.low, part.high, step=part.step, log=part.log)
+        value = trial.suggest_float(key, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
     return cast("Value", value)
 
 
 def import_optuna() -> Any:
-    """Import Optuna, which takes a moment, or say how to install it."""
+    """Import Optuna, which is slow to import.
+
+    Raises:
+        MissingDependencyError: If Optuna is not installed.
+    """
     try:
         import optuna
     except ImportError as error:
@@ -145,24 +173,24 @@ def import_optuna() -> Any:
 
 
 RESULT_NAME = "sweep.json"
-_FAILURES = 3  # in a row: then something is wrong with all of them
-_CHECKPOINTS = "checkpoint_*.pth*"  # those half written, too
+_MAX_FAILURES = 3  # consecutive failures are likely to have a common cause
+_CHECKPOINTS = "checkpoint_*.pth*"  # includes partially written ones
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial.
+    """Result of one trial.
 
     Attributes:
-        number: As Optuna counts; one that was killed and tried again counts once.
+        number: Optuna's number of the trial.
         state: "complete", "pruned" or "failed".
-        dice: Running Dice at its end; None for a failed one.
-        best_dice: The highest it had.
-        values: What was tried.
-        dices: Running Dice after each epoch.
-        seconds: Spent training.
-        preset: Whether it is the preset itself.
-        error: Of a failed one.
+        dice: Smoothed Dice after the last epoch; None for a failed trial.
+        best_dice: Highest smoothed Dice.
+        values: Values of the searched keys.
+        dices: Smoothed Dice after each epoch.
+        seconds: Training time in seconds.
+        preset: Whether the trial has the values of the preset itself.
+        error: Error message of a failed trial.
     """
 
     number: int
@@ -178,13 +206,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found so far.
+    """Results of a sweep so far.
 
     Attributes:
-        name: Of the study.
-        trials: All that have ended, the best first.
-        command: The best one, as arguments of `droneseg train`; empty if none is complete.
-        common: What all trials have in common.
+        name: Name of the study.
+        trials: Complete and pruned trials, best first.
+        command: Overrides of `droneseg train` for the best trial; empty if no trial is complete.
+        common: Overrides shared by all trials.
     """
 
     name: str
@@ -194,12 +222,12 @@ class SweepResult:
 
     @property
     def best(self) -> Trial | None:
-        """The best complete trial."""
+        """The best complete trial, or None."""
         return next((trial for trial in self.trials if trial.state == "complete"), None)
 
     @property
     def preset(self) -> Trial | None:
-        """The preset itself."""
+        """The trial of the preset itself, or None."""
         return next((trial for trial in self.trials if trial.preset), None)
 
 
@@ -214,22 +242,22 @@ def run_sweep(
     seed: int = 0,
     on_trial: Callable[[Trial, int], None] = lambda _trial, _done: None,
 ) -> SweepResult:
-    """Try configurations until so many trials have ended, those of earlier runs of the same study included.
+    """Run trials until the study has a number of complete and pruned trials, including those of earlier runs.
 
     Args:
-        config: What to try.
-        paths: nnU-Net's folders; trainings go to `out` instead of its results.
+        config: Configuration of the sweep.
+        paths: nnU-Net's folders; trainings are written below `out` instead of its results.
         out: Folder of the study, its trainings and its result.
-        name: Of the study.
-        trials: How many shall have ended, complete or pruned.
-        storage: URL of a database that several machines share; None for a file in `out`.
-        seed: Of the proposals.
-        on_trial: Told of each trial that ended, and how many have.
+        name: Name of the study.
+        trials: Number of complete and pruned trials after which the sweep ends.
+        storage: URL of a database shared by several machines; None for a file in `out`.
+        seed: Random seed of the sampler.
+        on_trial: Callback with each finished trial and the number of complete and pruned trials.
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
-        ConfigurationError: If the study is one on another space.
-        TrainingError: If trials fail one after the other, the database goes away, or at Ctrl-C.
+        ConfigurationError: If the study has another configuration.
+        TrainingError: If several consecutive trials fail, the database fails, or the sweep is interrupted.
     """
     out.mkdir(parents=True, exist_ok=True)
     database = storage or f"sqlite:///{(out / 'study.db').resolve()}"
@@ -238,12 +266,12 @@ def run_sweep(
     failures = 0
     with translate_storage_errors(database):
         while (done := len(_ended(study))) < trials:
-            found = runner.run(study)
-            failures = failures + 1 if found.state == "failed" else 0
-            if failures == _FAILURES:
-                raise TrainingError(f"{_FAILURES} trials failed one after the other; the last one: {found.error}")
-            runner.forget_weak(study)
-            on_trial(found, done + (failures == 0))
+            trial = runner.run(study)
+            failures = failures + 1 if trial.state == "failed" else 0
+            if failures == _MAX_FAILURES:
+                raise TrainingError(f"{_MAX_FAILURES} consecutive trials failed. Last error: {trial.error}")
+            runner.delete_checkpoints(study)
+            on_trial(trial, done + (failures == 0))
             _write(out, _result(study, config))
         result = _result(study, config)
     _write(out, result)
@@ -251,11 +279,11 @@ def run_sweep(
 
 
 class _TrialFailedError(Exception):
-    """A trial's training ended with an error; the study goes on."""
+    """The training of a trial failed; the study continues."""
 
 
 class _Runner:
-    """Runs trials, each as a training with a plan of its own."""
+    """Runs trials, each as a training with its own nnU-Net configuration."""
 
     def __init__(self, config: SweepConfig, paths: NnunetPaths, name: str) -> None:
         self._config = config
@@ -263,70 +291,82 @@ class _Runner:
         self._group = [f"tracking.group={name}"] if "tracking=wandb" in config.train else []
         self._number = -1
 
-    def run(self, study: "optuna.Study") -> Trial:
-        """Run one trial: a new one, or one that was killed."""
+    def run(self, study: optuna.Study) -> Trial:
+        """Run one trial, which is new or continues a killed one."""
         before = self._number
         try:
             study.optimize(self._objective, n_trials=1, catch=(_TrialFailedError,))
         except KeyboardInterrupt as error:
-            # Optuna takes it for failed; it is tried again, and goes on with its training
+            # Optuna marks the trial as failed; enqueue it again, so that it continues its training
             if self._number != before:
                 trial = study.trials[self._number]
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
-            raise TrainingError("Interrupted. The same command goes on with the trial it was at.") from error
+            raise TrainingError(
+                "Sweep interrupted. Run the same command to continue with the current trial."
+            ) from error
         except import_optuna().exceptions.UpdateFinishedTrialError:
-            # this machine was not heard of for so long that another one took the trial over
-            logger.warning("trial %d was taken over by another machine meanwhile", self._number)
+            # another machine repeats a trial whose heartbeat stops for the grace period
+            logger.warning("another machine took over trial %d", self._number)
         return _trial_of(study.trials[self._number])
 
-    def _objective(self, trial: "optuna.Trial") -> float:
+    def _objective(self, trial: optuna.Trial) -> float:
         self._number = trial.number
-        values = {key: suggest(trial, key, part) for key, part in self._config.space.items()}
-        # one that was killed goes on with the training it had, and the study knows some of its epochs
-        configuration = trial.user_attrs.get("configuration")
-        # another study may have had the same folder, and left checkpoints there
-        configuration = configuration or f"2d_trial{trial.number}_{uuid.uuid4().hex[:8]}"
-        trial.set_user_attr("configuration", configuration)
-        known = set(trial.study.trials[trial.number].intermediate_values)
-        seen: list[dict[str, Any]] = []
-
-        def on_epoch(epoch: dict[str, Any]) -> bool:
-            seen.append(epoch)
-            if epoch["epoch"] not in known:
-                trial.report(epoch["smoothed_dice"], epoch["epoch"])
-            trial.set_user_attr("seconds", round(sum(each["seconds"] for each in seen), 1))
-            return not trial.should_prune()
-
-        overrides = [
-            *self._config.train, *self._group, *as_overrides(values), f"configuration={configuration}", "resume=true",
-        ]  # fmt: skip
-        ended = run_trial(overrides, self._paths, self._paths.fold_folder(configuration, 0), on_epoch)
-        if ended.cut_short:
+        values = {key: suggest(trial, key, parameter) for key, parameter in self._config.space.items()}
+        configuration = _configuration_of(trial)
+        epochs, on_epoch = _epoch_reporter(trial)
+        overrides = [*self._config.train, *self._group, *as_overrides(values)]
+        overrides += [f"configuration={configuration}", "resume=true"]
+        outcome = run_trial(overrides, self._paths, self._paths.fold_folder(configuration, 0), on_epoch)
+        if outcome.pruned:
             raise import_optuna().TrialPruned
-        if ended.error or not seen:
-            trial.set_user_attr("error", ended.error or "it ended without an epoch")
+        if outcome.error or not epochs:
+            trial.set_user_attr("error", outcome.error or "the training ended without an epoch")
             raise _TrialFailedError
-        return float(seen[-1]["smoothed_dice"])
+        return epochs[-1].smoothed_dice
 
-    def forget_weak(self, study: "optuna.Study") -> None:
-        """Delete the checkpoints of all trials but the best and those that go on: a sweep would fill the disk."""
+    def delete_checkpoints(self, study: optuna.Study) -> None:
+        """Delete checkpoints, which would fill the disk, except those of the best trial and of unfinished trials."""
         complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
         best = max(complete, key=lambda trial: trial.value or 0.0, default=None)
-        # one that was killed and the one that goes on with it have the same training
-        going_on = [trial for trial in study.trials if not trial.state.is_finished()]
-        kept = {trial.user_attrs.get("configuration") for trial in (best, *going_on) if trial}
+        # a killed trial and its continuation have the same configuration
+        unfinished = [trial for trial in study.trials if not trial.state.is_finished()]
+        needed = {trial.user_attrs.get("configuration") for trial in (best, *unfinished) if trial}
         for trial in study.trials:
             configuration = trial.user_attrs.get("configuration")
-            if configuration and configuration not in kept:
+            if configuration and configuration not in needed:
                 for file in self._paths.fold_folder(configuration, 0).glob(_CHECKPOINTS):
                     file.unlink()
 
 
-def _ended(study: "optuna.Study") -> list[Any]:
+def _configuration_of(trial: optuna.Trial) -> str:
+    """Return the nnU-Net configuration of a trial; the continuation of a killed trial has the same one."""
+    # the name is unique, since another study may have left checkpoints in the same folder
+    configuration = trial.user_attrs.get("configuration") or f"2d_trial{trial.number}_{uuid.uuid4().hex[:8]}"
+    trial.set_user_attr("configuration", configuration)
+    return str(configuration)
+
+
+def _epoch_reporter(trial: optuna.Trial) -> tuple[list[EpochMetrics], Callable[[EpochMetrics], bool]]:
+    """Return a list of epochs, and a callback that adds an epoch, reports it and returns whether to continue."""
+    # the study already has some epochs of a trial that was killed
+    reported = set(trial.study.trials[trial.number].intermediate_values)
+    epochs: list[EpochMetrics] = []
+
+    def on_epoch(epoch: EpochMetrics) -> bool:
+        epochs.append(epoch)
+        if epoch.epoch not in reported:
+            trial.report(epoch.smoothed_dice, epoch.epoch)
+        trial.set_user_attr("seconds", round(sum(epoch.seconds for epoch in epochs), 1))
+        return not trial.should_prune()
+
+    return epochs, on_epoch
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
-def _trial_of(trial: Any) -> Trial:
+def _trial_of(trial: FrozenTrial) -> Trial:
     dices = [float(trial.intermediate_values[epoch]) for epoch in sorted(trial.intermediate_values)]
     failed = trial.state.name not in ("COMPLETE", "PRUNED")
     return Trial(
@@ -342,13 +382,13 @@ def _trial_of(trial: Any) -> Trial:
     )
 
 
-def _result(study: "optuna.Study", config: SweepConfig) -> SweepResult:
+def _result(study: optuna.Study, config: SweepConfig) -> SweepResult:
     ended = [_trial_of(trial) for trial in _ended(study)]
     ended.sort(key=lambda trial: (trial.state != "complete", -(trial.dice or 0.0)))
     best = next((trial for trial in ended if trial.state == "complete"), None)
     command = [*config.train, *as_overrides(best.values)] if best else []
     if command:
-        load_config(command)  # what is printed works
+        load_config(command)  # validates the command that is printed
     return SweepResult(study.study_name, ended, command, config.train)
 
 

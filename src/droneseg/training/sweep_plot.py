@@ -1,4 +1,4 @@
-"""Sweep plot."""
+"""Plot of a sweep: Dice over epochs, and Dice over each searched key."""
 
 import io
 from pathlib import Path
@@ -15,11 +15,11 @@ _BEST, _PRESET, _OTHER = "#d62728", "#1f77b4", "#999999"
 
 
 def plot_sweep(result: SweepResult, path: Path) -> None:
-    """Draw running Dice against epochs of all trials, and the Dice of complete ones against each key searched.
+    """Plot the smoothed Dice of all trials over the epochs, and their final Dice over each searched key.
 
     Args:
-        result: Of a sweep with at least one trial.
-        path: A PNG file.
+        result: Result of a sweep with at least one trial.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def plot_sweep(result: SweepResult, path: Path) -> None:
 
 def _plot_epochs(axes: "Axes", result: SweepResult) -> None:
     for trial in reversed(result.trials):
-        colour, label = _look(trial, result)
+        colour, label = _style(trial, result)
         axes.plot(
             range(1, len(trial.dices) + 1),
             trial.dices,
@@ -47,7 +47,7 @@ def _plot_epochs(axes: "Axes", result: SweepResult) -> None:
             linestyle="-" if trial.state == "complete" else ":",
         )
     axes.set(
-        xlabel="epoch", ylabel="running Dice", title=f"{result.name}: {len(result.trials)} trials (dotted: ended early)"
+        xlabel="epoch", ylabel="smoothed Dice", title=f"{result.name}: {len(result.trials)} trials (dotted: pruned)"
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -57,19 +57,19 @@ def _plot_key(axes: "Axes", result: SweepResult, key: str) -> None:
     for trial in reversed(result.trials):
         if trial.dice is not None and key in trial.values:
             value = trial.values[key]
-            shown = str(value) if isinstance(value, str | bool) else value
-            look = "o" if trial.state == "complete" else "x"
-            axes.scatter([shown], [trial.dice], color=_look(trial, result)[0], marker=look, s=28)
-    tried = [trial.values.get(key) for trial in result.trials]
-    numbers = [float(value) for value in tried if isinstance(value, float | int)]
+            position = str(value) if isinstance(value, str | bool) else value
+            marker = "o" if trial.state == "complete" else "x"
+            axes.scatter([position], [trial.dice], color=_style(trial, result)[0], marker=marker, s=28)
+    values = [trial.values.get(key) for trial in result.trials]
+    numbers = [float(value) for value in values if isinstance(value, float | int)]
     if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
         axes.set_xscale("log")
     axes.set(xlabel=key, ylabel="Dice")
     axes.grid(alpha=0.3)
 
 
-def _look(trial: Trial, result: SweepResult) -> tuple[str, str | None]:
-    """Return the colour of a trial, and its name in the legend if it has one."""
+def _style(trial: Trial, result: SweepResult) -> tuple[str, str | None]:
+    """Return the colour of a trial and its label in the legend, or None for no label."""
     if result.best and trial.number == result.best.number:
         return _BEST, f"best: trial {trial.number}" + (", the preset" if trial.preset else "")
     return (_PRESET, "the preset") if trial.preset else (_OTHER, None)

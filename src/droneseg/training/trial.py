@@ -1,4 +1,4 @@
-"""One trial in a subprocess."""
+"""One trial of a sweep: a training in a subprocess that ends with its parent."""
 
 import json
 import logging
@@ -12,115 +12,116 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from droneseg.core.errors import DronesegError
-from droneseg.nnunet.callbacks import EPOCHS_NAME
+from droneseg.nnunet.callbacks import EPOCHS_NAME, EpochMetrics
 from droneseg.nnunet.paths import NnunetPaths
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.2
-_END_S = 30  # W&B is told of the end meanwhile
-_SAID = 2000  # last characters of what a failed trial said
+_POLL_S = 0.2
+_TERMINATE_S = 30  # time for W&B to upload the end of the run
+_LOG_CHARACTERS = 2000  # end of the log that is searched for the error
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended.
+    """Outcome of a trial.
 
     Attributes:
-        cut_short: Whether it was ended early, as asked.
-        error: What it said last if it failed.
+        pruned: Whether the trial was stopped early on request.
+        error: Last line of the log if the trial failed, else None.
     """
 
-    cut_short: bool
+    pruned: bool
     error: str | None
 
 
 def run_trial(
-    overrides: Sequence[str], paths: NnunetPaths, fold: Path, on_epoch: Callable[[dict[str, Any]], bool]
+    overrides: Sequence[str], paths: NnunetPaths, fold: Path, on_epoch: Callable[[EpochMetrics], bool]
 ) -> TrialOutcome:
-    """Train, and tell of each epoch.
+    """Train in a subprocess and report each epoch.
 
     Args:
-        overrides: Of the training.
+        overrides: Overrides of the training, `key=value`.
         paths: nnU-Net's folders.
-        fold: Folder of the training: there it tells of its epochs.
-        on_epoch: Told of an epoch's figures; says whether the trial shall go on.
-
-    Returns:
-        How it ended.
+        fold: Folder of the training's fold.
+        on_epoch: Callback with the metrics of an epoch; returns whether the trial continues.
     """
     fold.mkdir(parents=True, exist_ok=True)
     if not any(fold.glob("checkpoint_*.pth")):
-        (fold / EPOCHS_NAME).unlink(missing_ok=True)  # of a training that cannot be gone on with
+        (fold / EPOCHS_NAME).unlink(missing_ok=True)  # epochs of a training that cannot be resumed
     folders = [str(paths.raw), str(paths.preprocessed), str(paths.results)]
     command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", str(os.getpid()), *folders, *overrides]
     with (fold / "trial.log").open("wb") as log:
-        # a group of its own: the processes that load for it end with it
-        running = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        # in its own process group, so that its data-loading processes can be killed with it
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            goes_on = _watch(running, fold / EPOCHS_NAME, on_epoch)
+            completed = _watch(process, fold / EPOCHS_NAME, on_epoch)
         finally:
-            _end(running)
-    if not goes_on or running.returncode == 0:
-        return TrialOutcome(cut_short=not goes_on, error=None)
-    said = (fold / "trial.log").read_text(encoding="utf-8", errors="replace")[-_SAID:].strip().splitlines()
-    return TrialOutcome(cut_short=False, error=said[-1] if said else f"ended with {running.returncode}")
+            _terminate(process)
+    if not completed or process.returncode == 0:
+        return TrialOutcome(pruned=not completed, error=None)
+    log_end = (fold / "trial.log").read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
+    lines = log_end.strip().splitlines()
+    return TrialOutcome(pruned=False, error=lines[-1] if lines else f"the training exited with {process.returncode}")
 
 
-def _watch(running: "subprocess.Popen[bytes]", file: Path, on_epoch: Callable[[dict[str, Any]], bool]) -> bool:
-    """Pass on the epochs until the training ends or shall; return whether it was let go on."""
-    told = 0
+def _watch(process: subprocess.Popen[bytes], file: Path, on_epoch: Callable[[EpochMetrics], bool]) -> bool:
+    """Report epochs until the training ends or is stopped. Return False if it was stopped."""
+    reported = 0
     while True:
-        ended = running.poll() is not None
+        ended = process.poll() is not None
         epochs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        for epoch in epochs[told:]:
-            told += 1
-            if not on_epoch(epoch):
+        for epoch in epochs[reported:]:
+            reported += 1
+            if not on_epoch(EpochMetrics(**epoch)):
                 return False
         if ended:
             return True
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
-def _end(running: "subprocess.Popen[bytes]") -> None:
-    if running.poll() is None:
-        running.terminate()
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Terminate the training, then kill its process group."""
+    if process.poll() is None:
+        process.terminate()
         try:
-            running.wait(_END_S)
+            process.wait(_TERMINATE_S)
         except subprocess.TimeoutExpired:
-            logger.debug("the trial did not end by itself within %d s", _END_S)
-    if sys.platform != "win32":  # which has no groups
+            logger.debug("the trial did not terminate within %d s; killing it", _TERMINATE_S)
+    if sys.platform != "win32":  # Windows has no process groups
         with suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)  # what it started
-    running.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process and what it started when the one that watches it is gone, even by kill -9."""
+def _exit_with_parent(parent: int) -> None:
+    """Kill this process and its children when its parent has exited, even by kill -9."""
 
-    def look() -> None:
+    def watch_parent() -> None:
         while os.getppid() == parent:
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         if sys.platform != "win32":
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=watch_parent, daemon=True).start()
 
 
 def main() -> None:
-    """Train: `python -m droneseg.training.trial PARENT RAW PREPROCESSED RESULTS KEY=VALUE...`; an error is one line."""
+    """Train: `python -m droneseg.training.trial PARENT RAW PREPROCESSED RESULTS KEY=VALUE...`.
+
+    An expected error is printed as one line.
+    """
     from droneseg.core.logs import configure_logging
     from droneseg.core.settings import load_settings
     from droneseg.training.config import load_config
     from droneseg.training.run import train
 
     parent, raw, preprocessed, results, *overrides = sys.argv[1:]
-    _end_with_parent(int(parent))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C ends a training
+    _exit_with_parent(int(parent))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the training as Ctrl-C does
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None

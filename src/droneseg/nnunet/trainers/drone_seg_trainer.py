@@ -1,4 +1,7 @@
-"""DroneSegTrainer, found by nnU-Net (fixed path)."""
+"""DroneSegTrainer, an nnU-Net trainer with settings for short trainings.
+
+nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this folder, so no other module may be here.
+"""
 
 import logging
 import os
@@ -18,7 +21,7 @@ from torch.optim import AdamW
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
-from droneseg.nnunet.callbacks import Reporter, figures_of
+from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.networks import PretrainedUNet, unwrap
 from droneseg.nnunet.optimization import (
     BudgetPolyLR,
@@ -35,11 +38,14 @@ _PLOT_INTERVAL_S = 60
 
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
-    """There is a reason to end the training now."""
+    """Raised to end the training early; the message is the reason."""
 
 
 class DroneSegTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with settings: length, optimiser, checkpoints, time budget, early stop, bf16 on a CPU."""
+    """nnU-Net trainer with a time budget, early stopping, AdamW, averaged weights, bfloat16 on the CPU and tracking.
+
+    The settings are read from the file that `write_settings_file` selected.
+    """
 
     network: nn.Module
     inference_allowed_mirroring_axes: tuple[int, ...] | None
@@ -50,7 +56,7 @@ class DroneSegTrainer(nnUNetTrainer):
         configuration: str,
         fold: int,
         dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net reads this signature
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net inspects this signature
     ) -> None:
         self.settings = trainer_settings.read_settings_file()
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -69,7 +75,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self._plot = self.logger.plot_progress_png = RateLimited(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
 
     def initialize(self) -> None:
-        """Build network and optimiser from the seed."""
+        """Seed the random generators and build network, optimiser and average."""
         torch.manual_seed(self.settings.seed + self.local_rank)
         np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
         super().initialize()
@@ -82,7 +88,7 @@ class DroneSegTrainer(nnUNetTrainer):
             self.average = ExponentialMovingAverage(network, self.settings.averaged_weights)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """Return the optimiser and a schedule that knows the time budget."""
+        """Return the optimiser and a learning-rate schedule over epochs or time budget."""
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
             groups = parameter_groups(unwrap(self.network), self.settings.encoder_rate)
@@ -93,37 +99,44 @@ class DroneSegTrainer(nnUNetTrainer):
         return adapt_loss(super()._build_loss(), self.settings.class_weights, self.device, float32=self._uses_bf16())
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """Load no more than the patch, or than the photograph if patches are turned, for cheap augmentation."""
+        """Return nnU-Net's values with a smaller initial patch size for light and flight augmentation.
+
+        Light augmentation loads only the patch. Flight augmentation rotates and loads at most the image.
+        """
         rotation, dummy, initial, mirror = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         patch = np.array(self.configuration_manager.patch_size)
         if self.settings.augmentation == "light":
             initial = patch
         elif self.settings.augmentation == "flight":
-            photograph = np.array(self.configuration_manager.configuration["median_image_size_in_voxels"])
-            initial = np.maximum(patch, np.minimum(initial, photograph.astype(int)))
+            image_size = np.array(self.configuration_manager.configuration["median_image_size_in_voxels"])
+            initial = np.maximum(patch, np.minimum(initial, image_size.astype(int)))
         return rotation, dummy, initial, mirror
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return loaders of patches as large as the plan's, or as the crops the settings ask for."""
+        """Return data loaders with patches of the crop size, or of the plan's patch size if it is not set."""
         plan = self.configuration_manager.configuration
-        whole = plan["patch_size"]
+        patch_size = plan["patch_size"]
         try:
-            plan["patch_size"] = self.settings.crop_size or whole
+            plan["patch_size"] = self.settings.crop_size or patch_size
             return super().get_dataloaders()
         finally:
-            plan["patch_size"] = whole
+            plan["patch_size"] = patch_size
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Return both parts, rare photographs of the training part listed several times if the settings say so."""
+        """Return the training and validation datasets; with `repeat_rare`, images with rare classes are repeated."""
         training, validation = super().get_tr_and_val_datasets()
         if self.settings.repeat_rare:
-            places = {name: training.load_case(name)[-1]["class_locations"] for name in training.identifiers}
-            classes = {name: {key for key, found in there.items() if len(found)} for name, there in places.items()}
-            training.identifiers = repeat_rare(classes)
+            pixels = {name: training.load_case(name)[-1]["class_locations"] for name in training.identifiers}
+            training.identifiers = repeat_rare(
+                {
+                    name: {class_id for class_id, locations in by_class.items() if len(locations)}
+                    for name, by_class in pixels.items()
+                }
+            )
         return training, validation
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Return nnU-Net's augmentation, or a cheaper one."""
+        """Return nnU-Net's augmentation, or a cheaper one for light and flight."""
         if self.settings.augmentation == "full":
             return nnUNetTrainer.get_training_transforms(*args, **kwargs)
         patch_size, _, scales, mirror_axes, *_ = args
@@ -143,18 +156,18 @@ class DroneSegTrainer(nnUNetTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
         with self._precision(), self.reporter.iteration():
-            found = super().train_step(batch)
+            result = super().train_step(batch)
         if self.average:
             self.average.update()
-        return found
+        return result
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Measure one batch."""
+        """Compute loss and Dice of one validation batch with the averaged weights."""
         with self._precision(), self._averaged():
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases whole, as thoroughly as the settings say."""
+        """Predict the validation cases with sliding windows, unless the settings skip the validation."""
         if self.settings.validation != "none":
             self._validate(save_probabilities)
         self.reporter.end(failed=False)
@@ -170,7 +183,7 @@ class DroneSegTrainer(nnUNetTrainer):
             self.inference_allowed_mirroring_axes = axes
 
     def on_epoch_start(self) -> None:
-        """End the training instead if there is a reason to; all processes agree on rank 0's."""
+        """Start an epoch, or end the training if rank 0 has a reason to stop."""
         reason = self.progress.reason_to_stop()
         if self.is_ddp:
             shared = [reason]
@@ -178,23 +191,23 @@ class DroneSegTrainer(nnUNetTrainer):
             reason = shared[0]
         if reason:
             raise _Finished(reason)
-        # an epoch begins where the one before ended, so that saving and plotting count, too
+        # the epoch starts when the previous one ended, so that its time includes saving and plotting
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
     def on_train_start(self) -> None:
-        """Begin as nnU-Net does; one process of several reports."""
+        """Start the training; only rank 0 reports."""
         super().on_train_start()
         if self.local_rank == 0:
             self.reporter.begin(self.network, tracked=self.settings.tracked, profile=self.settings.profile)
 
     def on_train_end(self) -> None:
-        """End as nnU-Net does, with a plot of everything."""
+        """End the training and plot all epochs."""
         if self.local_rank == 0 and self.current_epoch:
-            self._plot.now(self.output_folder)
+            self._plot.call_now(self.output_folder)
         super().on_train_end()
 
     def run_training(self) -> None:
-        """Train until the epochs, the time or the patience is over; the final checkpoint is written in each case."""
+        """Train until the epochs, the time budget or the patience is used up, and write the final checkpoint."""
         try:
             super().run_training()
         except _Finished as reason:
@@ -205,50 +218,50 @@ class DroneSegTrainer(nnUNetTrainer):
             raise
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Refuse to go on with a broken network.
+        """End an epoch of training.
 
         Raises:
-            TrainingError: If the loss is not finite. The last checkpoint is from before.
+            TrainingError: If the loss is not finite. The last checkpoint is from an earlier epoch.
         """
         super().on_train_epoch_end(train_outputs)
         loss = self.logger.get_value("train_losses", step=-1)
         if not np.isfinite(loss):
             raise TrainingError(
-                f"The loss became {loss} in epoch {self.current_epoch}. Resume with a smaller learning_rate."
+                f"The loss is {loss} in epoch {self.current_epoch}. Resume with a smaller learning_rate."
             )
 
     def on_epoch_end(self) -> None:
-        """Save as nnU-Net does and report one line."""
+        """End an epoch: save checkpoints, and report the epoch on rank 0."""
         super().on_epoch_end()
         self._last_epoch_end = self.logger.get_value("epoch_end_timestamps", -1)
         if self.local_rank == 0:
-            figures = figures_of(lambda series: self.logger.get_value(series, None))
-            self.reporter.epoch_ended(figures, self.num_epochs, self.progress.share_done(self.current_epoch))
+            epochs = read_epochs(lambda series: self.logger.get_value(series, None))
+            self.reporter.epoch_ended(epochs, self.num_epochs, self.progress.share_done(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write aside and rename: a crash while writing leaves the older checkpoint whole.
+        """Write a checkpoint atomically: a crash while writing keeps the previous checkpoint.
 
-        Averaged weights are written instead of the last ones, and a resumed training goes on with them.
+        The checkpoint contains the averaged weights, if there is an average, and a resumed training starts from them.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
             return
-        aside = f"{filename}.part"
+        partial = f"{filename}.part"
         with self._averaged():
-            super().save_checkpoint(aside)
-        os.replace(aside, filename)
+            super().save_checkpoint(partial)
+        os.replace(partial, filename)
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """Load as nnU-Net does; the average begins with what was loaded."""
+        """Load a checkpoint and restart the average from its weights."""
         super().load_checkpoint(filename_or_checkpoint)
         if self.average:
             self.average.restart()
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """Write nnU-Net's own log; the terminal gets our lines instead."""
+        """Write to nnU-Net's log file, and to our log at level DEBUG instead of the terminal."""
         super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
         if also_print_to_console and self.local_rank == 0:
             logger.debug("%s", " ".join(str(arg) for arg in args).strip())
 
     def plot_network_architecture(self) -> None:
-        """Do nothing: what nnU-Net would plot with is not maintained any more."""
+        """Do nothing: hiddenlayer, which nnU-Net would use, is no longer maintained."""
