@@ -1,13 +1,17 @@
-"""The command line says what it did, errors are one message on stderr, exit codes are 0, 1 and 2."""
+"""Tests of the commands: output, error messages and exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
+from droneseg.cli.main import app
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.training.config import training_keys
 from support.bundles import make_bundle
@@ -30,6 +34,22 @@ def test_every_command_has_help(command: list[str], tmp_path: Path) -> None:
     assert "Usage: droneseg" in done.stdout
 
 
+@pytest.mark.parametrize("group", ["", "data", "models"])
+def test_help_lists_every_command_with_a_complete_line(group: str) -> None:
+    shown = CliRunner().invoke(app, [*group.split(), "--help"], terminal_width=80, prog_name="droneseg").output
+    commands = typer.main.get_command(app)
+    commands = commands.commands[group] if group else commands
+    for name, command in commands.commands.items():
+        first_line = command.help.partition("\n")[0]
+        assert (re.search(rf"^  {name} +{re.escape(first_line)}$", shown, re.MULTILINE) is not None) != command.hidden
+
+
+def test_data_adopt_is_a_hidden_alias_of_data_import() -> None:
+    group = typer.main.get_command(app).commands["data"].commands
+    assert group["adopt"].hidden
+    assert group["adopt"].callback.__wrapped__ is group["import"].callback.__wrapped__
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "pydantic", "PIL", "rich")
     script = f"import sys, droneseg.cli.main; print([m for m in {heavy} if m in sys.modules])"
@@ -48,7 +68,7 @@ def test_check_exits_1_with_problems_and_0_without(dataset: Path, tmp_path: Path
     assert "3 good pairs, 1 problem(s)" in bad.stdout
 
 
-def test_an_expected_error_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+def test_an_expected_error_is_one_line_on_stderr(tmp_path: Path) -> None:
     done = droneseg("data", "convert", "absent", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
@@ -57,7 +77,7 @@ def test_an_expected_error_is_one_message_without_a_traceback(tmp_path: Path) ->
     )
 
 
-def test_with_json_logs_an_error_is_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_json_with_json_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRONESEG_LOG_FORMAT", "json")
     done = droneseg("data", "convert", "absent", cwd=tmp_path)
     entry = json.loads(done.stderr)
@@ -88,7 +108,7 @@ def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
     assert "3 training cases, 1 test cases, 0 dropped" in done.stdout
 
 
-def test_predict_without_a_model_says_what_to_do(tmp_path: Path) -> None:
+def test_predict_without_a_model_names_the_remedy(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     done = droneseg("predict", "a.png", "--out", "masks", cwd=tmp_path)
     assert done.returncode == 1
@@ -97,13 +117,13 @@ def test_predict_without_a_model_says_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "masks").exists()
 
 
-def test_train_without_data_says_what_to_do(tmp_path: Path) -> None:
+def test_train_without_data_names_the_remedy(tmp_path: Path) -> None:
     done = droneseg("train", "preset=smoke", "device=cpu", cwd=tmp_path)
     assert done.returncode == 1
     assert "Run `droneseg preprocess` first" in done.stderr
     shown = droneseg("train", "--show", "preset=smoke", "epochs=3", cwd=tmp_path)
     assert json.loads(shown.stdout)["epochs"] == 3
-    assert json.loads(shown.stdout).keys() <= {"tracking", *training_keys()}, "what is shown can be overridden"
+    assert json.loads(shown.stdout).keys() <= {"tracking", *training_keys()}, "every key shown can be overridden"
 
 
 def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
@@ -112,7 +132,7 @@ def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
     assert "run `droneseg data convert`" in findings["nnUNet_raw"]
 
 
-def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+def test_an_error_of_the_file_system_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     done = droneseg("data", "sample", "file/x", "--count", "1", "--size", "64x48", cwd=tmp_path)
     assert done.returncode == 1
@@ -120,13 +140,13 @@ def test_what_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_plot_of_an_unknown_kind_is_wrong_usage(dataset: Path, tmp_path: Path) -> None:
+def test_a_plot_with_an_unknown_suffix_exits_2(dataset: Path, tmp_path: Path) -> None:
     done = droneseg("data", "stats", str(dataset), "--plot", "plot.xyz", cwd=tmp_path)
     assert done.returncode == 2
     assert ".png, .svg or .pdf" in done.stderr
 
 
-def test_terminating_a_command_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_sigterm_removes_unfinished_output(tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-c", "from droneseg.cli.main import main; main()", "data", "sample", "out", "--count", "999"],
         cwd=tmp_path, stderr=subprocess.DEVNULL,
@@ -138,7 +158,7 @@ def test_terminating_a_command_leaves_nothing_half_written(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dataset_stands_for_its_photographs(dataset: Path, tmp_path: Path) -> None:
+def test_predict_finds_the_images_of_a_dataset(dataset: Path, tmp_path: Path) -> None:
     make_bundle(tmp_path / "bundle", patch=(64, 64))
     done = droneseg("predict", str(dataset), "--out", "masks", "--model", "bundle", cwd=tmp_path)
     assert "4 predicted" in done.stdout, done.stderr
@@ -152,7 +172,7 @@ def test_a_dataset_stands_for_its_photographs(dataset: Path, tmp_path: Path) -> 
         ("fastapi", ("serve",), "serve"),
     ],
 )
-def test_what_an_extra_brings_is_told_by_the_extra(
+def test_a_missing_module_is_reported_with_its_extra(
     tmp_path: Path, missing: str, words: tuple[str, ...], extra: str
 ) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from droneseg.cli.main import main; main()"
@@ -162,7 +182,7 @@ def test_what_an_extra_brings_is_told_by_the_extra(
     assert f"{missing} is not installed. In the clone: uv sync --extra {extra}" in done.stderr
 
 
-def test_a_module_that_no_extra_brings_is_a_fault_of_ours(tmp_path: Path) -> None:
+def test_a_missing_module_without_an_extra_is_a_traceback(tmp_path: Path) -> None:
     code = "import sys; sys.modules['droneseg.cli.console'] = None; from droneseg.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=tmp_path, capture_output=True, text=True)
     assert "Traceback" in done.stderr

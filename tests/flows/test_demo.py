@@ -19,7 +19,7 @@ demo.run_demo = partial(demo.run_demo, overrides=("epochs=4", "iterations=80", "
 """
 
 
-def test_demo_learns_more_than_colour_and_writes_only_below_its_folder(
+def test_demo_beats_the_colour_classifier_and_writes_only_to_its_folder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     space = Workspace(tmp_path_factory.mktemp("demo"))
@@ -46,7 +46,7 @@ def test_demo_learns_more_than_colour_and_writes_only_below_its_folder(
     assert json.loads(evaluated.stdout)["scores"]["miou"] == pytest.approx(report["miou"])
 
 
-def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_demo_refuses_a_folder_with_other_content(tmp_path_factory: pytest.TempPathFactory) -> None:
     space = Workspace(tmp_path_factory.mktemp("mine"))
     (space.root / "mine").mkdir()
     (space.root / "mine/thesis.txt").write_text("precious")

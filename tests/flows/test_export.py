@@ -1,4 +1,4 @@
-"""A training becomes a bundle that predicts; a checkpoint that could run code is refused."""
+"""Tests of the export of a trained model, and of prediction, evaluation and comparison with its bundle."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TABLE = {(155, 38, 182): 1, (14, 135, 204): 2, (124, 252, 0): 3, (255, 20, 147):
 KAGGLE = "data/classes_dataset/classes_dataset"
 
 
-def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Workspace) -> None:
+def test_the_manifest_states_provenance_and_quality(exported: Workspace) -> None:
     manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
     assert set(manifest["profiles"]) == {"exact", "fast", "int8"}
     assert set(manifest["files"]) == {"model.onnx", "model.int8.onnx", "reference.csv"}
@@ -35,13 +35,13 @@ def test_the_manifest_says_where_the_model_is_from_and_how_good(exported: Worksp
     assert manifest["license"] == "Apache-2.0"
 
 
-def test_an_existing_bundle_is_not_replaced_unasked(exported: Workspace) -> None:
+def test_an_existing_bundle_is_replaced_only_with_force(exported: Workspace) -> None:
     refused = exported.run("export", "--from", str(exported.fold().parent), check=False)
     assert refused.returncode == 1
     assert "already exists and was not changed. Use --force" in refused.stderr
 
 
-def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:
+def test_the_test_part_is_predicted_and_evaluated(exported: Workspace) -> None:
     stems = json.loads((exported.root / "split.json").read_text())["test"]
     images = [f"{KAGGLE}/original_images/{stem}.png" for stem in stems]
     done = exported.run("predict", *images, "--out", "masks", "--overlay", "--json")
@@ -58,7 +58,7 @@ def test_predict_and_evaluate_the_test_part(exported: Workspace) -> None:
     assert f"{len(stems)} skipped" in again.stdout
 
 
-def test_two_models_are_compared_on_the_same_photographs(exported: Workspace) -> None:
+def test_two_models_are_compared_on_the_same_images(exported: Workspace) -> None:
     champion, other = "nnUNet_results/champion", "other"
     model = str(exported.fold().parent)
     exported.run("export", "--from", model, "--out", other, "--images", "4", "--default-profile", "exact")
@@ -90,7 +90,7 @@ def test_predict_reports_a_bad_file_and_exits_1(exported: Workspace) -> None:
     assert (exported.root / "bad_masks/good.png").is_file()
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(trained: Workspace, tmp_path: Path) -> None:
+def test_a_checkpoint_that_can_run_code_is_refused(trained: Workspace, tmp_path: Path) -> None:
     import shutil
 
     import torch
@@ -112,14 +112,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(trained: Workspace, tmp_pat
 
 
 def independent_miou(root: Path, stems: list[str]) -> float:
-    """Mean IoU over classes 1-5, with sets of pixels instead of a confusion matrix."""
+    """Return the mean IoU over classes 1-5, computed with sets of pixels instead of a confusion matrix."""
     pixels: dict[int, list[set[tuple[str, int]]]] = {c: [set(), set()] for c in range(1, 6)}
     for stem in stems:
         truth = np.asarray(Image.open(root / f"{KAGGLE}/label_images_semantic/{stem}.png").convert("RGB"))
         predicted = np.asarray(Image.open(root / f"masks/{stem}.png")).ravel()
-        for place, (colour, guess) in enumerate(zip(truth.reshape(-1, 3).tolist(), predicted.tolist(), strict=True)):
-            pixels[TABLE[tuple(colour)]][0].add((stem, place))
-            if guess:
-                pixels[guess][1].add((stem, place))
+        for index, (colour, predicted_class) in enumerate(
+            zip(truth.reshape(-1, 3).tolist(), predicted.tolist(), strict=True)
+        ):
+            pixels[TABLE[tuple(colour)]][0].add((stem, index))
+            if predicted_class:
+                pixels[predicted_class][1].add((stem, index))
     ious = [len(t & p) / len(t | p) for t, p in pixels.values() if t | p]
     return sum(ious) / len(ious)

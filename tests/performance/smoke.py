@@ -1,7 +1,7 @@
-"""Asks a running service, of either kind, for a prediction and looks at the answer: python smoke.py URL.
+"""Smoke test of a running service: python smoke.py URL.
 
-The key is DRONESEG_API_KEY, an identity for a private service of Cloud Run DRONESEG_BEARER. Ends with 0 if the mask
-fits the photograph and the model that is stated made it.
+Sends an image to either backend. The exit code is 0 if the mask has the size of the image and comes from the service's
+current model. DRONESEG_API_KEY is the API key, DRONESEG_BEARER an identity token for a private service of Cloud Run.
 """
 
 import base64
@@ -18,28 +18,28 @@ from droneseg.core.images import encode_png
 from droneseg.core.masks import decode_ids
 from droneseg.data.synthetic import generate_scene
 
-_WAIT_S = 240  # Cloud Run gives a start so long
+_WAIT_S = 240  # the longest start that Cloud Run allows
 
 
-def ask(url: str, body: bytes | None = None, content_type: str = "") -> dict[str, object]:
-    """Return the JSON a service answers."""
+def request_json(url: str, body: bytes | None = None, content_type: str = "") -> dict[str, object]:
+    """Return the JSON of a response; sends a POST request if there is a body."""
     headers = {"Content-Type": content_type} if body else {}
     if key := os.environ.get("DRONESEG_API_KEY"):
         headers["X-API-Key"] = key
     if token := os.environ.get("DRONESEG_BEARER"):
         headers["Authorization"] = f"Bearer {token}"
-    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=60) as answer:
-        found: dict[str, object] = json.load(answer)
-        return found
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=60) as response:
+        content: dict[str, object] = json.load(response)
+        return content
 
 
 def wait_for(host: str) -> None:
-    """Wait until it is ready."""
+    """Wait until the service is ready."""
     end = time.monotonic() + _WAIT_S
-    sys.stderr.write(f"waiting until {host} is ready, {_WAIT_S} s at most\n")
+    sys.stderr.write(f"waiting at most {_WAIT_S} s until {host} is ready\n")
     while True:
         try:
-            ask(f"{host}/readyz")
+            request_json(f"{host}/readyz")
             return
         except (urllib.error.URLError, ConnectionError) as error:
             if time.monotonic() > end:
@@ -48,27 +48,30 @@ def wait_for(host: str) -> None:
 
 
 def main() -> None:
-    """Ask, and say what came."""
+    """Send an image and check the response."""
     host = sys.argv[1].rstrip("/")
     wait_for(host)
     image, _ = generate_scene(7, 480, 368)
     png = encode_png(image)
-    links = ask(f"{host}/")["links"]
+    links = request_json(f"{host}/")["links"]
     begin = time.perf_counter()
     if isinstance(links, dict) and links.get("documentation") == "/docs.json":  # BentoML
-        answer = ask(f"{host}/predict_image_bytes", png, "image/png")
-        about = ask(f"{host}/model_info", b"{}", "application/json")
+        prediction = request_json(f"{host}/predict_image_bytes", png, "image/png")
+        info = request_json(f"{host}/model_info", b"{}", "application/json")
     else:
-        boundary = "photograph"
+        boundary = "image"
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'.encode()
         body = head + png + f"\r\n--{boundary}--\r\n".encode()
-        answer = ask(f"{host}/predict", body, f"multipart/form-data; boundary={boundary}")
-        about = ask(f"{host}/model_info")
+        prediction = request_json(f"{host}/predict", body, f"multipart/form-data; boundary={boundary}")
+        info = request_json(f"{host}/model_info")
     seconds = time.perf_counter() - begin
-    mask = decode_ids(base64.b64decode(str(answer["segmentation_mask"])))
-    if mask.shape != image.shape[:2] or answer["model_id"] != about["model_id"]:
-        sys.exit(f"the answer does not fit: mask {mask.shape}, model {answer['model_id']} of {about['model_id']}")
-    sys.stdout.write(f"{host}: model {answer['model_id']}, classes {np.unique(mask).tolist()}, {seconds:.2f} s\n")
+    mask = decode_ids(base64.b64decode(str(prediction["segmentation_mask"])))
+    if mask.shape != image.shape[:2] or prediction["model_id"] != info["model_id"]:
+        sys.exit(
+            f"wrong response: mask {mask.shape} for an image {image.shape[:2]}, "
+            f"model {prediction['model_id']} instead of {info['model_id']}"
+        )
+    sys.stdout.write(f"{host}: model {prediction['model_id']}, classes {np.unique(mask).tolist()}, {seconds:.2f} s\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Class table (ids, names, colours) and the facts about its dataset that several packages need."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -64,4 +68,6 @@ def class_id(name: str) -> int:
 
 def colours() -> NDArray[np.uint8]:
     """Return the class colours, shape (C, 3), dtype uint8; row i is the colour of class id i."""
+    import numpy as np  # the command line imports this module for its options and must start quickly
+
     return np.array([c.colour for c in CLASSES], dtype=np.uint8)
