@@ -1,1 +1,1 @@
-"""From photographs and colour masks, fetched or generated, to nnU-Net's raw layout."""
+"""Datasets: download, import, generate, check, split and convert to nnU-Net's raw format."""

@@ -1,4 +1,4 @@
-"""SIFT matching of photographs of the same place."""
+"""Find images of the same place with SIFT features."""
 
 import hashlib
 import logging
@@ -23,8 +23,8 @@ from droneseg.core.system import usable_cores
 
 logger = logging.getLogger(__name__)
 
-MIN_INLIERS = 12  # features that agree on one plane: as many prove a common place
-# Part of the name of cached features: change it when anything below changes what they are.
+MIN_INLIERS = 12  # this many features that agree on one plane prove that two images show the same place
+# Part of the file names in the cache: change it whenever a change below affects features or inliers.
 _VERSION = "sift-2"
 _TABLE_NAME = f"{_VERSION}-matches.npz"
 _LONGEST_SIDE = 800
@@ -33,19 +33,20 @@ _RATIO = 0.8  # Lowe 2004: the best match must be this much nearer than the seco
 _REPROJECTION_PIXELS = 4.0
 
 _REPORTED_PAIRS = 200
-_SAVED_PAIRS = 5000  # what an interrupted search does not lose
+_SAVED_PAIRS = 5000  # results are saved after this many pairs
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done ("features", "matches"), how much and of how many."""
+"""Progress callback with the stage ("features" or "matches"), the number done and the total."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Local features of a photograph.
+    """Local features of an image.
 
     Attributes:
-        points: Places in pixels of the photograph made smaller, shape (N, 2), dtype float32.
-        descriptors: RootSIFT (Arandjelovic and Zisserman 2012), shape (N, 128), dtype float32, length 1 each.
+        points: Positions (x, y) in pixels of the downscaled image, shape (N, 2), dtype float32.
+        descriptors: RootSIFT (Arandjelovic and Zisserman 2012), shape (N, 128), dtype float32, each of
+            length 1.
     """
 
     points: NDArray[np.float32]
@@ -54,12 +55,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Match:
-    """Two photographs that show the same place.
+    """Two images that show the same place.
 
     Attributes:
-        first: Stem.
-        second: Stem, later in order.
-        inliers: Features that agree on one plane between the two.
+        first: Stem of one image.
+        second: Stem of the other image, later in alphabetical order.
+        inliers: Number of features that agree on one plane.
     """
 
     first: str
@@ -68,33 +69,36 @@ class Match:
 
 
 def find_matches(images: dict[str, Path], *, cache: Path, max_pixels: int, progress: Progress) -> list[Match]:
-    """Match every photograph with every other one.
+    """Match every image with every other one.
 
     Args:
-        images: Files by stem.
-        cache: Folder for features and matches, by content: what did not change is not computed again.
-        max_pixels: Largest photograph accepted.
-        progress: Told how far it is.
+        images: Paths by stem.
+        cache: Folder in which features and inliers are cached by the content of the images.
+        max_pixels: Largest accepted number of pixels.
+        progress: Progress callback.
+
+    Returns:
+        All pairs of images with at least `MIN_INLIERS` inliers.
 
     Raises:
         MissingDependencyError: If OpenCV is not installed.
-        ImageError: If a photograph cannot be read.
+        ImageError: If an image cannot be decoded.
     """
     stems = sorted(images)
-    found: list[Features] = []
+    features: list[Features] = []
     digests: list[str] = []
-    # one photograph or pair per thread: threads inside the libraries would only get in each other's way
+    # one image or pair per thread, without further threads inside the libraries
     with ThreadPoolExecutor(usable_cores()) as workers, _single_threads():
-        for digest, features in workers.map(lambda stem: _features(images[stem], cache, max_pixels), stems):
+        for digest, extracted in workers.map(lambda stem: _features(images[stem], cache, max_pixels), stems):
             digests.append(digest)
-            found.append(features)
-            progress("features", len(found), len(stems))
+            features.append(extracted)
+            progress("features", len(features), len(stems))
         pairs = list(combinations(range(len(stems)), 2))
         known = _read_inliers(cache)
         missing = [pair for pair in pairs if _key(digests, pair) not in known]
 
         def match(pair: tuple[int, int]) -> int:
-            return count_inliers(found[pair[0]], found[pair[1]])
+            return count_inliers(features[pair[0]], features[pair[1]])
 
         for done, (pair, inliers) in enumerate(zip(missing, workers.map(match, missing), strict=True), start=1):
             known[_key(digests, pair)] = inliers
@@ -107,107 +111,108 @@ def find_matches(images: dict[str, Path], *, cache: Path, max_pixels: int, progr
 
 
 def count_inliers(first: Features, second: Features) -> int:
-    """Return how many features of two photographs match and agree on one plane (a homography).
+    """Return the number of features of two images that match and agree on one plane (a homography).
 
-    Returns 0 where fewer than `MIN_INLIERS` match at all.
+    The result is 0 if fewer than `MIN_INLIERS` features match.
     """
-    a, b = _matched(first, second)
-    if len(a) < MIN_INLIERS:  # most pairs end here
+    a, b = _match_features(first, second)
+    if len(a) < MIN_INLIERS:  # true for most pairs
         return 0
-    # USAC (Raguram et al. 2013) finds what plain RANSAC finds here, in a fiftieth of the time
+    # USAC (Raguram et al. 2013) finds the same inliers as RANSAC here, 50 times faster
     method = _opencv().USAC_ACCURATE
     _, inside = _opencv().findHomography(a, b, method, _REPROJECTION_PIXELS, maxIters=2000, confidence=0.999)
     return 0 if inside is None else int(inside.sum())
 
 
-def _matched(first: Features, second: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the places of features that are each other's best match, clearly better than the second best."""
-    nothing = np.empty((0, 2), np.float32)
+def _match_features(first: Features, second: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the positions of features that are mutual best matches and pass Lowe's ratio test, each (M, 2)."""
+    empty = np.empty((0, 2), np.float32)
     if len(first.points) < 2 or len(second.points) < 2:
-        return nothing, nothing
-    likeness = first.descriptors @ second.descriptors.T
-    rows = np.arange(len(likeness))
-    best = likeness.argmax(axis=1)
-    top = likeness[rows, best]
-    likeness[rows, best] = -1
-    # of vectors of length 1 the squared distance is 2 - 2 x likeness
-    clear = np.flatnonzero((1 - top) < _RATIO**2 * (1 - likeness.max(axis=1)))
-    likeness[rows, best] = top
-    kept = clear[likeness[:, best[clear]].argmax(axis=0) == clear]
-    return first.points[kept], second.points[best[kept]]
+        return empty, empty
+    similarity = first.descriptors @ second.descriptors.T
+    rows = np.arange(len(similarity))
+    best = similarity.argmax(axis=1)
+    top = similarity[rows, best]
+    similarity[rows, best] = -1
+    # the squared distance of vectors of length 1 is 2 - 2 x similarity
+    distinct = np.flatnonzero((1 - top) < _RATIO**2 * (1 - similarity.max(axis=1)))
+    similarity[rows, best] = top
+    mutual = distinct[similarity[:, best[distinct]].argmax(axis=0) == distinct]
+    return first.points[mutual], second.points[best[mutual]]
 
 
 def extract_features(data: bytes, *, max_pixels: int) -> Features:
-    """Find the local features of a photograph.
+    """Extract the local features of an image.
 
     Args:
-        data: Bytes of its file.
-        max_pixels: Largest photograph accepted.
+        data: Content of the image file.
+        max_pixels: Largest accepted number of pixels.
     """
-    picture = pillow.fromarray(decode_image(data, max_pixels=max_pixels)).convert("L")
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    found, descriptors = _opencv().SIFT_create(nfeatures=_FEATURES).detectAndCompute(np.asarray(picture), None)
+    grey = pillow.fromarray(decode_image(data, max_pixels=max_pixels)).convert("L")
+    grey.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    keypoints, descriptors = _opencv().SIFT_create(nfeatures=_FEATURES).detectAndCompute(np.asarray(grey), None)
     if descriptors is None:
         return Features(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32))
     rooted = np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9))
-    return Features(np.array([item.pt for item in found], np.float32), rooted.astype(np.float32))
+    return Features(np.array([keypoint.pt for keypoint in keypoints], np.float32), rooted.astype(np.float32))
 
 
 def _features(path: Path, cache: Path, max_pixels: int) -> tuple[str, Features]:
+    """Return the digest of an image file and its features, from the cache if possible."""
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()[:32]
     file = cache / f"{_VERSION}-{digest}.npz"
-    if kept := _load(file):
-        return digest, Features(kept["points"], kept["descriptors"].astype(np.float32))
+    if cached := _load(file):
+        return digest, Features(cached["points"], cached["descriptors"].astype(np.float32))
     features = extract_features(data, max_pixels=max_pixels)
-    _keep(file, points=features.points, descriptors=features.descriptors.astype(np.float16))
+    _save(file, points=features.points, descriptors=features.descriptors.astype(np.float16))
     return digest, Features(features.points, features.descriptors.astype(np.float16).astype(np.float32))
 
 
 def _key(digests: Sequence[str], pair: tuple[int, int]) -> tuple[str, str]:
-    """Return what a pair is remembered by: the contents of its two photographs, in either order."""
+    """Return the cache key of a pair: the digests of both images, independent of their order."""
     first, second = sorted((digests[pair[0]], digests[pair[1]]))
     return first, second
 
 
 def _read_inliers(cache: Path) -> dict[tuple[str, str], int]:
-    """Return the inliers of all pairs that were ever counted with these features."""
-    kept = _load(cache / _TABLE_NAME)
-    if not kept:
+    """Return the cached numbers of inliers by the digests of both images."""
+    table = _load(cache / _TABLE_NAME)
+    if not table:
         return {}
-    firsts, seconds, inliers = (kept[name].tolist() for name in ("first", "second", "inliers"))
+    firsts, seconds, inliers = (table[name].tolist() for name in ("first", "second", "inliers"))
     return dict(zip(zip(firsts, seconds, strict=True), inliers, strict=True))
 
 
 def _write_inliers(cache: Path, known: dict[tuple[str, str], int]) -> None:
     firsts, seconds = zip(*known, strict=True)
     inliers = np.array(list(known.values()), np.int32)
-    _keep(cache / _TABLE_NAME, first=np.array(firsts), second=np.array(seconds), inliers=inliers)
+    _save(cache / _TABLE_NAME, first=np.array(firsts), second=np.array(seconds), inliers=inliers)
 
 
 def _load(file: Path) -> dict[str, NDArray[Any]] | None:
-    """Return what was kept in a file, or None if there is none or it is damaged."""
+    """Return the arrays of a cache file; None if it is missing or damaged."""
     try:
         with file.open("rb") as stream, np.load(stream) as stored:
             return dict(stored)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, EOFError, BadZipFile) as error:
-        logger.warning("%s is damaged and made anew: %s", file, error)
+        logger.warning("discarding corrupt cache file %s: %s", file, error)
         return None
 
 
-def _keep(file: Path, **arrays: NDArray[Any]) -> None:
+def _save(file: Path, **arrays: NDArray[Any]) -> None:
     buffer = BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs know no keywords but their own
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs accept no other keywords
     try:
         write_bytes(file, buffer.getvalue())
     except OSError as error:
-        logger.warning("not kept, so the next split is slow again: %s", error)
+        logger.warning("cannot write the cache; the next split will compute the matches again: %s", error)
 
 
 def _single_threads() -> AbstractContextManager[Any]:
-    """Let libraries compute on the calling thread only while the block runs."""
+    """Limit the thread pools of native libraries to one thread while the block runs."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError as error:
@@ -217,7 +222,11 @@ def _single_threads() -> AbstractContextManager[Any]:
 
 
 def _opencv() -> Any:
-    """Return OpenCV's module."""
+    """Return the module of OpenCV.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
     try:
         import cv2
     except ImportError as error:

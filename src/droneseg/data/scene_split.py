@@ -1,4 +1,4 @@
-"""Scene-disjoint split: graph cut over matched photographs."""
+"""Scene-disjoint split: graph cut over matched images."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,23 +14,23 @@ from droneseg.data.image_matching import Match
 from droneseg.data.splits import Split
 
 _TRIES = 300
-# What else counts beside a dropped photograph (1 each): class shares that differ by 100 %, a class that a part (nearly)
-# lacks, and each photograph more or less than the wanted size.
+# Weights of the cost of a cut, in dropped images: class shares that differ by 100 %, a class that is (nearly) missing
+# from a part, and each image more or less than the requested size.
 _SHARE_WEIGHT = 12.0
-_LACK_WEIGHT = 30.0
-_LEAST_SHARE = 0.5  # of its share in all photographs: a class with less than that begins to be lacking
+_SHORTAGE_WEIGHT = 30.0
+_MIN_RELATIVE_SHARE = 0.5  # a class is short in a part if its share there is below this fraction of its overall share
 _SIZE_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class SceneSplit:
-    """A split without a match between its parts.
+    """A split whose parts share no place.
 
     Attributes:
-        split: The parts.
-        crossing: Matches between parts, counted again from all matches; always 0.
-        groups: Places (connected photographs) in each part.
-        class_shares: Share of the pixels by class name, of each part.
+        split: The split.
+        crossing: Number of matches between parts, recounted from all matches; always 0.
+        groups: Number of places (connected images) in each part.
+        class_shares: Share of the pixels by part and class name.
     """
 
     split: Split
@@ -47,18 +47,19 @@ def split_by_scene(
     test_share: float,
     seed: int,
 ) -> SceneSplit:
-    """Part photographs so that no match crosses from one part to another.
+    """Split images so that no match connects two parts.
 
-    One part after the other is grown from many starting points along the matches; which photographs must then be
-    dropped is the smallest set that touches every crossing match (a minimum vertex cover, exact for two sides by
-    Koenig's theorem). The cheapest growth counts: few dropped, class shares like those of all, the wanted size.
+    The test part, then the val part is grown along the matches from many starting points. The images dropped for a part
+    are the smallest set that touches every match across its border (a minimum vertex cover, exact in bipartite graphs
+    by Koenig's theorem). The part with the lowest cost is chosen: few dropped images, class shares close to those of
+    all images, and a size close to the requested one.
 
     Args:
-        matches: Verified matches.
-        class_pixels: Pixels by class, shape (C,), of every photograph by stem.
-        val_share: Wanted share of all photographs for val.
-        test_share: Wanted share of all photographs for test.
-        seed: Equal seeds give equal splits.
+        matches: Matches between images.
+        class_pixels: Pixels by class id, shape (C,), of every image by stem.
+        val_share: Requested share of all images for val.
+        test_share: Requested share of all images for test.
+        seed: Seed of the starting points.
 
     Raises:
         SplitError: If no cut has all classes in every part.
@@ -68,19 +69,19 @@ def split_by_scene(
     graph.add_nodes_from(sorted(class_pixels))
     graph.add_edges_from((match.first, match.second) for match in matches)
     rng = np.random.default_rng(seed)
-    left, dropped = graph, set[str]()
+    remaining, dropped = graph, set[str]()
     parts: dict[str, set[str]] = {}
     for name, share in (("test", test_share), ("val", val_share)):
         if share > 0:
             size = max(1, round(share * len(class_pixels)))
-            parts[name], gone = _best_cut(left, class_pixels, size, rng, name)
-            dropped |= gone
-            left = left.subgraph(set(left) - parts[name] - gone)
-    parts["train"] = set(left)
+            parts[name], cut = _best_cut(remaining, class_pixels, size, rng, name)
+            dropped |= cut
+            remaining = remaining.subgraph(set(remaining) - parts[name] - cut)
+    parts["train"] = set(remaining)
     split = Split(**{name: tuple(sorted(part)) for name, part in (*parts.items(), ("dropped", dropped))})
     crossing = count_crossing(matches, split)
     if crossing:
-        raise SplitError(f"{crossing} matches cross from one part to another: this is a bug, please report it.")
+        raise SplitError(f"{crossing} matches connect two parts of the split. This is a bug; please report it.")
     return SceneSplit(
         split,
         crossing,
@@ -90,7 +91,7 @@ def split_by_scene(
 
 
 def count_crossing(matches: Iterable[Match], split: Split) -> int:
-    """Return how many matches lie between two parts of a split."""
+    """Return the number of matches between two parts of a split."""
     part_of = {stem: name for name in ("train", "val", "test") for stem in getattr(split, name)}
     return sum(
         match.first in part_of and match.second in part_of and part_of[match.first] != part_of[match.second]
@@ -101,42 +102,42 @@ def count_crossing(matches: Iterable[Match], split: Split) -> int:
 def _best_cut(
     graph: nx.Graph, class_pixels: Mapping[str, NDArray[np.int64]], size: int, rng: np.random.Generator, name: str
 ) -> tuple[set[str], set[str]]:
-    """Return the part of about `size` photographs that costs least, and the photographs dropped for it."""
-    wanted = _shares(class_pixels, class_pixels)
-    present = wanted > 0
+    """Return the part of about `size` images with the lowest cost, and the images dropped for it."""
+    target = _shares(class_pixels, class_pixels)
     best: tuple[float, set[str], set[str]] | None = None
     for _ in range(_TRIES):
         grown = _grow(graph, size, rng)
-        gone = _cover(graph, grown)
-        part, rest = grown - gone, set(graph) - grown - gone
+        cut = _cover(graph, grown)
+        part, rest = grown - cut, set(graph) - grown - cut
         if not part or not rest:
             continue
-        shares = _shares(part, class_pixels)
-        if (present & ((shares == 0) | (_shares(rest, class_pixels) == 0))).any():
+        shares, rest_shares = _shares(part, class_pixels), _shares(rest, class_pixels)
+        if ((target > 0) & ((shares == 0) | (rest_shares == 0))).any():
             continue
-        lacking = sum(_lack(there[present] / wanted[present]) for there in (shares, _shares(rest, class_pixels)))
-        cost = len(gone) + _SIZE_WEIGHT * abs(size - len(part)) + _LACK_WEIGHT * lacking
-        cost += _SHARE_WEIGHT * np.abs(shares - wanted).sum()
+        shortage = _shortage(shares, target) + _shortage(rest_shares, target)
+        cost = len(cut) + _SIZE_WEIGHT * abs(size - len(part)) + _SHORTAGE_WEIGHT * shortage
+        cost += _SHARE_WEIGHT * np.abs(shares - target).sum()
         if best is None or cost < best[0]:
-            best = (cost, part, gone)
+            best = (cost, part, cut)
     if best is None:
         raise SplitError(
-            f"No cut leaves all classes both in {name} and outside it. Take a larger share, or more photographs."
+            f"No cut leaves all classes both in {name} and outside of it. Choose a larger share, or add images."
         )
     return best[1], best[2]
 
 
-def _lack(relative: NDArray[np.float64]) -> float:
-    """Return how much of the classes is lacking, from their shares relative to those of all photographs."""
-    return float(np.maximum(0, 1 - relative / _LEAST_SHARE).sum())
+def _shortage(shares: NDArray[np.float64], target: NDArray[np.float64]) -> float:
+    """Return by how much the classes fall short of the smallest accepted share, summed over classes."""
+    present = target > 0
+    return float(np.maximum(0, 1 - shares[present] / target[present] / _MIN_RELATIVE_SHARE).sum())
 
 
 def _grow(graph: nx.Graph, size: int, rng: np.random.Generator) -> set[str]:
-    """Grow a set of photographs along matches, next the one with most of its matches inside; ties by chance."""
+    """Grow a set of images along matches, adding the image with most of its matches inside; ties are random."""
     inside: set[str] = set()
     order = [str(stem) for stem in rng.permutation(sorted(graph))]
     reach: dict[str, int] = defaultdict(int)
-    # a little more or less than wanted: some of it will be dropped
+    # the size varies because some of the images are dropped afterwards
     target = size * rng.uniform(0.9, 1.35)
     while len(inside) < min(target, len(graph) - 1):
         if reach:
@@ -152,7 +153,7 @@ def _grow(graph: nx.Graph, size: int, rng: np.random.Generator) -> set[str]:
 
 
 def _cover(graph: nx.Graph, inside: set[str]) -> set[str]:
-    """Return the fewest photographs that touch every match between `inside` and the rest."""
+    """Return the smallest set of images that touches every match between `inside` and the rest."""
     crossing = [(a, b) if a in inside else (b, a) for a, b in graph.edges if (a in inside) != (b in inside)]
     between = nx.Graph(crossing)
     tops = {a for a, _ in crossing}

@@ -1,4 +1,4 @@
-"""Generate aerial scenes with exact masks: composition and objects."""
+"""Generate aerial scenes with exact masks: objects, composition and sample datasets."""
 
 import json
 from collections.abc import Callable
@@ -26,20 +26,21 @@ MOVING = class_id("moving-objects")
 LANDING = class_id("landing-zones")
 
 
-def _any_colour(canvas: Canvas, low: float = 0.1, high: float = 0.9) -> NDArray[np.float32]:
+def _random_colour(canvas: Canvas, low: float = 0.1, high: float = 0.9) -> NDArray[np.float32]:
+    """Return a random colour near grey, shape (3,), whose brightness is between `low` and `high`."""
     grey = canvas.rng.uniform(low, high)
     return np.clip(grey + canvas.rng.normal(0, 0.13, 3), 0.04, 0.96).astype(np.float32)
 
 
 def ground(canvas: Canvas) -> None:
-    """Cover everything with lawn, soil, slabs or asphalt."""
+    """Cover the scene with lawn, soil, paving or asphalt."""
     surface = canvas.rng.choice(["lawn", "lawn", "soil", "paving", "asphalt"])
     _surface(canvas, canvas.everywhere(), str(surface))
 
 
 def patch(canvas: Canvas) -> None:
-    """Add a terrace, a bed or a yard."""
-    x, y = canvas.place()
+    """Add a patch of another surface: a terrace, a flower bed or a yard."""
+    x, y = canvas.random_point()
     reach = canvas.rng.uniform(2.5, 6) * canvas.metre
     if canvas.rng.random() < 0.6:
         region = canvas.rectangle(x, y, 2 * reach, 1.3 * reach, canvas.rng.uniform(0, np.pi))
@@ -49,12 +50,12 @@ def patch(canvas: Canvas) -> None:
 
 
 def path(canvas: Canvas) -> None:
-    """Lead a paved way through the scene."""
+    """Add a paved path across the scene."""
     across, down = (float(v) for v in canvas.rng.uniform(0, 1, 2))
     ends = [(0.0, across * canvas.height), (float(canvas.width), down * canvas.height)]
     if canvas.rng.random() < 0.5:
         ends = [(across * canvas.width, 0.0), (down * canvas.width, float(canvas.height))]
-    region = canvas.band([ends[0], canvas.place(), ends[1]], canvas.rng.uniform(1.2, 3.5) * canvas.metre)
+    region = canvas.band([ends[0], canvas.random_point(), ends[1]], canvas.rng.uniform(1.2, 3.5) * canvas.metre)
     _surface(canvas, region, str(canvas.rng.choice(["paving", "asphalt"])))
 
 
@@ -64,9 +65,9 @@ def _surface(canvas: Canvas, region: Region, surface: str) -> None:
 
 
 def pool(canvas: Canvas) -> None:
-    """Sink a pool with a stone rim into the ground."""
+    """Add a pool with a stone rim."""
     length, width = canvas.rng.uniform(4, 8) * canvas.metre, canvas.rng.uniform(2.5, 4) * canvas.metre
-    x, y = canvas.place(width)
+    x, y = canvas.random_point(width)
     angle, rim = canvas.rng.uniform(0, np.pi), 0.35 * canvas.metre
     outline = canvas.ellipse if canvas.rng.random() < 0.3 else canvas.rectangle
     half = 0.5 if outline == canvas.ellipse else 1.0
@@ -79,15 +80,15 @@ def pool(canvas: Canvas) -> None:
 
 
 def pond(canvas: Canvas) -> None:
-    """Fill a hollow with water up to its grassy edge."""
-    x, y = canvas.place(2 * canvas.metre)
+    """Add a pond with an irregular outline."""
+    x, y = canvas.random_point(2 * canvas.metre)
     region = canvas.blob(x, y, canvas.rng.uniform(2, 4.5) * canvas.metre)
     canvas.paint(region, textures.water(canvas, canvas.rng.uniform(0.6, 1.4)), WATER)
 
 
 def house(canvas: Canvas) -> None:
-    """Build a house: two roof halves, a ridge, chimneys and skylights, which are obstacles."""
-    x, y = canvas.place(avoid=WATER)
+    """Add a house: a roof with two halves, and chimneys and skylights, which are obstacles."""
+    x, y = canvas.random_point(avoid=WATER)
     length, width = canvas.rng.uniform(7, 11) * canvas.metre, canvas.rng.uniform(5, 8) * canvas.metre
     angle = canvas.rng.uniform(0, np.pi)
     roof = canvas.rectangle(x, y, length, width, angle)
@@ -103,21 +104,21 @@ def house(canvas: Canvas) -> None:
 
 
 def _crate(canvas: Canvas, x: float, y: float, size_m: float, angle: float, height_m: float) -> None:
-    """Set down a box with a bright rim and a dark inside: a chimney, a skylight, a container."""
+    """Add a box with a bright rim and a dark inside: a chimney, a skylight or a container."""
     size = size_m * canvas.metre
     outside = canvas.rectangle(x, y, 1.3 * size, size, angle)
     canvas.shade(outside, height_m)
-    canvas.paint(outside, textures.painted(canvas, _any_colour(canvas, 0.5, 0.9)), OBSTACLE)
+    canvas.paint(outside, textures.painted(canvas, _random_colour(canvas, 0.5, 0.9)), OBSTACLE)
     canvas.paint(
         canvas.rectangle(x, y, 0.9 * size, 0.6 * size, angle),
-        textures.painted(canvas, _any_colour(canvas, 0.05, 0.3)),
+        textures.painted(canvas, _random_colour(canvas, 0.05, 0.3)),
         OBSTACLE,
     )
 
 
 def crates(canvas: Canvas) -> None:
-    """Leave some boxes in a row."""
-    x, y = canvas.place(canvas.metre, avoid=WATER)
+    """Add a row of boxes."""
+    x, y = canvas.random_point(canvas.metre, avoid=WATER)
     angle, size = canvas.rng.uniform(0, np.pi), canvas.rng.uniform(1.0, 1.8)
     for step in range(canvas.rng.integers(1, 4)):
         gap = 1.5 * size * canvas.metre * step
@@ -125,8 +126,8 @@ def crates(canvas: Canvas) -> None:
 
 
 def rocks(canvas: Canvas) -> None:
-    """Scatter rocks, each lit on one side."""
-    x, y = canvas.place(canvas.metre, avoid=WATER)
+    """Add a group of rocks, each lit from one side."""
+    x, y = canvas.random_point(canvas.metre, avoid=WATER)
     for _ in range(canvas.rng.integers(2, 6)):
         dx, dy = canvas.rng.normal(0, 1.6 * canvas.metre, 2)
         radius = canvas.rng.uniform(0.7, 1.3) * canvas.metre
@@ -139,8 +140,8 @@ def rocks(canvas: Canvas) -> None:
 
 
 def fence(canvas: Canvas) -> None:
-    """Run a fence or a wall, with posts and a shadow, across a part of the scene."""
-    x, y = canvas.place()
+    """Add a fence with posts and a shadow."""
+    x, y = canvas.random_point()
     angle = canvas.rng.uniform(0, np.pi)
     reach = canvas.rng.uniform(0.3, 0.8) * canvas.width
     ends = [(x, y), (x + reach * np.cos(angle), y + reach * np.sin(angle))]
@@ -149,27 +150,27 @@ def fence(canvas: Canvas) -> None:
     canvas.shade(region, 1.6)
     u, _ = textures.coordinates(canvas, angle)
     post = (np.sin(2 * np.pi * u / canvas.rng.uniform(0.7, 1.2)) > 0.3)[..., None]
-    light, dark = _any_colour(canvas, 0.5, 0.95), _any_colour(canvas, 0.08, 0.3)
+    light, dark = _random_colour(canvas, 0.5, 0.95), _random_colour(canvas, 0.08, 0.3)
     canvas.paint(region, np.where(post, light, dark).astype(np.float32), OBSTACLE)
 
 
 def tree(canvas: Canvas) -> None:
-    """Grow a crown of leaves that throws a long shadow."""
-    x, y = canvas.place(avoid=WATER)
+    """Add the crown of a tree with a long shadow."""
+    x, y = canvas.random_point(avoid=WATER)
     crown = canvas.blob(x, y, canvas.rng.uniform(1.3, 3) * canvas.metre, 0.4)
     canvas.shade(crown, 3.0)
     canvas.paint(crown, textures.foliage(canvas), SOFT)
 
 
 def car(canvas: Canvas) -> None:
-    """Park a car: body, dark windows, roof between them."""
-    x, y = canvas.place(canvas.metre, avoid=WATER)
+    """Add a car: body, dark windows and roof."""
+    x, y = canvas.random_point(canvas.metre, avoid=WATER)
     length, width = canvas.rng.uniform(4.0, 5.0) * canvas.metre, canvas.rng.uniform(1.9, 2.2) * canvas.metre
     angle = canvas.rng.uniform(0, 2 * np.pi)
     points = corners(x, y, length, width, angle)
-    body = canvas.polygon(points) & ~_cut_corners(canvas, points, 0.2 * canvas.metre)
+    body = canvas.polygon(points) & ~_corner_discs(canvas, points, 0.2 * canvas.metre)
     canvas.shade(body, 1.4)
-    colour = _any_colour(canvas)
+    colour = _random_colour(canvas)
     canvas.paint(body, textures.painted(canvas, colour), MOVING)
     c, s = np.cos(angle), np.sin(angle)
     for offset, share in ((-0.02, 0.56), (-0.04, 0.34)):
@@ -178,21 +179,22 @@ def car(canvas: Canvas) -> None:
         canvas.paint(part & body, textures.painted(canvas, tone), MOVING)
 
 
-def _cut_corners(canvas: Canvas, points: list[tuple[float, float]], radius: float) -> Region:
-    cut = np.zeros((canvas.height, canvas.width), dtype=bool)
+def _corner_discs(canvas: Canvas, points: list[tuple[float, float]], radius: float) -> Region:
+    """Return discs around the corners of a rectangle, which are removed to round it."""
+    discs = np.zeros((canvas.height, canvas.width), dtype=bool)
     for x, y in points:
-        cut |= canvas.ellipse(x, y, radius, radius, 0.0)
-    return cut
+        discs |= canvas.ellipse(x, y, radius, radius, 0.0)
+    return discs
 
 
 def person(canvas: Canvas) -> None:
-    """Put someone there, seen from above: shoulders, head, a long thin shadow."""
-    x, y = canvas.place(canvas.metre, avoid=WATER)
+    """Add a person seen from above: shoulders, head and a long shadow."""
+    x, y = canvas.random_point(canvas.metre, avoid=WATER)
     angle = canvas.rng.uniform(0, np.pi)
     size = canvas.rng.uniform(0.55, 0.75) * canvas.metre
     shoulders = canvas.ellipse(x, y, size, 0.6 * size, angle)
     canvas.shade(shoulders, 1.7, strength=0.6)
-    canvas.paint(shoulders, textures.painted(canvas, _any_colour(canvas, 0.15, 0.9)), MOVING)
+    canvas.paint(shoulders, textures.painted(canvas, _random_colour(canvas, 0.15, 0.9)), MOVING)
     hair = canvas.rng.uniform(0.05, 0.5) * np.array([1.0, 0.8, 0.6], dtype=np.float32)
     canvas.paint(
         canvas.ellipse(x, y, 0.4 * size, 0.4 * size, 0.0), textures.painted(canvas, hair.astype(np.float32)), MOVING
@@ -201,7 +203,7 @@ def person(canvas: Canvas) -> None:
 
 SAMPLE_NAME = "sample.json"
 
-# How many of each thing a scene has: (smallest, largest) number, painted in this order.
+# Objects of a scene with their smallest and largest number, painted in this order.
 _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
     (ground, 1, 1),
     (patch, 1, 3),
@@ -216,41 +218,41 @@ _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
     (person, 2, 5),
     (tree, 0, 3),
 )
-# The scene is this many metres across its shorter side, so that objects keep their share whatever the size.
-_ACROSS_M = (11.0, 15.0)
+# Range of the length of the shorter side in metres, so that objects cover the same share at every size in pixels.
+_SHORT_SIDE_M = (11.0, 15.0)
 
 
 def generate_scene(seed: int, width: int, height: int) -> tuple[Image, Mask]:
     """Generate one aerial scene.
 
     Args:
-        seed: Equal seeds and sizes give equal scenes.
-        width: Pixels.
-        height: Pixels.
+        seed: Random seed; equal seeds and sizes give equal scenes.
+        width: Width in pixels.
+        height: Height in pixels.
 
     Returns:
-        RGB, shape (H, W, 3), and class ids, shape (H, W), both uint8. No pixel is background, as in the real masks.
+        Image, shape (H, W, 3), and class ids, shape (H, W), both uint8. No pixel is background, as in the real masks.
     """
     rng = np.random.default_rng(seed)
-    metre = min(width, height) / rng.uniform(*_ACROSS_M)
+    metre = min(width, height) / rng.uniform(*_SHORT_SIDE_M)
     direction, length = rng.uniform(0, 2 * np.pi), metre * rng.uniform(0.3, 0.9)
     sun = (float(length * np.cos(direction)), float(length * np.sin(direction)))
     canvas = Canvas(width, height, rng, sun, metre)
-    for draw, fewest, most in _CONTENTS:
-        for _ in range(rng.integers(fewest, most + 1)):
+    for draw, smallest, largest in _CONTENTS:
+        for _ in range(rng.integers(smallest, largest + 1)):
             draw(canvas)
-    return _photograph(canvas), canvas.mask
+    return _render(canvas), canvas.mask
 
 
-def _photograph(canvas: Canvas) -> Image:
-    """Apply light, white balance, exposure, optics and sensor noise; return RGB uint8."""
+def _render(canvas: Canvas) -> Image:
+    """Apply light, white balance, exposure, haze, blur and sensor noise to a painted scene."""
     rng = canvas.rng
     light = 1 + 0.08 * np.linspace(-1, 1, canvas.width, dtype=np.float32)[None, :, None] * rng.uniform(-1, 1)
     balance = rng.uniform(0.86, 1.14, 3).astype(np.float32)
     exposed = np.clip(canvas.pixels * light * balance * rng.uniform(0.8, 1.25), 0, 1) ** rng.uniform(0.85, 1.2)
     haze = rng.uniform(0, 0.08)
-    picture = pillow.fromarray(((exposed * (1 - haze) + 0.8 * haze) * 255).astype(np.uint8))
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.6))), dtype=np.float32)
+    sharp = pillow.fromarray(((exposed * (1 - haze) + 0.8 * haze) * 255).astype(np.uint8))
+    blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.6))), dtype=np.float32)
     noisy = blurred + rng.normal(0, rng.uniform(0.5, 3), blurred.shape).astype(np.float32)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
@@ -264,26 +266,27 @@ def write_samples(
     replace: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write generated pairs to `folder` in the Kaggle layout.
+    """Write generated pairs in the Kaggle layout.
 
     Args:
-        folder: Made new; see `atomic_directory`.
+        folder: Folder to write.
         count: Number of pairs.
         size: Width and height in pixels.
-        seed: The first scene's seed; the others follow, so a larger count begins with the same scenes.
-        replace: Whether older generated data there may be replaced.
-        progress: Called with (done, count) after each pair.
+        seed: Seed of the first scene; each further scene has the next one, so a larger dataset begins with the same
+            scenes.
+        replace: Whether earlier samples in `folder` may be replaced.
+        progress: Progress callback with the number of pairs written and `count`.
 
     Raises:
-        OutputExistsError: If `folder` is there and not empty, and `replace` is false.
+        OutputExistsError: If `folder` contains other files, or samples and `replace` is False.
     """
     with (
-        atomic_directory(folder, marker=SAMPLE_NAME, replace=replace) as aside,
+        atomic_directory(folder, marker=SAMPLE_NAME, replace=replace) as staging_dir,
         ThreadPoolExecutor(usable_cores()) as workers,
     ):
-        # what tells generated data from somebody's photographs
-        write_text(aside / SAMPLE_NAME, json.dumps({"count": count, "size": size, "seed": seed}) + "\n")
-        root = aside / KAGGLE_FOLDER
+        # this file distinguishes generated data from real images
+        write_text(staging_dir / SAMPLE_NAME, json.dumps({"count": count, "size": size, "seed": seed}) + "\n")
+        root = staging_dir / KAGGLE_FOLDER
         for name in (IMAGES_FOLDER, MASKS_FOLDER):
             (root / name).mkdir(parents=True)
 

@@ -13,23 +13,23 @@ from droneseg.core.masks import Mask
 Pixels = NDArray[np.float32]
 """RGB, shape (H, W, 3), dtype float32, nominally 0 to 1."""
 Region = NDArray[np.bool_]
-"""Which pixels belong, shape (H, W)."""
+"""Boolean mask of a region, shape (H, W)."""
 
 _TRIES = 8
 
 
 @dataclass
 class Canvas:
-    """Painted surface of a scene seen from above.
+    """Image and mask of a scene seen from above, to paint on.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
-        rng: Source of every random choice.
-        sun: Shadow offset (x, y) in pixels per metre of height.
+        width: Width in pixels.
+        height: Height in pixels.
+        rng: Random generator of the scene.
+        sun: Offset (x, y) of a shadow in pixels per metre of height.
         metre: Pixels per metre.
-        pixels: RGB, shape (H, W, 3), float32.
-        mask: Class ids, shape (H, W), uint8.
+        pixels: RGB, shape (H, W, 3), dtype float32, nominally 0 to 1.
+        mask: Class ids, shape (H, W), dtype uint8.
     """
 
     width: int
@@ -41,58 +41,58 @@ class Canvas:
     mask: Mask = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start with nothing: black pixels of class background."""
+        """Create black pixels of the class background."""
         self.pixels = np.zeros((self.height, self.width, 3), dtype=np.float32)
         self.mask = np.full((self.height, self.width), BACKGROUND_ID, dtype=np.uint8)
 
     def paint(self, region: Region, texture: Pixels, class_id: int) -> None:
-        """Cover `region` with `texture`, shape (H, W, 3), and give it the class."""
+        """Paint a region with a texture, shape (H, W, 3), and set its class."""
         self.pixels[region] = texture[region]
         self.mask[region] = class_id
 
     def shade(self, region: Region, height_m: float, strength: float = 0.5) -> None:
-        """Darken where something of this height over `region` throws its shadow; the class stays."""
+        """Darken the shadow of an object that covers `region` and is `height_m` high, without changing classes."""
         dx, dy = (round(component * height_m) for component in self.sun)
         shadow = shift(region, dx, dy) & ~region
         self.pixels[shadow] *= 1 - strength
 
     def everywhere(self) -> Region:
-        """Return the region of all pixels."""
+        """Return a region with all pixels."""
         return np.ones((self.height, self.width), dtype=bool)
 
     def polygon(self, points: list[tuple[float, float]]) -> Region:
-        """Return the inside of a polygon given as (x, y) corners."""
-        picture = pillow.new("1", (self.width, self.height))
-        ImageDraw.Draw(picture).polygon(points, fill=1)
-        return np.array(picture)
+        """Return the region inside of a polygon with corners (x, y)."""
+        region = pillow.new("1", (self.width, self.height))
+        ImageDraw.Draw(region).polygon(points, fill=1)
+        return np.array(region)
 
     def rectangle(self, x: float, y: float, length: float, width: float, angle: float) -> Region:
-        """Return a rectangle around (x, y), turned by `angle` radians."""
+        """Return a rectangle centred at (x, y), rotated by `angle` radians."""
         return self.polygon(corners(x, y, length, width, angle))
 
     def ellipse(self, x: float, y: float, a: float, b: float, angle: float) -> Region:
-        """Return an ellipse around (x, y) with half axes `a` and `b`, turned by `angle` radians."""
-        turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        u, v = a * np.cos(turns), b * np.sin(turns)
-        return self.polygon(_turned(x, y, u, v, angle))
+        """Return an ellipse centred at (x, y) with semi-axes `a` and `b`, rotated by `angle` radians."""
+        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+        u, v = a * np.cos(angles), b * np.sin(angles)
+        return self.polygon(_rotate(x, y, u, v, angle))
 
     def blob(self, x: float, y: float, radius: float, roughness: float = 0.25) -> Region:
-        """Return a rounded, irregular region around (x, y)."""
-        turns = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        radii = np.ones_like(turns)
+        """Return a rounded, irregular region centred at (x, y)."""
+        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        radii = np.ones_like(angles)
         for wave in range(2, 7):
-            radii += self.rng.normal(0, roughness / wave) * np.cos(wave * turns + self.rng.uniform(0, 6.28))
+            radii += self.rng.normal(0, roughness / wave) * np.cos(wave * angles + self.rng.uniform(0, 6.28))
         radii = radius * np.clip(radii, 0.35, 1.8)
-        return self.polygon(_turned(x, y, radii * np.cos(turns), radii * np.sin(turns), 0.0))
+        return self.polygon(_rotate(x, y, radii * np.cos(angles), radii * np.sin(angles), 0.0))
 
     def band(self, points: list[tuple[float, float]], width: float) -> Region:
-        """Return a stripe of `width` pixels along a line through `points`."""
-        picture = pillow.new("1", (self.width, self.height))
-        ImageDraw.Draw(picture).line(points, fill=1, width=max(1, round(width)), joint="curve")
-        return np.array(picture)
+        """Return a band, `width` pixels wide, along a line through `points`."""
+        region = pillow.new("1", (self.width, self.height))
+        ImageDraw.Draw(region).line(points, fill=1, width=max(1, round(width)), joint="curve")
+        return np.array(region)
 
-    def place(self, margin: float = 0.0, avoid: int | None = None) -> tuple[float, float]:
-        """Return a random (x, y), at least `margin` pixels from the border and, if it can be, not on class `avoid`."""
+    def random_point(self, margin: float = 0.0, avoid: int | None = None) -> tuple[float, float]:
+        """Return a random point (x, y), `margin` or more pixels from the border, preferably not on class `avoid`."""
         margin = min(margin, self.width / 2.5, self.height / 2.5)
         for _ in range(_TRIES):
             x = float(self.rng.uniform(margin, self.width - margin))
@@ -103,14 +103,14 @@ class Canvas:
 
 
 def corners(x: float, y: float, length: float, width: float, angle: float) -> list[tuple[float, float]]:
-    """Return the four corners (x, y) of a turned rectangle."""
+    """Return the four corners (x, y) of a rotated rectangle."""
     u = np.array([-1, 1, 1, -1]) * length / 2
     v = np.array([-1, -1, 1, 1]) * width / 2
-    return _turned(x, y, u, v, angle)
+    return _rotate(x, y, u, v, angle)
 
 
 def shift(region: Region, dx: int, dy: int) -> Region:
-    """Return `region` moved by (dx, dy) pixels, empty where nothing came from."""
+    """Return a region shifted by (dx, dy) pixels; pixels shifted in from outside are False."""
     moved = np.zeros_like(region)
     height, width = region.shape
     if abs(dx) >= width or abs(dy) >= height:
@@ -121,7 +121,7 @@ def shift(region: Region, dx: int, dy: int) -> Region:
     return moved
 
 
-def _turned(
+def _rotate(
     x: float, y: float, u: NDArray[np.float64], v: NDArray[np.float64], angle: float
 ) -> list[tuple[float, float]]:
     c, s = np.cos(angle), np.sin(angle)
@@ -129,39 +129,39 @@ def _turned(
 
 
 Field = NDArray[np.float32]
-"""One value per pixel, shape (H, W)."""
+"""One value per pixel, shape (H, W), dtype float32."""
 
-# Tints that occur on nearly every surface, so that colour gives little away.
+# Similar tints occur on most surfaces, so that colour alone does not reveal the class.
 _EARTHS = ((0.36, 0.43, 0.20), (0.46, 0.46, 0.26), (0.44, 0.36, 0.24), (0.28, 0.38, 0.20), (0.52, 0.48, 0.32))
 _STONES = ((0.52, 0.51, 0.50), (0.56, 0.51, 0.45), (0.50, 0.41, 0.37), (0.38, 0.39, 0.41), (0.45, 0.46, 0.40))
 _WATERS = ((0.18, 0.42, 0.52), (0.20, 0.37, 0.40), (0.27, 0.38, 0.41), (0.24, 0.42, 0.46), (0.34, 0.46, 0.54))
 
 
 def noise(canvas: Canvas, cell: float) -> Field:
-    """Return smooth random values of mean 0 and deviation 1 that vary over about `cell` pixels."""
+    """Return smooth noise of mean 0 and standard deviation 1 that varies over about `cell` pixels."""
     rows = max(2, round(canvas.height / cell) + 2)
     columns = max(2, round(canvas.width / cell) + 2)
     grid = canvas.rng.normal(size=(rows, columns)).astype(np.float32)
-    grown = pillow.fromarray(grid).resize((canvas.width, canvas.height), pillow.Resampling.BICUBIC)
-    values = np.asarray(grown)
+    scaled_up = pillow.fromarray(grid).resize((canvas.width, canvas.height), pillow.Resampling.BICUBIC)
+    values = np.asarray(scaled_up)
     scaled: Field = (values - values.mean()) / (values.std() + 1e-6)
     return scaled
 
 
 def grain(canvas: Canvas) -> Field:
-    """Return an independent random value per pixel, mean 0 and deviation 1."""
+    """Return independent noise per pixel, of mean 0 and standard deviation 1."""
     return canvas.rng.standard_normal((canvas.height, canvas.width), dtype=np.float32)
 
 
 def coordinates(canvas: Canvas, angle: float) -> tuple[Field, Field]:
-    """Return the pixel coordinates (u, v) in metres along a direction and across it."""
+    """Return the coordinates (u, v) of all pixels in metres, along a direction and perpendicular to it."""
     y, x = np.mgrid[: canvas.height, : canvas.width].astype(np.float32) / canvas.metre
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return x * c + y * s, y * c - x * s
 
 
 def tinted(canvas: Canvas, tints: tuple[tuple[float, float, float], ...], spread: float = 0.06) -> NDArray[np.float32]:
-    """Return one of the tints, a little changed, at a random brightness."""
+    """Return a random tint, slightly varied, at a random brightness."""
     tint = np.array(tints[canvas.rng.integers(len(tints))], dtype=np.float32)
     tint = tint + canvas.rng.normal(0, spread, 3).astype(np.float32)
     bright: NDArray[np.float32] = np.clip(tint * canvas.rng.uniform(0.8, 1.2), 0.05, 0.95).astype(np.float32)
@@ -173,7 +173,7 @@ def _coloured(tint: NDArray[np.float32], value: Field) -> Pixels:
 
 
 def lawn(canvas: Canvas) -> Pixels:
-    """Blades as fine grain, clumps and worn patches over it."""
+    """Return a lawn: fine grain, tufts and worn patches."""
     value = 0.13 * grain(canvas) + 0.13 * noise(canvas, 0.25 * canvas.metre) + 0.08 * noise(canvas, 2 * canvas.metre)
     pixels = _coloured(tinted(canvas, _EARTHS), value)
     worn = np.clip(noise(canvas, 3 * canvas.metre) - 0.8, 0, 1)[..., None]
@@ -182,20 +182,20 @@ def lawn(canvas: Canvas) -> Pixels:
 
 
 def soil(canvas: Canvas) -> Pixels:
-    """Clods: rough at every scale."""
+    """Return soil: noise at every scale."""
     value = 0.10 * grain(canvas) + 0.22 * noise(canvas, 0.25 * canvas.metre) + 0.10 * noise(canvas, 0.8 * canvas.metre)
     return _coloured(tinted(canvas, _EARTHS), value)
 
 
 def foliage(canvas: Canvas) -> Pixels:
-    """Leaves: dark gaps between bright tufts."""
+    """Return foliage: bright tufts with dark gaps."""
     tufts = noise(canvas, 0.45 * canvas.metre)
     value = 0.40 * np.tanh(1.5 * tufts) + 0.16 * noise(canvas, 0.12 * canvas.metre) + 0.06 * grain(canvas)
     return _coloured(tinted(canvas, _EARTHS), value)
 
 
 def paving(canvas: Canvas) -> Pixels:
-    """Slabs with joints, each slab a shade of its own."""
+    """Return paving: slabs of different shades with joints."""
     u, v = coordinates(canvas, canvas.rng.uniform(0, np.pi))
     size = canvas.rng.uniform(0.5, 1.1)
     row = np.floor(v / size)
@@ -208,20 +208,20 @@ def paving(canvas: Canvas) -> Pixels:
 
 
 def asphalt(canvas: Canvas) -> Pixels:
-    """Even, with a fine grain and broad stains."""
+    """Return asphalt: an even colour with fine grain and large stains."""
     value = 0.03 * grain(canvas) + 0.05 * noise(canvas, 3 * canvas.metre)
     return _coloured(tinted(canvas, _STONES), value)
 
 
 def tiles(canvas: Canvas, angle: float) -> Pixels:
-    """Rows of roof tiles along `angle`, brighter on the side of the sun."""
+    """Return rows of roof tiles along a direction."""
     u, v = coordinates(canvas, angle)
     value = 0.22 * np.sin(2 * np.pi * v / 0.5) + 0.04 * np.sign(np.sin(2 * np.pi * u / 0.6)) + 0.02 * grain(canvas)
     return _coloured(tinted(canvas, _STONES), value.astype(np.float32))
 
 
 def water(canvas: Canvas, ripple_m: float) -> Pixels:
-    """Smooth, with bent ripples of the given length and glints on their crests."""
+    """Return water: curved ripples of the given wavelength in metres, with glints on their crests."""
     u, _ = coordinates(canvas, canvas.rng.uniform(0, np.pi))
     bend = 0.5 * noise(canvas, 1.5 * canvas.metre)
     crest = np.sin(2 * np.pi * u / ripple_m + 2.5 * bend) * np.clip(0.7 + 0.5 * noise(canvas, 2 * canvas.metre), 0, 2)
@@ -232,5 +232,5 @@ def water(canvas: Canvas, ripple_m: float) -> Pixels:
 
 
 def painted(canvas: Canvas, colour: NDArray[np.float32]) -> Pixels:
-    """One even colour with hardly any grain: metal, plaster, cloth."""
+    """Return an even colour with little grain, as of metal, plaster or cloth."""
     return _coloured(colour, 0.02 * grain(canvas))

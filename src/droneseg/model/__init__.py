@@ -1,1 +1,1 @@
-"""The model bundle: all that serving reads."""
+"""Model bundles, the model store and the model registry."""
