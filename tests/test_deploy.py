@@ -1,4 +1,4 @@
-"""Images, cloud and compose files follow their schemas and fit each other; the tasks say what they mean."""
+"""Dockerfiles, cloud and compose files, deployment scripts and container tasks."""
 
 import json
 import os
@@ -28,12 +28,12 @@ EXTRAS = {
 }
 
 
-def test_there_are_four_images() -> None:
+def test_there_are_four_dockerfiles() -> None:
     assert {file.stem for file in DOCKERFILES} == set(EXTRAS)
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
-def test_an_image_follows_the_linter_and_the_rules(file: Path) -> None:
+def test_dockerfile_passes_hadolint_and_our_rules(file: Path) -> None:
     done = subprocess.run([BIN / "hadolint", file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     text = file.read_text()
@@ -49,14 +49,14 @@ def test_an_image_follows_the_linter_and_the_rules(file: Path) -> None:
     assert "uv" not in re.findall(r"COPY --from=\S+ (\S+)", last)
 
 
-def test_images_use_the_lock_and_the_version_of_the_project() -> None:
+def test_dockerfiles_use_the_lock_file_and_the_project_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for file in DOCKERFILES:
         assert f"ARG VERSION={version}\n" in file.read_text()
         assert file.read_text().count("uv sync --frozen") == 2
 
 
-def test_the_context_holds_what_the_images_copy_and_no_secret(tmp_path: Path) -> None:
+def test_build_context_contains_only_what_the_images_copy(tmp_path: Path) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         name.rstrip("/")
@@ -71,7 +71,7 @@ def test_the_context_holds_what_the_images_copy_and_no_secret(tmp_path: Path) ->
 
 @pytest.mark.parametrize("variable", ["PORT", "DRONESEG_PORT"])
 @pytest.mark.parametrize("image", ["api", "bento"])
-def test_the_health_check_asks_where_the_service_listens(image: str, variable: str) -> None:
+def test_health_check_uses_the_port_of_the_service(image: str, variable: str) -> None:
     asked = []
 
     class Service(BaseHTTPRequestHandler):
@@ -97,7 +97,7 @@ def test_the_health_check_asks_where_the_service_listens(image: str, variable: s
     assert said == [0, 1]
 
 
-def test_google_cloud_is_sent_what_the_images_copy_and_no_secret(tmp_path: Path) -> None:
+def test_gcloudignore_uploads_sources_and_no_secrets(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / ".gitignore").write_text((ROOT / ".gcloudignore").read_text())  # the same patterns
     sent = [
@@ -134,7 +134,7 @@ def test_google_cloud_is_sent_what_the_images_copy_and_no_secret(tmp_path: Path)
         ("vendor.dependabot", ".github/dependabot.yml"),
     ],
 )
-def test_it_follows_its_schema(schema: str, file: str) -> None:
+def test_file_matches_its_json_schema(schema: str, file: str) -> None:
     command = [BIN / "check-jsonschema", "--builtin-schema", schema, ROOT / file]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -148,7 +148,7 @@ def render(template: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["api", "bento"])
-def test_a_service_of_cloud_run_fits_the_service(name: str, tmp_path: Path) -> None:
+def test_cloud_run_configuration_fits_the_service(name: str, tmp_path: Path) -> None:
     service = yaml.safe_load(render(f"{name}.yaml", tmp_path))
     spec = service["spec"]["template"]["spec"]
     main, sidecar = spec["containers"]
@@ -165,7 +165,7 @@ def test_a_service_of_cloud_run_fits_the_service(name: str, tmp_path: Path) -> N
     assert all("secretKeyRef" in entry["valueFrom"] for entry in secrets)
 
 
-def test_a_training_of_vertex_runs_commands_that_exist(tmp_path: Path) -> None:
+def test_vertex_training_runs_existing_commands(tmp_path: Path) -> None:
     job = yaml.safe_load(render("train.yaml", tmp_path))
     (pool,) = job["workerPoolSpecs"]
     commands = [part.split() for part in pool["containerSpec"]["args"][0].split(";")]
@@ -175,7 +175,7 @@ def test_a_training_of_vertex_runs_commands_that_exist(tmp_path: Path) -> None:
     assert {entry["name"] for entry in pool["containerSpec"]["env"]} <= set(variable_names())
 
 
-def test_a_template_that_is_not_filled_in_is_refused(tmp_path: Path) -> None:
+def test_render_rejects_a_template_with_unset_variables(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("image: ${IMAGE}\nother: ${OTHER}\n")
     done = subprocess.run(
         ["bash", ROOT / "deploy/render.sh", tmp_path / "a.yaml", tmp_path / "b.yaml"],
@@ -185,7 +185,7 @@ def test_a_template_that_is_not_filled_in_is_refused(tmp_path: Path) -> None:
     assert "${OTHER}" in done.stdout + done.stderr
 
 
-def test_the_scripts_are_scripts() -> None:
+def test_deploy_scripts_are_valid_and_executable() -> None:
     for script in (ROOT / "deploy").glob("*.sh"):
         assert subprocess.run(["bash", "-n", script]).returncode == 0
         assert os.access(script, os.X_OK)
@@ -208,7 +208,7 @@ esac
 
 @pytest.fixture
 def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A gcloud that writes down what it is told and at first finds nothing; for the real one there is no account."""
+    """Fake gcloud that logs its arguments and at first finds no resource; the real one needs an account."""
     program = tmp_path / "bin/gcloud"
     program.parent.mkdir()
     program.write_text(GCLOUD)
@@ -227,7 +227,7 @@ def run_script(name: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_an_empty_project_gets_all_of_it_and_a_second_run_makes_nothing(gcloud: Path) -> None:
+def test_setup_creates_everything_once(gcloud: Path) -> None:
     said = run_script("setup.sh")
     assert "retrying in 15 s, 5 attempts left" in said
     assert "SERVICE_ACCOUNT=droneseg-deploy@p.iam.gserviceaccount.com" in said
@@ -255,7 +255,7 @@ def test_an_empty_project_gets_all_of_it_and_a_second_run_makes_nothing(gcloud: 
     assert not re.search(r" create(-oidc)? ", (gcloud / "calls").read_text())
 
 
-def test_the_morning_report_is_made_once_and_then_updated(gcloud: Path) -> None:
+def test_drift_schedule_is_created_once_and_then_updated(gcloud: Path) -> None:
     for action in ("create", "update"):
         run_script("schedule-drift.sh")
         last = (gcloud / "calls").read_text().splitlines()[-1]
@@ -265,7 +265,7 @@ def test_the_morning_report_is_made_once_and_then_updated(gcloud: Path) -> None:
         (gcloud / "made").touch()
 
 
-def test_compose_mounts_files_that_are_there_and_prometheus_takes_them(tmp_path: Path) -> None:
+def test_compose_mounts_existing_files_that_prometheus_accepts(tmp_path: Path) -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     for service in compose["services"].values():
         for volume in service.get("volumes", []):
@@ -280,7 +280,7 @@ def test_compose_mounts_files_that_are_there_and_prometheus_takes_them(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_bucket_of_compose_may_be_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_accepts_an_existing_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     _, option, code = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["bucket"]["command"]
     assert option == "-c"
     with bucket("another", monkeypatch) as made:
@@ -292,7 +292,7 @@ def test_the_bucket_of_compose_may_be_there_already(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A container engine that writes down what it is told, one JSON list per call; it has no image yet."""
+    """Fake container engine without images that logs its arguments, one JSON list per call."""
     log = tmp_path / "calls"
     program = tmp_path / "bin" / "engine"
     program.parent.mkdir()
@@ -316,11 +316,11 @@ def invoke(folder: Path, *arguments: str, code: int = 0) -> str:
 
 
 def calls(log: Path, *, filled: bool = False) -> list[list[str]]:
-    """Return what an engine was told; `filled` with the values that stand for the names of variables."""
+    """Return the arguments of every call of the engine; `filled` adds the values of variables passed by name."""
     return [json.loads(line)[filled] for line in log.read_text().splitlines()]
 
 
-def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine: Path, tmp_path: Path) -> None:
+def test_docker_train_builds_preprocesses_and_trains_with_the_overrides(engine: Path, tmp_path: Path) -> None:
     said = invoke(tmp_path, "docker-train", "--args", "preset=smoke epochs=2")
     assert "No GPU found" in said
     looked, build, preprocess, train = calls(engine)
@@ -334,7 +334,7 @@ def test_docker_train_builds_preprocesses_and_trains_with_what_was_asked(engine:
     assert f"{tmp_path / 'nnUNet_raw'}:/work/nnUNet_raw" in train
 
 
-def test_with_a_gpu_it_is_handed_over_with_the_secrets(engine: Path, tmp_path: Path) -> None:
+def test_docker_train_passes_the_gpu_and_secrets_to_the_container(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
     (tmp_path / ".env").write_text('WANDB_API_KEY="secret"  # mine\nnnUNet_raw=/here/alone\n')
@@ -348,9 +348,7 @@ def test_with_a_gpu_it_is_handed_over_with_the_secrets(engine: Path, tmp_path: P
     assert train[-1] == "preset=gpu"
 
 
-def test_rootless_podman_may_write_into_folders_of_ours(
-    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rootless_podman_keeps_the_user_id(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "bin/engine").rename(tmp_path / "bin/podman")
     monkeypatch.setenv("DOCKER", "podman")
@@ -358,7 +356,7 @@ def test_rootless_podman_may_write_into_folders_of_ours(
     assert "--userns=keep-id" in calls(engine)[-1]
 
 
-def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> None:
+def test_docker_inference_mounts_source_and_output(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     invoke(tmp_path, "docker-inference", "--source", "photos", "--out", "masks")
     run = calls(engine)[-1]
@@ -366,7 +364,7 @@ def test_docker_inference_mounts_the_folders(engine: Path, tmp_path: Path) -> No
     assert f"{tmp_path / 'masks'}:/output" in run
 
 
-def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_path: Path) -> None:
+def test_container_ports_are_published_on_localhost_only(engine: Path, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("DRONESEG_MODEL=elsewhere\n")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/manifest.json").write_text("{}")
@@ -391,7 +389,7 @@ def test_services_in_containers_listen_on_this_machine_only(engine: Path, tmp_pa
         (["cloud-deploy", "--service", "train"], "Unknown --service train. Choose api or bento"),
     ],
 )
-def test_what_there_is_not_is_refused_before_anything_runs(
+def test_invalid_task_options_are_rejected_before_anything_runs(
     engine: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     assert said in invoke(tmp_path, *arguments, code=1)

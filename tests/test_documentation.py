@@ -1,4 +1,4 @@
-"""What the documentation names exists, and what exists is in the documentation: both sides are read."""
+"""Comparison of the built documentation with the code, in both directions."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def pages(site: Path) -> dict[str, Page]:
 
 
 def wrong_words(words: list[str], command: Command, *, with_keys: bool) -> list[str]:
-    """Return the options and keys that a command does not have."""
+    """Return the options and keys in a command line that the command does not accept."""
     keys = {*training_keys(), "preset", "tracking"}
     wrong = []
     for word in words:
@@ -72,7 +72,7 @@ def wrong_words(words: list[str], command: Command, *, with_keys: bool) -> list[
     return wrong
 
 
-def test_every_command_option_and_key_that_is_named_exists(pages: dict[str, Page]) -> None:
+def test_documented_commands_options_and_keys_exist(pages: dict[str, Page]) -> None:
     ours, tasks = droneseg_commands(), invoke_tasks()
     wrong, seen = [], set()
     for page in pages.values():
@@ -103,7 +103,7 @@ def test_every_command_option_and_key_that_is_named_exists(pages: dict[str, Page
     assert leaves - seen == set(), "commands that no guide shows"
 
 
-def test_every_option_that_stands_alone_exists(pages: dict[str, Page]) -> None:
+def test_options_quoted_without_a_command_exist(pages: dict[str, Page]) -> None:
     options = {name for each in (*droneseg_commands().values(), *invoke_tasks().values()) for name in each.options}
     foreign = {"--gpus", "--build-arg", "--port", "--timeout-graceful-shutdown"}
     named = {
@@ -113,7 +113,7 @@ def test_every_option_that_stands_alone_exists(pages: dict[str, Page]) -> None:
     assert named - options - foreign == set()
 
 
-def test_every_setting_that_is_named_exists_and_every_setting_is_named(pages: dict[str, Page]) -> None:
+def test_documented_settings_are_all_settings(pages: dict[str, Page]) -> None:
     known = set(variable_names())
     of_tests = {"DRONESEG_TEST_DATA", "DRONESEG_REQUIRE_ALL", "DRONESEG_BEARER"}
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
@@ -124,13 +124,13 @@ def test_every_setting_that_is_named_exists_and_every_setting_is_named(pages: di
     assert listed == known
 
 
-def test_the_reference_of_a_training_lists_every_key(pages: dict[str, Page]) -> None:
+def test_training_reference_lists_every_key(pages: dict[str, Page]) -> None:
     listed = {row[0].get_text() for table in pages["reference/training"].tables() for row in table}
     assert listed == set(training_keys())
     assert all(training_keys().values()), "each says what it means"
 
 
-def test_every_command_and_option_is_in_the_reference(pages: dict[str, Page]) -> None:
+def test_cli_reference_lists_every_command_and_option(pages: dict[str, Page]) -> None:
     text = pages["reference/cli"].text
     for path, command in droneseg_commands().items():
         assert " ".join(("droneseg", *path)) in text
@@ -139,7 +139,7 @@ def test_every_command_and_option_is_in_the_reference(pages: dict[str, Page]) ->
 
 
 def bento_paths() -> set[str]:
-    """Return the paths of the BentoML service; in a process of its own, since BentoML warns of itself."""
+    """Return the paths of the BentoML service, read in a new process because importing BentoML warns."""
     script = (
         "import json; from droneseg.serving import bentoml_service as b; "
         "print(json.dumps([*b.PUBLIC_PATHS, b.PREDICT_BASE64, b.PREDICT_BYTES, b.MODEL_INFO, b.METRICS]))"
@@ -149,7 +149,7 @@ def bento_paths() -> set[str]:
 
 
 def paths_of(pages: dict[str, Page], port: int) -> set[str]:
-    """Return the paths that are asked for at a port anywhere, or named with a method."""
+    """Return the paths in URLs with a port and those quoted after an HTTP method."""
     found = set()
     for page in pages.values():
         for text in (*page.blocks, *page.inline):
@@ -158,7 +158,7 @@ def paths_of(pages: dict[str, Page], port: int) -> set[str]:
     return found
 
 
-def test_every_endpoint_that_is_named_exists_and_every_endpoint_is_named(pages: dict[str, Page]) -> None:
+def test_documented_endpoints_are_all_endpoints(pages: dict[str, Page]) -> None:
     app = create_app(Settings(api_key="a key for tests"))
     fastapi = set(app.openapi()["paths"]) | {"/ui", "/docs", "/openapi.json"}
     backend = bento_paths()
@@ -171,7 +171,7 @@ def test_every_endpoint_that_is_named_exists_and_every_endpoint_is_named(pages: 
         assert [path for path in sorted(paths) if path not in text] == []
 
 
-def test_every_metric_that_is_named_exists_with_its_labels_and_every_metric_is_named(pages: dict[str, Page]) -> None:
+def test_documented_metrics_and_labels_are_all_metrics(pages: dict[str, Page]) -> None:
     collectors = ServiceMetrics()._registry._collector_to_names.items()
     labels = {name: set(getattr(each, "_labelnames", ())) for each, names in collectors for name in names}
     ours = {name for name in labels if name.startswith("droneseg_")}
@@ -196,7 +196,7 @@ def test_every_metric_that_is_named_exists_with_its_labels_and_every_metric_is_n
         assert documented[shown[0]] == labels[shown[0]], shown
 
 
-def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]) -> None:
+def test_documented_statuses_and_codes_are_all_errors(pages: dict[str, Page]) -> None:
     ours = {(spec.status, spec.code) for spec in (*ERROR_SPECS.values(), INTERNAL_ERROR)}
     documented = set()
     for table in pages["serving"].tables():
@@ -213,7 +213,7 @@ def test_every_status_and_code_is_documented_and_no_other(pages: dict[str, Page]
         assert code == status_code_name(status)
 
 
-def test_every_message_of_the_troubleshooting_is_one_of_ours(pages: dict[str, Page]) -> None:
+def test_troubleshooting_quotes_messages_of_the_source(pages: dict[str, Page]) -> None:
     texts = templates()
     paragraphs = [item.find("p", recursive=False) for item in pages["troubleshooting"].content.select("li")]
     codes = [paragraph.find("code") for paragraph in paragraphs if paragraph]
@@ -226,8 +226,8 @@ def test_every_message_of_the_troubleshooting_is_one_of_ours(pages: dict[str, Pa
         assert any(pattern.search(text) for text in texts), message
 
 
-def test_every_file_that_is_named_exists(pages: dict[str, Page]) -> None:
-    """Of the folders of this repository; what commands write lies elsewhere."""
+def test_documented_files_exist(pages: dict[str, Page]) -> None:
+    """Only files of the repository are checked, not those that commands write."""
     inside = re.compile(r"^(?:src|docs|tests|benchmarks|configs|deploy|\.github|\.ci)/[\w./-]*\w$")
     short = re.compile(r"^(?:core|data|serving|monitoring|inference|model|nnunet|training)/[\w./]+\.py$")
     for page in pages.values():
@@ -238,7 +238,7 @@ def test_every_file_that_is_named_exists(pages: dict[str, Page]) -> None:
                 assert (ROOT / "src/droneseg" / text).exists(), (page.name, text)
 
 
-def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
     loaded = 0
     for file in site.rglob("*.html"):
         soup = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
@@ -255,7 +255,7 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
 
 
 class Silent(SimpleHTTPRequestHandler):
-    """Serves files and says nothing of it."""
+    """File server without a log."""
 
     def log_message(self, *_: object) -> None:
         pass
@@ -269,7 +269,7 @@ def url(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_every_link_within_the_pages_leads_somewhere(url: str) -> None:
+def test_links_within_the_site_work(url: str) -> None:
     command = [
         str(Path(sys.executable).with_name("linkchecker")),
         "--no-status",
@@ -318,7 +318,7 @@ OWN_TESTS = {
 
 
 def apply(name: str, folder: Path) -> dict[str, str]:
-    """Make a copy of the project with a worked example in it; return an environment that takes its code."""
+    """Copy the project, apply a worked example and return environment variables that import the copy."""
     for part in ("src", "tests", "configs"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -328,14 +328,14 @@ def apply(name: str, folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder / "src")}
 
 
-def test_the_worked_examples_are_all_shown_and_all_tried() -> None:
+def test_worked_examples_are_all_documented_and_tested() -> None:
     shown = set(re.findall(r"docs/examples/([a-z]+)\.patch", (ROOT / "docs/extend.md").read_text(encoding="utf-8")))
     there = {file.stem for file in (ROOT / "docs/examples").iterdir()}
     assert shown == there == {*EXAMPLES, *OWN_TESTS}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_worked_examples_apply_and_do_what_they_say(tmp_path: Path, name: str) -> None:
+def test_worked_example_applies_and_works(tmp_path: Path, name: str) -> None:
     environment = apply(name, tmp_path)
     (tmp_path / "work").mkdir()
     command = [sys.executable, "-W", "ignore", "-c", EXAMPLES[name]]
@@ -347,7 +347,7 @@ def test_the_worked_examples_apply_and_do_what_they_say(tmp_path: Path, name: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_TESTS)
-def test_the_worked_examples_pass_the_tests_of_their_kind(tmp_path: Path, name: str) -> None:
+def test_worked_example_passes_the_tests_of_its_kind(tmp_path: Path, name: str) -> None:
     module, chosen = OWN_TESTS[name]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", module, "-k", chosen]
     done = subprocess.run(command, cwd=tmp_path, env=apply(name, tmp_path), capture_output=True, text=True)
@@ -355,7 +355,7 @@ def test_the_worked_examples_pass_the_tests_of_their_kind(tmp_path: Path, name: 
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]  # it says so
 
 
-def test_the_example_in_python_predicts(tmp_path: Path) -> None:
+def test_python_example_predicts(tmp_path: Path) -> None:
     text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "nnUNet_results").mkdir()
@@ -367,15 +367,15 @@ def test_the_example_in_python_predicts(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "mask.png", "ids").shape == (50, 70)
 
 
-def test_the_extras_are_all_named() -> None:
+def test_installation_page_lists_every_extra() -> None:
     stated = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == stated
 
 
 @pytest.mark.slow
-def test_the_flow_of_the_readme_runs_as_written(tmp_path: Path) -> None:
-    """Only the training is shorter, and its network smaller."""
+def test_readme_training_commands_run_as_written(tmp_path: Path) -> None:
+    """The training is shorter and its network smaller."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(each for each in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "data check DIR" in each)
     made = Workspace(tmp_path)

@@ -1,4 +1,4 @@
-"""`dvc repro` runs the whole flow, reruns only what changed, and compares figures."""
+"""DVC pipeline: outputs, reruns after changes, metrics and remotes."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A project with our pipeline, generated data and tiny parameters."""
+    """Project with the DVC pipeline, generated data and a tiny training."""
     made = Workspace(tmp_path_factory.mktemp("pipeline"))
     git(made.root, "init", "--quiet")
     git(made.root, "config", "user.name", "A Pilot")
@@ -56,7 +56,7 @@ def ran(said: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_it_makes_a_bundle_masks_and_figures(project: Workspace) -> None:
+def test_pipeline_writes_bundle_masks_and_metrics(project: Workspace) -> None:
     made = project.root / "runs/pipeline"
     assert 0 <= json.loads((made / "metrics.json").read_text())["miou"] <= 1
     assert json.loads((made / "bundle/manifest.json").read_text())["quality"]["data"].startswith("validation part")
@@ -65,7 +65,7 @@ def test_it_makes_a_bundle_masks_and_figures(project: Workspace) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_rerun_if_nothing_changed_and_only_what_did_otherwise(project: Workspace) -> None:
+def test_repro_reruns_only_stages_with_changed_inputs(project: Workspace) -> None:
     assert ran(dvc(project, "repro")) == []
     change(project, evaluate={"profile": "exact"})
     assert ran(dvc(project, "repro")) == ["evaluate"]
@@ -76,7 +76,7 @@ def test_nothing_is_rerun_if_nothing_changed_and_only_what_did_otherwise(project
     assert git(project.root, "status", "--porcelain").split() == ["M", "configs/pipeline.yaml", "M", "dvc.lock"]
 
 
-def test_nothing_but_the_model_can_reach_the_remote_in_the_repository() -> None:
+def test_pipeline_outputs_use_the_gcs_remote() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     outs = [out for stage in stages.values() for out in (*stage["outs"], *stage.get("metrics", []))]
     assert outs
@@ -86,7 +86,7 @@ def test_nothing_but_the_model_can_reach_the_remote_in_the_repository() -> None:
         assert options["remote"] == "gcs"
 
 
-def test_data_can_be_versioned(tmp_path: Path) -> None:
+def test_data_folder_can_be_added_to_dvc(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     shutil.copy(ROOT / ".gitignore", tmp_path / ".gitignore")
     workspace = Workspace(tmp_path)
@@ -97,7 +97,7 @@ def test_data_can_be_versioned(tmp_path: Path) -> None:
     git(tmp_path, "add", "data/drone.dvc")
 
 
-def test_a_bare_push_sends_none_of_it_to_the_default_remote(tmp_path: Path) -> None:
+def test_push_without_a_remote_sends_no_pipeline_outputs_to_the_default(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     dvc(workspace, "init", "--quiet", "--no-scm")
     dvc(workspace, "remote", "add", "--quiet", "--default", "models", str(tmp_path / "models"))

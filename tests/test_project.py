@@ -1,4 +1,4 @@
-"""What the project promises about itself."""
+"""Rules for the repository: file names, docstrings, output, versions, data."""
 
 import ast
 import re
@@ -18,16 +18,16 @@ def test_no_file_name_is_used_twice() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_the_colours_are_stated_once() -> None:
+def test_class_colours_are_defined_once() -> None:
     stated = [p.name for p in SOURCES if re.search(r"155, ?38, ?182|14, ?135, ?204", p.read_text())]
     assert stated == ["classes.py"]
 
 
-def test_every_module_says_what_it_owns() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert [p.name for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
 
 
-def test_nothing_prints_and_only_the_command_line_writes_to_the_terminal() -> None:
+def test_source_never_calls_print() -> None:
     calls = [
         p.name for p in SOURCES for node in ast.walk(ast.parse(p.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
@@ -40,7 +40,7 @@ def test_ci_runs_the_readme_test_command() -> None:
     assert "README.md" in (ROOT / ".ci/run").read_text()
 
 
-def test_the_bento_takes_the_wheel_of_this_version() -> None:
+def test_bentofile_names_the_wheel_of_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"wheels: [dist/droneseg-{version}-py3-none-any.whl]" in (ROOT / "bentofile.yaml").read_text()
 
@@ -51,7 +51,7 @@ def test_links_in_the_readme_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_no_real_data_is_in_the_repository() -> None:
+def test_repository_contains_no_real_data() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")

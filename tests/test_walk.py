@@ -1,4 +1,4 @@
-"""The whole way: Kaggle, training, W&B, bundle, bucket, another clone, service, a better model, and back."""
+"""End to end: Kaggle download, training, W&B, bundle, bucket, clone, service, promotion, rollback."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 
 def start_project(folder: Path, store: Bucket) -> Workspace:
-    """Begin a project as a team would: git, with a place to push to, and DVC with a bucket."""
+    """Create a project with a git remote and a DVC remote in a bucket."""
     project = Workspace(folder)
     folder.mkdir()
     git(folder.parent, "init", "--quiet", "--bare", "--initial-branch", "main", "origin.git")
@@ -78,7 +78,7 @@ def identify(folder: Path) -> None:
 
 
 def train(project: Workspace, name: str, *overrides: str) -> Path:
-    """Train, tracked offline, and export a candidate."""
+    """Train with offline tracking and export a candidate."""
     environment = {"WANDB_API_KEY": "", "HOME": str(project.root)}
     project.run("train", *TRAIN, f"configuration=2d_{name}", *overrides, **environment)
     fold = project.fold(f"2d_{name}")
@@ -90,7 +90,7 @@ def train(project: Workspace, name: str, *overrides: str) -> Path:
 
 
 def served_id(server: Server, photograph: Path) -> str:
-    """Return the model that a service answers with."""
+    """Return the id of the model that a service predicts with."""
     answer = server.predict(photograph.read_bytes(), **{"X-API-Key": KEY})
     assert answer.status_code == 200
     return str(answer.json()["model_id"])
@@ -101,9 +101,7 @@ def reload(server: Server) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def test_from_kaggle_to_a_service_that_takes_up_a_better_model_and_gives_it_back(
-    tmp_path: Path, kaggle: Kaggle, store: Bucket
-) -> None:
+def test_kaggle_download_to_served_promotion_and_rollback(tmp_path: Path, kaggle: Kaggle, store: Bucket) -> None:
     first = start_project(tmp_path / "first", store)
     first.run("data", "download", KAGGLE_API_TOKEN=TOKEN, **kaggle.environment)
     first.run("data", "split", "data/drone", "--out", "split.json", "--by", "random", "--test-share", "0.5")

@@ -1,4 +1,4 @@
-"""The workflows follow GitHub's schema, hold no known weakness, and call commands that exist."""
+"""GitHub workflows: schema, security audit, pinned actions, existing commands."""
 
 import re
 import shlex
@@ -19,25 +19,25 @@ BIN = Path(sys.executable).parent
 
 
 def commands(workflow: Path) -> list[list[str]]:
-    """Return what the steps run, a list of words each."""
+    """Return the commands of all steps as lists of words."""
     jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
     scripts = [step["run"] for job in jobs for step in job.get("steps", []) if "run" in step]
     return [shlex.split(part) for script in scripts for part in re.split(r"&&|\n", script) if part.strip()]
 
 
-def test_there_are_some() -> None:
+def test_workflows_exist() -> None:
     assert WORKFLOWS
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_it_follows_githubs_schema_and_holds_no_known_weakness(workflow: Path) -> None:
+def test_workflow_matches_the_schema_and_passes_zizmor(workflow: Path) -> None:
     for check in (["check-jsonschema", "--builtin-schema", "vendor.github-workflows"], ["zizmor", "--offline"]):
         done = subprocess.run([BIN / check[0], *check[1:], workflow], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_every_action_is_pinned(workflow: Path) -> None:
+def test_actions_are_pinned_by_commit(workflow: Path) -> None:
     used = re.findall(r"uses: (\S+)(.*)", workflow.read_text())
     assert used
     for action, comment in used:
@@ -49,7 +49,7 @@ def test_every_action_is_pinned(workflow: Path) -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_the_commands_and_their_options_exist(workflow: Path, tmp_path: Path) -> None:
+def test_workflow_commands_and_options_exist(workflow: Path, tmp_path: Path) -> None:
     checked = 0
     for words in commands(workflow):
         if words[:3] == ["uv", "run", "droneseg"]:
@@ -71,7 +71,7 @@ def test_the_commands_and_their_options_exist(workflow: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_only_jobs_that_somebody_guards_have_an_identity_that_may_change_things(workflow: Path) -> None:
+def test_jobs_that_change_the_cloud_use_a_protected_environment(workflow: Path) -> None:
     for name, job in yaml.safe_load(workflow.read_text())["jobs"].items():
         accounts = [
             step["with"]["service_account"]

@@ -1,1 +1,1 @@
-"""What tests share that is no fixture."""
+"""Functions and classes shared by test modules; fixtures are in conftest.py."""

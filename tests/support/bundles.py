@@ -1,4 +1,4 @@
-"""Bundles whose network is one 1x1 convolution, made without torch: for what does not depend on a trained network."""
+"""Bundles whose network is one 1x1 convolution, for tests that need no trained network."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ _BIASES = (-9, 2, 0, 0, 0, -1.5)
 
 
 def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIASES, *, padding: int = 0) -> None:
-    """Write an ONNX network that looks at one pixel's colour, and is so many bytes larger than it need be."""
+    """Write an ONNX network that classifies each pixel by its colour, with `padding` unused bytes."""
     kernel = numpy_helper.from_array(np.array(weights, np.float32)[..., None, None], "kernel")
     bias = numpy_helper.from_array(np.array(biases, np.float32), "bias")
     graph = helper.make_graph(
@@ -41,7 +41,7 @@ def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIAS
 
 
 def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Path | None = None) -> Bundle:
-    """Write and read back a bundle with the profiles exact and fast."""
+    """Write a bundle with the profiles exact and fast, and read it."""
     if network is None:
         network = folder.parent / "network.onnx"
         write_network(network)

@@ -1,4 +1,4 @@
-"""What the built documentation and the README say, and what the code has: the two sides that must agree."""
+"""Readers of the built documentation, the README, and the commands and messages of the code."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ _SEPARATORS = {"&&", "||", "|", ";", "&"}
 
 @dataclass(frozen=True)
 class Page:
-    """A page as its readers see it."""
+    """Rendered page."""
 
     name: str
     content: Tag
@@ -45,7 +45,7 @@ class Page:
 
 
 def read_site(site: Path) -> dict[str, Page]:
-    """Return the pages of a built site and the README; not those that tell of the past."""
+    """Return the README and the pages of a built site except decisions, experiments and the API reference."""
     pages = {}
     for file in sorted(site.rglob("*.html")):
         name = str(file.relative_to(site)).removesuffix(".html")
@@ -61,7 +61,7 @@ def read_site(site: Path) -> dict[str, Page]:
 
 @dataclass
 class Command:
-    """A command of ours: what it is called, and what it takes."""
+    """Command of `droneseg` or task of invoke: path and options."""
 
     path: tuple[str, ...]
     options: set[str] = field(default_factory=set)
@@ -85,7 +85,7 @@ def droneseg_commands() -> dict[tuple[str, ...], Command]:
 
 
 def invoke_tasks() -> dict[str, Command]:
-    """Return all tasks."""
+    """Return all invoke tasks by name."""
     spec = importlib.util.spec_from_file_location("tasks", ROOT / "tasks.py")
     assert spec is not None
     assert spec.loader is not None
@@ -103,7 +103,7 @@ def _flags(names: tuple[str, ...]) -> list[str]:
 
 
 def command_lines(page: Page) -> Iterator[list[str]]:
-    """Yield the commands of a page word by word, without the environment they are given and `uv run`."""
+    """Yield the command lines of a page as lists of words, without variables and `uv run`."""
     for text in [*page.blocks, *page.inline]:
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
             try:
@@ -111,7 +111,7 @@ def command_lines(page: Page) -> Iterator[list[str]]:
                 lexer.whitespace_split, lexer.commenters = True, "#"
                 words = list(lexer)
             except ValueError:
-                continue  # no line of a shell
+                continue  # not a shell command
             part: list[str] = []
             for word in [*words, "&&"]:
                 if word not in _SEPARATORS:
@@ -125,7 +125,7 @@ def command_lines(page: Page) -> Iterator[list[str]]:
 
 
 def templates() -> list[str]:
-    """Return all texts of the source, with a NUL where something is filled in."""
+    """Return all string literals of the source; NUL replaces the values in f-strings."""
     found = []
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

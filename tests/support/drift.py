@@ -1,4 +1,4 @@
-"""Models with a reference for drift, and records like it or not."""
+"""Bundles with a drift reference, and prediction records that resemble it or differ."""
 
 import uuid
 from collections.abc import Callable
@@ -18,14 +18,14 @@ NOON = datetime(2026, 3, 20, 12, tzinfo=UTC)
 
 
 def photographs(count: int = 40, seed: int = 0) -> list[Image]:
-    """Make photographs of noise on grounds of several colours and brightnesses."""
+    """Generate noise images with varying mean colour and brightness."""
     rng = np.random.default_rng(seed)
     grounds = rng.uniform(60, 200, (count, 1, 1, 3)) + rng.normal(0, 12, (count, 24, 32, 3))
     return list(np.clip(grounds, 0, 255).astype(np.uint8))
 
 
 def make_bundle_with_reference(folder: Path, images: list[Image] | None = None) -> Bundle:
-    """Make a bundle whose reference is of these photographs."""
+    """Write a bundle with a drift reference measured on these images."""
     plain = make_bundle(folder.parent / f"{folder.name}-plain")
     table = folder.parent / REFERENCE_NAME
     stated = take_reference(plain, images or photographs(), "40 photographs of noise", table)
@@ -44,7 +44,7 @@ def records_like(
     over: timedelta = timedelta(hours=3),
     seed: int = 0,
 ) -> list[Record]:
-    """Make records like those of a bundle's reference, changed in some way, the oldest first."""
+    """Return records drawn from a bundle's drift reference and passed through `changed`, oldest first."""
     table = read_reference(bundle).table
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.resize(np.arange(len(table["confidence"])), count))
@@ -73,17 +73,17 @@ def records_like(
 
 
 def darker(record: Record) -> Record:
-    """Return a record of a photograph of a third of the brightness."""
+    """Return the record with a third of its brightness."""
     return with_statistics(record, brightness=record.statistics["brightness"] / 3)
 
 
 def with_statistics(record: Record, **values: float) -> Record:
-    """Return a record with other statistics."""
+    """Return the record with some statistics replaced."""
     return record.model_copy(update={"statistics": record.statistics | values})
 
 
 def keep(folder: Path, records: list[Record], *, in_a_file: int = 1) -> list[Path]:
-    """Write records as a service names its files."""
+    """Write records to files named as the service names them."""
     files = []
     for begin in range(0, len(records), in_a_file):
         batch = records[begin : begin + in_a_file]

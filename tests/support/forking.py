@@ -1,4 +1,4 @@
-"""Commands run in processes that are forked from one with the third-party libraries already imported.
+"""Commands in processes that are forked from one with the third-party libraries imported.
 
 Importing torch, nnU-Net's dependencies or DVC takes seconds, and the tests run hundreds of commands. A forked process
 has its own working directory, environment, streams and exit code, and imports droneseg itself. Tests that depend on
@@ -34,7 +34,7 @@ _REQUEST_BYTES = 1 << 17
 
 
 class _Template:
-    """The process that is forked. It ends when its requests end: with the test process."""
+    """Process that is forked for every command; it ends with the test process."""
 
     def __init__(self) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -1,4 +1,4 @@
-"""Files that a service may be sent, and how each is answered: status and code. Made here, by hand, small."""
+"""Corpus of hostile and unusual uploads, with the HTTP status and error code each must get."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ NO_IMAGE = (415, "unsupported_image")
 
 @dataclass(frozen=True)
 class Hostile:
-    """One file and its answer."""
+    """Upload with the expected answer: status and error code."""
 
     name: str
     data: bytes
@@ -92,7 +92,7 @@ def _exif(kind: str, data: bytes) -> bytes:
 
 
 def _tags(*tags: tuple[int, int, int]) -> bytes:
-    """Return EXIF of tags (number, type, value)."""
+    """Return an EXIF block with tags (number, type, value)."""
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 
@@ -115,7 +115,7 @@ def _grey(kind: str, dtype: str) -> bytes:
 
 
 def corpus() -> list[Hostile]:
-    """Return all of it, each with a name of its own."""
+    """Return the whole corpus; the names are unique."""
     return [*_truncated(), *_damaged(), *_other_kinds(), *_bombs(), *_odd_but_good()]
 
 
@@ -123,9 +123,9 @@ def _truncated() -> Iterator[Hostile]:
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):
         whole = _encoded(kind)
         for share in (0.1, 0.3, 0.6, 0.9):
-            # a BMP without its end is told from the header; a cut that leaves no header is no image at all
+            # even the shortest part contains a whole header, so each is recognised as an image
             yield Hostile(f"{kind} cut at {share:.0%}", whole[: int(len(whole) * share)], BROKEN)
-    # how much of a header Pillow wants before it calls a file an image
+    # Pillow needs a minimum of the header to recognise an image
     for kind, count, answer in (("PNG", 1, NO_IMAGE), ("PNG", 8, NO_IMAGE), ("PNG", 20, BROKEN), ("PNG", 30, NO_IMAGE)):
         yield Hostile(f"{kind} of {count} bytes", _encoded(kind)[:count], answer)
     for kind, count, answer in (("JPEG", 2, NO_IMAGE), ("JPEG", 20, NO_IMAGE), ("JPEG", 30, BROKEN)):
@@ -141,7 +141,7 @@ def _damaged() -> Iterator[Hostile]:
     header[17] ^= 0xFF
     yield Hostile("PNG with a wrong checksum in its header", bytes(header), NO_IMAGE)
     yield Hostile("PNG without pixels", _png(8, 8, rows=b""), BROKEN)
-    # Pillow makes rows that are not there black, if the compressed stream itself is whole
+    # Pillow fills missing rows with black if the compressed stream is complete
     yield Hostile("PNG with too few rows", _png(8, 8, rows=bytes(25 * 3)), OK)
     yield Hostile("PNG of no width", _png(0, 8, rows=b""), NO_IMAGE)
     yield Hostile("PNG with an unknown colour type", _png(8, 8, colour=5), NO_IMAGE)
@@ -205,7 +205,7 @@ def _odd_but_good() -> Iterator[Hostile]:
     yield Hostile("JPEG with a ZIP behind it", _encoded("JPEG") + b"PK\x03\x04" + bytes(100), OK)
     yield Hostile("PNG with a page behind it", _encoded("PNG") + b"<script>alert(1)</script>", OK)
     yield Hostile("one pixel", _png(1, 1), OK)
-    # of a photograph whose notes cannot be read, the pixels still can
+    # the pixels are readable even if the metadata is not
     yield Hostile("PNG with garbage for EXIF", _png(8, 8, extra=_chunk(b"eXIf", b"garbage!")), OK)
     for kind in ("JPEG", "WEBP"):
         yield Hostile(f"{kind} with garbage for EXIF", _exif(kind, b"Exif\0\0garbage!garbage!"), OK)

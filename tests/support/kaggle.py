@@ -1,4 +1,4 @@
-"""A server that speaks as much of Kaggle's API as a download needs: tokens, versions, redirects, ranges, faults."""
+"""Server with the part of Kaggle's API that a download uses: tokens, versions, redirects, ranges, faults."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ USERNAME, KEY = "pilot", "an old key"
 
 @dataclass
 class Kaggle:
-    """What it holds, and how it shall misbehave."""
+    """Datasets of the server, the faults to produce, and the ranges requested."""
 
     address: str
     archives: dict[tuple[str, int], bytes] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Kaggle:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The client asks http://localhost then, by way of this server."""
+        """Variables that make Kaggle's client use this server as a proxy for http://localhost."""
         return {
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": self.address, "no_proxy": "", "NO_PROXY": "",
         }  # fmt: skip
@@ -35,7 +35,7 @@ class Kaggle:
 
 @contextmanager
 def kaggle_server() -> Iterator[Kaggle]:
-    """Run it until the block ends."""
+    """Run the server while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need: found, or the test is skipped, or failed where all of it must run."""
+"""System programs that tests need: a test is skipped without them, or fails with DRONESEG_REQUIRE_ALL."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 
 def require_program(*names: str) -> str:
-    """Return the path of the first of these programs that is installed."""
+    """Return the path of the first of these programs that is installed; skip or fail the test without any."""
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found:
         return found
@@ -18,7 +18,7 @@ def require_program(*names: str) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Say whether a process runs; one that ended and that nobody has asked after does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A project as people have it: git, DVC, a champion, its registry; and photographs that one network reads right."""
+"""Project with git, DVC, a champion and a registry, and images that one network segments perfectly."""
 
 import os
 import subprocess
@@ -16,17 +16,17 @@ from support.images import png
 
 _DVC = "import sys; from dvc.cli import main; sys.exit(main(sys.argv[1:]))"
 
-# what the network of support.bundles calls each class, and nothing else
+# one colour per class that the network of support.bundles assigns to it
 _PAINT = np.array([(0, 0, 0), (10, 10, 10), (20, 20, 220), (20, 220, 20), (220, 20, 20), (235, 235, 235)])
 
 GOOD = ((0, 0, 0), (-3, -3, -3), (-2, -2, 4), (-2, 4, -2), (4, -2, -2), (2, 2, 2)), (-9, 2, 0, 0, 0, -1.5)
-"""Right about every pixel."""
+"""Weights that segment every pixel correctly."""
 POOR = GOOD[0], (-9, 2, 0, -9, -9, -1.5)
-"""Knows neither soft surfaces nor moving objects."""
+"""Weights that never predict soft surfaces or moving objects."""
 WORSE = GOOD[0], (-9, 2, -9, -9, -9, -1.5)
-"""Does not know water, either."""
+"""Weights that never predict water either."""
 UNSAFE = GOOD[0], (-9, -9, -2, -2, -2, -1.5)
-"""Takes obstacles for landing zones, and is right about the rest."""
+"""Weights that predict obstacles as landing zones and the rest correctly."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -43,7 +43,7 @@ def dvc(folder: Path, *arguments: str, environment: Mapping[str, str] = os.envir
 
 
 def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] = (16, 24), padding: int = 0) -> Bundle:
-    """Make a bundle of one of the networks above."""
+    """Write a bundle with one of the networks above."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.parent / "network.onnx"
     write_network(file, *network, padding=padding)  # type: ignore[misc]  # weights and biases
@@ -53,7 +53,7 @@ def make_model(folder: Path, network: object = GOOD, *, patch: tuple[int, int] =
 
 
 def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padding: int = 0, remote: str = "") -> Path:
-    """Make a project whose champion is added, committed and pushed to a remote: a folder in it, or beside it."""
+    """Create a project whose champion is committed and pushed to a DVC remote; return the champion's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     champion = folder / "nnUNet_results" / "champion"
     if scm:
@@ -75,7 +75,7 @@ def make_project(folder: Path, *, scm: bool = True, network: object = POOR, padd
 
 
 def make_photographs(folder: Path, count: int = 24) -> Path:
-    """Write pairs in the Kaggle layout: 40x30 pixels with all five classes, in shares that differ."""
+    """Write image and mask pairs in the Kaggle layout: 40x30 pixels, all five classes in varying shares."""
     rng = np.random.default_rng(0)
     root = folder / KAGGLE_FOLDER
     for name in (IMAGES_FOLDER, MASKS_FOLDER):

@@ -1,4 +1,4 @@
-"""Segmenters that need no network."""
+"""Segmenters without a network."""
 
 import threading
 
@@ -8,7 +8,7 @@ from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 
 
 class BrightIsLanding:
-    """Bright pixels are landing zones, dark ones water; `gate` makes it wait."""
+    """Segmenter that labels bright pixels as landing zones and dark ones as water; waits while `gate` is cleared."""
 
     profile = "exact"
 
@@ -28,7 +28,7 @@ class BrightIsLanding:
         )
 
     def segment(self, image: np.ndarray) -> Prediction:
-        """Look at each pixel's brightness."""
+        """Segment by brightness."""
         self.calls += 1
         if not self.gate.wait(30):
             raise TimeoutError("nobody opened the gate")

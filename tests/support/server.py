@@ -1,4 +1,4 @@
-"""The real service in a process of its own, on a free port of this machine."""
+"""Service processes on free local ports, and requests to them."""
 
 import base64
 import json
@@ -22,24 +22,24 @@ from support.workspace import COMMAND
 
 
 def as_form(data: bytes) -> tuple[bytes, str]:
-    """Return a multipart body with a photograph, and its type."""
+    """Return a multipart body with an image, and its content type."""
     return encode_multipart_formdata([("data", ("a.png", data, "image/png"))])
 
 
 def as_itself(data: bytes) -> tuple[bytes, str]:
-    """Return a photograph, which is its own body, and its type."""
+    """Return the image itself as the body, and its content type."""
     return data, "image/png"
 
 
 def as_base64(data: bytes) -> tuple[bytes, str]:
-    """Return JSON with a photograph, and its type."""
+    """Return a JSON body with an image in base64, and its content type."""
     request = {"image_b64": base64.b64encode(data).decode(), "content_type": "image/png"}
     return json.dumps({"req": request}).encode(), "application/json"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One of the ways to serve and to send a photograph: the command, the path and the body."""
+    """Way to serve predictions: command of the service, path of the endpoint, encoding of the body."""
 
     name: str
     command: Sequence[str]
@@ -75,21 +75,21 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
 
     def predict(self, data: bytes, **headers: str) -> httpx.Response:
-        """Send a photograph."""
+        """Send an image to the prediction endpoint."""
         body, content_type = self.backend.body(data)
         headers = {"Content-Type": content_type} | headers
         return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=headers, timeout=HANG_S)
 
     @property
     def memory_mb(self) -> float:
-        """Resident memory of all its processes."""
+        """Resident memory of the service and its child processes, in MB."""
         process = psutil.Process(self.process.pid)
         return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
 
 
 @contextmanager
 def serving(folder: Path, *, backend: Backend = FASTAPI, ready: bool = True, **settings: object) -> Iterator[Server]:
-    """Run a service with these settings until the block ends; it is ready, or lives, when the block begins."""
+    """Run a service with these settings while the block runs; wait until it is ready, or at least alive."""
     port = free_port()
     environment = {f"DRONESEG_{name.upper()}": str(value) for name, value in settings.items()} | {"PORT": str(port)}
     defaults = {
@@ -121,7 +121,7 @@ def serving(folder: Path, *, backend: Backend = FASTAPI, ready: bool = True, **s
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

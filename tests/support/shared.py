@@ -1,4 +1,4 @@
-"""Artefacts that one process of a test run makes and all of them use."""
+"""Artefacts that the processes of a test run share."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Reads what W&B wrote offline, as its own `wandb sync` does."""
+"""Reader of the files that W&B writes offline."""
 
 import json
 from collections import defaultdict
@@ -12,7 +12,7 @@ from wandb.sdk.internal.datastore import DataStore
 
 @dataclass
 class OfflineRun:
-    """What one session of a run holds."""
+    """Contents of one session of a run."""
 
     id: str = ""
     name: str = ""
@@ -26,7 +26,7 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """Read all sessions below a folder, the oldest first."""
+    """Read all sessions in a folder, oldest first."""
     return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
 
 

@@ -1,4 +1,4 @@
-"""A folder in which droneseg commands run, and the overrides of a tiny training."""
+"""Folder in which droneseg commands run, and the overrides of a tiny training."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TINY = (
 
 DRONESEG = "from droneseg.cli.main import main; main()"
 COMMAND = (sys.executable, "-W", "ignore", "-c", DRONESEG)
-"""`droneseg` of the code under test, as a new process."""
+"""Command that runs `droneseg` of the code under test in a new process."""
 
 
 @dataclass(frozen=True)
