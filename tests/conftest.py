@@ -45,7 +45,7 @@ _SLOWEST_FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slowest files."""
-    order = {name: place for place, name in enumerate(_SLOWEST_FIRST)}
+    order = {name: index for index, name in enumerate(_SLOWEST_FIRST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
@@ -85,12 +85,12 @@ def preprocessed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shared workspace with generated data, converted with a split and preprocessed."""
 
     def make(folder: Path) -> None:
-        made = Workspace(folder)
-        made.run("data", "sample", "data", "--count", "12", "--size", "96x80")
+        workspace = Workspace(folder)
+        workspace.run("data", "sample", "data", "--count", "12", "--size", "96x80")
         shares = ("--val-share", "0.2", "--test-share", "0.2")
-        made.run("data", "split", "data", "--out", "split.json", "--by", "random", *shares)
-        made.run("data", "convert", "data", "--split", "split.json")
-        made.run("preprocess", "--processes", "2")
+        workspace.run("data", "split", "data", "--out", "split.json", "--by", "random", *shares)
+        workspace.run("data", "convert", "data", "--split", "split.json")
+        workspace.run("preprocess", "--processes", "2")
 
     return make_once(tmp_path_factory, "preprocessed", make)
 
@@ -112,9 +112,9 @@ def exported_folder(trained_folder: Path, tmp_path_factory: pytest.TempPathFacto
 
     def make(folder: Path) -> None:
         shutil.copytree(trained_folder, folder, symlinks=True, dirs_exist_ok=True)
-        made = Workspace(folder)
-        model = str(made.fold().parent)
-        made.run("export", "--from", model, "--int8", "--images", "4", "--license", "Apache-2.0")
+        workspace = Workspace(folder)
+        model = str(workspace.fold().parent)
+        workspace.run("export", "--from", model, "--int8", "--images", "4", "--license", "Apache-2.0")
 
     return make_once(tmp_path_factory, "exported", make)
 

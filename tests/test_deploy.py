@@ -38,8 +38,8 @@ def test_dockerfile_passes_hadolint_and_our_rules(file: Path) -> None:
     assert done.returncode == 0, done.stdout
     text = file.read_text()
     assert "ARG BASE_IMAGE=python:3.12-slim-bookworm" in text
-    asked = [set(re.findall(r"--extra (\w+)", line)) for line in text.splitlines() if "uv sync" in line]
-    assert asked == [EXTRAS[file.stem]] * 2
+    extras = [set(re.findall(r"--extra (\w+)", line)) for line in text.splitlines() if "uv sync" in line]
+    assert extras == [EXTRAS[file.stem]] * 2
     last = text[text.rindex("\nFROM ") :]
     assert re.search(r"^USER 1000$", last, re.M)
     assert re.search(r'^CMD \["(droneseg|bentoml)", ', last, re.M)
@@ -72,29 +72,29 @@ def test_build_context_contains_only_what_the_images_copy(tmp_path: Path) -> Non
 @pytest.mark.parametrize("variable", ["PORT", "DRONESEG_PORT"])
 @pytest.mark.parametrize("image", ["api", "bento"])
 def test_health_check_uses_the_port_of_the_service(image: str, variable: str) -> None:
-    asked = []
+    paths = []
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # so http.server calls it
-            asked.append(self.path)
-            self.send_response(200 if len(asked) == 1 else 503)
+            paths.append(self.path)
+            self.send_response(200 if len(paths) == 1 else 503)
             self.end_headers()
 
         def log_message(self, *_arguments: object) -> None: ...
 
     text = (ROOT / f"{image}.dockerfile").read_text().replace("\\\n", "")
-    found = re.search(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.M)
-    assert found
-    program, *arguments = json.loads(found[1])
+    match = re.search(r"^HEALTHCHECK .*?CMD (\[.*\])$", text, re.M)
+    assert match
+    program, *arguments = json.loads(match[1])
     assert program == "python"
     with HTTPServer(("127.0.0.1", 0), Service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = {"PATH": os.environ["PATH"], variable: str(server.server_port)}
         command = [sys.executable, *arguments]
-        said = [subprocess.run(command, env=environment, capture_output=True).returncode for _ in range(2)]
+        codes = [subprocess.run(command, env=environment, capture_output=True).returncode for _ in range(2)]
         server.shutdown()
-    assert asked == ["/livez"] * 2
-    assert said == [0, 1]
+    assert paths == ["/livez"] * 2
+    assert codes == [0, 1]
 
 
 def test_gcloudignore_uploads_sources_and_no_secrets(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_gcloudignore_uploads_sources_and_no_secrets(tmp_path: Path) -> None:
         "nnUNet_results.dvc",
         "uv.lock",
     ]
-    kept = [
+    ignored = [
         ".env",
         ".dvc/config.local",
         ".dvc/cache/a",
@@ -118,7 +118,7 @@ def test_gcloudignore_uploads_sources_and_no_secrets(tmp_path: Path) -> None:
         "candidate/model.onnx",
         "job.yaml",
     ]
-    for name in sent + kept:
+    for name in sent + ignored:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     listed = ["git", "ls-files", "--others", "--exclude-standard"]
@@ -228,15 +228,15 @@ def run_script(name: str) -> str:
 
 
 def test_setup_creates_everything_once(gcloud: Path) -> None:
-    said = run_script("setup.sh")
-    assert "retrying in 15 s, 5 attempts left" in said
-    assert "SERVICE_ACCOUNT=droneseg-deploy@p.iam.gserviceaccount.com" in said
+    output = run_script("setup.sh")
+    assert "retrying in 15 s, 5 attempts left" in output
+    assert "SERVICE_ACCOUNT=droneseg-deploy@p.iam.gserviceaccount.com" in output
     assert len((gcloud / "secret").read_text()) >= 40
     first = (gcloud / "calls").read_text()
-    made = [line for line in first.splitlines() if re.search(r" create(-oidc)? ", line)]
-    assert len([line for line in made if "buckets create" in line]) == 3
-    assert len([line for line in made if "service-accounts create" in line]) == 5
-    (provider,) = [line for line in made if "create-oidc" in line]
+    created = [line for line in first.splitlines() if re.search(r" create(-oidc)? ", line)]
+    assert len([line for line in created if "buckets create" in line]) == 3
+    assert len([line for line in created if "service-accounts create" in line]) == 5
+    (provider,) = [line for line in created if "create-oidc" in line]
     assert "attribute.place=assertion.repository + ':' + (has(assertion.environment) ? assertion.environment : '')" in (
         provider
     )
@@ -283,11 +283,11 @@ def test_compose_mounts_existing_files_that_prometheus_accepts(tmp_path: Path) -
 def test_compose_accepts_an_existing_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     _, option, code = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["bucket"]["command"]
     assert option == "-c"
-    with bucket("another", monkeypatch) as made:
+    with bucket("another", monkeypatch) as served:
         for _ in range(2):
-            environment = os.environ | {"STORAGE_EMULATOR_HOST": made.server}
+            environment = os.environ | {"STORAGE_EMULATOR_HOST": served.server}
             subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
-        assert (made.root / "flights").is_dir()
+        assert (served.root / "flights").is_dir()
 
 
 @pytest.fixture
@@ -298,8 +298,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.parent.mkdir()
     program.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
-        "said = [f'{word}={os.environ[word]}' if word in os.environ else word for word in sys.argv[1:]]\n"
-        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], said]) + '\\n')\n"
+        "values = [f'{word}={os.environ[word]}' if word in os.environ else word for word in sys.argv[1:]]\n"
+        f"open({str(log)!r}, 'a').write(json.dumps([sys.argv[1:], values]) + '\\n')\n"
         "sys.exit(sys.argv[1] == 'image')\n"
     )
     program.chmod(0o755)
@@ -321,10 +321,10 @@ def calls(log: Path, *, filled: bool = False) -> list[list[str]]:
 
 
 def test_docker_train_builds_preprocesses_and_trains_with_the_overrides(engine: Path, tmp_path: Path) -> None:
-    said = invoke(tmp_path, "docker-train", "--args", "preset=smoke epochs=2")
-    assert "No GPU found" in said
-    looked, build, preprocess, train = calls(engine)
-    assert looked[:2] == ["image", "inspect"]
+    output = invoke(tmp_path, "docker-train", "--args", "preset=smoke epochs=2")
+    assert "No GPU found" in output
+    inspect, build, preprocess, train = calls(engine)
+    assert inspect[:2] == ["image", "inspect"]
     assert build[:3] == ["build", "--file", "train.dockerfile"]
     assert preprocess[-2:] == ["droneseg", "preprocess"]
     assert train[-4:] == ["droneseg", "train", "preset=smoke", "epochs=2"]
@@ -380,7 +380,7 @@ def test_container_ports_are_published_on_localhost_only(engine: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["docker-build", "--image", "apii"], "Unknown --image apii. Choose one of api, bento, inference, train"),
         (["docker-build", "--model", "Pulled"], "Unknown --model Pulled. Choose baked or pulled"),
@@ -390,7 +390,7 @@ def test_container_ports_are_published_on_localhost_only(engine: Path, tmp_path:
     ],
 )
 def test_invalid_task_options_are_rejected_before_anything_runs(
-    engine: Path, tmp_path: Path, arguments: list[str], said: str
+    engine: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert said in invoke(tmp_path, *arguments, code=1)
+    assert message in invoke(tmp_path, *arguments, code=1)
     assert not engine.exists()

@@ -82,21 +82,21 @@ def test_documented_commands_options_and_keys_exist(pages: dict[str, Page]) -> N
                 for name in names:
                     if name.startswith("-") or name in ("...", "NAME"):
                         continue
-                    found = tasks.get(name)
-                    missing = [name] if found is None else wrong_words(words[1:], found, with_keys=False)
-                    wrong += [f"{page.name}: invoke {name}: {each}" for each in missing]
+                    task = tasks.get(name)
+                    missing = [name] if task is None else wrong_words(words[1:], task, with_keys=False)
+                    wrong += [f"{page.name}: invoke {name}: {word}" for word in missing]
                 continue
             path: tuple[str, ...] = ()
             while words and (*path, words[0]) in ours:
                 path = (*path, words.pop(0))
-            group = any(each[:-1] == path for each in ours if each)
+            group = any(other[:-1] == path for other in ours if other)
             if group and words and not words[0].startswith("-") and not set("|.[") & set(words[0]):
                 wrong.append(f"{page.name}: droneseg {' '.join((*path, words[0]))}")
             if page.name not in GENERATED:
                 seen.add(path)
             wrong += [
-                f"{page.name}: droneseg {' '.join(path)} {each}"
-                for each in wrong_words(words, ours[path], with_keys=path in WITH_KEYS)
+                f"{page.name}: droneseg {' '.join(path)} {word}"
+                for word in wrong_words(words, ours[path], with_keys=path in WITH_KEYS)
             ]
     assert wrong == []
     leaves = {path for path in ours if not any(other[: len(path)] == path and other != path for other in ours)}
@@ -104,7 +104,8 @@ def test_documented_commands_options_and_keys_exist(pages: dict[str, Page]) -> N
 
 
 def test_options_quoted_without_a_command_exist(pages: dict[str, Page]) -> None:
-    options = {name for each in (*droneseg_commands().values(), *invoke_tasks().values()) for name in each.options}
+    commands = (*droneseg_commands().values(), *invoke_tasks().values())
+    options = {name for command in commands for name in command.options}
     foreign = {"--gpus", "--build-arg", "--port", "--timeout-graceful-shutdown"}
     named = {
         text.split()[0].partition("=")[0] for page in pages.values() for text in page.inline if text.startswith("--")
@@ -150,12 +151,12 @@ def bento_paths() -> set[str]:
 
 def paths_of(pages: dict[str, Page], port: int) -> set[str]:
     """Return the paths in URLs with a port and those quoted after an HTTP method."""
-    found = set()
+    paths = set()
     for page in pages.values():
         for text in (*page.blocks, *page.inline):
-            found |= set(re.findall(rf"127\.0\.0\.1:{port}(/[a-z0-9_/]+)", text))
-            found |= set(re.findall(r"\b(?:GET|POST)[`, A-Z]* (/[a-z0-9_/.]*)", text))
-    return found
+            paths |= set(re.findall(rf"127\.0\.0\.1:{port}(/[a-z0-9_/]+)", text))
+            paths |= set(re.findall(r"\b(?:GET|POST)[`, A-Z]* (/[a-z0-9_/.]*)", text))
+    return paths
 
 
 def test_documented_endpoints_are_all_endpoints(pages: dict[str, Page]) -> None:
@@ -173,7 +174,7 @@ def test_documented_endpoints_are_all_endpoints(pages: dict[str, Page]) -> None:
 
 def test_documented_metrics_and_labels_are_all_metrics(pages: dict[str, Page]) -> None:
     collectors = ServiceMetrics()._registry._collector_to_names.items()
-    labels = {name: set(getattr(each, "_labelnames", ())) for each, names in collectors for name in names}
+    labels = {name: set(getattr(collector, "_labelnames", ())) for collector, names in collectors for name in names}
     ours = {name for name in labels if name.startswith("droneseg_")}
     for page in pages.values():
         for name, _, inside in re.findall(
@@ -182,10 +183,10 @@ def test_documented_metrics_and_labels_are_all_metrics(pages: dict[str, Page]) -
             if page.name.startswith("extend"):
                 continue  # of its examples
             assert name in ours, (page.name, name)
-            stated = {each.partition("=")[0].strip() for each in inside.split(",") if each}
+            stated = {label.partition("=")[0].strip() for label in inside.split(",") if label}
             assert stated <= labels[name], (page.name, name)
     documented = {
-        name: {each for each in inside.split(",") if each}
+        name: {label for label in inside.split(",") if label}
         for text in pages["serving"].inline
         for name, inside in re.findall(r"^(droneseg_[a-z_]+)(?:\{([^}]*)\})?$", text)
     }
@@ -202,10 +203,10 @@ def test_documented_statuses_and_codes_are_all_errors(pages: dict[str, Page]) ->
     for table in pages["serving"].tables():
         for status, *cells in table:
             if re.fullmatch(r"\d{3}(, \d{3})*", status.get_text()):
-                statuses = [int(each) for each in status.get_text().split(", ")]
-                codes = [each.get_text() for each in cells[0].select("code")]
+                statuses = [int(number) for number in status.get_text().split(", ")]
+                codes = [code.get_text() for code in cells[0].select("code")]
                 pairs = (
-                    zip(statuses, codes, strict=True) if len(statuses) > 1 else ((statuses[0], each) for each in codes)
+                    zip(statuses, codes, strict=True) if len(statuses) > 1 else ((statuses[0], code) for code in codes)
                 )
                 documented |= set(pairs)
     assert ours - documented == set()
@@ -329,9 +330,11 @@ def apply(name: str, folder: Path) -> dict[str, str]:
 
 
 def test_worked_examples_are_all_documented_and_tested() -> None:
-    shown = set(re.findall(r"docs/examples/([a-z]+)\.patch", (ROOT / "docs/extend.md").read_text(encoding="utf-8")))
-    there = {file.stem for file in (ROOT / "docs/examples").iterdir()}
-    assert shown == there == {*EXAMPLES, *OWN_TESTS}
+    documented = set(
+        re.findall(r"docs/examples/([a-z]+)\.patch", (ROOT / "docs/extend.md").read_text(encoding="utf-8"))
+    )
+    existing = {file.stem for file in (ROOT / "docs/examples").iterdir()}
+    assert documented == existing == {*EXAMPLES, *OWN_TESTS}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -377,15 +380,15 @@ def test_installation_page_lists_every_extra() -> None:
 def test_readme_training_commands_run_as_written(tmp_path: Path) -> None:
     """The training is shorter and its network smaller."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(each for each in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "data check DIR" in each)
-    made = Workspace(tmp_path)
-    made.run("data", "sample", "DIR", "--count", "20", "--size", "192x160", "--seed", "3")
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "data check DIR" in block)
+    workspace = Workspace(tmp_path)
+    workspace.run("data", "sample", "DIR", "--count", "20", "--size", "192x160", "--seed", "3")
     lines = [line.partition("#")[0].split() for line in block.splitlines() if line.strip()]
     assert len(lines) == 8
     for uv, run, program, *words in lines:
         assert (uv, run, program) == ("uv", "run", "droneseg")
         if words[0] == "train":
             words = ["train", "preset=smoke", "epochs=1", "iterations=4"]
-        made.run(*words)
+        workspace.run(*words)
     tested = json.loads((tmp_path / "split.json").read_text())["test"]
     assert len(list((tmp_path / "masks").glob("*_overlay.png"))) == len(tested) > 0

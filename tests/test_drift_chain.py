@@ -121,14 +121,14 @@ def check_page(chromium: str, page: bytes, folder: Path) -> None:
     failures: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        shown = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
-        shown.on("pageerror", lambda error: failures.append(str(error)))
-        shown.on("requestfailed", lambda request: failures.append(request.url))
-        shown.goto(file.as_uri())
-        assert shown.get_by_role("heading", level=1).inner_text().startswith("Drift report for model")
-        assert "The images are darker" in shown.locator(".verdict").inner_text()
-        shown.frame_locator("iframe").get_by_text("Dataset Drift is detected").first.wait_for(timeout=1000 * HANG_S)
-        assert all(shown.evaluate("[...document.images].map(image => image.naturalWidth > 100)"))
-        shown.screenshot(path=folder / "drift.png", full_page=True)
+        tab = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+        tab.on("pageerror", lambda error: failures.append(str(error)))
+        tab.on("requestfailed", lambda request: failures.append(request.url))
+        tab.goto(file.as_uri())
+        assert tab.get_by_role("heading", level=1).inner_text().startswith("Drift report for model")
+        assert "The images are darker" in tab.locator(".verdict").inner_text()
+        tab.frame_locator("iframe").get_by_text("Dataset Drift is detected").first.wait_for(timeout=1000 * HANG_S)
+        assert all(tab.evaluate("[...document.images].map(image => image.naturalWidth > 100)"))
+        tab.screenshot(path=folder / "drift.png", full_page=True)
         browser.close()
     assert failures == []

@@ -19,25 +19,25 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Project with the DVC pipeline, generated data and a tiny training."""
-    made = Workspace(tmp_path_factory.mktemp("pipeline"))
-    git(made.root, "init", "--quiet")
-    git(made.root, "config", "user.name", "A Pilot")
-    git(made.root, "config", "user.email", "pilot@example.org")
-    shutil.copytree(ROOT / "configs", made.root / "configs")
+    workspace = Workspace(tmp_path_factory.mktemp("pipeline"))
+    git(workspace.root, "init", "--quiet")
+    git(workspace.root, "config", "user.name", "A Pilot")
+    git(workspace.root, "config", "user.email", "pilot@example.org")
+    shutil.copytree(ROOT / "configs", workspace.root / "configs")
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, made.root / name)
-    (made.root / "bin").mkdir()
-    command = made.root / "bin/droneseg"
+        shutil.copy(ROOT / name, workspace.root / name)
+    (workspace.root / "bin").mkdir()
+    command = workspace.root / "bin/droneseg"
     command.write_text(f"#!{sys.executable} -Wignore\nfrom droneseg.cli.main import main\nmain()\n")
     command.chmod(0o755)
-    made.run("data", "sample", "data/drone", "--count", "12", "--size", "96x80")
-    change(made, split={"options": "--by random --val-share 0.2 --test-share 0.2"},
+    workspace.run("data", "sample", "data/drone", "--count", "12", "--size", "96x80")
+    change(workspace, split={"options": "--by random --val-share 0.2 --test-share 0.2"},
            train={"options": " ".join((*TINY, "validation=none"))}, export={"options": "--images 4"})  # fmt: skip
-    dvc(made, "init", "--quiet")
-    dvc(made, "repro", "--quiet")
-    git(made.root, "add", "--all")
-    git(made.root, "commit", "--quiet", "--message", "first")
-    return made
+    dvc(workspace, "init", "--quiet")
+    dvc(workspace, "repro", "--quiet")
+    git(workspace.root, "add", "--all")
+    git(workspace.root, "commit", "--quiet", "--message", "first")
+    return workspace
 
 
 def dvc(workspace: Workspace, *arguments: str) -> str:
@@ -51,17 +51,17 @@ def change(workspace: Workspace, **values: Any) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
 
 
-def ran(said: str) -> list[str]:
-    return [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+def ran(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 @pytest.mark.slow
 def test_pipeline_writes_bundle_masks_and_metrics(project: Workspace) -> None:
-    made = project.root / "runs/pipeline"
-    assert 0 <= json.loads((made / "metrics.json").read_text())["miou"] <= 1
-    assert json.loads((made / "bundle/manifest.json").read_text())["quality"]["data"].startswith("validation part")
-    test_part = json.loads((made / "split.json").read_text())["test"]
-    assert sorted(mask.stem for mask in (made / "masks").glob("*.png")) == sorted(test_part)
+    outputs = project.root / "runs/pipeline"
+    assert 0 <= json.loads((outputs / "metrics.json").read_text())["miou"] <= 1
+    assert json.loads((outputs / "bundle/manifest.json").read_text())["quality"]["data"].startswith("validation part")
+    test_part = json.loads((outputs / "split.json").read_text())["test"]
+    assert sorted(mask.stem for mask in (outputs / "masks").glob("*.png")) == sorted(test_part)
 
 
 @pytest.mark.slow

@@ -139,6 +139,6 @@ def test_kaggle_download_to_served_promotion_and_rollback(tmp_path: Path, kaggle
     assert [entry.action for entry in read_registry(second.root)] == ["promote", "promote", "rollback"]
     assert git(second.root, "status", "--porcelain", "--untracked-files=no") == ""
     listed = json.loads(second.run("models", "list", "--remote", "gcs", "--json").stdout)
-    assert [(each["model_id"], each["state"], each["in_remote"]) for each in listed] == [
+    assert [(model["model_id"], model["state"], model["in_remote"]) for model in listed] == [
         (weak_id, "champion", True), (better_id, "rolled back", False),
     ]  # fmt: skip

@@ -56,9 +56,9 @@ def test_workflow_commands_and_options_exist(workflow: Path, tmp_path: Path) -> 
             names = [word for word in words[3:] if re.fullmatch(r"[a-z]+", word)][
                 : 2 if words[3] in ("models", "data") else 1
             ]
-            shown = Workspace(tmp_path).run(*names, "--help").stdout
+            help_text = Workspace(tmp_path).run(*names, "--help").stdout
             options = {word for word in words if word.startswith("--")}
-            assert {option for option in options if option not in shown} == set(), words
+            assert {option for option in options if option not in help_text} == set(), words
             checked += 1
         elif words[:3] == ["uv", "run", "invoke"]:
             tasks = FilesystemLoader(start=str(ROOT)).load("tasks")[0]

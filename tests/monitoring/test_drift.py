@@ -264,6 +264,7 @@ def test_the_report_describes_the_change_in_text_plots_and_json(bundle: Bundle, 
     assert figures["days"] == {"2026-03-20": 80}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Evidently, when imported
 def test_p_values_equal_those_of_evidently(bundle: Bundle, reference: Reference) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift

@@ -29,11 +29,11 @@ class Page:
 
     @property
     def blocks(self) -> list[str]:
-        return [each.get_text() for each in self.content.select("pre code")]
+        return [code.get_text() for code in self.content.select("pre code")]
 
     @property
     def inline(self) -> list[str]:
-        return [each.get_text() for each in self.content.select("code") if not each.find_parent("pre")]
+        return [code.get_text() for code in self.content.select("code") if not code.find_parent("pre")]
 
     @property
     def text(self) -> str:
@@ -69,19 +69,22 @@ class Command:
 
 def droneseg_commands() -> dict[tuple[str, ...], Command]:
     """Return all commands and groups of `droneseg` that are not hidden."""
-    found = {}
+    commands = {}
 
     def visit(command: object, path: tuple[str, ...]) -> None:
         options = {
-            name for each in command.params for name in (*each.opts, *each.secondary_opts) if name.startswith("-")
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+            if name.startswith("-")
         }  # type: ignore[attr-defined]  # Typer's own copy of click
-        found[path] = Command(path, options | {"--help", "-h"})
+        commands[path] = Command(path, options | {"--help", "-h"})
         for name, inner in getattr(command, "commands", {}).items():
             if not inner.hidden:
                 visit(inner, (*path, name))
 
     visit(typer.main.get_command(app), ())
-    return found
+    return commands
 
 
 def invoke_tasks() -> dict[str, Command]:
@@ -93,7 +96,7 @@ def invoke_tasks() -> dict[str, Command]:
     spec.loader.exec_module(tasks)
     collection = Collection.from_module(tasks)
     return {
-        name: Command((name,), {flag for each in collection[name].get_arguments() for flag in _flags(each.names)})
+        name: Command((name,), {flag for option in collection[name].get_arguments() for flag in _flags(option.names)})
         for name in collection.task_names
     }
 
@@ -126,12 +129,12 @@ def command_lines(page: Page) -> Iterator[list[str]]:
 
 def templates() -> list[str]:
     """Return all string literals of the source; NUL replaces the values in f-strings."""
-    found = []
+    texts = []
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                parts = (str(each.value) if isinstance(each, ast.Constant) else "\0" for each in node.values)
-                found.append("".join(parts))
+                parts = (str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                texts.append("".join(parts))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                texts.append(node.value)
+    return texts

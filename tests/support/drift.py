@@ -28,10 +28,12 @@ def make_bundle_with_reference(folder: Path, images: list[Image] | None = None) 
     """Write a bundle with a drift reference measured on these images."""
     plain = make_bundle(folder.parent / f"{folder.name}-plain")
     table = folder.parent / REFERENCE_NAME
-    stated = take_reference(plain, images or photographs(), "40 photographs of noise", table)
+    reference = take_reference(plain, images or photographs(), "40 photographs of noise", table)
     files = {name: plain.folder / name for name in plain.manifest.files} | {REFERENCE_NAME: table}
     return write_bundle(
-        folder, lambda made: plain.manifest.model_copy(update={"files": made, "drift_reference": stated}), files
+        folder,
+        lambda records: plain.manifest.model_copy(update={"files": records, "drift_reference": reference}),
+        files,
     )
 
 
@@ -48,13 +50,13 @@ def records_like(
     table = read_reference(bundle).table
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.resize(np.arange(len(table["confidence"])), count))
-    made = []
-    for place, row in enumerate(rows):
+    records = []
+    for index, row in enumerate(rows):
         values = {name: column[row] for name, column in table.items()}
-        made.append(
+        records.append(
             changed(
                 Record(
-                    time=last - over * (1 - (place + 1) / count),
+                    time=last - over * (1 - (index + 1) / count),
                     model_id=bundle.model_id,
                     width=32,
                     height=24,
@@ -69,7 +71,7 @@ def records_like(
                 )
             )
         )
-    return made
+    return records
 
 
 def darker(record: Record) -> Record:

@@ -53,23 +53,23 @@ def kaggle_server() -> Iterator[Kaggle]:
             self.wfile.write(body)
 
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+            request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
             path = urlsplit(self.path).path
             if path.endswith("/IntrospectToken"):
-                known = asked["token"] == TOKEN
+                known = request["token"] == TOKEN
                 self.answer(200 if known else 404, json.dumps({"active": known, "username": USERNAME}).encode())
             elif path.endswith("/DownloadDataset"):
-                self.redirect(asked)
+                self.redirect(request)
             else:
                 self.answer(404)
 
-        def redirect(self, asked: dict[str, object]) -> None:
+        def redirect(self, request: dict[str, object]) -> None:
             basic = base64.b64encode(f"{USERNAME}:{KEY}".encode()).decode()
             if self.headers.get("Authorization") not in (f"Bearer {TOKEN}", f"Basic {basic}"):
                 return self.answer(401)
-            name = f"{asked['ownerSlug']}/{asked['datasetSlug']}"
+            name = f"{request['ownerSlug']}/{request['datasetSlug']}"
             versions = [version for known, version in kaggle.archives if known == name]
-            version = asked.get("datasetVersionNumber") or max(versions, default=0)
+            version = request.get("datasetVersionNumber") or max(versions, default=0)
             if version not in versions:
                 return self.answer(404)
             if kaggle.forbid:
@@ -80,13 +80,13 @@ def kaggle_server() -> Iterator[Kaggle]:
             *_, owner, name, version = urlsplit(self.path).path.split("/")
             data = kaggle.archives[f"{owner}/{name}", int(version)]
             digest = hashlib.md5(data).digest()
-            asked = self.headers.get("Range")
-            begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-            if asked:
-                kaggle.ranges.append(asked)
+            requested = self.headers.get("Range")
+            begin = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
+            if requested:
+                kaggle.ranges.append(requested)
             body = data[begin:]
             sent = bytes([body[0] ^ 1]) + body[1:] if kaggle.damage else body
-            self.send_response(206 if asked else 200)
+            self.send_response(206 if requested else 200)
             for key, value in {
                 "Content-Type": "application/zip", "Content-Length": str(len(body)), "Accept-Ranges": "bytes",
                 "ETag": f'"{digest.hex()}"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT",

@@ -9,9 +9,9 @@ import pytest
 
 def require_program(*names: str) -> str:
     """Return the path of the first of these programs that is installed; skip or fail the test without any."""
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found:
-        return found
+    program = next((path for name in names if (path := shutil.which(name))), None)
+    if program:
+        return program
     if os.environ.get("DRONESEG_REQUIRE_ALL"):
         pytest.fail(f"{names[0]} is not installed")
     pytest.skip(f"install {names[0]}")

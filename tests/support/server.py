@@ -84,7 +84,7 @@ class Server:
     def memory_mb(self) -> float:
         """Resident memory of the service and its child processes, in MB."""
         process = psutil.Process(self.process.pid)
-        return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
+        return sum(member.memory_info().rss for member in (process, *process.children(recursive=True))) / 1e6
 
 
 @contextmanager

@@ -40,14 +40,14 @@ def _read(file: Path) -> OfflineRun:
         if kind == "run":
             run.id, run.name, run.project = record.run.run_id, record.run.display_name, record.run.project
             run.group = record.run.run_group
-            run.config |= {each.key: json.loads(each.value_json) for each in record.run.config.update}
+            run.config |= {entry.key: json.loads(entry.value_json) for entry in record.run.config.update}
         elif kind == "history":
             for item in record.history.item:
                 key = "/".join(item.nested_key) or item.key
                 steps[record.history.step.num][key] = json.loads(item.value_json)
         elif kind == "artifact":
             artifact = record.artifact
-            paths = [each.path for each in artifact.manifest.contents]
+            paths = [file.path for file in artifact.manifest.contents]
             run.artifacts.append((artifact.name, json.loads(artifact.metadata), paths))
         elif kind == "stats":
             run.system |= {item.key for item in record.stats.item}
