@@ -458,6 +458,6 @@ def test_the_lineage_grows_by_promotions_and_shrinks_by_rollbacks() -> None:
 
 def test_a_broken_registry_is_reported_with_its_line(project: Path) -> None:
     (project / "model-registry.jsonl").write_text("{}\n")
-    with pytest.raises(StoreError, match=r"model-registry\.jsonl, line 1 is no entry"):
+    with pytest.raises(StoreError, match=r"model-registry\.jsonl, line 1 is not a valid entry"):
         read_registry(project)
     assert subprocess.run(["git", "status"], cwd=project, capture_output=True, check=False).returncode == 0
