@@ -1,4 +1,4 @@
-"""Conversion keeps every pixel's class, and with anything wrong it says all of it and writes nothing."""
+"""Conversion keeps the class of every pixel; on any problem it lists all problems and writes nothing."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def masks(source: Path) -> Path:
 
 
 def refused(source: Path, tmp_path: Path, **options: object) -> str:
-    """Convert what cannot be converted; return the message after checking that nothing was written."""
+    """Return the message of a failing conversion, after checking that nothing was written."""
     raw = tmp_path / "raw"
     with pytest.raises(DatasetError) as caught:
         convert(source, raw, **options)
@@ -38,7 +38,7 @@ def refused(source: Path, tmp_path: Path, **options: object) -> str:
 
 
 def independent_ids(mask_file: Path) -> np.ndarray:
-    """Compare each pixel's colour with each class's, the slow way."""
+    """Return the class ids by comparing every pixel with every class colour."""
     rgb = np.asarray(Image.open(mask_file).convert("RGB")).astype(int)
     ids = np.full(rgb.shape[:2], 255)
     for entry in CLASSES:
@@ -46,7 +46,7 @@ def independent_ids(mask_file: Path) -> np.ndarray:
     return ids
 
 
-def test_labels_equal_the_class_of_each_colour(dataset: Path, tmp_path: Path) -> None:
+def test_labels_are_the_class_ids_of_the_mask_colours(dataset: Path, tmp_path: Path) -> None:
     done = convert(dataset, tmp_path, test_share=0.25)
     assert (done.train, done.test, done.copied) == (3, 1, 4)
     labels = sorted((tmp_path / DATASET_NAME).glob("labelsT?/*.png"))
@@ -58,14 +58,14 @@ def test_labels_equal_the_class_of_each_colour(dataset: Path, tmp_path: Path) ->
         assert np.array_equal(np.asarray(opened), independent_ids(masks(dataset) / f"{stem}.png"))
 
 
-def test_plain_png_photographs_are_copied_byte_for_byte(dataset: Path, tmp_path: Path) -> None:
+def test_rgb_png_images_are_copied_unchanged(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
     for index in range(4):
         copied = tmp_path / DATASET_NAME / "imagesTr" / f"drone_{index:03d}_0000.png"
         assert copied.read_bytes() == (images(dataset) / f"{index:03d}.png").read_bytes()
 
 
-def test_other_photographs_become_rgb_png(dataset: Path, tmp_path: Path) -> None:
+def test_other_image_formats_are_converted_to_rgb_png(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "000.png").unlink()
     Image.new("RGB", (40, 30), (200, 100, 50)).save(images(dataset) / "000.jpg", quality=95)
     (images(dataset) / "001.png").write_bytes(png(np.full((30, 40), 7, np.uint8)))
@@ -80,7 +80,7 @@ def test_other_photographs_become_rgb_png(dataset: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("normalisation", "channels"), [("rgb_to_0_1", ["rgb_to_0_1"] * 3), ("zscore", ["R", "G", "B"])]
 )
-def test_dataset_json_says_what_nnunet_needs(
+def test_dataset_json_describes_the_dataset_for_nnunet(
     dataset: Path, tmp_path: Path, normalisation: str, channels: list[str]
 ) -> None:
     convert(dataset, tmp_path, test_share=0, normalisation=Normalisation(normalisation))
@@ -94,7 +94,7 @@ def test_dataset_json_says_what_nnunet_needs(
     assert not (tmp_path / DATASET_NAME / "splits_final.json").exists()
 
 
-def test_split_file_decides_where_each_pair_goes(dataset: Path, tmp_path: Path) -> None:
+def test_split_file_selects_training_and_test_cases(dataset: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["000"], "val": ["001"], "test": ["002"], "dropped": ["003"]}))
     done = convert(dataset, tmp_path, split_file=split)
@@ -105,7 +105,7 @@ def test_split_file_decides_where_each_pair_goes(dataset: Path, tmp_path: Path) 
     assert [f.name for f in (folder / "labelsTs").iterdir()] == ["drone_002.png"]
 
 
-def test_split_file_that_does_not_fit_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_split_file_that_does_not_match_the_data_is_rejected(dataset: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["000", "nine"], "val": ["000"]}))
     with pytest.raises(SplitError) as caught:
@@ -115,7 +115,7 @@ def test_split_file_that_does_not_fit_is_refused(dataset: Path, tmp_path: Path) 
     assert not (tmp_path / "raw").exists()
 
 
-def test_missing_partners_are_listed(dataset: Path, tmp_path: Path) -> None:
+def test_images_and_masks_without_counterpart_are_listed(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "000.png").unlink()
     (masks(dataset) / "002.png").unlink()
     message = refused(dataset, tmp_path)
@@ -123,7 +123,7 @@ def test_missing_partners_are_listed(dataset: Path, tmp_path: Path) -> None:
     assert "original_images/002.png: has no mask" in message
 
 
-def test_two_images_with_one_stem_are_listed(dataset: Path, tmp_path: Path) -> None:
+def test_images_that_share_a_stem_are_listed(dataset: Path, tmp_path: Path) -> None:
     shutil.copy(images(dataset) / "001.png", images(dataset) / "001.bmp")
     assert "2 images with the stem '001': 001.bmp, 001.png" in refused(dataset, tmp_path)
 
@@ -133,7 +133,7 @@ def test_size_mismatch_is_listed(dataset: Path, tmp_path: Path) -> None:
     assert "original_images/001.png: image is 9x8, its mask 40x30" in refused(dataset, tmp_path)
 
 
-def test_unknown_colours_are_listed_with_place_and_count(dataset: Path, tmp_path: Path) -> None:
+def test_unknown_colours_are_listed_with_position_and_count(dataset: Path, tmp_path: Path) -> None:
     rgb = np.array(Image.open(masks(dataset) / "003.png"))
     rgb[4, 6] = (1, 1, 1)
     (masks(dataset) / "003.png").write_bytes(png(rgb))
@@ -154,7 +154,7 @@ def test_truncated_files_are_listed(dataset: Path, tmp_path: Path) -> None:
     assert "label_images_semantic/001.png: Image data is truncated" in message
 
 
-def test_every_problem_is_listed_at_once(dataset: Path, tmp_path: Path) -> None:
+def test_all_problems_are_listed_at_once(dataset: Path, tmp_path: Path) -> None:
     (masks(dataset) / "000.png").unlink()
     (images(dataset) / "001.png").write_bytes(b"")
     (masks(dataset) / "002.png").write_bytes(png(np.zeros((30, 40, 3), np.uint8) + 9))
@@ -163,7 +163,7 @@ def test_every_problem_is_listed_at_once(dataset: Path, tmp_path: Path) -> None:
     assert "original_images/001.png: The file is empty" in message
 
 
-def test_empty_folders_are_refused(tmp_path: Path) -> None:
+def test_empty_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     assert "nothing is empty" in refused(tmp_path / "nothing", tmp_path)
     root = tmp_path / "empty"
@@ -173,7 +173,7 @@ def test_empty_folders_are_refused(tmp_path: Path) -> None:
     assert "not a folder" in refused(tmp_path / "absent", tmp_path)
 
 
-def test_a_folder_too_high_or_too_deep_is_found_and_said(dataset: Path, tmp_path: Path) -> None:
+def test_dataset_above_or_below_the_given_folder_is_found_with_a_note(dataset: Path, tmp_path: Path) -> None:
     high = convert(dataset.parent, tmp_path / "a", test_share=0)
     assert "does not contain the data itself; using" in high.notes[0]
     deep = convert(images(dataset), tmp_path / "b", test_share=0)
@@ -182,18 +182,18 @@ def test_a_folder_too_high_or_too_deep_is_found_and_said(dataset: Path, tmp_path
     assert convert(dataset / "classes_dataset", tmp_path / "c", test_share=0).train == 4
 
 
-def test_a_half_of_the_layout_is_named(dataset: Path, tmp_path: Path) -> None:
+def test_missing_mask_folder_is_reported(dataset: Path, tmp_path: Path) -> None:
     shutil.rmtree(masks(dataset))
     assert "contains original_images but no label_images_semantic" in refused(dataset, tmp_path)
 
 
-def test_several_datasets_are_not_guessed_between(dataset: Path, tmp_path: Path) -> None:
+def test_several_datasets_in_a_folder_are_rejected(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "both" / "one")
     shutil.copytree(dataset, tmp_path / "both" / "two")
     assert "contains several datasets" in refused(tmp_path / "both", tmp_path)
 
 
-def test_an_existing_dataset_is_touched_only_with_force(dataset: Path, tmp_path: Path) -> None:
+def test_existing_dataset_is_replaced_only_with_force(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
     before = {f: f.read_bytes() for f in (tmp_path / DATASET_NAME).rglob("*.png")}
     with pytest.raises(OutputExistsError, match="--force"):
@@ -202,7 +202,7 @@ def test_an_existing_dataset_is_touched_only_with_force(dataset: Path, tmp_path:
     assert convert(dataset, tmp_path, test_share=0.5, force=True).test == 2
 
 
-def test_a_failing_conversion_with_force_keeps_the_older_dataset(dataset: Path, tmp_path: Path) -> None:
+def test_failed_conversion_with_force_keeps_the_existing_dataset(dataset: Path, tmp_path: Path) -> None:
     convert(dataset, tmp_path, test_share=0)
     (images(dataset) / "000.png").write_bytes(b"junk")
     with pytest.raises(DatasetError, match="Unknown image format"):
@@ -211,13 +211,13 @@ def test_a_failing_conversion_with_force_keeps_the_older_dataset(dataset: Path, 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_files_that_are_no_images_are_noted_and_hidden_ones_ignored(dataset: Path, tmp_path: Path) -> None:
+def test_other_files_are_noted_and_hidden_files_ignored(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "readme.txt").write_text("hello")
-    (images(dataset) / "._000.png").write_text("what macOS leaves behind")
+    (images(dataset) / "._000.png").write_text("metadata of macOS")
     assert convert(dataset, tmp_path, test_share=0).notes == ("original_images/readme.txt: not an image file, ignored",)
 
 
-def test_all_real_labels_equal_the_class_of_each_colour(real_data: Path, tmp_path: Path) -> None:
+def test_labels_of_the_real_dataset_are_the_class_ids_of_the_mask_colours(real_data: Path, tmp_path: Path) -> None:
     source = real_data / "tugraz_dev40"
     done = convert(source, tmp_path, test_share=0)
     assert (done.train, done.copied) == (40, 40)
@@ -226,7 +226,7 @@ def test_all_real_labels_equal_the_class_of_each_colour(real_data: Path, tmp_pat
         assert np.array_equal(np.asarray(Image.open(label)), truth)
 
 
-def test_the_real_split_is_followed(real_data: Path, tmp_path: Path) -> None:
+def test_real_split_file_is_followed(real_data: Path, tmp_path: Path) -> None:
     stems = {f.stem for f in masks(real_data / "tugraz_tiny16_240x184").iterdir()}
     full = json.loads((real_data / "tugraz_split.json").read_text())
     mine = {name: [s for s in part if s in stems] for name, part in full.items()}
@@ -236,13 +236,13 @@ def test_the_real_split_is_followed(real_data: Path, tmp_path: Path) -> None:
     assert done.train + done.dropped == 16
 
 
-def test_a_link_to_data_that_was_not_fetched_is_a_problem(dataset: Path, tmp_path: Path) -> None:
+def test_broken_link_is_reported(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "000.png").unlink()
     (images(dataset) / "000.png").symlink_to("../annex/000.png")
     assert "original_images/000.png: is a link to ../annex/000.png, which does not exist" in refused(dataset, tmp_path)
 
 
-def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp_path: Path) -> None:
+def test_error_names_the_dataset_folder_and_the_option_for_unknown_colours(dataset: Path, tmp_path: Path) -> None:
     (masks(dataset) / "000.png").write_bytes(png(np.full((30, 40, 3), 7, np.uint8)))
     message = refused(images(dataset), tmp_path)
     assert "note: " in message
@@ -250,7 +250,7 @@ def test_a_refusal_says_where_it_looked_and_what_option_helps(dataset: Path, tmp
     assert "--unknown background" in message
 
 
-def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / DATASET_NAME).mkdir()
     (tmp_path / DATASET_NAME / "thesis.txt").write_text("precious")
     with pytest.raises(OutputExistsError, match="is a folder of another kind"):
@@ -258,7 +258,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(dataset: Path, tmp_path: 
     assert (tmp_path / DATASET_NAME / "thesis.txt").read_text() == "precious"
 
 
-def test_folders_of_another_layout_that_is_known_are_found_as_well(dataset: Path, tmp_path: Path) -> None:
+def test_second_known_layout_is_found(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     images(dataset).rename(tmp_path / "flat" / "images")
     masks(dataset).rename(tmp_path / "flat" / "masks")

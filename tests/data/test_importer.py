@@ -1,4 +1,4 @@
-"""Somebody's own folders and colours become a dataset, or every reason why not is told."""
+"""Folders with other colours are imported as a dataset, or all problems are listed."""
 
 import csv
 import subprocess
@@ -19,7 +19,7 @@ TABLE = {GRASS: "soft-surfaces", ROAD: "landing-zones", CAR: "moving-objects"}
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Two photographs in JPEG, and their masks with other colours and names."""
+    """Return a folder with two JPEG images, and masks with other colours and a suffix."""
     for name in ("photos", "drawn"):
         (tmp_path / name).mkdir()
     for index in range(2):
@@ -42,7 +42,7 @@ def fill_in(file: Path, table: dict[tuple[int, int, int], str]) -> None:
     file.write_text("\n".join(["r,g,b,class", *lines]))
 
 
-def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own: Path) -> None:
+def test_first_run_writes_the_colour_table_and_second_run_imports(own: Path) -> None:
     first = import_dataset(own)
     assert first.returncode == 1
     assert "with the 3 colours of the masks. Fill in its column class" in " ".join(first.stderr.split())
@@ -62,31 +62,31 @@ def test_the_first_time_writes_the_colours_and_the_second_makes_the_dataset(own:
     assert (KAGGLE.images_in(root) / "1.jpg").read_bytes() == (own / "photos" / "1.JPG").read_bytes()
 
 
-def test_whatever_is_wrong_is_told_at_once_and_nothing_is_written(own: Path) -> None:
+def test_all_problems_are_listed_and_nothing_is_written(own: Path) -> None:
     fill_in(own / "colours.csv", {GRASS: "soft-surfaces", ROAD: "landing-zones"})
     (own / "photos" / "0.JPG").write_bytes(b"no image")
-    told = import_dataset(own).stderr
-    assert "0_mask.png: Mask has 1 unknown colours: (9, 143, 150) on 3 pixels, first at x=0 y=0" in told
-    assert "0.JPG: Unknown image format" in told
+    stderr = import_dataset(own).stderr
+    assert "0_mask.png: Mask has 1 unknown colours: (9, 143, 150) on 3 pixels, first at x=0 y=0" in stderr
+    assert "0.JPG: Unknown image format" in stderr
     assert not (own / "mine").exists()
     fill_in(own / "colours.csv", {GRASS: "grass", (0, 0, 256): "water"})
-    told = import_dataset(own).stderr
-    assert "'grass' is not a class; use one of background, obstacles" in told
-    assert "0, 0, 256 is not a colour" in told
+    stderr = import_dataset(own).stderr
+    assert "'grass' is not a class; use one of background, obstacles" in stderr
+    assert "0, 0, 256 is not a colour" in stderr
     (own / "colours.csv").write_text("red,green,blue\n1,2,3\n")
     assert "has no column r, g, b, class" in import_dataset(own).stderr
     (own / "drawn" / "7_mask.png").write_bytes(b"")
     assert "7_mask.png: has no image in photos" in import_dataset(own).stderr
 
 
-def test_masks_that_hold_no_classes_get_no_table(own: Path) -> None:
+def test_masks_with_too_many_colours_are_rejected(own: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     (own / "drawn" / "0_mask.png").write_bytes(png(noise))
     assert "colours are too many for classes" in import_dataset(own).stderr
     assert not (own / "colours.csv").exists()
 
 
-def test_another_dataset_in_the_way_is_not_touched(own: Path) -> None:
+def test_existing_folder_is_not_overwritten(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
     (own / "mine").mkdir()
     (own / "mine" / "flight.txt").write_text("mine")
@@ -98,7 +98,7 @@ def test_another_dataset_in_the_way_is_not_touched(own: Path) -> None:
     assert import_dataset(own, "--force").returncode == 0
 
 
-def test_grey_ids_and_palettes_are_colours_as_well_and_sizes_must_fit(own: Path) -> None:
+def test_grey_and_palette_masks_are_imported_and_sizes_are_compared(own: Path) -> None:
     grey = np.full((30, 40), 7, np.uint8)
     grey[:5] = 9
     (own / "drawn" / "0_mask.png").write_bytes(png(grey))
@@ -117,7 +117,7 @@ def test_grey_ids_and_palettes_are_colours_as_well_and_sizes_must_fit(own: Path)
     assert len(list(masks.iterdir())) == 2, "the older one stays"
 
 
-def test_photographs_and_masks_may_lie_in_one_folder(own: Path) -> None:
+def test_images_and_masks_in_one_folder_are_paired(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
     for mask in (own / "drawn").iterdir():
         mask.rename(own / "photos" / mask.name)
@@ -125,7 +125,7 @@ def test_photographs_and_masks_may_lie_in_one_folder(own: Path) -> None:
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2
 
 
-def test_hard_cases_are_adopted_in_one_step(own: Path) -> None:
+def test_hard_cases_are_imported_in_one_run(own: Path) -> None:
     for index in range(2):
         (own / "photos" / f"{index}.mask.png").write_bytes(encode_mask(np.full((30, 40), 2 + index, np.uint8)))
     done = import_dataset(own, "--mask-suffix", ".mask", masks="photos")

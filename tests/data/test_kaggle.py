@@ -1,4 +1,4 @@
-"""Downloads with Kaggle's own client, from a server that speaks its API: resumed, checked, unpacked aside."""
+"""Downloads with Kaggle's client from a local server: authentication, resume, checksum, unpacking."""
 
 import io
 import subprocess
@@ -22,7 +22,7 @@ WITH_TOKEN = Credentials(token=TOKEN)
 
 @pytest.fixture
 def kaggle(dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kaggle]:
-    """Kaggle with two versions of the set; the first has three pairs."""
+    """Serve two versions of the dataset; the first one has three pairs."""
     with kaggle_server() as served:
         for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY"):
             monkeypatch.delenv(name, raising=False)
@@ -31,7 +31,7 @@ def kaggle(dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         monkeypatch.setattr("time.sleep", lambda _s: None)
         from kaggle.api.kaggle_api_extended import KaggleApi
 
-        # what LOCALHOST means, but for --verbose: that reads an archive into memory and prints it
+        # LOCALHOST also sets --verbose, which reads the archive into memory and prints it
         monkeypatch.setattr(KaggleApi, "args", ["--local"])
         served.archives[DATASET, 2] = archive(dataset)
         for folder in (IMAGES_FOLDER, MASKS_FOLDER):
@@ -41,7 +41,7 @@ def kaggle(dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
 
 
 def archive(folder: Path, extra: dict[str, bytes] | None = None) -> bytes:
-    """Return a ZIP file of the set as Kaggle has it, with folders nobody needs here."""
+    """Return the dataset as a ZIP file like Kaggle's, with other folders in it."""
     data = io.BytesIO()
     needless = {"RGB_color_image_masks/RGB_color_image_masks/000.png": b"x", "class_dict_seg.csv": b"name, r, g, b"}
     needless |= {"noise.bin": np.random.default_rng(0).bytes(8_000_000)}  # the client writes pieces of 1 MiB
@@ -61,7 +61,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_photographs_and_masks_come_and_nothing_else(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_only_images_and_masks_are_unpacked(kaggle: Kaggle, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     folder = tmp_path / "got"
     done = download_dataset(folder, credentials=WITH_TOKEN, progress=lambda *step: seen.append(step))
@@ -74,18 +74,18 @@ def test_photographs_and_masks_come_and_nothing_else(kaggle: Kaggle, tmp_path: P
     assert not (tmp_path / ".got.download").exists()
 
 
-def test_a_version_can_be_asked_for(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_version_can_be_selected(kaggle: Kaggle, tmp_path: Path) -> None:
     assert download(tmp_path / "got", version=1).pairs == 3
     with pytest.raises(DownloadError, match=r"has no dataset .*, version 7"):
         download(tmp_path / "other", version=7)
 
 
-def test_a_name_and_a_key_do_as_well(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_user_name_and_key_authenticate(kaggle: Kaggle, tmp_path: Path) -> None:
     assert download(tmp_path / "got", Credentials(username=USERNAME, key=KEY)).pairs == 4
 
 
 @pytest.mark.parametrize(
-    ("credentials", "said"),
+    ("credentials", "lines"),
     [
         (Credentials(), ["KAGGLE_API_TOKEN is not set", "KAGGLE_USERNAME is not set and KAGGLE_KEY is not set"]),
         (Credentials(token="wrong"), ["KAGGLE_API_TOKEN is invalid or expired"]),
@@ -93,29 +93,29 @@ def test_a_name_and_a_key_do_as_well(kaggle: Kaggle, tmp_path: Path) -> None:
     ],
     ids=["none", "a wrong token", "a name alone"],
 )
-def test_each_missing_credential_is_told(
-    kaggle: Kaggle, tmp_path: Path, credentials: Credentials, said: list[str]
+def test_error_lists_the_state_of_every_credential(
+    kaggle: Kaggle, tmp_path: Path, credentials: Credentials, lines: list[str]
 ) -> None:
     with pytest.raises(DownloadError) as refused:
         download(tmp_path / "got", credentials)
     message = str(refused.value)
-    assert all(line in message for line in said)
+    assert all(line in message for line in lines)
     assert "~/.kaggle/access_token does not exist" in message
     assert "set KAGGLE_API_TOKEN in the environment or .env" in message
 
 
-def test_terms_that_are_not_accepted_are_told(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_403_asks_to_accept_the_terms(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.forbid = True
     with pytest.raises(DownloadError, match="accept its terms"):
         download(tmp_path / "got")
 
 
-def test_an_old_key_that_is_wrong_is_told(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_401_reports_rejected_credentials(kaggle: Kaggle, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="rejected the credentials"):
         download(tmp_path / "got", Credentials(username=USERNAME, key="wrong"))
 
 
-def test_a_download_that_broke_off_is_gone_on_with(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_interrupted_download_is_resumed(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.cut_after_bytes = 1_200_000
     with pytest.raises(DownloadError, match=r"interrupted: .*keeps what was received.*Run the same command again"):
         download(tmp_path / "got")
@@ -130,7 +130,7 @@ def test_a_download_that_broke_off_is_gone_on_with(kaggle: Kaggle, tmp_path: Pat
 
 
 @pytest.mark.parametrize("where", ["on the way", "in the archive"])
-def test_damage_is_found_and_the_next_try_begins_anew(kaggle: Kaggle, tmp_path: Path, where: str) -> None:
+def test_damaged_archive_is_rejected_and_downloaded_again(kaggle: Kaggle, tmp_path: Path, where: str) -> None:
     whole = kaggle.archives[DATASET, 2]
     if where == "on the way":
         kaggle.damage = True
@@ -144,13 +144,13 @@ def test_damage_is_found_and_the_next_try_begins_anew(kaggle: Kaggle, tmp_path: 
     assert download(tmp_path / "got").pairs == 4
 
 
-def test_an_archive_cannot_write_elsewhere(kaggle: Kaggle, dataset: Path, tmp_path: Path) -> None:
+def test_archive_members_cannot_escape_the_folder(kaggle: Kaggle, dataset: Path, tmp_path: Path) -> None:
     kaggle.archives[DATASET, 3] = archive(dataset, {"../../evil.png": b"x", f"../../{IMAGES_FOLDER}/evil.png": b"x"})
     assert download(tmp_path / "got").pairs == 3
     assert not list(tmp_path.rglob("evil.png"))
 
 
-def test_what_is_no_such_dataset_is_refused(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_dataset_with_another_layout_is_rejected(kaggle: Kaggle, tmp_path: Path) -> None:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as made:
         made.writestr("cats/000.png", b"x")
@@ -162,7 +162,7 @@ def test_what_is_no_such_dataset_is_refused(kaggle: Kaggle, tmp_path: Path) -> N
     assert not (tmp_path / "got").exists()
 
 
-def test_what_is_there_is_not_replaced_unasked(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_existing_folder_is_replaced_only_with_force(kaggle: Kaggle, tmp_path: Path) -> None:
     folder = tmp_path / "got"
     download(folder, version=1)
     with pytest.raises(OutputExistsError, match="--force"):
@@ -175,13 +175,13 @@ def test_what_is_there_is_not_replaced_unasked(kaggle: Kaggle, tmp_path: Path) -
         download(mine, replace=True)
 
 
-def test_away_is_told(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_server_is_reported(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="cannot be reached"):
         download(tmp_path / "got")
 
 
-def test_convert_takes_what_the_command_downloaded(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_convert_reads_the_downloaded_dataset(kaggle: Kaggle, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     done = workspace.run("data", "download", KAGGLE_API_TOKEN=TOKEN)
     assert "data/drone: 4 pairs (3 other files were not unpacked)" in done.stdout
@@ -193,6 +193,6 @@ def test_convert_takes_what_the_command_downloaded(kaggle: Kaggle, tmp_path: Pat
     assert refused.stderr.startswith("error: No valid Kaggle credentials")
 
 
-def test_the_client_is_imported_only_for_a_download() -> None:
+def test_client_is_not_imported_with_the_module() -> None:
     script = "import sys, droneseg.data.kaggle; print('kaggle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Photographs of one place are found and never dealt to two parts."""
+"""Images of the same place are matched and never split between two parts."""
 
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +22,7 @@ def all_classes(stems: list[str]) -> dict[str, np.ndarray]:
 
 
 def cliques(count: int, size: int) -> tuple[list[str], list[Match]]:
-    """Places of `size` photographs each, all of a place matching."""
+    """Return a match for every two images of a place, for several places of `size` images."""
     stems = [f"{place}-{index}" for place in range(count) for index in range(size)]
     matches = [
         Match(a, b, 50) for place in range(count)
@@ -33,7 +33,7 @@ def cliques(count: int, size: int) -> tuple[list[str], list[Match]]:
 
 @pytest.fixture(scope="module")
 def overlapping(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three photographs of one place, moved, turned and brighter, and two of other places."""
+    """Return three images of one place (shifted, rotated, brighter) and two of other places."""
     folder = tmp_path_factory.mktemp("overlapping")
     place = Image.fromarray(generate_scene(3, 900, 700)[0])
     pictures = {
@@ -55,20 +55,20 @@ def find(images: dict[str, Path], cache: Path, calls: list[tuple[str, int, int]]
     )
 
 
-def test_photographs_of_one_place_match_and_others_do_not(overlapping: dict[str, Path], tmp_path: Path) -> None:
+def test_only_images_of_the_same_place_match(overlapping: dict[str, Path], tmp_path: Path) -> None:
     found = find(overlapping, tmp_path)
     assert {(match.first, match.second) for match in found} == {("a", "b"), ("a", "c"), ("b", "c")}
     assert all(match.inliers >= 12 for match in found)
 
 
-def test_what_was_matched_before_is_not_matched_again(overlapping: dict[str, Path], tmp_path: Path) -> None:
+def test_cached_matches_are_reused(overlapping: dict[str, Path], tmp_path: Path) -> None:
     first = find(overlapping, tmp_path)
     calls: list[tuple[str, int, int]] = []
     assert find(overlapping, tmp_path, calls) == first
     assert not [call for call in calls if call[0] == "matches"]
 
 
-def test_a_new_photograph_is_matched_and_the_others_not_again(overlapping: dict[str, Path], tmp_path: Path) -> None:
+def test_new_image_is_matched_and_the_cache_reused(overlapping: dict[str, Path], tmp_path: Path) -> None:
     find({stem: file for stem, file in overlapping.items() if stem != "c"}, tmp_path)
     calls: list[tuple[str, int, int]] = []
     found = find(overlapping, tmp_path, calls)
@@ -77,7 +77,7 @@ def test_a_new_photograph_is_matched_and_the_others_not_again(overlapping: dict[
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short"])
-def test_a_damaged_cache_is_made_anew(overlapping: dict[str, Path], tmp_path: Path, damage: str) -> None:
+def test_damaged_cache_is_recomputed(overlapping: dict[str, Path], tmp_path: Path, damage: str) -> None:
     first = find(overlapping, tmp_path)
     for file in tmp_path.iterdir():
         content = bytearray(file.read_bytes())
@@ -86,12 +86,12 @@ def test_a_damaged_cache_is_made_anew(overlapping: dict[str, Path], tmp_path: Pa
     assert find(overlapping, tmp_path) == first
 
 
-def test_without_a_place_for_a_cache_it_works_all_the_same(overlapping: dict[str, Path], tmp_path: Path) -> None:
+def test_matching_works_without_a_writable_cache(overlapping: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert find(overlapping, tmp_path / "file" / "cache")
 
 
-def test_a_bridge_between_two_places_is_all_that_is_dropped() -> None:
+def test_only_the_bridge_between_two_places_is_dropped() -> None:
     stems, matches = cliques(5, 6)
     chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 20) for place in range(4))]
     found = split_by_scene(chained, all_classes(stems), **SHARES)
@@ -102,7 +102,7 @@ def test_a_bridge_between_two_places_is_all_that_is_dropped() -> None:
     assert sorted(everything) == sorted(stems)
 
 
-def test_separate_places_cost_nothing() -> None:
+def test_nothing_is_dropped_between_separate_places() -> None:
     stems, matches = cliques(10, 3)
     found = split_by_scene(matches, all_classes(stems), **SHARES)
     assert found.split.dropped == ()
@@ -113,17 +113,17 @@ def test_separate_places_cost_nothing() -> None:
         assert found.groups[name] == len(places)
 
 
-def test_every_part_gets_every_class() -> None:
+def test_every_part_has_every_class() -> None:
     stems, matches = cliques(8, 3)
     pixels = {stem: np.array([0, 10, 10 if stem[0] in "036" else 0, 40, 10, 60]) for stem in stems}
     found = split_by_scene(matches, pixels, **SHARES)
     assert all(share > 0 for shares in found.class_shares.values() for share in shares.values())
 
 
-def test_a_class_in_one_place_only_cannot_be_in_every_part() -> None:
+def test_class_in_a_single_place_is_an_error() -> None:
     stems, matches = cliques(6, 3)
     pixels = {stem: np.array([0, 10, 10 if stem[0] == "0" else 0, 40, 10, 60]) for stem in stems}
-    # one place with water, cut in two, could still serve two parts, never three
+    # the only place with water can be cut for two parts, but not for three
     with pytest.raises(SplitError, match="No cut leaves all classes"):
         split_by_scene(matches, pixels, **SHARES)
 

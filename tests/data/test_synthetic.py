@@ -1,4 +1,4 @@
-"""Generated scenes are repeatable, exact, rich in classes, and not solved by colour."""
+"""Generated scenes are reproducible, contain every class and cannot be solved by colour alone."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.evaluation.evaluate import colour_classifier_miou
 
 
-def test_a_scene_is_repeatable_and_has_the_asked_size() -> None:
+def test_scene_is_reproducible_and_has_the_requested_size() -> None:
     first, second, other = (generate_scene(seed, 96, 64) for seed in (5, 5, 6))
     assert first[0].shape == (64, 96, 3)
     assert first[1].shape == (64, 96)
@@ -21,14 +21,14 @@ def test_a_scene_is_repeatable_and_has_the_asked_size() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
-def test_every_class_is_common_enough_and_background_absent() -> None:
+def test_every_class_is_frequent_and_background_absent() -> None:
     masks = [generate_scene(seed, 128, 96)[1] for seed in range(30)]
     shares = np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=6) / (30 * 128 * 96)
     assert shares[0] == 0
     assert shares[1:].min() > 0.02
 
 
-def test_colour_alone_does_not_give_the_class_away() -> None:
+def test_colour_alone_does_not_reveal_the_class() -> None:
     scenes = [generate_scene(seed, 192, 144) for seed in range(60)]
     assert colour_classifier_miou(scenes[:44], scenes[44:]) < 0.45
 
@@ -44,7 +44,7 @@ def test_samples_are_a_valid_dataset_in_the_kaggle_layout(tmp_path: Path) -> Non
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_samples_never_overwrite_unasked(tmp_path: Path) -> None:
+def test_samples_are_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     with pytest.raises(OutputExistsError):
         write_samples(tmp_path, count=1, size=(64, 64), seed=1)

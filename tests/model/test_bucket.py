@@ -1,4 +1,4 @@
-"""Models in a bucket of Google Cloud Storage: fake-gcs-server, the real client, and what goes wrong on the way."""
+"""Models in a bucket: the real client with fake-gcs-server, and failures of connection, bucket and disk."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 @pytest.fixture(scope="module")
 def pushed(store: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project, without git, whose model is in the bucket and nowhere else; 2 MB, so that it takes a moment."""
+    """Return a project without git whose model of 2 MB is only in the bucket."""
     project = tmp_path_factory.mktemp("pushed") / "project"
     champion = make_project(project, scm=False, padding=2_000_000)
     dvc(project, "remote", "add", "gcs", f"{store.url}/models")
@@ -63,18 +63,18 @@ def leftovers(project: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir() if file.name != "champion") if folder.is_dir() else []
 
 
-def test_a_clone_without_git_gets_the_model_and_nothing_else(project: Path, champion: Path) -> None:
+def test_pull_works_without_git_and_satisfies_dvc_status(project: Path, champion: Path) -> None:
     seen: list[tuple[int, int]] = []
     done = pull_model(champion, "gcs", progress=lambda now, total: seen.append((now, total)))
     assert done.fetched
     assert done.bundle == read_bundle(champion)
     assert seen[-1][0] == seen[-1][1] == sum(file.stat().st_size for file in champion.iterdir())
     assert leftovers(project) == []
-    dvc(project, "status", "--quiet", "nnUNet_results.dvc")  # fails if DVC finds anything changed, or missing
+    dvc(project, "status", "--quiet", "nnUNet_results.dvc")  # fails if files are changed or missing
     assert not pull_model(champion, "gcs").fetched
 
 
-def test_another_model_in_the_way_is_not_replaced_unasked(champion: Path) -> None:
+def test_other_model_is_replaced_only_on_request(champion: Path) -> None:
     mine = make_model(champion, GOOD).model_id
     with pytest.raises(OutputExistsError, match="--force"):
         pull_model(champion, "gcs")
@@ -82,14 +82,14 @@ def test_another_model_in_the_way_is_not_replaced_unasked(champion: Path) -> Non
     assert pull_model(champion, "gcs", replace=True).bundle.model_id != mine
 
 
-def test_two_pulls_at_once_both_end_with_the_model(project: Path, champion: Path) -> None:
+def test_concurrent_pulls_both_succeed(project: Path, champion: Path) -> None:
     running = [subprocess.Popen(_PULL, cwd=project, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(each.wait(HANG_S), each.communicate()[1]) for each in running] == [(0, b""), (0, b"")]
+    assert [(process.wait(HANG_S), process.communicate()[1]) for process in running] == [(0, b""), (0, b"")]
     assert read_bundle(champion)
     assert leftovers(project) == []
 
 
-def test_what_the_bucket_damaged_is_refused_and_the_model_stays(store: Bucket, project: Path, champion: Path) -> None:
+def test_damaged_object_is_rejected_and_the_model_kept(store: Bucket, project: Path, champion: Path) -> None:
     make_model(champion, GOOD)
     mine = read_bundle(champion).model_id
     largest = max((file for file in store.root.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
@@ -105,14 +105,12 @@ def test_what_the_bucket_damaged_is_refused_and_the_model_stays(store: Bucket, p
     assert pull_model(champion, "gcs", replace=True).bundle.model_id != mine
 
 
-def test_a_remote_nobody_knows_is_named_with_what_to_do(champion: Path) -> None:
+def test_unknown_remote_is_reported_with_the_command_to_add_it(champion: Path) -> None:
     with pytest.raises(StoreError, match=r"has no remote 'mars', only .*gcs.*dvc remote add mars gs://"):
         pull_model(champion, "mars")
 
 
-def test_a_connection_cut_in_the_middle_is_told_and_the_next_try_succeeds(
-    store: Bucket, project: Path, champion: Path
-) -> None:
+def test_interrupted_pull_is_reported_and_the_next_one_succeeds(store: Bucket, project: Path, champion: Path) -> None:
     with relay(store.server, cut_after_bytes=500_000) as cut:
         dvc(project, "remote", "modify", "gcs", "endpointurl", cut)
         with pytest.raises(StoreError, match=r"remote gcs \(gs://team/models.*\) cannot be reached: .*try again"):
@@ -123,7 +121,7 @@ def test_a_connection_cut_in_the_middle_is_told_and_the_next_try_succeeds(
     assert pull_model(champion, "gcs").fetched
 
 
-def test_a_connection_cut_once_is_tried_again(
+def test_connection_cut_once_is_retried(
     store: Bucket, project: Path, champion: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("droneseg.model.dvc_remote._TRIES", 2)
@@ -132,7 +130,7 @@ def test_a_connection_cut_once_is_tried_again(
         assert pull_model(champion, "gcs").fetched
 
 
-def test_wrong_credentials_are_told_with_what_to_do(store: Bucket, project: Path, champion: Path) -> None:
+def test_invalid_credentials_are_reported_with_a_remedy(store: Bucket, project: Path, champion: Path) -> None:
     with relay(store.server, status=403) as closed:
         dvc(project, "remote", "modify", "gcs", "endpointurl", closed)
         with pytest.raises(StoreError, match=r"denied access: .*GOOGLE_APPLICATION_CREDENTIALS"):
@@ -146,7 +144,7 @@ def test_wrong_credentials_are_told_with_what_to_do(store: Bucket, project: Path
     assert not champion.exists()
 
 
-def test_a_full_disk_leaves_the_model_that_was_there_and_nothing_half_done(project: Path, tmp_path: Path) -> None:
+def test_full_disk_keeps_the_existing_model_and_leaves_no_files(project: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], check=False)
@@ -170,7 +168,7 @@ def test_a_full_disk_leaves_the_model_that_was_there_and_nothing_half_done(proje
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket, project: Path, champion: Path) -> None:
+def test_killed_pull_leaves_no_partial_model(store: Bucket, project: Path, champion: Path) -> None:
     with relay(store.server, pause_s=0.2) as slow:
         dvc(project, "remote", "modify", "gcs", "endpointurl", slow)
         running = subprocess.Popen(_PULL, cwd=project, stderr=subprocess.DEVNULL)
@@ -188,14 +186,14 @@ def test_a_pull_that_is_killed_leaves_nothing_in_the_models_place(store: Bucket,
     assert leftovers(project) == []
 
 
-def test_what_is_no_longer_the_tracked_model_is_not_pushed(project: Path, champion: Path) -> None:
+def test_untracked_model_is_not_pushed(project: Path, champion: Path) -> None:
     make_model(champion, GOOD)
     with pytest.raises(StoreError, match=r"is not the model that .* records.*droneseg models promote"):
         push_model(champion, "gcs")
 
 
 @pytest.mark.parametrize("how", ["gone", "cut off"])
-def test_a_push_sends_again_what_the_bucket_lost(store: Bucket, project: Path, champion: Path, how: str) -> None:
+def test_push_repairs_missing_and_truncated_objects(store: Bucket, project: Path, champion: Path, how: str) -> None:
     pull_model(champion, "gcs")
     largest = max((file for file in store.root.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     if how == "gone":
@@ -208,7 +206,7 @@ def test_a_push_sends_again_what_the_bucket_lost(store: Bucket, project: Path, c
     assert pull_model(champion, "gcs").fetched
 
 
-def test_a_push_goes_on_where_the_bucket_was_away(store: Bucket, project: Path, champion: Path) -> None:
+def test_push_succeeds_after_the_bucket_was_unavailable(store: Bucket, project: Path, champion: Path) -> None:
     pull_model(champion, "gcs", add_to_cache=False)
     dvc(project, "remote", "add", "other", "gs://team/other")
     dvc(project, "remote", "modify", "other", "allow_anonymous_login", "true")
@@ -222,7 +220,7 @@ def test_a_push_goes_on_where_the_bucket_was_away(store: Bucket, project: Path, 
     assert pull_model(champion, "other").fetched
 
 
-def test_a_bucket_that_is_away_is_told(project: Path, champion: Path) -> None:
+def test_unavailable_bucket_is_reported(project: Path, champion: Path) -> None:
     dvc(project, "remote", "modify", "gcs", "endpointurl", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"remote gcs \(gs://team/models.*\) cannot be reached: .*Nothing was changed"):
         pull_model(champion, "gcs")

@@ -1,4 +1,4 @@
-"""A bundle is read only when everything in it verifies; each way to be wrong has a message of its own."""
+"""Bundles are read only if every file verifies; each kind of damage has its own message."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "bundle").folder
 
 
-def test_a_whole_bundle_is_read(folder: Path) -> None:
+def test_complete_bundle_is_read(folder: Path) -> None:
     bundle = read_bundle(folder)
     assert bundle.manifest.default_profile == "fast"
     assert bundle.network("exact").is_file()
@@ -74,19 +74,19 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bundle_that_does_not_verify_is_refused(folder: Path, case: str) -> None:
+def test_invalid_bundle_is_rejected(folder: Path, case: str) -> None:
     spoil, message = BAD[case]
     spoil(folder)
     with pytest.raises(BundleError, match=f"(?s){message}"):
         read_bundle(folder)
 
 
-def test_a_file_of_a_bundle_is_told_from_its_folder(folder: Path) -> None:
+def test_path_of_a_file_is_rejected_with_its_folder(folder: Path) -> None:
     with pytest.raises(BundleError, match="is a file; a model bundle is a folder"):
         read_bundle(folder / "model.onnx")
 
 
-def test_a_training_folder_is_told_apart(tmp_path: Path) -> None:
+def test_training_folder_is_rejected_with_the_export_command(tmp_path: Path) -> None:
     (tmp_path / "plans.json").write_text("{}")
     with pytest.raises(BundleError, match="is a training folder of nnU-Net, not a bundle"):
         read_bundle(tmp_path)
@@ -94,13 +94,13 @@ def test_a_training_folder_is_told_apart(tmp_path: Path) -> None:
         read_bundle(tmp_path / "absent")
 
 
-def test_the_model_id_changes_with_the_content(folder: Path, tmp_path: Path) -> None:
+def test_model_id_changes_with_the_content(folder: Path, tmp_path: Path) -> None:
     before = read_bundle(folder).model_id
     edit(folder, lambda m: m.update(license="another"))
     assert read_bundle(folder).model_id != before
 
 
-def test_an_older_bundle_stays_when_the_new_one_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+def test_failed_write_keeps_the_existing_bundle(folder: Path, tmp_path: Path) -> None:
     before = read_bundle(folder).model_id
     with pytest.raises(FileNotFoundError):
         make_bundle(folder, network=tmp_path / "absent.onnx")
@@ -108,7 +108,7 @@ def test_an_older_bundle_stays_when_the_new_one_cannot_be_written(folder: Path, 
     assert sorted(f.name for f in tmp_path.iterdir()) == ["bundle", "network.onnx"]
 
 
-def test_a_relative_name_of_no_folder_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_relative_folder_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError, match="No model at nope"):
         read_bundle(Path("nope"))

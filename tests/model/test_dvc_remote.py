@@ -1,4 +1,4 @@
-"""The remote inside the repository holds models and nothing else."""
+"""The remote in the repository contains models and nothing else."""
 
 import hashlib
 import json
@@ -26,22 +26,22 @@ def listings() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, str]:
-    """Return the md5 of each file of the model that the checked out version names."""
+    """Return the md5 of each file of the tracked model by path."""
     pointer = yaml.safe_load((ROOT / "nnUNet_results.dvc").read_text())
     (out,) = pointer["outs"]
     assert out["path"] == "nnUNet_results"
     return {entry["relpath"]: entry["md5"] for entry in json.loads(blob(out["md5"]).read_bytes())}
 
 
-def test_it_is_the_default_remote() -> None:
+def test_repository_remote_is_the_default() -> None:
     config = (ROOT / ".dvc/config").read_text()
     assert re.search(r"^\s*remote = models$", config, re.M)
     assert re.search(r"^\['remote \"models\"'\]\n\s*url = \.\./dvc-remote$", config, re.M)
-    assert re.search(r"^\s*verify = true$", config, re.M)  # or DVC believes what it fetched
+    assert re.search(r"^\s*verify = true$", config, re.M)  # otherwise DVC does not verify downloads
     assert re.search(r"^\s*analytics = false$", config, re.M)
 
 
-def test_every_file_of_it_belongs_to_a_model_and_is_what_its_name_says() -> None:
+def test_repository_remote_contains_only_intact_files_of_models() -> None:
     known: set[Path] = set(listings())
     assert known
     for listing in listings():
@@ -56,7 +56,7 @@ def test_every_file_of_it_belongs_to_a_model_and_is_what_its_name_says() -> None
         assert digest == (file.parent.name + file.name).removesuffix(".dir")
 
 
-def test_the_tracked_model_is_a_whole_bundle_under_its_own_terms(tracked: dict[str, str]) -> None:
+def test_tracked_model_is_a_complete_bundle_with_its_licence(tracked: dict[str, str]) -> None:
     manifest = Manifest.model_validate_json(blob(tracked[f"champion/{MANIFEST_NAME}"]).read_bytes())
     for name, record in manifest.files.items():
         content = blob(tracked[f"champion/{name}"]).read_bytes()
@@ -69,7 +69,7 @@ def test_the_tracked_model_is_a_whole_bundle_under_its_own_terms(tracked: dict[s
     assert manifest.drift_reference.images == 45
 
 
-def test_trainings_beside_the_model_are_not_tracked(tracked: dict[str, str]) -> None:
+def test_training_folders_are_not_tracked(tracked: dict[str, str]) -> None:
     lines = (ROOT / ".dvcignore").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["nnUNet_results/*", "!nnUNet_results/champion"]
     assert set(tracked) <= ALLOWED

@@ -1,4 +1,4 @@
-"""Fetching the model with the real DVC, from a remote that is a folder."""
+"""Pull, push and list models with a DVC remote in a folder."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ from support.projects import make_project
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a project whose model is in its remote, and only there."""
+    """Return a project whose model is only in its remote."""
     folder = tmp_path_factory.mktemp("project")
     make_project(folder, scm=False, remote="remote")
     for away in ("nnUNet_results", ".dvc/cache"):
@@ -30,7 +30,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(pushed: Path, tmp_path: Path) -> Path:
-    """Return a clone of it."""
+    """Return a copy of the project."""
     return Path(shutil.copytree(pushed, tmp_path / "clone"))
 
 
@@ -40,28 +40,26 @@ def champion(project: Path) -> Path:
 
 
 @pytest.mark.parametrize("pull", ["auto", "always"])
-def test_a_model_that_is_not_there_is_fetched_and_verifies(champion: Path, pull: Pull) -> None:
+def test_missing_model_is_fetched_and_verified(champion: Path, pull: Pull) -> None:
     fetch_model(champion, pull)
     assert read_bundle(champion).manifest.version == "0"
 
 
-def test_never_leaves_it_where_it_is(champion: Path) -> None:
+def test_pull_never_fetches_nothing(champion: Path) -> None:
     fetch_model(champion, "never")
     assert not champion.exists()
 
 
-def test_a_model_that_is_there_is_left_alone(champion: Path) -> None:
+def test_pull_auto_keeps_an_existing_model(champion: Path) -> None:
     champion.parent.mkdir()
     make_bundle(champion, patch=(8, 8))
     mine = (champion / "manifest.json").read_bytes()
-    shutil.rmtree(champion.parents[1] / "remote")  # nobody asks for it
+    shutil.rmtree(champion.parents[1] / "remote")  # the remote is not needed
     fetch_model(champion, "auto")
     assert (champion / "manifest.json").read_bytes() == mine
 
 
-def test_always_does_not_replace_a_model_that_nobody_ever_promoted(
-    champion: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pull_always_does_not_replace_an_unregistered_model(champion: Path, caplog: pytest.LogCaptureFixture) -> None:
     champion.parent.mkdir()
     make_bundle(champion, patch=(8, 8))
     mine = (champion / "manifest.json").read_bytes()
@@ -71,17 +69,17 @@ def test_always_does_not_replace_a_model_that_nobody_ever_promoted(
     assert (champion / "manifest.json").read_bytes() == mine
 
 
-def test_somebodys_own_model_in_the_folder_is_not_called_the_champion(project: Path, champion: Path) -> None:
-    assert [each.is_local for each in list_models(champion, None)] == [False]
+def test_untracked_model_is_not_listed_as_champion(project: Path, champion: Path) -> None:
+    assert [version.is_local for version in list_models(champion, None)] == [False]
     pull_model(champion)
-    assert [each.is_local for each in list_models(champion, None)] == [True]
+    assert [version.is_local for version in list_models(champion, None)] == [True]
     shutil.rmtree(champion)
     make_bundle(champion, patch=(8, 8))
     (only,) = list_models(champion, None)
     assert (only.model_id, only.is_local) == (None, False)
 
 
-def test_what_a_remote_lost_or_holds_damaged_is_told_and_sent_again(project: Path, champion: Path) -> None:
+def test_push_repairs_missing_and_damaged_objects(project: Path, champion: Path) -> None:
     pull_model(champion)
     network = max(
         (file for file in (project / "remote").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
@@ -91,22 +89,22 @@ def test_what_a_remote_lost_or_holds_damaged_is_told_and_sent_again(project: Pat
     for damage in (b"\0" * len(whole), None):
         if damage is None:
             network.unlink()
-            assert [each.in_remote for each in list_models(champion, "models")] == [False]
+            assert [version.in_remote for version in list_models(champion, "models")] == [False]
         else:
             network.write_bytes(damage)
         push_model(champion)
         assert network.read_bytes() == whole
         network.chmod(0o644)
-    assert [each.in_remote for each in list_models(champion, "models")] == [True]
+    assert [version.in_remote for version in list_models(champion, "models")] == [True]
 
 
-def test_a_registry_that_is_no_text_is_told_in_a_line(project: Path) -> None:
+def test_binary_registry_is_reported(project: Path) -> None:
     (project / "model-registry.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(StoreError, match="is damaged: it is not UTF-8 text"):
         read_registry(project)
 
 
-def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path, tmp_path: Path) -> None:
+def test_dvc_file_is_reduced_to_its_version(project: Path, tmp_path: Path) -> None:
     sent = tmp_path / "candidate.dvc"
     version = read_dvc_file(project / "nnUNet_results.dvc")
     out = {"md5": version.md5, "size": version.size_bytes, "nfiles": version.files, "hash": "md5", "remote": "theirs"}
@@ -122,24 +120,24 @@ def test_of_a_pointer_that_somebody_sent_the_version_alone_is_kept(project: Path
 
 
 @pytest.mark.parametrize("folder", ["/model-of-a-test", "champion"])
-def test_a_folder_at_the_top_is_nobodys(folder: str) -> None:
+def test_folder_without_dvc_file_is_not_fetched(folder: str) -> None:
     for pull in ("auto", "never"):
         fetch_model(Path(folder), pull)
 
 
-def test_an_empty_folder_is_no_model(champion: Path) -> None:
+def test_model_is_fetched_into_an_empty_folder(champion: Path) -> None:
     champion.mkdir(parents=True)
     fetch_model(champion, "auto")
     assert read_bundle(champion).manifest.version == "0"
 
 
-def test_a_model_that_no_file_names_is_not_dvcs_to_fetch(tmp_path: Path) -> None:
+def test_pull_always_requires_a_dvc_file(tmp_path: Path) -> None:
     fetch_model(tmp_path / "mine" / "champion", "auto")
     with pytest.raises(StoreError, match=r"mine\.dvc is missing.*DRONESEG_DVC_PULL"):
         fetch_model(tmp_path / "mine" / "champion", "always")
 
 
-def test_a_remote_that_is_away_is_told_and_why_is_logged(
+def test_unavailable_remote_is_reported_and_the_reason_logged(
     project: Path, champion: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(project / "remote")
@@ -149,13 +147,13 @@ def test_a_remote_that_is_away_is_told_and_why_is_logged(
     assert not champion.exists()
 
 
-def test_a_pointer_outside_a_project_is_told_in_a_line(project: Path, tmp_path: Path) -> None:
+def test_dvc_file_outside_of_a_project_is_reported(project: Path, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_results.dvc").write_bytes((project / "nnUNet_results.dvc").read_bytes())
     with pytest.raises(StoreError, match="not inside of a DVC repository"):
         pull_model(tmp_path / "nnUNet_results/champion")
 
 
-def test_a_remote_whose_file_is_damaged_gives_no_model(project: Path, champion: Path) -> None:
+def test_damaged_remote_is_rejected(project: Path, champion: Path) -> None:
     for file in (project / "remote").rglob("*"):
         if file.is_file() and file.suffix != ".dir":
             file.chmod(0o644)
@@ -164,7 +162,7 @@ def test_a_remote_whose_file_is_damaged_gives_no_model(project: Path, champion: 
         fetch_model(champion, "auto")
 
 
-def test_without_dvc_the_error_says_what_to_install(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dvc_is_reported_with_the_install_command(champion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("droneseg.model.dvc_remote.find_spec", lambda _name: None)
     with pytest.raises(MissingDependencyError, match="store"):
         fetch_model(champion, "auto")
