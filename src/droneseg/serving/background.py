@@ -143,7 +143,7 @@ class DriftReporter:
         self._report: Future[DriftResult] | None = None
         self._process: subprocess.Popen[str] | None = None
 
-    def request_report(self, number: int) -> "Future[DriftResult]":
+    def request_report(self, number: int) -> Future[DriftResult]:
         """Return the future of the report in progress, or of a new one.
 
         Args:
@@ -213,7 +213,7 @@ class DriftReporter:
             raise _REPORT_ERRORS.get(result["error"], errors.DronesegError)(result["message"])
         return DriftResult.model_validate(result)
 
-    def _start_process(self, number: int, model_id: str) -> "subprocess.Popen[str]":
+    def _start_process(self, number: int, model_id: str) -> subprocess.Popen[str]:
         settings = self._settings
         arguments = [str(settings.model), settings.records_url, settings.reports_url, str(number), model_id]
         return subprocess.Popen(
