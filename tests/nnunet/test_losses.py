@@ -26,9 +26,7 @@ def test_coarser_loss_samples_each_position_of_the_square() -> None:
     torch.manual_seed(0)
     for _ in range(60):
         loss(torch.zeros(1, 3, 2, 2), target)
-    possible = {
-        tuple(target[0, 0, row::2, column::2].flatten().tolist()) for row in (0, 1) for column in (0, 1)
-    }  # fmt: skip
+    possible = {tuple(target[0, 0, row::2, column::2].flatten().tolist()) for row in (0, 1) for column in (0, 1)}
     assert {tuple(sampled.flatten().tolist()) for sampled in recorded.targets} == possible
 
 

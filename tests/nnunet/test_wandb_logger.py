@@ -147,10 +147,15 @@ def test_epochs_json_is_written_without_tracking(trained: Workspace) -> None:
 
 def test_class_on_no_patch_has_dice_none() -> None:
     series: dict[str, list[Any]] = {
-        "train_losses": [1.0], "val_losses": [2.0], "mean_fg_dice": [0.5], "ema_fg_dice": [0.4], "lrs": [0.1],
+        "train_losses": [1.0],
+        "val_losses": [2.0],
+        "mean_fg_dice": [0.5],
+        "ema_fg_dice": [0.4],
+        "lrs": [0.1],
         "dice_per_class_or_region": [[0.1, float("nan"), 0.3, 0.4, 0.5]],
-        "epoch_start_timestamps": [10.0, 12.5], "epoch_end_timestamps": [12.5],
-    }  # fmt: skip
+        "epoch_start_timestamps": [10.0, 12.5],
+        "epoch_end_timestamps": [12.5],
+    }
     (epoch,) = read_epochs(series.__getitem__)
     assert epoch.class_dice == dict(zip(NAMES, (0.1, None, 0.3, 0.4, 0.5), strict=True))
     assert (epoch.epoch, epoch.seconds) == (1, 2.5)

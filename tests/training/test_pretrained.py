@@ -14,9 +14,14 @@ from support.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 LITTLE = (
-    "patch_size=[128,128]", "crop_size=[64,64]", "batch_size=2",
-    "epochs=1", "iterations=2", "val_iterations=1", "workers=0",
-)  # fmt: skip
+    "patch_size=[128,128]",
+    "crop_size=[64,64]",
+    "batch_size=2",
+    "epochs=1",
+    "iterations=2",
+    "val_iterations=1",
+    "workers=0",
+)
 
 
 @pytest.fixture(scope="module")

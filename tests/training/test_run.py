@@ -56,8 +56,11 @@ def test_kill_9_loses_at_most_the_last_epoch(workspace: Workspace) -> None:
     fold = workspace.fold("2d_killed")
     running = subprocess.Popen(
         [*workspace.command, "train", *arguments],
-        cwd=workspace.root, env=workspace.environment, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        cwd=workspace.root,
+        env=workspace.environment,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: "epoch 2/400" in read(fold / "droneseg.log"), running)
     finally:
@@ -87,8 +90,9 @@ def test_time_budget_ends_the_training_with_a_final_checkpoint(workspace: Worksp
 
 
 def test_early_stopping_ends_a_training_without_improvement(workspace: Workspace) -> None:
-    workspace.run("train", *TINY, "configuration=2d_early", "epochs=500", "learning_rate=1e-9", "patience=2",
-                  "validation=none")  # fmt: skip
+    workspace.run(
+        "train", *TINY, "configuration=2d_early", "epochs=500", "learning_rate=1e-9", "patience=2", "validation=none"
+    )
     assert "no better smoothed Dice for 2 epochs" in read(workspace.fold("2d_early") / "droneseg.log")
 
 
@@ -104,10 +108,13 @@ def test_overwrite_renames_the_existing_training(workspace: Workspace) -> None:
 def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> None:
     running = subprocess.Popen(
         [*workspace.command, "train", *TINY, "configuration=2d_interrupted", "epochs=5000", "validation=none"],
-        cwd=workspace.root, env=workspace.environment, stderr=subprocess.PIPE, text=True,
+        cwd=workspace.root,
+        env=workspace.environment,
+        stderr=subprocess.PIPE,
+        text=True,
         # a process started in the background ignores SIGINT; one in a terminal does not
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     wait_for(lambda: "epoch 1/5000" in read(workspace.fold("2d_interrupted") / "droneseg.log"), running)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=HANG_S)

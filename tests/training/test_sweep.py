@@ -43,8 +43,9 @@ def test_killed_sweep_continues_its_trial(workspace: Workspace) -> None:
     config = write(workspace.root, train=[*CONFIG["train"], "epochs=15", "iterations=8"])
     arguments = ("sweep", "--config", str(config), "--trials", "2", "--name", "killed")
     out = workspace.root / "runs/sweeps/killed"
-    running = subprocess.Popen([*workspace.command, *arguments], cwd=workspace.root, env=workspace.environment,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    running = subprocess.Popen(
+        [*workspace.command, *arguments], cwd=workspace.root, env=workspace.environment, stderr=subprocess.DEVNULL
+    )
     pattern = "trainings/*/DroneSegTrainer__nnUNetPlans__2d_trial0_*/fold_0/epochs.json"
     wait_until(lambda: list(out.glob(pattern)) or running.poll() is not None)
     children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
@@ -75,9 +76,12 @@ def test_ctrl_c_ends_with_one_line_and_the_trial_continues(workspace: Workspace)
     arguments = ("sweep", "--config", str(config), "--trials", "1", "--name", "interrupted")
     running = subprocess.Popen(
         [*workspace.command, *arguments],
-        cwd=workspace.root, env=workspace.environment, stderr=subprocess.PIPE, text=True,
+        cwd=workspace.root,
+        env=workspace.environment,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     trainings = workspace.root / "runs/sweeps/interrupted/trainings"
     wait_until(lambda: list(trainings.rglob("epochs.json")) or running.poll() is not None)
     running.send_signal(signal.SIGINT)
@@ -95,10 +99,26 @@ def test_ctrl_c_ends_with_one_line_and_the_trial_continues(workspace: Workspace)
 def test_weak_trials_are_pruned_and_all_runs_share_one_group(workspace: Workspace) -> None:
     # the preset's learning rate, and one that learns almost nothing, which seed 3 samples next
     space = {"learning_rate": {"choices": [0.003, 1e-9]}}
-    config = write(workspace.root, space=space, pruning={"startup_trials": 1, "warmup_epochs": 0}, random_trials=9,
-                   train=[*CONFIG["train"], "epochs=5", "iterations=40", "tracking=wandb"])  # fmt: skip
-    done = workspace.run("sweep", "--config", str(config), "--trials", "2", "--name", "weak", "--seed", "3",
-                         WANDB_API_KEY="", HOME=str(workspace.root))  # fmt: skip
+    config = write(
+        workspace.root,
+        space=space,
+        pruning={"startup_trials": 1, "warmup_epochs": 0},
+        random_trials=9,
+        train=[*CONFIG["train"], "epochs=5", "iterations=40", "tracking=wandb"],
+    )
+    done = workspace.run(
+        "sweep",
+        "--config",
+        str(config),
+        "--trials",
+        "2",
+        "--name",
+        "weak",
+        "--seed",
+        "3",
+        WANDB_API_KEY="",
+        HOME=str(workspace.root),
+    )
     result = json.loads((workspace.root / "runs/sweeps/weak/sweep.json").read_text())
     pruned = [trial for trial in result["trials"] if trial["state"] == "pruned"]
     assert pruned
@@ -162,10 +182,12 @@ def test_machines_that_share_a_study_sample_different_values(tmp_path: Path) -> 
     sampled = {
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, str(config), f"sqlite:///{tmp_path}/study.db", name],
-            check=True, capture_output=True, text=True,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         for name in ("one", "two")
-    }  # fmt: skip
+    }
     assert len(sampled) == 2
 
 

@@ -1,1 +1,1 @@
-"""Everything that spells an nnU-Net name: folders, plans, trainer, predictor."""
+"""Integration of nnU-Net: folders, plans, preprocessing, networks, checkpoints, trainer and predictor."""

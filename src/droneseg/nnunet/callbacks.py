@@ -208,7 +208,7 @@ class Profiler:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Run one iteration and profile it, if it is one of those to profile."""
+        """Run one iteration; only the third to the seventh are profiled."""
         if self._profile is None:
             yield
             return
@@ -219,7 +219,7 @@ class Profiler:
         self._inside = True
         with self._record(_STEP):
             yield
-            settle()
+            synchronise_gpu()
         self._inside = False
         self._seen += 1
         self._ended_s = time.perf_counter() if self._seen > _SKIPPED else None
@@ -245,7 +245,7 @@ class Profiler:
 
         def begin(*_: Any) -> None:
             if self._inside:
-                settle()
+                synchronise_gpu()
                 labels.append(self._record(_FORWARD))
                 labels[-1].__enter__()
             elif self._seen > _SKIPPED:
@@ -253,13 +253,13 @@ class Profiler:
 
         def end(*_: Any) -> None:
             if labels:
-                settle()
+                synchronise_gpu()
                 labels.pop().__exit__(None, None, None)
 
         return [
             network.register_forward_pre_hook(begin),
             network.register_forward_hook(end),
-            register_optimizer_step_post_hook(lambda *_: settle()),
+            register_optimizer_step_post_hook(lambda *_: synchronise_gpu()),
         ]
 
     def _write(self) -> None:
@@ -269,9 +269,9 @@ class Profiler:
         count = self._seen - _SKIPPED
         # there is one wait fewer than iterations
         parts = _parts(averages, count * statistics.fmean(self._waits_s) if self._waits_s else 0.0)
-        whole = sum(parts.values())
-        lines = [f"{count} iterations, {whole / count:.3f} s each", ""]
-        lines += [f"{name:<24}{value / count:9.3f} s  {value / whole:6.1%}" for name, value in parts.items()]
+        total = sum(parts.values())
+        lines = [f"{count} iterations, {total / count:.3f} s each", ""]
+        lines += [f"{name:<24}{value / count:9.3f} s  {value / total:6.1%}" for name, value in parts.items()]
         lines += ["", "The slowest operations:", averages.table(sort_by=_own_time(), row_limit=_ROWS)]
         write_text(self._folder / TABLE_NAME, "\n".join(lines) + "\n")
         logger.info("profile: %s and %s, which opens in chrome://tracing", self._folder / TABLE_NAME, TRACE_NAME)
@@ -279,7 +279,7 @@ class Profiler:
             logger.info("%s", line)
 
 
-def settle() -> None:
+def synchronise_gpu() -> None:
     """Wait until the GPU has finished, if there is one."""
     import torch
 

@@ -119,7 +119,7 @@ def _fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) ->
     files = [file for file in checkpoint_files(folder, checkpoint) if folds is None or _fold_number(file) in folds]
     missing = sorted(set(folds or ()) - {_fold_number(file) for file in files})
     if missing:
-        raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}.")
+        raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Use other folds.")
     return files
 
 

@@ -34,9 +34,14 @@ _ENCODERS: dict[str, _Encoder] = {
 # EfficientNet-B0 (Tan and Le 2019, table 1): repeats, kernel, stride, expansion and channels of each stage. The Lite
 # variants have no squeeze-and-excitation, use ReLU6, and never deepen the first and the last stage.
 _STAGES = (
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
-)  # fmt: skip
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 _STEM_CHANNELS = 32
 _SKIP_STAGES = (0, 1, 2, 4)  # the last stages at strides 2, 4, 8 and 16
 ENCODER_STAGES = 5  # each halves the resolution

@@ -130,7 +130,7 @@ class ExponentialMovingAverage:
 def _average_with_warm_up(
     decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], previous_updates: Tensor | int
 ) -> None:
-    """Update tensors of one device and dtype, in place; the `multi_avg_fn` of `AveragedModel`."""
+    """Update the averages of tensors with the same device and dtype in place, as `multi_avg_fn` of `AveragedModel`."""
     updates = int(previous_updates)
     if averages[0].is_floating_point():
         warmed_up = min(decay, (1 + updates) / (_WARM_UP + updates))
@@ -167,7 +167,10 @@ class Progress:
         return float(sum(self.epoch_times_s()))
 
     def share_done(self, epoch: int) -> float:
-        """Return the completed fraction of the training at the start of an epoch: the larger one by epochs or time."""
+        """Return the completed fraction of the training at the start of an epoch, 0 to 1.
+
+        With a time budget, this is the larger one of the fractions of epochs and of time.
+        """
         by_time = self.elapsed_s() / (60 * self._settings.max_minutes) if self._settings.max_minutes else 0.0
         return min(1.0, max(epoch / self._settings.epochs, by_time))
 
@@ -187,12 +190,12 @@ class Progress:
 
 
 class RateLimited:
-    """Function of a folder that runs at most once per interval.
+    """Callable that runs an action on a folder at most once per interval.
 
     Plotting takes seconds, as long as a short epoch.
 
     Args:
-        action: Function to limit.
+        action: Function of a folder.
         interval_s: Minimum time between two calls, in seconds.
     """
 
@@ -202,7 +205,7 @@ class RateLimited:
         self._last_s = -math.inf
 
     def __call__(self, folder: str) -> None:
-        """Call the function unless the interval has not passed yet."""
+        """Call the action if the interval has passed since its last call."""
         if time.monotonic() - self._last_s > self._interval_s:
             self.call_now(folder)
             self._last_s = time.monotonic()

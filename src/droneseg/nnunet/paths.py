@@ -1,5 +1,7 @@
 """nnU-Net folders, file names and environment variables; device selection."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +124,7 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def choose_device(choice: DeviceChoice) -> "torch.device":
+def choose_device(choice: DeviceChoice) -> torch.device:
     """Return the device to compute on; "auto" selects the first available of cuda, mps and cpu.
 
     Raises:

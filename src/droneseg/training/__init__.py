@@ -1,1 +1,1 @@
-"""Runs nnU-Net's training from one validated configuration."""
+"""Training with nnU-Net from one validated configuration: presets, sweeps and export to ONNX."""

@@ -112,7 +112,7 @@ def load_sweep(path: Path | None, overrides: Sequence[str]) -> SweepConfig:
     overridden = {override.partition("=")[0] for override in overrides}
     if searched := sorted(overridden & set(config.space)):
         raise ConfigurationError(
-            f"The search space contains {', '.join(searched)}. Remove it from the command or the space."
+            f"The search space contains {', '.join(searched)}. Remove it from the command or from the search space."
         )
     shared = [*(entry for entry in config.train if entry.partition("=")[0] not in overridden), *overrides]
     for end in (first_value, last_value):

@@ -1,5 +1,7 @@
 """Plot of a sweep: Dice over epochs, and Dice over each searched key."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +37,7 @@ def plot_sweep(result: SweepResult, path: Path) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _plot_epochs(axes: "Axes", result: SweepResult) -> None:
+def _plot_epochs(axes: Axes, result: SweepResult) -> None:
     for trial in reversed(result.trials):
         colour, label = _style(trial, result)
         axes.plot(
@@ -53,7 +55,7 @@ def _plot_epochs(axes: "Axes", result: SweepResult) -> None:
     axes.legend(loc="lower right")
 
 
-def _plot_key(axes: "Axes", result: SweepResult, key: str) -> None:
+def _plot_key(axes: Axes, result: SweepResult, key: str) -> None:
     for trial in reversed(result.trials):
         if trial.dice is not None and key in trial.values:
             value = trial.values[key]
