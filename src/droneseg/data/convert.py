@@ -1,7 +1,7 @@
 """Convert a dataset to nnU-Net's raw format."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,27 +98,13 @@ def convert_dataset(
     listing = list_pairs(source)
     check_writable(target, marker=_DESCRIPTION_NAME, replace=force)
     split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
-    parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
     with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as staging_dir:
-        for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
-            (staging_dir / name).mkdir()
-
-        def write(pair: Pair) -> tuple[_Written | None, list[str]]:
-            part = parts.get(pair.stem, "Tr")
-            if not part:
-                return None, []
-            loaded, problems = load_pair(pair, unknown=unknown, max_pixels=max_pixels)
-            # after a problem with file names, decoding continues so that all problems are reported at once
-            if loaded is None or listing.problems:
-                return None, problems
-            return _write_case(staging_dir, part, loaded), problems
-
-        results = list(parallel_map(write, list(listing.pairs), progress))
-        problems = [*listing.problems, *(line for _, lines in results for line in lines)]
+        written, problems = _write_cases(
+            staging_dir, listing, split, unknown=unknown, max_pixels=max_pixels, progress=progress
+        )
         if problems:
             raise DatasetError(_headline(listing, problems, unknown), problems)
         _write_description(staging_dir, listing.root, split, normalisation, unknown)
-    written = [result for result, _ in results if result]
     return Conversion(
         folder=target,
         train=len(split.train) + len(split.val),
@@ -143,6 +129,39 @@ def _choose_split(pairs: tuple[Pair, ...], split_file: Path | None, test_share: 
     if split_file:
         return read_split(split_file, stems)
     return random_split(stems, val_share=0, test_share=test_share, seed=seed)
+
+
+def _write_cases(
+    folder: Path,
+    listing: PairListing,
+    split: Split,
+    *,
+    unknown: UnknownPolicy,
+    max_pixels: int,
+    progress: Progress | None,
+) -> tuple[list[_Written], list[str]]:
+    """Write images and labels of all pairs that the split does not drop.
+
+    Returns:
+        One result for each written case, and all problems, of file names as well.
+    """
+    for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
+        (folder / name).mkdir()
+    parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
+
+    def write(pair: Pair) -> tuple[_Written | None, list[str]]:
+        part = parts.get(pair.stem, "Tr")
+        if not part:
+            return None, []
+        loaded, problems = load_pair(pair, unknown=unknown, max_pixels=max_pixels)
+        # after a problem with file names, decoding continues so that all problems are reported at once
+        if loaded is None or listing.problems:
+            return None, problems
+        return _write_case(folder, part, loaded), problems
+
+    results = list(parallel_map(write, list(listing.pairs), progress))
+    problems = [*listing.problems, *(line for _, lines in results for line in lines)]
+    return [written for written, _ in results if written], problems
 
 
 def _write_case(folder: Path, part: str, loaded: LoadedPair) -> _Written:
@@ -174,7 +193,6 @@ def _write_description(
     }
     write_text(folder / _DESCRIPTION_NAME, json.dumps(description, indent=2) + "\n")
     if split.val:
-        cases: Callable[[tuple[str, ...]], list[str]] = lambda stems: [case_name(stem) for stem in stems]  # noqa: E731
-        write_text(
-            folder / "splits_final.json", json.dumps([{"train": cases(split.train), "val": cases(split.val)}], indent=1)
-        )
+        parts = {"train": split.train, "val": split.val}
+        fold = {name: [case_name(stem) for stem in part] for name, part in parts.items()}
+        write_text(folder / "splits_final.json", json.dumps([fold], indent=1))

@@ -1,15 +1,23 @@
 """Dataset statistics and plot."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, SegmentationClass
 from droneseg.core.errors import MissingDependencyError
 from droneseg.data.dataset import PairFacts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MAX_SIZES = 8
 
 
 @dataclass(frozen=True)
@@ -64,26 +72,44 @@ def plot_stats(facts: Sequence[PairFacts], path: Path) -> None:
     stats = compute_stats(facts)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     sizes, overall, spread = figure.subplots(1, 3)
-    shown = list(stats.sizes.items())[:8]
-    sizes.barh([name for name, _ in shown], [number for _, number in shown], color="#4b5563")
-    sizes.set(title="Sizes (pixels)", xlabel="photographs")
-    sizes.invert_yaxis()
+    _plot_sizes(sizes, stats)
     entries = [entry for entry in CLASSES if stats.class_images[entry.name]]
-    tints = [tuple(channel / 255 for channel in entry.colour) for entry in entries]
-    bars = overall.barh([entry.name for entry in entries], [stats.class_shares[e.name] for e in entries], color=tints)
-    overall.bar_label(bars, fmt="{:.1%}", padding=3)
-    overall.set(title="Share of all pixels", xlim=(0, 1.15 * max(stats.class_shares.values())))
-    overall.invert_yaxis()
-    shares = np.stack([item.class_pixels / item.class_pixels.sum() for item in facts])
-    boxes = spread.boxplot(
-        [shares[:, entry.id] for entry in entries], orientation="horizontal", patch_artist=True, widths=0.6
-    )
-    for box, tint in zip(boxes["boxes"], tints, strict=True):
-        box.set_facecolor(tint)
-    spread.set_yticks(
-        range(1, len(entries) + 1), [f"{e.name}\n(in {stats.class_images[e.name]} of {stats.pairs})" for e in entries]
-    )
-    spread.set(title="Share per photograph")
-    spread.invert_yaxis()
+    _plot_shares(overall, stats, entries)
+    _plot_spread(spread, stats, entries, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _plot_sizes(axes: Axes, stats: DatasetStats) -> None:
+    sizes = list(stats.sizes.items())[:_MAX_SIZES]
+    axes.barh([name for name, _ in sizes], [number for _, number in sizes], color="#4b5563")
+    axes.set(title="Sizes (pixels)", xlabel="photographs")
+    axes.invert_yaxis()
+
+
+def _plot_shares(axes: Axes, stats: DatasetStats, entries: Sequence[SegmentationClass]) -> None:
+    names = [entry.name for entry in entries]
+    bars = axes.barh(names, [stats.class_shares[name] for name in names], color=[_rgb(entry) for entry in entries])
+    axes.bar_label(bars, fmt="{:.1%}", padding=3)
+    axes.set(title="Share of all pixels", xlim=(0, 1.15 * max(stats.class_shares.values())))
+    axes.invert_yaxis()
+
+
+def _plot_spread(
+    axes: Axes, stats: DatasetStats, entries: Sequence[SegmentationClass], facts: Sequence[PairFacts]
+) -> None:
+    shares = np.stack([item.class_pixels / item.class_pixels.sum() for item in facts])
+    boxes = axes.boxplot(
+        [shares[:, entry.id] for entry in entries], orientation="horizontal", patch_artist=True, widths=0.6
+    )
+    for box, entry in zip(boxes["boxes"], entries, strict=True):
+        box.set_facecolor(_rgb(entry))
+    labels = [f"{entry.name}\n(in {stats.class_images[entry.name]} of {stats.pairs})" for entry in entries]
+    axes.set_yticks(range(1, len(entries) + 1), labels)
+    axes.set(title="Share per photograph")
+    axes.invert_yaxis()
+
+
+def _rgb(entry: SegmentationClass) -> tuple[float, ...]:
+    """Return the colour of a class as matplotlib expects it, 0 to 1."""
+    return tuple(channel / 255 for channel in entry.colour)

@@ -215,24 +215,23 @@ def list_models(folder: Path, remote: str | None) -> list[ModelVersion]:
     is_tracked = local_id is not None and dvc_directory_hash(folder) == champion.md5
     lineage = champion_lineage(entries)
     registered = {model.version: model for entry in entries for model in (entry.previous, entry.model) if model}
-    versions: list[ModelVersion] = []
-    for version in {champion: None, **dict.fromkeys(reversed(registered))}:
+
+    def describe(version: DvcOutput) -> ModelVersion:
         model = registered.get(version)
         promotion = _promotion(entries, model.model_id) if model else None
         model_id = model.model_id if model else local_id if is_tracked else None
-        versions.append(
-            ModelVersion(
-                model_id=model_id,
-                state="champion" if version == champion else "previous" if model in lineage else "rolled back",
-                since=promotion.when if promotion else None,
-                who=promotion.who if promotion else None,
-                why=promotion.reason if promotion else None,
-                figures=_listed_metrics(promotion),
-                is_local=model_id is not None and model_id == local_id,
-                in_remote=source.has_all(version.md5) if source else None,
-            )
+        return ModelVersion(
+            model_id=model_id,
+            state="champion" if version == champion else "previous" if model in lineage else "rolled back",
+            since=promotion.when if promotion else None,
+            who=promotion.who if promotion else None,
+            why=promotion.reason if promotion else None,
+            figures=_listed_metrics(promotion),
+            is_local=model_id is not None and model_id == local_id,
+            in_remote=source.has_all(version.md5) if source else None,
         )
-    return versions
+
+    return [describe(version) for version in {champion: None, **dict.fromkeys(reversed(registered))}]
 
 
 def _bundle_id(folder: Path) -> str | None:

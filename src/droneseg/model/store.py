@@ -107,7 +107,7 @@ def push_model(folder: Path, remote: str | None = None) -> str:
     dvc_file = dvc_file_of(folder)
     version = read_dvc_file(dvc_file)
     target = DvcRemote(dvc_file.parent, remote)
-    target.has(version.md5)  # fails within seconds if the remote is unreachable; `dvc push` retries for minutes
+    target.has(version.md5)  # fails within 20 s if the remote is unreachable; `dvc push` retries for minutes
     require_tracked(folder)
     run_dvc(dvc_file.parent, "commit", "--force", "--quiet", dvc_file.name)  # restores DVC's cache
     run_dvc(dvc_file.parent, "push", "--quiet", dvc_file.name, *(("--remote", remote) if remote else ()))
