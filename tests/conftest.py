@@ -65,6 +65,15 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def normal_priority(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start background processes at normal priority: at the lowest they hardly run next to busy processes."""
+    nice = tmp_path_factory.mktemp("bin") / "nice"
+    nice.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    nice.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{nice.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder of real drone data, if this machine has it."""
     folder = os.environ.get("DRONESEG_TEST_DATA")

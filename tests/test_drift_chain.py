@@ -82,6 +82,7 @@ def configure(folder: Path, *, service: str, alertmanager: int, hook: int) -> No
     (folder / "rules.yaml").write_text((CONFIGS / "rules.yaml").read_text())
 
 
+@pytest.mark.usefixtures("normal_priority")
 def test_drifted_images_trigger_the_webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prometheus = require_program("prometheus")
     alertmanager = require_program("prometheus-alertmanager", "alertmanager")

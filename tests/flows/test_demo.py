@@ -15,7 +15,7 @@ _SHORTER = """
 from functools import partial
 from droneseg.flows import demo
 demo.TRAIN_SCENES = 80
-demo.run_demo = partial(demo.run_demo, overrides=("epochs=4", "iterations=80", "max_minutes=null"))
+demo.run_demo = partial(demo.run_demo, overrides=("epochs=4", "iterations=100", "max_minutes=null"))
 """
 
 

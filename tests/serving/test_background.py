@@ -22,16 +22,12 @@ from support.programs import alive
 from support.server import Server, serving
 from support.waiting import HANG_S, wait_until
 
+pytestmark = pytest.mark.usefixtures("normal_priority")
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle_with_reference(tmp_path_factory.mktemp("model") / "champion")
-
-
-@pytest.fixture(autouse=True)
-def normal_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let reports run at normal priority: at the lowest they never end next to busy processes."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support/normal_priority"))
 
 
 @pytest.fixture
