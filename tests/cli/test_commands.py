@@ -105,7 +105,7 @@ def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
     with Image.open(tmp_path / "stats.png") as plot:
         assert plot.width > 500
     done = droneseg("data", "convert", "s", "--split", "split.json", cwd=tmp_path)
-    assert "3 training cases, 1 test cases, 0 dropped" in done.stdout
+    assert "cases: 3 training, 1 test, 0 dropped" in done.stdout
 
 
 def test_predict_without_a_model_names_the_remedy(tmp_path: Path) -> None:

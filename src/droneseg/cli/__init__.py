@@ -1,1 +1,1 @@
-"""The command line: each command parses, makes one library call and shows the result."""
+"""Command line: each command parses its options, calls the library and shows the result."""

@@ -401,8 +401,8 @@ def convert(
     if converted.replaced_pixels:
         console.out().print(f"note: {converted.replaced_pixels:,} pixels of unknown colour became background")
     console.out().print(
-        f"{converted.folder}: {converted.train} training cases, {converted.test} test cases, "
-        f"{converted.dropped} dropped"
+        f"{converted.folder}: cases: {converted.train} training, {converted.test} test, {converted.dropped} dropped",
+        markup=False,
     )
 
 

@@ -271,17 +271,7 @@ def evaluate(
     if scores:
         _write_scores(evaluation, scores)
     if report:
-        from droneseg.evaluation.report import write_report
-
-        write_report(
-            evaluation,
-            report,
-            title=f"Quality of {predictions.name}",
-            truth_kind=truth_kind.value,
-            max_pixels=max_pixels,
-            find_image=_image_finder(truth, max_pixels),
-            replace=force,
-        )
+        _write_report(evaluation, report, predictions, truth, truth_kind)
     if json:
         console.show_json(_evaluation_json(evaluation))
         return
@@ -297,6 +287,21 @@ def _mask_folder(truth: Path) -> Path:
     from droneseg.data.dataset import find_dataset
 
     return find_dataset(truth).masks
+
+
+def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth: Path, truth_kind: TruthKind) -> None:
+    from droneseg.evaluation.report import write_report
+
+    max_pixels = console.settings().max_pixels
+    write_report(
+        evaluation,
+        report,
+        title=f"Quality of {predictions.name}",
+        truth_kind=truth_kind.value,
+        max_pixels=max_pixels,
+        find_image=_image_finder(truth, max_pixels),
+        replace=True,  # the folder was checked before the evaluation
+    )
 
 
 def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:

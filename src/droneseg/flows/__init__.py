@@ -1,1 +1,1 @@
-"""Compositions of what lies below: what a person wants done, from end to end."""
+"""End-to-end workflows that combine the other packages."""

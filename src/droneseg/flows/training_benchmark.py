@@ -73,7 +73,7 @@ class TrainingBenchmark(BaseModel):
         data: Preprocessed dataset, or "generated scenes" with their size.
         configuration: Name of the configuration of the first two trainers.
         target_dice: Final Dice of nnU-Net's own trainer, averaged over the last epochs; None without training.
-        trainers: Measurements of nnU-Net's trainer, droneseg's trainer, and droneseg's with a pretrained network.
+        trainers: Measurements of nnU-Net's trainer, droneseg's trainer, and the latter with a pretrained network.
     """
 
     machine: dict[str, str | int]
@@ -102,8 +102,8 @@ def benchmark_training(
         paths: nnU-Net's folders. If no dataset is preprocessed there, generated scenes are used.
         iterations: Number of iterations to time with each trainer.
         minutes: Minutes of training with each trainer; 0 trains none.
-        our_minutes: Minutes of training with droneseg's trainer, if they differ. A shorter learning-rate schedule
-            reaches a higher Dice in the same time than the beginning of a long one.
+        our_minutes: Minutes of training with droneseg's trainer, if they differ. A short learning-rate schedule
+            reaches a higher Dice than the first part of a long one.
         on_step: Called when a step begins.
     """
     from droneseg.training import timing
