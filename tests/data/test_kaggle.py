@@ -187,7 +187,7 @@ def test_convert_reads_the_downloaded_dataset(kaggle: Kaggle, tmp_path: Path) ->
     assert "data/drone: 4 pairs (3 other files were not unpacked)" in done.stdout
     assert "MB: 8 of 8" in done.stderr
     converted = workspace.run("data", "convert", "data/drone", "--test-share", "0.25")
-    assert "3 training cases, 1 test cases" in converted.stdout
+    assert "cases: 3 training, 1 test" in converted.stdout
     refused = workspace.run("data", "download", "elsewhere", check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: No valid Kaggle credentials")
