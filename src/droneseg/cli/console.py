@@ -1,4 +1,4 @@
-"""Shared by all commands: settings, options, tables, progress bars and JSON output."""
+"""Settings, options, tables, progress bars and JSON output shared by all commands."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def import_dataset(
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset imported earlier.")] = False,
     json: Json = False,
 ) -> None:
-    """Import folders of images and masks with other colours.
+    """Import images and masks with other class colours.
 
     Images are copied unchanged; masks are rewritten in the colours of the five classes.
 
