@@ -1,16 +1,12 @@
-"""Plans, device selection, trainer settings and model folders."""
+"""Plans of nnU-Net: further configurations, and errors."""
 
-import json
-import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from droneseg.core.errors import ConfigurationError, ModelError
-from droneseg.nnunet import paths, trainer_settings
-from droneseg.nnunet.paths import TRAINER, TRAINER_FOLDER, NnunetPaths, checkpoint_files, export_environment
-from droneseg.nnunet.plans import add_configuration, read_plans
+from droneseg.core.errors import ConfigurationError
+from droneseg.nnunet.paths import NnunetPaths
+from droneseg.nnunet.plans import Plan, add_configuration, read_plans, resolve_plan
 
 BASE = {
     "configurations": {
@@ -76,45 +72,23 @@ def test_missing_plans_name_the_command_that_writes_them(tmp_path: Path) -> None
         read_plans(NnunetPaths(tmp_path, tmp_path, tmp_path))
 
 
-def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert paths.choose_device("auto").type == expected
+def test_resolved_plan_has_inherited_values_and_the_divisor() -> None:
+    base = {"normalization_schemes": ["RGBTo01Normalization"] * 3, "use_mask_for_norm": [False] * 3}
+    architecture = {"arch_kwargs": {"strides": [[1, 1], [2, 2], [2, 4]]}}
+    own = {"inherits_from": "2d", "patch_size": [64, 96], "architecture": architecture}
+    plan = resolve_plan({"configurations": {"2d": base, "2d_own": own}}, "2d_own")
+    assert (plan.patch_size, plan.divisor, plan.normalisation) == ((64, 96), (4, 8), "rgb_to_0_1")
 
 
-def test_unavailable_device_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigurationError, match="device=cuda is not available"):
-        paths.choose_device("cuda")
-
-
-def test_nnunet_finds_the_only_trainer_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    export_environment(NnunetPaths(tmp_path, tmp_path, tmp_path))
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    assert recursive_find_trainer_class_by_name(TRAINER).__name__ == TRAINER
-    assert [f.name for f in TRAINER_FOLDER.glob("*.py")] == ["drone_seg_trainer.py"]
-
-
-def test_trainer_settings_are_passed_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    os.environ.pop("DRONESEG_TRAINER_SETTINGS", None)
-    with pytest.raises(ConfigurationError, match="droneseg train"):
-        trainer_settings.read_settings_file()
-    trainer_settings.write_settings_file(trainer_settings.TrainerSettings(epochs=7), tmp_path / "s.json")
-    assert trainer_settings.read_settings_file().epochs == 7
-
-
-def test_checkpoint_files_names_what_a_folder_lacks(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the folder does not exist"):
-        checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
-    with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
-        checkpoint_files(tmp_path, "checkpoint_final.pth")
-    for name in ("plans.json", "dataset.json"):
-        (tmp_path / name).write_text(json.dumps({}))
-    (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"no fold contains checkpoint_final\.pth\. Found checkpoint_best\.pth"):
-        checkpoint_files(tmp_path, "checkpoint_final.pth")
+@pytest.mark.parametrize(
+    ("schemes", "masked", "message"),
+    [
+        (["CTNormalization"] * 3, False, "Cannot export normalisation"),
+        (["RGBTo01Normalization", "ZScoreNormalization"], False, "Cannot export normalisation"),
+        (["ZScoreNormalization"] * 3, True, "use_mask_for_norm"),
+    ],
+)
+def test_unsupported_normalisation_is_refused(schemes: list[str], masked: bool, message: str) -> None:
+    plan = Plan((64, 64), (32, 32), tuple(schemes), masked_normalisation=masked)
+    with pytest.raises(ConfigurationError, match=message):
+        _ = plan.normalisation

@@ -1,0 +1,161 @@
+"""Losses, average of the weights, and progress, stopping rules and learning rate of a training."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from droneseg.nnunet.optimization import (
+    BudgetPolyLR,
+    CoarserLoss,
+    ExponentialMovingAverage,
+    Progress,
+    RateLimited,
+    parameter_groups,
+    set_class_weights,
+)
+from droneseg.nnunet.trainer_settings import TrainerSettings
+
+
+class Recorded(nn.Module):
+    """Loss that records its targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[torch.Tensor] = []
+
+    def forward(self, output: object, target: torch.Tensor) -> torch.Tensor:
+        self.targets.append(target)
+        return torch.zeros(())
+
+
+def test_coarser_loss_samples_each_position_of_the_square() -> None:
+    target = torch.arange(16).reshape(1, 1, 4, 4)
+    recorded = Recorded()
+    loss = CoarserLoss(recorded)
+    torch.manual_seed(0)
+    for _ in range(60):
+        loss(torch.zeros(1, 3, 2, 2), target)
+    possible = {tuple(target[0, 0, row::2, column::2].flatten().tolist()) for row in (0, 1) for column in (0, 1)}
+    assert {tuple(sampled.flatten().tolist()) for sampled in recorded.targets} == possible
+
+
+def test_coarser_loss_passes_matching_targets_and_lists_on() -> None:
+    recorded = Recorded()
+    target = torch.zeros(1, 1, 4, 4)
+    CoarserLoss(recorded)(torch.zeros(1, 3, 4, 4), target)
+    several = [target]
+    CoarserLoss(recorded)([torch.zeros(1, 3, 2, 2)], several)
+    assert recorded.targets[0] is target
+    assert recorded.targets[1] is several
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_class_weights_apply_to_the_true_class(supervised: bool) -> None:
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+
+    compound = DC_and_CE_loss({}, {}, weight_dice=0)
+    loss = DeepSupervisionWrapper(compound, [1.0]) if supervised else compound
+    set_class_weights(loss, [0.0, 3.0, 1.0], torch.device("cpu"))
+    logits = torch.randn(1, 3, 1, 3)
+    target = torch.tensor([[[[0.0, 1.0, 2.0]]]])
+    value = loss([logits], [target]) if supervised else loss(logits, target)
+    cross_entropy = -logits.log_softmax(1)[0, :, 0]
+    expected = (3 * cross_entropy[1, 1] + cross_entropy[2, 2]) / 4
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_average_follows_the_decay_and_weights_are_restored() -> None:
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    nn.init.constant_(network[0].weight, 0.0)
+    average = ExponentialMovingAverage(network, decay=0.2)
+    expected = 0.0
+    for count in range(1, 60):
+        nn.init.constant_(network[0].weight, float(count))
+        average.update()
+        decay = min(0.2, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * count
+    with average.applied():
+        assert network[0].weight.item() == pytest.approx(expected, rel=1e-5)
+    assert network[0].weight.item() == 59
+
+
+def test_warm_up_forgets_the_initial_weights() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 1000.0)
+    average = ExponentialMovingAverage(network, decay=0.999)
+    nn.init.constant_(network.weight, 0.0)
+    for _ in range(40):
+        average.update()
+    with average.applied():
+        assert abs(network.weight.item()) < 1  # without warm-up it would still be 961
+
+
+def test_weights_are_restored_after_an_error_and_counters_are_copied() -> None:
+    network = nn.BatchNorm1d(1)
+    average = ExponentialMovingAverage(network, decay=0.9)
+    network(torch.rand(4, 1))
+    average.update()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(RuntimeError, match="stop"), average.applied():
+        assert network.num_batches_tracked == 1
+        raise RuntimeError("stop")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_restart_resets_the_average_to_the_current_weights() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    average = ExponentialMovingAverage(network, decay=0.9)
+    nn.init.constant_(network.weight, 7.0)
+    average.restart()
+    with average.applied():
+        assert network.weight.item() == 7
+
+
+def progress(*, lasted: list[float], dice: list[float] | None = None, **settings: Any) -> Progress:
+    starts = [1000.0 * number for number in range(len(lasted))]
+    series = {
+        "epoch_start_timestamps": starts,
+        "epoch_end_timestamps": [start + seconds for start, seconds in zip(starts, lasted, strict=True)],
+        "ema_fg_dice": dice or [],
+    }
+    return Progress(TrainerSettings(**settings), series.__getitem__)
+
+
+def test_share_done_is_the_larger_of_epochs_and_time() -> None:
+    assert progress(lasted=[60, 60], epochs=10).share_done(2) == pytest.approx(0.2)
+    assert progress(lasted=[60, 60], epochs=10, max_minutes=4).share_done(2) == pytest.approx(0.5)
+    assert progress(lasted=[60] * 9, epochs=10, max_minutes=5).share_done(9) == 1
+
+
+def test_epoch_runs_if_its_middle_is_within_the_budget() -> None:
+    assert progress(lasted=[], max_minutes=1).reason_to_stop() is None
+    assert progress(lasted=[40], max_minutes=1).reason_to_stop() is None
+    assert "budget of 1 minutes" in str(progress(lasted=[41], max_minutes=1).reason_to_stop())
+
+
+def test_patience_counts_epochs_since_the_best_dice() -> None:
+    assert progress(lasted=[1] * 4, dice=[0.1, 0.4, 0.3, 0.2], patience=3).reason_to_stop() is None
+    assert "3 epochs" in str(progress(lasted=[1] * 5, dice=[0.1, 0.4, 0.3, 0.2, 0.4], patience=3).reason_to_stop())
+
+
+def test_encoder_rate_scales_the_learning_rate_of_the_encoder() -> None:
+    network = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.25), lr=1.0)
+    BudgetPolyLR(optimizer, 0.01, progress(lasted=[60], epochs=10)).step(5)
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    # (1 - 0.5)^0.9, nnU-Net's polynomial
+    assert rates[id(network["decoder"].weight)] == pytest.approx(0.01 * 0.5**0.9)
+    assert rates[id(network["encoder"].weight)] == pytest.approx(0.0025 * 0.5**0.9)
+    assert len(rates) == 4
+
+
+def test_rate_limited_action_runs_once_per_interval_or_on_demand() -> None:
+    done: list[str] = []
+    action = RateLimited(done.append, interval_s=3600)
+    action("a")
+    action("b")
+    action.call_now("c")
+    assert done == ["a", "c"]

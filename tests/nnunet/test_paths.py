@@ -1,0 +1,47 @@
+"""Device selection, nnU-Net's trainer folder and model folders."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from droneseg.core.errors import ConfigurationError, ModelError
+from droneseg.nnunet import paths
+from droneseg.nnunet.paths import TRAINER, TRAINER_FOLDER, NnunetPaths, checkpoint_files, export_environment
+
+
+def test_device_auto_prefers_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert paths.choose_device("auto").type == expected
+
+
+def test_unavailable_device_raises_instead_of_falling_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="device=cuda is not available"):
+        paths.choose_device("cuda")
+
+
+def test_nnunet_finds_the_only_trainer_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    export_environment(NnunetPaths(tmp_path, tmp_path, tmp_path))
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    assert recursive_find_trainer_class_by_name(TRAINER).__name__ == TRAINER
+    assert [f.name for f in TRAINER_FOLDER.glob("*.py")] == ["drone_seg_trainer.py"]
+
+
+def test_checkpoint_files_names_what_a_folder_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the folder does not exist"):
+        checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
+    with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
+        checkpoint_files(tmp_path, "checkpoint_final.pth")
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).write_text(json.dumps({}))
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"no fold contains checkpoint_final\.pth\. Found checkpoint_best\.pth"):
+        checkpoint_files(tmp_path, "checkpoint_final.pth")
