@@ -153,7 +153,7 @@ def _benchmark_training(
     if plot:
         plot_training_benchmark(result, plot)
     if json:
-        console.show_json(result.model_dump())
+        console.show_json(result.model_dump(exclude_unset=True))  # no reached_s without training
     else:
         _show_training(result)
 

@@ -60,7 +60,7 @@ class TrainerResult(BaseModel):
     name: str
     iteration_s: float
     parts_s: dict[str, float]
-    dice: list[EpochResult] = []
+    dice: list[EpochResult]
     reached_s: float | None = None
     times_sooner: float | None = None
 
@@ -146,7 +146,7 @@ def _trainer_results(
     from droneseg.training.timing import time_to_reach
 
     results = [
-        TrainerResult(name=name, iteration_s=measured.total, parts_s=measured.parts)
+        TrainerResult(name=name, iteration_s=measured.total, parts_s=measured.parts, dice=[])
         for name, measured in zip(names, times, strict=True)
     ]
     for result, curve in zip(results, curves, strict=False):
