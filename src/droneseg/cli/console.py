@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from droneseg.core.errors import MissingDependencyError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -75,8 +77,6 @@ def check_plot_suffix(path: Path | None) -> None:
 def require_nnunet() -> None:
     """Raise `MissingDependencyError` unless torch and nnU-Net are installed; does not import them."""
     from importlib.util import find_spec
-
-    from droneseg.core.errors import MissingDependencyError
 
     for package in ("torch", "nnunetv2"):
         if find_spec(package) is None:

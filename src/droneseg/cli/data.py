@@ -13,6 +13,7 @@ import typer
 from droneseg.cli import console
 from droneseg.cli.console import Json, Plot, Records
 from droneseg.core.classes import Normalisation
+from droneseg.core.errors import ConfigurationError, DatasetError
 
 if TYPE_CHECKING:
     from droneseg.data.dataset import Inspection, Pair
@@ -164,7 +165,6 @@ def _write_colour_table(colours: Path, pairs: Sequence[Pair]) -> None:
     Raises:
         ConfigurationError: If any of them is not the colour of a class, so that the table must be filled in.
     """
-    from droneseg.core.errors import ConfigurationError
     from droneseg.data.importer import write_colours
 
     max_pixels = console.settings().max_pixels
@@ -222,7 +222,6 @@ def _inspect(source: Path) -> Inspection:
 @app.command()
 def stats(source: Source, plot: Plot = None, json: Json = False) -> None:
     """Show image sizes and class frequencies."""
-    from droneseg.core.errors import DatasetError
     from droneseg.data.stats import compute_stats, plot_stats
 
     console.check_plot_suffix(plot)
@@ -284,7 +283,6 @@ def split(
 
 
 def _random_split(source: Path, val_share: float, test_share: float, seed: int) -> Split:
-    from droneseg.core.errors import DatasetError
     from droneseg.data.dataset import list_pairs
     from droneseg.data.splits import random_split
 
@@ -298,7 +296,6 @@ def _random_split(source: Path, val_share: float, test_share: float, seed: int) 
 
 
 def _scene_split(source: Path, val_share: float, test_share: float, seed: int) -> SceneSplit:
-    from droneseg.core.errors import DatasetError
     from droneseg.data.dataset import list_pairs
     from droneseg.data.image_matching import find_matches
     from droneseg.data.scene_split import split_by_scene

@@ -12,6 +12,7 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Model, Part, Records, SplitFile
+from droneseg.core.errors import DatasetError, DronesegError, ModelError
 from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ def _only_trained_model(paths: NnunetPaths) -> Path:
     Raises:
         ModelError: If there are none or several.
     """
-    from droneseg.core.errors import ModelError
     from droneseg.nnunet.paths import trained_folders
 
     folders = trained_folders(paths.results)
@@ -109,7 +109,6 @@ def _only_trained_model(paths: NnunetPaths) -> Path:
 
 def _upload_bundle(bundle: Bundle, model_folder: Path) -> None:
     """Upload the bundle to W&B if the training was tracked; a failed upload is only reported."""
-    from droneseg.core.errors import DronesegError
     from droneseg.model.bundle import MANIFEST_NAME
     from droneseg.nnunet.wandb_logger import choose_mode, send_bundle
 
@@ -210,7 +209,6 @@ def _find_images(inputs: list[str], split: Path | None, part: str) -> list[Path]
 
 def _image_folder(entry: str) -> str:
     """Return the image folder of a dataset; any other input unchanged."""
-    from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES
     from droneseg.data.dataset import find_dataset
 
@@ -306,7 +304,6 @@ def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth
 
 def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:
     """Return a function that reads the image of a stem from a dataset folder; it returns None if there is none."""
-    from droneseg.core.errors import DatasetError
     from droneseg.core.images import SUFFIXES, read_image
     from droneseg.data.dataset import find_dataset
 

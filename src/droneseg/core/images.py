@@ -12,12 +12,7 @@ from PIL import Image as pillow
 from PIL import ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from droneseg.core.errors import (
-    BrokenImageError,
-    ImageError,
-    ImageTooLargeError,
-    UnsupportedImageError,
-)
+from droneseg.core import errors
 
 Image: TypeAlias = NDArray[np.uint8]
 """RGB, shape (H, W, 3), dtype uint8."""
@@ -63,10 +58,10 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
     """Read a photograph from a file; see `decode_image`. Error messages start with the path."""
     try:
         return decode_image(path.read_bytes(), max_pixels=max_pixels)
-    except ImageError as error:
+    except errors.ImageError as error:
         raise type(error)(f"{path}: {error}") from error
     except OSError as error:
-        raise BrokenImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise errors.BrokenImageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.Image:
@@ -78,23 +73,27 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         BrokenImageError: If the header is corrupt.
     """
     if not data:
-        raise BrokenImageError(EMPTY)
+        raise errors.BrokenImageError(EMPTY)
     try:
         opened = pillow.open(BytesIO(data), formats=FORMATS)
     except pillow.DecompressionBombError as error:
-        raise ImageTooLargeError(f"Image is far above the limit of {max_pixels:,} pixels. Send tiles.") from error
+        raise errors.ImageTooLargeError(
+            f"Image is far above the limit of {max_pixels:,} pixels. Send tiles."
+        ) from error
     except UnidentifiedImageError as error:
-        raise UnsupportedImageError(f"Unknown image format; supported formats are {', '.join(FORMATS)}.") from error
+        raise errors.UnsupportedImageError(
+            f"Unknown image format; supported formats are {', '.join(FORMATS)}."
+        ) from error
     except _BROKEN as error:
-        raise BrokenImageError(f"Image header is corrupt: {error}") from error
+        raise errors.BrokenImageError(f"Image header is corrupt: {error}") from error
     # in compressed data 0xFF is followed by 0, so this counts scan headers only
     if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise UnsupportedImageError(
+        raise errors.UnsupportedImageError(
             f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG."
         )
     width, height = opened.size
     if width * height > max_pixels:
-        raise ImageTooLargeError(
+        raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; the limit is {max_pixels:,} pixels. Raise DRONESEG_MAX_PIXELS or send tiles."
         )
     return opened
@@ -110,7 +109,7 @@ def load(opened: pillow.Image) -> None:
         opened.load()
     except _BROKEN as error:
         reason = "truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "corrupt"
-        raise BrokenImageError(f"Image data is {reason}: {error}") from error
+        raise errors.BrokenImageError(f"Image data is {reason}: {error}") from error
 
 
 def is_plain_rgb_png(opened: pillow.Image) -> bool:
@@ -143,14 +142,14 @@ def to_rgb(opened: pillow.Image) -> Image:
         BrokenImageError: If a palette image has no palette.
     """
     if opened.mode == "P" and opened.palette is None:
-        raise BrokenImageError("Image data is corrupt: the palette is missing.")
+        raise errors.BrokenImageError("Image data is corrupt: the palette is missing.")
     upright = opened
     _turn_upright(upright)
     if upright.mode in _SIXTEEN_BIT_MODES:
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     if upright.mode in ("I", "F"):
-        raise UnsupportedImageError(
+        raise errors.UnsupportedImageError(
             f"Pixels of mode {upright.mode!r} have no fixed range. Convert the image to 8 or 16 bits."
         )
     if upright.has_transparency_data:

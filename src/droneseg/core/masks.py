@@ -13,13 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
+from droneseg.core import errors
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, colours
-from droneseg.core.errors import (
-    DronesegError,
-    InvalidIdsError,
-    MaskError,
-    UnknownColoursError,
-)
 from droneseg.core.images import DEFAULT_MAX_PIXELS, load, open_image
 
 Mask: TypeAlias = NDArray[np.uint8]
@@ -85,7 +80,7 @@ def decode_colours(
     """
     opened = open_image(data, max_pixels=max_pixels)
     if opened.format in ("JPEG", "MPO"):
-        raise MaskError("Mask is a JPEG; lossy compression changes its colours. Use PNG.")
+        raise errors.MaskError("Mask is a JPEG; lossy compression changes its colours. Use PNG.")
     load(opened)
     mask = _lookup_palette(opened, table) if opened.mode == "P" else _lookup_rgb(opened, table)
     if mask.max(initial=0) != _UNKNOWN:
@@ -95,7 +90,7 @@ def decode_colours(
         shown = "; ".join(str(colour) for colour in unknown_colours[:_SHOWN_COLOURS])
         hidden = len(unknown_colours) - _SHOWN_COLOURS
         more = f"; and {hidden:,} more" if hidden > 0 else ""
-        raise UnknownColoursError(f"Mask has {len(unknown_colours):,} unknown colours: {shown}{more}.")
+        raise errors.UnknownColoursError(f"Mask has {len(unknown_colours):,} unknown colours: {shown}{more}.")
     mask[mask == _UNKNOWN] = BACKGROUND_ID
     return mask, unknown_colours
 
@@ -111,19 +106,19 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
     opened = open_image(data, max_pixels=max_pixels)
     load(opened)
     if opened.mode not in ("P", "L"):
-        raise MaskError(f"An id mask must be a grey or palette image, not {opened.mode!r}. Is it a colour mask?")
+        raise errors.MaskError(f"An id mask must be a grey or palette image, not {opened.mode!r}. Is it a colour mask?")
     mask = np.array(opened)
     if opened.mode == "P":
         by_colour = _lookup_palette(opened)
         if (by_colour != _UNKNOWN).all() and (by_colour != mask).any():
-            raise MaskError(
+            raise errors.MaskError(
                 "Mask is ambiguous: its palette contains class colours, but its values are other class ids. "
                 "Declare it as a colour mask, or save it as grey ids."
             )
     if mask.max(initial=0) >= len(CLASSES):
         values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
         shown = ", ".join(f"{value} on {count:,} pixels" for value, count in zip(values[:5], counts[:5], strict=True))
-        raise InvalidIdsError(f"Mask contains values that are not class ids (0-{len(CLASSES) - 1}): {shown}.")
+        raise errors.InvalidIdsError(f"Mask contains values that are not class ids (0-{len(CLASSES) - 1}): {shown}.")
     return mask
 
 
@@ -134,7 +129,7 @@ def read_mask(path: Path, kind: MaskKind, *, max_pixels: int = DEFAULT_MAX_PIXEL
         if kind == "ids":
             return decode_ids(data, max_pixels=max_pixels)
         return decode_colours(data, max_pixels=max_pixels)[0]
-    except DronesegError as error:
+    except errors.DronesegError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
@@ -152,7 +147,7 @@ def encode_mask(mask: Mask) -> bytes:
         InvalidIdsError: If a value is not a class id.
     """
     if mask.max(initial=0) >= len(CLASSES):
-        raise InvalidIdsError(f"Mask contains {int(mask.max())}; the largest class id is {len(CLASSES) - 1}.")
+        raise errors.InvalidIdsError(f"Mask contains {int(mask.max())}; the largest class id is {len(CLASSES) - 1}.")
     picture = pillow.fromarray(np.ascontiguousarray(mask))
     picture.putpalette(colours().tobytes())
     return _png(picture)
@@ -208,9 +203,9 @@ def _pack(opened: pillow.Image) -> NDArray[np.uint32]:
 def _lookup_rgb(opened: pillow.Image, table: ColourTable | None) -> Mask:
     if opened.mode == "RGBA":
         if opened.getchannel("A").getextrema() != (255, 255):
-            raise MaskError("Mask has transparent pixels. Save it without an alpha channel.")
+            raise errors.MaskError("Mask has transparent pixels. Save it without an alpha channel.")
     elif opened.mode != "RGB" and (table is None or opened.mode != "L"):
-        raise MaskError(
+        raise errors.MaskError(
             f"Mask has mode {opened.mode!r}; a colour mask must be a palette or RGB image. "
             "If its values are class ids, say so with --truth ids."
         )

@@ -6,16 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core import metrics
 from droneseg.core.classes import FOREGROUND
-from droneseg.core.metrics import (
-    Counts,
-    dice,
-    iou,
-    landing_recall,
-    mean_iou,
-    pixel_accuracy,
-    unsafe_landing_rate,
-)
 
 RESAMPLES = 2000
 MIN_IMAGES = 20
@@ -23,7 +15,7 @@ MIN_IMAGES = 20
 LEVEL = 0.95
 _MIN_DEFINED_SHARE = 0.975  # if a metric is defined in fewer resamples, those are not a random selection
 
-Metric = Callable[[Counts], NDArray[np.float64]]
+Metric = Callable[[metrics.Counts], NDArray[np.float64]]
 
 
 def _of_class(metric: Metric, class_id: int) -> Metric:
@@ -31,12 +23,12 @@ def _of_class(metric: Metric, class_id: int) -> Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "miou": mean_iou,
-    **{f"iou/{entry.name}": _of_class(iou, entry.id) for entry in FOREGROUND},
-    **{f"dice/{entry.name}": _of_class(dice, entry.id) for entry in FOREGROUND},
-    "pixel_accuracy": pixel_accuracy,
-    "unsafe_landing_rate": unsafe_landing_rate,
-    "landing_recall": landing_recall,
+    "miou": metrics.mean_iou,
+    **{f"iou/{entry.name}": _of_class(metrics.iou, entry.id) for entry in FOREGROUND},
+    **{f"dice/{entry.name}": _of_class(metrics.dice, entry.id) for entry in FOREGROUND},
+    "pixel_accuracy": metrics.pixel_accuracy,
+    "unsafe_landing_rate": metrics.unsafe_landing_rate,
+    "landing_recall": metrics.landing_recall,
 }
 """Metrics of a confusion matrix over a set of images, by name."""
 
@@ -130,7 +122,7 @@ def _compute_metrics(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | Non
     # float64 represents pixel counts exactly up to 2^53 and multiplies much faster than int64
     totals = (weights.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
     values = {name: metric(totals) for name, metric in METRICS.items()}
-    miou_per_image = mean_iou(matrices)
+    miou_per_image = metrics.mean_iou(matrices)
     known = np.isfinite(miou_per_image)
     divisor = weights[:, known].sum(axis=1)
     values["image_wise_miou"] = np.divide(

@@ -25,21 +25,7 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import central_tile, normalisation_table
-from droneseg.model.bundle import (
-    INT8_NETWORK_NAME,
-    MANIFEST_NAME,
-    NETWORK_NAME,
-    REFERENCE_NAME,
-    Bundle,
-    DriftReference,
-    FileRecord,
-    Manifest,
-    Profile,
-    Provenance,
-    own_classes,
-    read_bundle,
-    write_bundle,
-)
+from droneseg.model import bundle as bundle_format
 from droneseg.monitoring.drift import MIN_RECORDS, measure_reference, write_reference
 from droneseg.nnunet.checkpoint import TrainedModel, load_trained_model
 from droneseg.nnunet.paths import PLANS, NnunetPaths
@@ -53,10 +39,10 @@ _REFERENCE_IMAGES = 500
 """Maximum number of images of a drift reference."""
 
 PROFILES = {
-    "exact": Profile(network=NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
-    "fast": Profile(network=NETWORK_NAME, mirroring=False, precision="fastest"),
+    "exact": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
+    "fast": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=False, precision="fastest"),
 }
-INT8_PROFILE = Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32")
+INT8_PROFILE = bundle_format.Profile(network=bundle_format.INT8_NETWORK_NAME, mirroring=False, precision="f32")
 
 StepCallback = Callable[[str], None]
 """Called with the name of each step when it begins."""
@@ -162,7 +148,9 @@ def _select_evenly(cases: list[str], count: int) -> list[str]:
     return list(islice(sorted(cases)[::step], count))
 
 
-def take_reference(bundle: Bundle, images: Iterable[Image], source: str, file: Path) -> DriftReference:
+def take_reference(
+    bundle: bundle_format.Bundle, images: Iterable[Image], source: str, file: Path
+) -> bundle_format.DriftReference:
     """Predict images with the bundle's default profile, and write the table of their drift features.
 
     Args:
@@ -176,7 +164,7 @@ def take_reference(bundle: Bundle, images: Iterable[Image], source: str, file: P
     """
     reference = measure_reference(BundleSegmenter(bundle), images, source)
     write_reference(reference, file)
-    return DriftReference(file=file.name, data=source, images=reference.images)
+    return bundle_format.DriftReference(file=file.name, data=source, images=reference.images)
 
 
 def add_reference(
@@ -189,7 +177,7 @@ def add_reference(
     max_pixels: int,
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Bundle:
+) -> bundle_format.Bundle:
     """Write a copy of a bundle with a new drift reference.
 
     Args:
@@ -209,8 +197,8 @@ def add_reference(
         DriftError: If there are too few images.
         OutputExistsError: If `out` exists and may not be replaced.
     """
-    bundle = read_bundle(model)
-    check_writable(out, marker=MANIFEST_NAME, replace=replace)
+    bundle = bundle_format.read_bundle(model)
+    check_writable(out, marker=bundle_format.MANIFEST_NAME, replace=replace)
     pairs = choose_pairs(data, split_file, part)
     if len(pairs) < MIN_RECORDS:
         raise DriftError(f"{len(pairs)} images are too few for a drift reference; at least {MIN_RECORDS} are needed.")
@@ -223,10 +211,10 @@ def add_reference(
 
     source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
     with TemporaryDirectory() as temporary:
-        table = Path(temporary, REFERENCE_NAME)
+        table = Path(temporary, bundle_format.REFERENCE_NAME)
         reference = take_reference(bundle, images(), source, table)
-        files = {name: bundle.folder / name for name in bundle.manifest.files} | {REFERENCE_NAME: table}
-        return write_bundle(
+        files = {name: bundle.folder / name for name in bundle.manifest.files} | {bundle_format.REFERENCE_NAME: table}
+        return bundle_format.write_bundle(
             out,
             lambda records: bundle.manifest.model_copy(update={"files": records, "drift_reference": reference}),
             files,
@@ -246,7 +234,7 @@ def export_model(
     licence: str,
     images: int = 8,
     on_step: StepCallback,
-) -> Bundle:
+) -> bundle_format.Bundle:
     """Export a trained model to a bundle.
 
     The bundle is written only if the exported network agrees with the trained one. Its profiles are measured on the
@@ -279,16 +267,16 @@ def export_model(
         staging_dir = Path(temporary)
         files, agreement = _export_networks(model, samples, staging_dir, int8=int8, on_step=on_step)
         description = _Description(model, profiles, default_profile, licence, agreement)
-        draft = write_bundle(staging_dir / "draft", description.manifest, files)
+        draft = bundle_format.write_bundle(staging_dir / "draft", description.manifest, files)
         measured, quality = _measure(draft, samples, on_step)
         reference = None
         if images_of_reference := validation_images(paths, model.folds[0].number, _REFERENCE_IMAGES):
             on_step(f"computing the drift reference from {len(images_of_reference)} images")
-            files[REFERENCE_NAME] = staging_dir / REFERENCE_NAME
+            files[bundle_format.REFERENCE_NAME] = staging_dir / bundle_format.REFERENCE_NAME
             reference = take_reference(
-                draft, map(read_image, images_of_reference), samples.source, files[REFERENCE_NAME]
+                draft, map(read_image, images_of_reference), samples.source, files[bundle_format.REFERENCE_NAME]
             )
-        return write_bundle(
+        return bundle_format.write_bundle(
             out,
             lambda records: description.manifest(
                 records, profiles=measured, quality=quality, drift_reference=reference
@@ -306,12 +294,16 @@ def _export_networks(
         The network files by name, and the agreement of the exported network with the trained one.
     """
     on_step("exporting the network and comparing it with torch")
-    files = {NETWORK_NAME: folder / NETWORK_NAME}
-    agreement = export_onnx(model, files[NETWORK_NAME], _tiles(model, samples.images[:_CHECKED_PATCHES]))
+    files = {bundle_format.NETWORK_NAME: folder / bundle_format.NETWORK_NAME}
+    agreement = export_onnx(model, files[bundle_format.NETWORK_NAME], _tiles(model, samples.images[:_CHECKED_PATCHES]))
     if int8:
         on_step("quantising the network to INT8")
-        files[INT8_NETWORK_NAME] = folder / INT8_NETWORK_NAME
-        quantise(files[NETWORK_NAME], files[INT8_NETWORK_NAME], _tiles(model, samples.calibration))
+        files[bundle_format.INT8_NETWORK_NAME] = folder / bundle_format.INT8_NETWORK_NAME
+        quantise(
+            files[bundle_format.NETWORK_NAME],
+            files[bundle_format.INT8_NETWORK_NAME],
+            _tiles(model, samples.calibration),
+        )
     return files, agreement
 
 
@@ -325,27 +317,27 @@ class _Description:
     """Contents of the manifest, except for files and measurements."""
 
     model: TrainedModel
-    profiles: dict[str, Profile]
+    profiles: dict[str, bundle_format.Profile]
     default_profile: str
     licence: str
     agreement: TorchAgreement
 
     def manifest(
         self,
-        files: dict[str, FileRecord],
+        files: dict[str, bundle_format.FileRecord],
         *,
-        profiles: dict[str, Profile] | None = None,
+        profiles: dict[str, bundle_format.Profile] | None = None,
         quality: dict[str, Any] | None = None,
-        drift_reference: DriftReference | None = None,
-    ) -> Manifest:
+        drift_reference: bundle_format.DriftReference | None = None,
+    ) -> bundle_format.Manifest:
         """Return the manifest of a bundle with these files and measurements."""
         model = self.model
         folds = ", ".join(str(fold.number) for fold in model.folds)
-        return Manifest(
+        return bundle_format.Manifest(
             version=version("droneseg"),
             description=f"{model.trainer}, {model.configuration}, fold {folds}",
             license=self.licence,
-            classes=own_classes(),
+            classes=bundle_format.own_classes(),
             normalisation=model.normalisation,
             patch_size=model.plan.patch_size,
             divisor=model.plan.divisor,
@@ -358,10 +350,10 @@ class _Description:
             files=files,
         )
 
-    def _provenance(self) -> Provenance:
+    def _provenance(self) -> bundle_format.Provenance:
         model = self.model
         fingerprint = model.folder / "dataset_fingerprint.json"
-        return Provenance(
+        return bundle_format.Provenance(
             trainer=model.trainer,
             plans=str(model.plans.get("plans_name", PLANS)),
             configuration=model.configuration,
@@ -378,7 +370,9 @@ class _Description:
         )
 
 
-def _measure(draft: Bundle, samples: Samples, on_step: StepCallback) -> tuple[dict[str, Profile], dict[str, Any]]:
+def _measure(
+    draft: bundle_format.Bundle, samples: Samples, on_step: StepCallback
+) -> tuple[dict[str, bundle_format.Profile], dict[str, Any]]:
     """Predict the samples with every profile.
 
     Returns:

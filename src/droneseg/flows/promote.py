@@ -12,36 +12,16 @@ from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
 from droneseg.data.dataset import Pair
-from droneseg.evaluation.comparison import (
-    ComparisonReport,
-    compare_evaluations,
-    promotion_blockers,
-    write_comparison,
-)
+from droneseg.evaluation import comparison
 from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.evaluation.report import REPORT_MARKER
+from droneseg.flows import transaction
 from droneseg.flows.export import choose_pairs
-from droneseg.flows.transaction import (
-    author,
-    block_signals,
-    champion_transaction,
-    commit,
-    now,
-    recover_unfinished,
-    require_unchanged,
-)
 from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import load_segmenter
+from droneseg.model import registry
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
 from droneseg.model.dvc_remote import read_dvc_file, write_dvc_file
-from droneseg.model.registry import (
-    REGISTRY_NAME,
-    RecordedComparison,
-    RegisteredModel,
-    RegistryEntry,
-    champion_lineage,
-    read_registry,
-)
 from droneseg.model.store import pull_model, require_tracked, run_dvc
 
 ImageProgress = Callable[[str, int, int], None]
@@ -76,7 +56,7 @@ def compare_models(
     part: str = "val",
     replace: bool = False,
     progress: ImageProgress,
-) -> ComparisonReport:
+) -> comparison.ComparisonReport:
     """Predict the same images with two bundles and write a report of the differences.
 
     Args:
@@ -109,8 +89,8 @@ def compare_models(
         for letter, name, segmenter in zip("AB", names, segmenters, strict=True)
     ]
     dataset = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
-    report = compare_evaluations(evaluations[0], evaluations[1], names, about=[*models, f"on: {dataset}"])
-    write_comparison(report, out, replace=replace)
+    report = comparison.compare_evaluations(evaluations[0], evaluations[1], names, about=[*models, f"on: {dataset}"])
+    comparison.write_comparison(report, out, replace=replace)
     return report
 
 
@@ -142,7 +122,7 @@ def promote_model(
     settings: Settings,
     force: str | None = None,
     progress: ImageProgress,
-) -> RegistryEntry:
+) -> registry.RegistryEntry:
     """Make a candidate the champion if it is significantly better and not less safe, and commit the change to git.
 
     Args:
@@ -162,18 +142,18 @@ def promote_model(
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = dvc_file_of(champion).parent
-    recover_unfinished(champion)
+    transaction.recover_unfinished(champion)
     check_writable(spec.report, marker=REPORT_MARKER, replace=True)
-    who = author(root)
-    require_unchanged(root, champion)
+    who = transaction.author(root)
+    transaction.require_unchanged(root, champion)
     previous, report, reasons = _examine(bundle, spec, settings, progress)
     if reasons and force is None:
         raise PromotionRefusedError(_refusal(candidate, reasons, spec))
-    with block_signals(), champion_transaction(root, champion) as before:
-        require_unchanged(root, champion)
+    with transaction.block_signals(), transaction.champion_transaction(root, champion) as before:
+        transaction.require_unchanged(root, champion)
         model = _install(bundle, champion, previous)
-        entry = RegistryEntry(
-            when=now(),
+        entry = registry.RegistryEntry(
+            when=transaction.now(),
             who=who,
             action="promote",
             model=model,
@@ -182,11 +162,11 @@ def promote_model(
             forced=bool(reasons),
             figures=_recorded(report),
         )
-        commit(root, entry, before)
+        transaction.commit(root, entry, before)
     return entry
 
 
-def _install(bundle: Bundle, champion: Path, previous: RegisteredModel | None) -> RegisteredModel:
+def _install(bundle: Bundle, champion: Path, previous: registry.RegisteredModel | None) -> registry.RegisteredModel:
     """Copy a candidate to the champion's folder and add it to DVC.
 
     Raises:
@@ -207,10 +187,10 @@ def _install(bundle: Bundle, champion: Path, previous: RegisteredModel | None) -
     if read_bundle(champion).model_id != bundle.model_id:
         raise StoreError(f"{bundle.folder} was changed during the comparison. Run the command again.")
     run_dvc(root, "add", "--quiet", champion.parent.name)
-    return RegisteredModel(model_id=bundle.model_id, version=read_dvc_file(dvc_file))
+    return registry.RegisteredModel(model_id=bundle.model_id, version=read_dvc_file(dvc_file))
 
 
-def roll_back(settings: Settings, reason: str) -> RegistryEntry:
+def roll_back(settings: Settings, reason: str) -> registry.RegistryEntry:
     """Make the previous model the champion again, and commit the change to git.
 
     Args:
@@ -226,38 +206,40 @@ def roll_back(settings: Settings, reason: str) -> RegistryEntry:
     champion = settings.model
     dvc_file = dvc_file_of(champion)
     root = dvc_file.parent
-    recover_unfinished(champion)
-    who = author(root)
-    require_unchanged(root, champion)
+    transaction.recover_unfinished(champion)
+    who = transaction.author(root)
+    transaction.require_unchanged(root, champion)
     target, current = _last_two_champions(root, dvc_file)
     if champion.exists():
         require_tracked(champion)  # a model of the user's own is not replaced
-    with champion_transaction(root, champion) as before:
+    with transaction.champion_transaction(root, champion) as before:
         if read_dvc_file(dvc_file) != current.version:
             raise StoreError("Another model became the champion in the meantime. See `droneseg models list`.")
         write_dvc_file(dvc_file, target.version)
         pull_model(champion, settings.dvc_remote, replace=True)
-        entry = RegistryEntry(when=now(), who=who, action="rollback", model=target, previous=current, reason=reason)
-        commit(root, entry, before)
+        entry = registry.RegistryEntry(
+            when=transaction.now(), who=who, action="rollback", model=target, previous=current, reason=reason
+        )
+        transaction.commit(root, entry, before)
     return entry
 
 
-def _last_two_champions(root: Path, dvc_file: Path) -> tuple[RegisteredModel, RegisteredModel]:
+def _last_two_champions(root: Path, dvc_file: Path) -> tuple[registry.RegisteredModel, registry.RegisteredModel]:
     """Return the previous and the current champion.
 
     Raises:
         StoreError: If the registry has no previous champion, or does not match the `.dvc` file.
     """
-    lineage = champion_lineage(read_registry(root))
+    lineage = registry.champion_lineage(registry.read_registry(root))
     if len(lineage) < 2:
         raise StoreError(
-            f"{root / REGISTRY_NAME} has no model before the current one. To go back further, check out an older "
-            f"commit of {dvc_file.name}."
+            f"{root / registry.REGISTRY_NAME} has no model before the current one. To go back further, check out "
+            f"an older commit of {dvc_file.name}."
         )
     previous, current = lineage[-2:]
     if read_dvc_file(dvc_file) != current.version:
         raise StoreError(
-            f"{dvc_file} does not name the last model of {REGISTRY_NAME}, {current.model_id}; it was changed by hand. "
+            f"{dvc_file} does not name the last model of {registry.REGISTRY_NAME}, {current.model_id}; it was edited. "
             "Check out the version you want with git."
         )
     return previous, current
@@ -265,7 +247,7 @@ def _last_two_champions(root: Path, dvc_file: Path) -> tuple[RegisteredModel, Re
 
 def _examine(
     candidate: Bundle, spec: EvaluationSpec, settings: Settings, progress: ImageProgress
-) -> tuple[RegisteredModel | None, ComparisonReport | None, list[str]]:
+) -> tuple[registry.RegisteredModel | None, comparison.ComparisonReport | None, list[str]]:
     """Return the champion, its comparison with the candidate, and the reasons against the candidate."""
     champion = settings.model
     dvc_file = dvc_file_of(champion)
@@ -276,7 +258,7 @@ def _examine(
     model_id, comparable = _champion(champion, settings)
     if model_id == candidate.model_id:
         raise PromotionRefusedError(f"{candidate.folder} is already the champion: model {model_id}.")
-    previous = RegisteredModel(model_id=model_id, version=read_dvc_file(dvc_file))
+    previous = registry.RegisteredModel(model_id=model_id, version=read_dvc_file(dvc_file))
     if not comparable:
         return previous, None, ["the champion was made for another class table, so the two cannot be compared"]
     report = compare_models(
@@ -290,7 +272,7 @@ def _examine(
         replace=True,
         progress=progress,
     )
-    return previous, report, promotion_blockers(report)
+    return previous, report, comparison.promotion_blockers(report)
 
 
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
@@ -304,11 +286,13 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
         return error.model_id, False
 
 
-def _recorded(report: ComparisonReport | None) -> RecordedComparison | None:
+def _recorded(report: comparison.ComparisonReport | None) -> registry.RecordedComparison | None:
     """Return the part of a comparison that the registry keeps."""
     if report is None:
         return None
-    return RecordedComparison.model_validate(report.model_dump(include=set(RecordedComparison.model_fields)))
+    return registry.RecordedComparison.model_validate(
+        report.model_dump(include=set(registry.RecordedComparison.model_fields))
+    )
 
 
 def _refusal(candidate: Path, reasons: list[str], spec: EvaluationSpec) -> str:

@@ -11,14 +11,9 @@ from droneseg.core.images import Image
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
+from droneseg.inference import sliding_window
 from droneseg.inference.runtimes import Network, start_runtime
 from droneseg.inference.runtimes.base import Runtime
-from droneseg.inference.sliding_window import (
-    SlidingWindowConfig,
-    nonzero_box,
-    normalisation_table,
-    sliding_window_inference,
-)
 from droneseg.model.bundle import Bundle, read_bundle
 
 
@@ -53,7 +48,7 @@ class BundleSegmenter:
         chosen = manifest.profiles[self._profile]
         self._bundle = bundle
         self._takes_bytes = manifest.normalisation == Normalisation.RGB_TO_0_1
-        self._window = SlidingWindowConfig(
+        self._window = sliding_window.SlidingWindowConfig(
             patch=manifest.patch_size,
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
@@ -97,11 +92,15 @@ class BundleSegmenter:
             ModelError: If the network returns logits that are not finite.
         """
         begin = time.perf_counter()
-        box = nonzero_box(image)
+        box = sliding_window.nonzero_box(image)
         cropped = image[box]
-        table = None if self._takes_bytes else normalisation_table(cropped, self._bundle.manifest.normalisation)
+        table = (
+            None
+            if self._takes_bytes
+            else sliding_window.normalisation_table(cropped, self._bundle.manifest.normalisation)
+        )
         prepared = time.perf_counter()
-        result = sliding_window_inference(self._runtime, cropped, table, self._window)
+        result = sliding_window.sliding_window_inference(self._runtime, cropped, table, self._window)
         mask, outside = result.mask, 0
         if cropped.shape != image.shape:
             # the black border that was cropped is background with probability 1, as in nnU-Net

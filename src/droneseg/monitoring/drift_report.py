@@ -19,19 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.errors import DriftError, DronesegError, MissingDependencyError, RecordsError
 from droneseg.model.bundle import Bundle, read_bundle
-from droneseg.monitoring.drift import (
-    FALSE_ALARMS,
-    METHOD,
-    MIN_RECORDS,
-    NAMES,
-    THRESHOLD,
-    Drift,
-    FeatureDrift,
-    Reference,
-    find_drift,
-    read_reference,
-    record_features,
-)
+from droneseg.monitoring import drift as drift_test
 from droneseg.monitoring.log_reader import RecordsPage, read_recent_records
 from droneseg.monitoring.prediction_log import Record
 from droneseg.monitoring.storage import DISABLED, write_file
@@ -93,10 +81,10 @@ def make_report(
         raise MissingDependencyError("evidently", "drift")
     require_somewhere(records_url, reports_url)
     bundle = _read_model(model, answering)
-    reference = read_reference(bundle)
+    reference = drift_test.read_reference(bundle)
     page = read_recent_records(records_url, number, bundle.model_id)
     _require_enough(page, records_url, bundle.model_id)
-    drift = find_drift(reference, page.records)
+    drift = drift_test.find_drift(reference, page.records)
     html = render_page(drift, reference, page, model_id=bundle.model_id, evidently=_evidently(reference, page))
     message = " ".join([verdict(drift), *sentences(drift)])
     url = _write(reports_url, html, _as_json(drift, reference, page, model_id=bundle.model_id, message=message))
@@ -124,7 +112,7 @@ def _read_model(folder: Path, answering: str | None) -> Bundle:
 
 def _require_enough(page: RecordsPage, url: str, model_id: str) -> None:
     number = len(page.records)
-    if number >= MIN_RECORDS:
+    if number >= drift_test.MIN_RECORDS:
         return
     notes = []
     if page.other_models:
@@ -136,7 +124,9 @@ def _require_enough(page: RecordsPage, url: str, model_id: str) -> None:
     if not number and not notes:
         notes.append("check that the service writes its records there")
     note = f" ({'; '.join(notes)})" if notes else ""
-    raise DriftError(f"{url} holds {number} records of model {model_id}{note}; a report needs {MIN_RECORDS}.")
+    raise DriftError(
+        f"{url} holds {number} records of model {model_id}{note}; a report needs {drift_test.MIN_RECORDS}."
+    )
 
 
 def _write(reports_url: str, html: str, figures: dict[str, object]) -> str:
@@ -152,7 +142,7 @@ def _write(reports_url: str, html: str, figures: dict[str, object]) -> str:
         raise RecordsError(f"Cannot write the report to {reports_url}: {type(error).__name__}: {error}") from error
 
 
-def verdict(drift: Drift) -> str:
+def verdict(drift: drift_test.Drift) -> str:
     """Return whether the images drifted, as a sentence."""
     if drift.drifted:
         return (
@@ -162,12 +152,12 @@ def verdict(drift: Drift) -> str:
     return f"No drift: the last {drift.records} images are similar to the validation images."
 
 
-def sentences(drift: Drift) -> list[str]:
+def sentences(drift: drift_test.Drift) -> list[str]:
     """Return one sentence per changed feature, the clearest change first."""
     return [f"{_change(item)}{_since(item, drift)}." for item in drift.changed]
 
 
-def _change(item: FeatureDrift) -> str:
+def _change(item: drift_test.FeatureDrift) -> str:
     feature = item.feature
     values = f"{feature.name} {_short(item.median)} instead of {_short(item.reference_median)}"
     # the median may stay while the width or the shape of the distribution changes
@@ -176,20 +166,22 @@ def _change(item: FeatureDrift) -> str:
     return f"The images {feature.higher if item.median > item.reference_median else feature.lower}: {values}"
 
 
-def _since(item: FeatureDrift, drift: Drift) -> str:
+def _since(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
     if item.since is None or len(drift.days) == 1:
         return ""
     return f", since {_first_day(item, drift)}"
 
 
-def _first_day(item: FeatureDrift, drift: Drift) -> str:
+def _first_day(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
     """Return the day since which a feature differs; empty if it does not."""
     if not item.drifted or item.since is None:
         return ""
     return f"{item.since} or earlier" if item.since == next(iter(drift.days)) else str(item.since)
 
 
-def render_page(drift: Drift, reference: Reference, page: RecordsPage, *, model_id: str, evidently: str) -> str:
+def render_page(
+    drift: drift_test.Drift, reference: drift_test.Reference, page: RecordsPage, *, model_id: str, evidently: str
+) -> str:
     """Return the report as one HTML file that needs no other file.
 
     Args:
@@ -217,13 +209,13 @@ def render_page(drift: Drift, reference: Reference, page: RecordsPage, *, model_
         notes=_notes(drift, reference, page),
         ranges_png=_data_url(plot_ranges(drift, reference, page.records)),
         over_time_png=_data_url(over_time) if over_time else None,
-        false_alarms=FALSE_ALARMS,
-        threshold=THRESHOLD,
+        false_alarms=drift_test.FALSE_ALARMS,
+        threshold=drift_test.THRESHOLD,
         evidently=evidently,
     )
 
 
-def _notes(drift: Drift, reference: Reference, page: RecordsPage) -> list[str]:
+def _notes(drift: drift_test.Drift, reference: drift_test.Reference, page: RecordsPage) -> list[str]:
     """Return what the report compares and what it leaves out, a sentence each."""
     days = ", ".join(f"{day} ({number})" for day, number in drift.days.items())
     notes = [
@@ -260,7 +252,7 @@ def _minute(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def plot_ranges(drift: Drift, reference: Reference, records: Sequence[Record]) -> bytes:
+def plot_ranges(drift: drift_test.Drift, reference: drift_test.Reference, records: Sequence[Record]) -> bytes:
     """Plot the range of each feature now and at validation, in units of the validation range.
 
     Returns:
@@ -270,7 +262,7 @@ def plot_ranges(drift: Drift, reference: Reference, records: Sequence[Record]) -
 
     figure = Figure(figsize=(10, 0.42 * len(drift.features) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    rows = [record_features(record) for record in records]
+    rows = [drift_test.record_features(record) for record in records]
     for index, item in enumerate(reversed(drift.features)):
         _plot_range(axes, index, item, reference, [row[item.feature.name] for row in rows])
     axes.set_yticks(range(len(drift.features)), [item.feature.name for item in reversed(drift.features)])
@@ -283,7 +275,9 @@ def plot_ranges(drift: Drift, reference: Reference, records: Sequence[Record]) -
     return _png(figure)
 
 
-def _plot_range(axes: "Axes", index: int, item: FeatureDrift, reference: Reference, values: list[float]) -> None:
+def _plot_range(
+    axes: "Axes", index: int, item: drift_test.FeatureDrift, reference: drift_test.Reference, values: list[float]
+) -> None:
     low, high = np.percentile(reference.table[item.feature.name], (_LOW, _HIGH))
     spread = max(high - low, 0.02 * abs(item.reference_median), 1e-6)
     ends = (np.array([low, high]) - item.reference_median) / spread
@@ -295,7 +289,7 @@ def _plot_range(axes: "Axes", index: int, item: FeatureDrift, reference: Referen
     axes.plot(shifts[1], index, "o", color=colour, markersize=7)
 
 
-def plot_over_time(drift: Drift, reference: Reference, records: Sequence[Record]) -> bytes | None:
+def plot_over_time(drift: drift_test.Drift, reference: drift_test.Reference, records: Sequence[Record]) -> bytes | None:
     """Plot the features that changed most over time, with their range at validation.
 
     Returns:
@@ -318,11 +312,13 @@ def plot_over_time(drift: Drift, reference: Reference, records: Sequence[Record]
     return _png(figure)
 
 
-def _plot_feature(axes: "Axes", item: FeatureDrift, reference: Reference, records: Sequence[Record]) -> None:
+def _plot_feature(
+    axes: "Axes", item: drift_test.FeatureDrift, reference: drift_test.Reference, records: Sequence[Record]
+) -> None:
     from matplotlib.dates import date2num
 
     name = item.feature.name
-    values = [record_features(record)[name] for record in records]
+    values = [drift_test.record_features(record)[name] for record in records]
     times = [date2num(record.time.astimezone(UTC)) for record in records]  # type: ignore[no-untyped-call]
     low, high = np.percentile(reference.table[name], (_LOW, _HIGH))
     axes.axhspan(low, high, color=_REFERENCE, alpha=0.6, linewidth=0)
@@ -343,7 +339,7 @@ def _png(figure: "Figure") -> bytes:
     return data.getvalue()
 
 
-def _evidently(reference: Reference, page: RecordsPage) -> str:
+def _evidently(reference: drift_test.Reference, page: RecordsPage) -> str:
     """Return Evidently's report as HTML, made with the same test and threshold."""
     # warnings about features that do not vary and about future pandas versions
     with warnings.catch_warnings(action="ignore"):
@@ -351,20 +347,26 @@ def _evidently(reference: Reference, page: RecordsPage) -> str:
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
-        columns = list(NAMES)
+        columns = list(drift_test.NAMES)
         definition = DataDefinition(numerical_columns=columns)
-        tables = (pd.DataFrame([record_features(record) for record in page.records]), pd.DataFrame(reference.table))
+        tables = (
+            pd.DataFrame([drift_test.record_features(record) for record in page.records]),
+            pd.DataFrame(reference.table),
+        )
         current, before = (Dataset.from_pandas(table[columns], data_definition=definition) for table in tables)
         # as in our verdict, one differing feature is drift
         preset = DataDriftPreset(
-            columns=columns, num_method=METHOD, num_threshold=THRESHOLD, drift_share=1 / len(columns)
+            columns=columns,
+            num_method=drift_test.METHOD,
+            num_threshold=drift_test.THRESHOLD,
+            drift_share=1 / len(columns),
         )
         report = Report([preset])
         return str(report.run(current_data=current, reference_data=before).get_html_str(as_iframe=False))
 
 
 def _as_json(
-    drift: Drift, reference: Reference, page: RecordsPage, *, model_id: str, message: str
+    drift: drift_test.Drift, reference: drift_test.Reference, page: RecordsPage, *, model_id: str, message: str
 ) -> dict[str, object]:
     return {
         "model_id": model_id,
@@ -377,8 +379,8 @@ def _as_json(
         "last": drift.last.isoformat(),
         "days": {day.isoformat(): number for day, number in drift.days.items()},
         "reference": {"data": reference.source, "images": reference.images},
-        "method": METHOD,
-        "threshold": THRESHOLD,
+        "method": drift_test.METHOD,
+        "threshold": drift_test.THRESHOLD,
         "features": {
             item.feature.name: {
                 "p": item.p_value,

@@ -16,14 +16,7 @@ from torch import nn
 from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
 from droneseg.core.files import atomic_directory, file_sha256
-from droneseg.nnunet.paths import (
-    BASE_CONFIGURATION,
-    FINAL_CHECKPOINT,
-    PLANS,
-    NnunetPaths,
-    checkpoint_files,
-    export_environment,
-)
+from droneseg.nnunet import paths as nnunet_paths
 from droneseg.nnunet.plans import Plan, Plans, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
@@ -73,7 +66,12 @@ class TrainedModel:
 
 
 def load_trained_model(
-    folder: Path, paths: NnunetPaths, *, checkpoint: str, folds: tuple[int, ...] | None = None, trust: bool = False
+    folder: Path,
+    paths: nnunet_paths.NnunetPaths,
+    *,
+    checkpoint: str,
+    folds: tuple[int, ...] | None = None,
+    trust: bool = False,
 ) -> TrainedModel:
     """Load an nnU-Net model folder.
 
@@ -90,7 +88,7 @@ def load_trained_model(
         UntrustedCheckpointError: If a checkpoint pickles more than numbers and text and `trust` is false.
     """
     files = _fold_files(folder, checkpoint, folds)
-    export_environment(paths)
+    nnunet_paths.export_environment(paths)
     contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
     configuration = str(first["init_args"]["configuration"])
@@ -116,7 +114,11 @@ def load_trained_model(
 
 def _fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) -> list[Path]:
     """Return the checkpoint files of the given folds, or of all folds."""
-    files = [file for file in checkpoint_files(folder, checkpoint) if folds is None or _fold_number(file) in folds]
+    files = [
+        file
+        for file in nnunet_paths.checkpoint_files(folder, checkpoint)
+        if folds is None or _fold_number(file) in folds
+    ]
     missing = sorted(set(folds or ()) - {_fold_number(file) for file in files})
     if missing:
         raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Use other folds.")
@@ -212,7 +214,10 @@ def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, r
         ModelError: If a folder is not a model folder, or the networks differ.
         OutputExistsError: If `out` exists and may not be replaced.
     """
-    first_files, second_files = checkpoint_files(first, FINAL_CHECKPOINT), checkpoint_files(second, FINAL_CHECKPOINT)
+    first_files, second_files = (
+        nnunet_paths.checkpoint_files(first, nnunet_paths.FINAL_CHECKPOINT),
+        nnunet_paths.checkpoint_files(second, nnunet_paths.FINAL_CHECKPOINT),
+    )
     folds = [[file.parent.name for file in files] for files in (first_files, second_files)]
     if folds[0] != folds[1]:
         raise ModelError(
@@ -227,7 +232,7 @@ def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, r
             content = read_checkpoint(second_file)
             weights = _interpolate(read_checkpoint(first_file)["network_weights"], content["network_weights"], share)
             (folder / fold).mkdir()
-            torch.save(content | {"network_weights": weights}, folder / fold / FINAL_CHECKPOINT)
+            torch.save(content | {"network_weights": weights}, folder / fold / nnunet_paths.FINAL_CHECKPOINT)
             sources[fold] = {"first_sha256": file_sha256(first_file), "second_sha256": file_sha256(second_file)}
         (folder / BLEND_NAME).write_text(json.dumps(sources, indent=2) + "\n", encoding="utf-8")
 
@@ -252,7 +257,11 @@ _TRAINER = "nnUNetTrainer"
 
 
 def write_random_model(
-    paths: NnunetPaths, *, configuration: str = BASE_CONFIGURATION, folds: int = 1, seed: int = 0
+    paths: nnunet_paths.NnunetPaths,
+    *,
+    configuration: str = nnunet_paths.BASE_CONFIGURATION,
+    folds: int = 1,
+    seed: int = 0,
 ) -> Path:
     """Write a model folder with randomly initialised weights for the planned dataset.
 
@@ -266,8 +275,8 @@ def write_random_model(
         The model folder, which nnU-Net's own predictor can load.
     """
     plans = read_plans(paths)
-    export_environment(paths)
-    folder = paths.results / paths.raw_dataset.name / f"{_TRAINER}__{PLANS}__{configuration}"
+    nnunet_paths.export_environment(paths)
+    folder = paths.results / paths.raw_dataset.name / f"{_TRAINER}__{nnunet_paths.PLANS}__{configuration}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in (("plans.json", paths.plans_file), ("dataset.json", paths.raw_dataset / "dataset.json")):
         shutil.copyfile(source, folder / name)
@@ -284,12 +293,12 @@ def write_random_model(
                 "inference_allowed_mirroring_axes": (0, 1),
                 "current_epoch": 0,
             },
-            folder / f"fold_{fold}" / FINAL_CHECKPOINT,
+            folder / f"fold_{fold}" / nnunet_paths.FINAL_CHECKPOINT,
         )
     return folder
 
 
-def count_gflop(paths: NnunetPaths, *, configuration: str = BASE_CONFIGURATION) -> float:
+def count_gflop(paths: nnunet_paths.NnunetPaths, *, configuration: str = nnunet_paths.BASE_CONFIGURATION) -> float:
     """Return the floating-point operations of one forward pass over one tile, in units of 10^9.
 
     A multiplication and the addition of its result count as two operations.

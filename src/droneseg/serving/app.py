@@ -24,23 +24,10 @@ from droneseg.model.store import fetch_model
 from droneseg.monitoring.drift import MIN_RECORDS
 from droneseg.monitoring.drift_report import MAX_RECORDS
 from droneseg.monitoring.prometheus import ServiceMetrics
-from droneseg.serving import openapi
+from droneseg.serving import openapi, schemas
 from droneseg.serving.error_responses import error_response, http_error_response
 from droneseg.serving.middleware import API_KEY, CLIENT_CLOSED_REQUEST, RequestMiddleware
 from droneseg.serving.request_body import UploadBudget, cancel_on_disconnect, read_files
-from droneseg.serving.schemas import (
-    BatchResponse,
-    ClassInfo,
-    DriftResponse,
-    HealthResponse,
-    ModelResponse,
-    PredictionResponse,
-    PredictionResult,
-    ReloadResponse,
-    StatusResponse,
-    Upload,
-    class_infos,
-)
 from droneseg.serving.service import START_S, PredictionService
 
 PNG = "image/png"
@@ -144,7 +131,7 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
 
     async def segment(
         request: Request, max_files: int | None
-    ) -> tuple[list[Upload], list[PredictionResult | Exception]]:
+    ) -> tuple[list[schemas.Upload], list[schemas.PredictionResult | Exception]]:
         service.check_capacity()
         with budget.reserve() as reservation:
             uploads = await read_files(request, service.settings, reservation)
@@ -153,7 +140,7 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
             return uploads, await cancel_on_disconnect(service.predict(uploads), request.receive)
 
     @router.post(
-        "/predict", response_model=PredictionResponse, responses=openapi.PREDICT, openapi_extra=openapi.ONE_FILE
+        "/predict", response_model=schemas.PredictionResponse, responses=openapi.PREDICT, openapi_extra=openapi.ONE_FILE
     )
     async def predict(request: Request, mask: MaskOption = "png") -> Response:
         """Segment one image.
@@ -168,14 +155,17 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
         return _json(_prediction_json(result, mask))
 
     @router.post(
-        "/batch_predict", response_model=BatchResponse, responses=openapi.BATCH, openapi_extra=openapi.MANY_FILES
+        "/batch_predict",
+        response_model=schemas.BatchResponse,
+        responses=openapi.BATCH,
+        openapi_extra=openapi.MANY_FILES,
     )
     async def batch_predict(request: Request, mask: MaskOption = "png") -> Response:
         """Segment several images. A file that cannot be segmented gets an error item; the others are unaffected."""
         uploads, results = await segment(request, max_files=None)
         items = []
         for upload, result in zip(uploads, results, strict=True):
-            if isinstance(result, PredictionResult):
+            if isinstance(result, schemas.PredictionResult):
                 items.append(_prediction_json(result, mask))
             else:
                 items.append(service.batch_item_error(upload, result).model_dump_json())
@@ -188,23 +178,23 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
 def _info_router(service: PredictionService, key: list[Depends]) -> APIRouter:
     router = APIRouter(tags=["about"])
 
-    @router.get("/model_info", response_model=ModelResponse, responses=openapi.MODEL, dependencies=key)
-    async def model_info() -> ModelResponse:
+    @router.get("/model_info", response_model=schemas.ModelResponse, responses=openapi.MODEL, dependencies=key)
+    async def model_info() -> schemas.ModelResponse:
         """Return the active model: id, licence, classes and quality metrics."""
         return service.model_info()
 
-    @router.get("/drift", response_model=DriftResponse, responses=openapi.DRIFT, dependencies=key)
+    @router.get("/drift", response_model=schemas.DriftResponse, responses=openapi.DRIFT, dependencies=key)
     async def drift(
         n: Annotated[int, Query(ge=MIN_RECORDS, le=MAX_RECORDS, description="Maximum number of recent records.")] = 200,
-    ) -> DriftResponse:
+    ) -> schemas.DriftResponse:
         """Compare recent predictions with the validation images and write a drift report.
 
         Concurrent requests share one report. Takes a few seconds; predictions are not blocked.
         """
         report = await asyncio.shield(asyncio.wrap_future(service.drift.request_report(n)))
-        return DriftResponse(url=report.url, message=report.message, drifted=report.drifted)
+        return schemas.DriftResponse(url=report.url, message=report.message, drifted=report.drifted)
 
-    @router.get("/", response_model=StatusResponse, responses=openapi.STATUS)
+    @router.get("/", response_model=schemas.StatusResponse, responses=openapi.STATUS)
     async def status(request: Request) -> Response:
         """Return service status and links. Browsers are redirected to `/ui`."""
         if "text/html" in request.headers.get("accept", ""):
@@ -217,16 +207,16 @@ def _info_router(service: PredictionService, key: list[Depends]) -> APIRouter:
 def _health_router(service: PredictionService, metrics_key: list[Depends]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", response_model=HealthResponse, responses=openapi.LIVE)
-    async def livez() -> HealthResponse:
+    @router.get("/livez", response_model=schemas.HealthResponse, responses=openapi.LIVE)
+    async def livez() -> schemas.HealthResponse:
         """Respond with 200 while the process runs."""
-        return HealthResponse(status="alive")
+        return schemas.HealthResponse(status="alive")
 
-    @router.get("/readyz", response_model=HealthResponse, responses=openapi.READY)
-    async def readyz() -> HealthResponse:
+    @router.get("/readyz", response_model=schemas.HealthResponse, responses=openapi.READY)
+    async def readyz() -> schemas.HealthResponse:
         """Respond with 200 once the model has made a test prediction, with 503 before."""
         service.model_info()
-        return HealthResponse(status="ready")
+        return schemas.HealthResponse(status="ready")
 
     @router.get("/metrics", response_class=Response, responses=openapi.METRICS, dependencies=metrics_key)
     async def metrics(request: Request) -> Response:
@@ -240,11 +230,11 @@ def _health_router(service: PredictionService, metrics_key: list[Depends]) -> AP
 def _admin_router(service: PredictionService, key: list[Depends]) -> APIRouter:
     router = APIRouter(tags=["admin"], dependencies=key)
 
-    @router.post("/admin/reload", response_model=ReloadResponse, responses=openapi.RELOAD)
-    async def reload() -> ReloadResponse:
+    @router.post("/admin/reload", response_model=schemas.ReloadResponse, responses=openapi.RELOAD)
+    async def reload() -> schemas.ReloadResponse:
         """Load the model in the configured folder. If it fails verification, the current model stays active."""
         changed = await asyncio.wrap_future(service.reload_async())
-        return ReloadResponse(model_id=service.model_info().model_id, changed=changed)
+        return schemas.ReloadResponse(model_id=service.model_info().model_id, changed=changed)
 
     return router
 
@@ -266,8 +256,8 @@ def _page_router() -> APIRouter:
             add_file(name, f"/ui/{name}")
 
     @router.get("/ui/classes.json")
-    async def classes() -> tuple[ClassInfo, ...]:
-        return class_infos()
+    async def classes() -> tuple[schemas.ClassInfo, ...]:
+        return schemas.class_infos()
 
     return router
 
@@ -294,7 +284,7 @@ def _add_exception_handlers(app: FastAPI, service: PredictionService) -> None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _prediction_json(result: PredictionResult, mask: str) -> str:
+def _prediction_json(result: schemas.PredictionResult, mask: str) -> str:
     if mask == "none":
         return result.to_response(with_mask=False).model_dump_json(exclude={"segmentation_mask"})
     return result.to_response().model_dump_json()

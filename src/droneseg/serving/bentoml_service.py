@@ -27,19 +27,10 @@ from droneseg.core.settings import Settings, load_settings, warn_of_misspelt
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.prometheus import ServiceMetrics
+from droneseg.serving import request_body
 from droneseg.serving.background import check_storage
 from droneseg.serving.error_responses import error_response, path_error_response
 from droneseg.serving.middleware import CLIENT_CLOSED_REQUEST, METRICS, RequestMiddleware
-from droneseg.serving.request_body import (
-    Base64Image,
-    UploadBudget,
-    cancel_on_disconnect,
-    decode_base64,
-    media_type,
-    parse_base64_body,
-    parse_image_body,
-    read_with_timeout,
-)
 from droneseg.serving.schemas import BentoPredictionResponse, HealthResponse, ModelResponse, Upload
 from droneseg.serving.server import configure_bentoml_server
 from droneseg.serving.service import START_S, PredictionService
@@ -51,8 +42,8 @@ _LINKS = {"documentation": "/docs.json", "model": MODEL_INFO, "metrics": METRICS
 _WEB_PAGE = "/static_content"  # files of BentoML's web page, which is not served
 _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _BODY_PARSERS: dict[str, Callable[[str, bytes], bytes]] = {
-    PREDICT_BASE64: parse_base64_body,
-    PREDICT_BYTES: parse_image_body,
+    PREDICT_BASE64: request_body.parse_base64_body,
+    PREDICT_BYTES: request_body.parse_image_body,
 }
 _OWN_ERROR = "error_in_our_format"  # in the `state` of a request: the endpoint has returned an error response
 
@@ -123,10 +114,10 @@ class DroneSegService:
         await asyncio.to_thread(self._service.stop)
 
     @bentoml.api(route=PREDICT_BASE64)
-    async def predict_base64(self, req: Base64Image) -> BentoPredictionResponse:
+    async def predict_base64(self, req: request_body.Base64Image) -> BentoPredictionResponse:
         """Segment one image, sent as base64 in JSON."""
         # over HTTP, BentoMLMiddleware decodes the image and calls `predict_image_bytes`
-        return await self._predict(decode_base64(req.image_b64))
+        return await self._predict(request_body.decode_base64(req.image_b64))
 
     @bentoml.api(route=PREDICT_BYTES)
     async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> BentoPredictionResponse:
@@ -169,7 +160,7 @@ class BentoMLMiddleware:
 
     def __init__(self, app: ASGIApp, service: PredictionService) -> None:
         self._app, self._service = app, service
-        self._budget = UploadBudget(service.settings.max_upload_bytes)
+        self._budget = request_body.UploadBudget(service.settings.max_upload_bytes)
         self._pages: dict[str, Callable[[Headers], Response]] = {
             "/": lambda _: _json(service.status(_LINKS)),
             "/readyz": self._ready,
@@ -210,12 +201,14 @@ class BentoMLMiddleware:
         with self._budget.reserve() as reservation:
             reservation.check_headers(Headers(scope=scope))
             chunks = reservation.read(_chunks(receive))
-            body = await read_with_timeout(_join(chunks), self._service.settings.timeout_seconds)
-            receive_image = _with_body(_BODY_PARSERS[scope["path"]](media_type(Headers(scope=scope)), body), receive)
+            body = await request_body.read_with_timeout(_join(chunks), self._service.settings.timeout_seconds)
+            receive_image = _with_body(
+                _BODY_PARSERS[scope["path"]](request_body.media_type(Headers(scope=scope)), body), receive
+            )
             del body  # the request waits in the queue, and BentoML holds the image
             scope = {**scope, "path": PREDICT_BYTES, "raw_path": PREDICT_BYTES.encode()}
             call = self._call_bentoml(scope, receive_image, send, content_type=b"application/octet-stream")
-            await cancel_on_disconnect(call, receive)
+            await request_body.cancel_on_disconnect(call, receive)
 
     async def _call_bentoml(self, scope: Scope, receive: Receive, send: Send, *, content_type: bytes) -> None:
         """Call BentoML with the body that `receive` returns instead of the original one."""

@@ -16,16 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from droneseg.core.errors import (
-    BrokenImageError,
-    MalformedRequestError,
-    MissingInputError,
-    QueueFullError,
-    RequestTooLargeError,
-    SlowRequestError,
-    TooManyFilesError,
-    WrongContentTypeError,
-)
+from droneseg.core import errors
 from droneseg.core.images import EMPTY
 from droneseg.core.settings import Settings
 from droneseg.serving.schemas import Upload
@@ -84,7 +75,9 @@ class Reservation:
         """
         content_length = headers.get("content-length", "0")
         if not content_length.isdecimal():
-            raise MalformedRequestError(f"Invalid Content-Length: {content_length[:20]!r}. Send the size in bytes.")
+            raise errors.MalformedRequestError(
+                f"Invalid Content-Length: {content_length[:20]!r}. Send the size in bytes."
+            )
         self._check_limit(int(content_length))
         self._check_budget(int(content_length))
 
@@ -104,14 +97,14 @@ class Reservation:
 
     def _check_limit(self, size_bytes: int) -> None:
         if size_bytes > self._budget.limit_bytes:
-            raise RequestTooLargeError(
+            raise errors.RequestTooLargeError(
                 f"The body is larger than {self._budget.limit_bytes:,} bytes. Send fewer or smaller files, or raise "
                 "DRONESEG_MAX_UPLOAD_BYTES."
             )
 
     def _check_budget(self, size_bytes: int) -> None:
         if size_bytes > self._budget.free_bytes:
-            raise QueueFullError("Too many large requests at the same time. Retry later.", retry_after_s=1.0)
+            raise errors.QueueFullError("Too many large requests at the same time. Retry later.", retry_after_s=1.0)
 
 
 async def read_files(request: Request, settings: Settings, reservation: Reservation) -> list[Upload]:
@@ -129,14 +122,14 @@ async def read_files(request: Request, settings: Settings, reservation: Reservat
     """
     reservation.check_headers(request.headers)
     if media_type(request.headers) != "multipart/form-data":
-        raise WrongContentTypeError(
+        raise errors.WrongContentTypeError(
             f"The body is not a multipart form. Send multipart/form-data with the image as a file in {FILE_FIELD!r}."
         )
     parser = _FormParser(request.headers, reservation.read(request.stream()), settings)
     try:
         form = await read_with_timeout(parser.parse(), settings.timeout_seconds)
     except MultiPartException as error:
-        raise MalformedRequestError(f"The multipart body is malformed: {error.message}") from error
+        raise errors.MalformedRequestError(f"The multipart body is malformed: {error.message}") from error
     try:
         return _uploads(form)
     finally:
@@ -147,7 +140,7 @@ def _uploads(form: FormData) -> list[Upload]:
     files = [part for part in form.getlist(FILE_FIELD) if isinstance(part, UploadFile)]
     if not files:
         names = ", ".join(sorted({repr(name[:40]) for name in form})) or "none"
-        raise MissingInputError(f"The field {FILE_FIELD!r} has no file; fields sent: {names}.")
+        raise errors.MissingInputError(f"The field {FILE_FIELD!r} has no file; fields sent: {names}.")
     return [Upload(file.filename, file.file.read()) for file in files]
 
 
@@ -188,7 +181,7 @@ class _FormParser(MultiPartParser):
         super().on_part_end()
         self._files += isinstance(self.items[-1][1], UploadFile)
         if self._files > self._max_batch:
-            raise TooManyFilesError(f"The request has more than {self._max_batch} files. Send several requests.")
+            raise errors.TooManyFilesError(f"The request has more than {self._max_batch} files. Send several requests.")
 
     def on_end(self) -> None:
         """Remember that the last boundary arrived."""
@@ -198,7 +191,9 @@ class _FormParser(MultiPartParser):
         async for chunk in stream:
             yield chunk
         if not self._ended:
-            raise MalformedRequestError("The multipart body ends before its last boundary. Send the complete body.")
+            raise errors.MalformedRequestError(
+                "The multipart body ends before its last boundary. Send the complete body."
+            )
 
 
 class Base64Image(BaseModel):
@@ -227,11 +222,11 @@ def parse_image_body(content_type: str, body: bytes) -> bytes:
         BrokenImageError: If the body is empty.
     """
     if content_type and not content_type.startswith("image/") and content_type not in _RAW_TYPES:
-        raise WrongContentTypeError(
+        raise errors.WrongContentTypeError(
             f"The body is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
         )
     if not body:
-        raise BrokenImageError(EMPTY)
+        raise errors.BrokenImageError(EMPTY)
     return body
 
 
@@ -246,12 +241,14 @@ def parse_base64_body(content_type: str, body: bytes) -> bytes:
     """
     if content_type != _JSON:
         stated = f"is {content_type[:40]}" if content_type else "has no content type"
-        raise WrongContentTypeError(f"The body {stated}. Send {_JSON}.")
+        raise errors.WrongContentTypeError(f"The body {stated}. Send {_JSON}.")
     if sum(body.count(character) for character in b"[{,") > _MAX_JSON_PARTS:
-        raise MalformedRequestError("The JSON body has more elements than an image needs.")
+        raise errors.MalformedRequestError("The JSON body has more elements than an image needs.")
     image = _validate_base64_request(body).req
     if not image.content_type.lower().startswith("image/"):
-        raise WrongContentTypeError(f"content_type is {image.content_type[:40]!r}. Send the media type of an image.")
+        raise errors.WrongContentTypeError(
+            f"content_type is {image.content_type[:40]!r}. Send the media type of an image."
+        )
     return parse_image_body("", decode_base64(image.image_b64))
 
 
@@ -262,9 +259,9 @@ def _validate_base64_request(body: bytes) -> Base64Request:
         # without the input, which may have 30 MB
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         if problems[0]["type"] == "json_invalid":
-            raise MalformedRequestError("The body is not valid JSON.") from error
+            raise errors.MalformedRequestError("The body is not valid JSON.") from error
         messages = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in problems]
-        raise MissingInputError("; ".join(messages)) from error
+        raise errors.MissingInputError("; ".join(messages)) from error
 
 
 def decode_base64(text: str) -> bytes:
@@ -279,7 +276,7 @@ def decode_base64(text: str) -> bytes:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         problem = "wrong padding" if _BASE64.match(text) else "invalid characters, such as line breaks"
-        raise MalformedRequestError(f"image_b64 is not valid base64: {problem}.") from error
+        raise errors.MalformedRequestError(f"image_b64 is not valid base64: {problem}.") from error
 
 
 async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _Result:
@@ -292,7 +289,7 @@ async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _R
         async with asyncio.timeout(timeout_s):
             return await reading
     except TimeoutError as error:
-        raise SlowRequestError(
+        raise errors.SlowRequestError(
             f"The body did not arrive within {timeout_s:g} s. Send a smaller body or use a faster connection."
         ) from error
 

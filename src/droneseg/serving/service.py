@@ -15,31 +15,16 @@ from importlib.metadata import version
 
 import numpy as np
 
-from droneseg.core.errors import (
-    DronesegError,
-    ImageError,
-    ImageTooLargeError,
-    ModelRefusedError,
-    NotReadyError,
-    TooLateError,
-)
+from droneseg.core import errors
 from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, Segmenter
 from droneseg.core.settings import Settings
 from droneseg.monitoring.prometheus import ServiceMetrics
+from droneseg.serving import schemas
 from droneseg.serving.background import DriftReporter, PredictionLogger
 from droneseg.serving.error_responses import client_message, error_spec
 from droneseg.serving.queue import WorkQueue
-from droneseg.serving.schemas import (
-    BatchItemError,
-    ErrorDetail,
-    ModelResponse,
-    PredictionResult,
-    StatusResponse,
-    Upload,
-    model_response,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +61,7 @@ class PredictionService:
     ) -> None:
         self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
-        self._queue: WorkQueue[Upload, PredictionResult] | None = None
+        self._queue: WorkQueue[schemas.Upload, schemas.PredictionResult] | None = None
         self._unavailable_reason = "the model is loading."
         self._reload_lock = threading.Lock()
         self._inference_lock = threading.Lock()
@@ -94,7 +79,7 @@ class PredictionService:
         try:
             self._fetch()
             self.reload()
-        except DronesegError as error:
+        except errors.DronesegError as error:
             self._unavailable_reason = str(error)
             logger.error("the model is not available: %s", error)
         # objects created so far live on: scanning them again and again would pause every thread
@@ -160,7 +145,7 @@ class PredictionService:
         """
         self._require_queue().check_capacity()
 
-    async def predict(self, uploads: Sequence[Upload]) -> list[PredictionResult | Exception]:
+    async def predict(self, uploads: Sequence[schemas.Upload]) -> list[schemas.PredictionResult | Exception]:
         """Return the result or the error of each upload, in order.
 
         Uploads that have not started after the timeout are removed from the queue: the estimate of the queue can be
@@ -184,7 +169,7 @@ class PredictionService:
                 wrapped.cancel()
         return [_outcome(wrapped, self.settings.timeout_seconds) for wrapped in waiting]
 
-    def submit(self, uploads: Sequence[Upload]) -> list[Future[PredictionResult]]:
+    def submit(self, uploads: Sequence[schemas.Upload]) -> list[Future[schemas.PredictionResult]]:
         """Admit all uploads of a request or none. Uploads that cannot be opened get a failed future.
 
         Args:
@@ -198,19 +183,19 @@ class PredictionService:
             QueueFullError: If the queue has no room for the uploads.
         """
         queue, segmenter = self._require_queue(), self._require_model()
-        futures: list[Future[PredictionResult]] = [Future() for _ in uploads]
+        futures: list[Future[schemas.PredictionResult]] = [Future() for _ in uploads]
         sizes = {}
         for index, upload in enumerate(uploads):
             try:
                 sizes[index] = estimate_work(upload, segmenter, self.settings.max_pixels)
-            except ImageError as error:
+            except errors.ImageError as error:
                 futures[index].set_exception(error)
         admitted = queue.submit([(uploads[index], size) for index, size in sizes.items()])
         for index, future in zip(sizes, admitted, strict=True):
             futures[index] = future
         return futures
 
-    def error_detail(self, error: Exception) -> ErrorDetail:
+    def error_detail(self, error: Exception) -> schemas.ErrorDetail:
         """Return code and message of an error for the client. Count invalid input; count and log internal errors."""
         spec = error_spec(error)
         if spec.status in _BAD_INPUT_STATUSES:
@@ -218,24 +203,24 @@ class PredictionService:
         elif spec.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             self.metrics.count_fault(spec.code)
             logger.error("a request failed: %s", error, exc_info=error)
-        return ErrorDetail(code=spec.code, message=client_message(error))
+        return schemas.ErrorDetail(code=spec.code, message=client_message(error))
 
-    def batch_item_error(self, upload: Upload, error: Exception) -> BatchItemError:
+    def batch_item_error(self, upload: schemas.Upload, error: Exception) -> schemas.BatchItemError:
         """Return the batch item of an upload that failed."""
-        return BatchItemError(filename=upload.filename, error=self.error_detail(error))
+        return schemas.BatchItemError(filename=upload.filename, error=self.error_detail(error))
 
-    def model_info(self) -> ModelResponse:
+    def model_info(self) -> schemas.ModelResponse:
         """Return the description of the active model.
 
         Raises:
             NotReadyError: If no verified model is loaded.
         """
         self._require_queue()
-        return model_response(self._require_model())
+        return schemas.model_response(self._require_model())
 
-    def status(self, links: Mapping[str, str]) -> StatusResponse:
+    def status(self, links: Mapping[str, str]) -> schemas.StatusResponse:
         """Return version and readiness of the service and links to its pages."""
-        return StatusResponse(
+        return schemas.StatusResponse(
             service="droneseg",
             version=version("droneseg"),
             ready=self.model_id is not None,
@@ -253,27 +238,27 @@ class PredictionService:
             return segmenter, measure_seconds_per_unit(segmenter)
         except Exception as error:
             self.metrics.count_reload("refused")
-            if isinstance(error, DronesegError):
-                raise ModelRefusedError(str(error)) from error
+            if isinstance(error, errors.DronesegError):
+                raise errors.ModelRefusedError(str(error)) from error
             logger.exception("the model failed to load")
-            raise ModelRefusedError(
+            raise errors.ModelRefusedError(
                 f"The model failed to load ({type(error).__name__}). See the server log."
             ) from error
 
     def _require_model(self) -> Segmenter:
         if self._segmenter is None:
-            raise NotReadyError(f"No verified model is loaded: {self._unavailable_reason}")
+            raise errors.NotReadyError(f"No verified model is loaded: {self._unavailable_reason}")
         return self._segmenter
 
-    def _require_queue(self) -> WorkQueue[Upload, PredictionResult]:
+    def _require_queue(self) -> WorkQueue[schemas.Upload, schemas.PredictionResult]:
         if self._stop_deadline is not None:
-            raise NotReadyError("The service is shutting down. Retry with another instance.")
+            raise errors.NotReadyError("The service is shutting down. Retry with another instance.")
         self._require_model()
         if self._queue is None:
-            raise NotReadyError("The model is still warming up. Retry in a few seconds.")
+            raise errors.NotReadyError("The model is still warming up. Retry in a few seconds.")
         return self._queue
 
-    def _create_queue(self, seconds_per_unit: float) -> WorkQueue[Upload, PredictionResult]:
+    def _create_queue(self, seconds_per_unit: float) -> WorkQueue[schemas.Upload, schemas.PredictionResult]:
         queue = WorkQueue(
             self._predict,
             limit_s=self.settings.queue_seconds,
@@ -283,7 +268,7 @@ class PredictionService:
         self.metrics.watch_queue(lambda: queue.waiting, lambda: queue.seconds)
         return queue
 
-    def _predict(self, upload: Upload, waited_s: float) -> PredictionResult:
+    def _predict(self, upload: schemas.Upload, waited_s: float) -> schemas.PredictionResult:
         started_at = time.perf_counter()
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
         decode_s = time.perf_counter() - started_at
@@ -297,10 +282,10 @@ class PredictionService:
         prediction = _with_timings(prediction, queue=waited_s, decode=decode_s, encode=encode_s)
         self.metrics.count_prediction(prediction)
         self._prediction_logger.log(upload, image, prediction, mask_png)
-        return PredictionResult.of(upload.filename, prediction, mask_png)
+        return schemas.PredictionResult.of(upload.filename, prediction, mask_png)
 
 
-def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> float:
+def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int) -> float:
     """Return the work of an image in units of the network's input size; smaller images count as one unit.
 
     Raises:
@@ -311,7 +296,7 @@ def estimate_work(upload: Upload, segmenter: Segmenter, max_pixels: int) -> floa
     padded_height, padded_width = max(height, patch_height), max(width, patch_width)
     # a strip one pixel wide has few pixels but is padded to whole tiles
     if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
-        raise ImageTooLargeError(
+        raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
             f"{padded_height * padded_width:,} pixels, and the limit is {max_pixels:,}. Send less narrow parts."
         )
@@ -333,9 +318,9 @@ def _with_timings(prediction: Prediction, *, queue: float, decode: float, encode
     return replace(prediction, timings_s=timings_s | {"encode": round(encode, 5)})
 
 
-def _outcome(done: asyncio.Future[PredictionResult], timeout_s: float) -> PredictionResult | Exception:
+def _outcome(done: asyncio.Future[schemas.PredictionResult], timeout_s: float) -> schemas.PredictionResult | Exception:
     if done.cancelled():
-        return TooLateError(f"The request timed out after {timeout_s:g} s in the queue. Retry later.")
+        return errors.TooLateError(f"The request timed out after {timeout_s:g} s in the queue. Retry later.")
     error = done.exception()
     if error is None:
         return done.result()

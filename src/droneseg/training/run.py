@@ -14,19 +14,8 @@ from droneseg.core.errors import ConfigurationError, OutputExistsError, Training
 from droneseg.core.files import write_text
 from droneseg.core.logs import log_file
 from droneseg.core.system import describe_machine, usable_cores
+from droneseg.nnunet import paths as nnunet_paths
 from droneseg.nnunet import wandb_logger
-from droneseg.nnunet.paths import (
-    BEST_CHECKPOINT,
-    FINAL_CHECKPOINT,
-    LATEST_CHECKPOINT,
-    PLANS,
-    RECORD_NAME,
-    TRAINER,
-    NnunetPaths,
-    choose_device,
-    cpu_has_bf16,
-    export_environment,
-)
 from droneseg.nnunet.plans import Plans, add_configuration, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
@@ -73,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 _SETTINGS_NAME = "trainer_settings.json"
 _LOG_NAME = "droneseg.log"
-_CHECKPOINTS = (FINAL_CHECKPOINT, LATEST_CHECKPOINT, BEST_CHECKPOINT)
+_CHECKPOINTS = (nnunet_paths.FINAL_CHECKPOINT, nnunet_paths.LATEST_CHECKPOINT, nnunet_paths.BEST_CHECKPOINT)
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class TrainingResult:
     mean_validation_dice: float | None
 
 
-def train(config: TrainingConfig, paths: NnunetPaths, *, wandb_key: str | None = None) -> TrainingResult:
+def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key: str | None = None) -> TrainingResult:
     """Train one fold.
 
     Args:
@@ -105,7 +94,7 @@ def train(config: TrainingConfig, paths: NnunetPaths, *, wandb_key: str | None =
         TrainingError: If the training cannot be resumed, was interrupted, or its loss is not finite.
     """
     _export_environment(config, paths)
-    device = choose_device(config.device)
+    device = nnunet_paths.choose_device(config.device)
     if config.num_gpus > 1 and device.type != "cuda":
         raise ConfigurationError(
             f"num_gpus={config.num_gpus} needs device=cuda, but only {device.type} is available. Use num_gpus=1."
@@ -136,13 +125,15 @@ def _start_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | 
     logger.info("tracking in W&B run %s of project %s, %s%s", run.id, run.project, mode, sync)
 
 
-def _export_environment(config: TrainingConfig, paths: NnunetPaths) -> None:
+def _export_environment(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> None:
     cores = usable_cores()
     # leave one core to the network; nnU-Net's default of 12 workers would overload a small machine
-    export_environment(paths, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1)))
+    nnunet_paths.export_environment(
+        paths, loaders=config.workers if config.workers is not None else min(12, max(1, cores - 1))
+    )
 
 
-def configure_plans(config: TrainingConfig, paths: NnunetPaths) -> Plans:
+def configure_plans(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> Plans:
     """Add the configuration of this training to the plans of the dataset and return the plans."""
     plans = add_configuration(
         read_plans(paths),
@@ -184,13 +175,13 @@ def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
 
 def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
     """Resolve settings that depend on the machine and pass the trainer's settings on through a file in `folder`."""
-    bf16 = cpu_has_bf16() if config.bf16 == "auto" else config.bf16
+    bf16 = nnunet_paths.cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
     write_settings_file(settings, folder / _SETTINGS_NAME)
     return settings
 
 
-def _prepare_folder(config: TrainingConfig, plans: Plans, paths: NnunetPaths, fold_folder: Path) -> bool:
+def _prepare_folder(config: TrainingConfig, plans: Plans, paths: nnunet_paths.NnunetPaths, fold_folder: Path) -> bool:
     """Create the fold's folder; return whether it has a checkpoint to resume from."""
     present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
     if present and not (config.resume or config.overwrite):
@@ -211,7 +202,7 @@ def _prepare_folder(config: TrainingConfig, plans: Plans, paths: NnunetPaths, fo
     return bool(present)
 
 
-def _require_same_plan(config: TrainingConfig, plans: Plans, paths: NnunetPaths) -> None:
+def _require_same_plan(config: TrainingConfig, plans: Plans, paths: nnunet_paths.NnunetPaths) -> None:
     """Raise TrainingError if the plan has changed: the weights may not fit, or fit and mean something else."""
     recorded_file = paths.model_folder(config.configuration) / "plans.json"
     if not recorded_file.is_file():
@@ -236,7 +227,7 @@ def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str
         "machine": describe_machine(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_text(fold_folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
+    write_text(fold_folder / nnunet_paths.RECORD_NAME, json.dumps(record, indent=2) + "\n")
 
 
 def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
@@ -250,8 +241,8 @@ def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
             DATASET_NAME,
             config.configuration,
             config.fold,
-            trainer_class_name=TRAINER,
-            plans_identifier=PLANS,
+            trainer_class_name=nnunet_paths.TRAINER,
+            plans_identifier=nnunet_paths.PLANS,
             num_gpus=config.num_gpus,
             continue_training=resuming,
             device=torch.device(device),

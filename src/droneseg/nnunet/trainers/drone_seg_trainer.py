@@ -19,18 +19,10 @@ from torch import nn
 from torch.optim import AdamW
 
 from droneseg.core.errors import TrainingError
-from droneseg.nnunet import trainer_settings
+from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.networks import PretrainedUNet, unwrap
-from droneseg.nnunet.optimization import (
-    BudgetPolyLR,
-    ExponentialMovingAverage,
-    Progress,
-    RateLimited,
-    adapt_loss,
-    parameter_groups,
-)
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
@@ -68,11 +60,13 @@ class DroneSegTrainer(nnUNetTrainer):
         self.enable_deep_supervision = self.settings.deep_supervision
         self.save_every = self.settings.save_every
         self.oversample_foreground_percent = self.settings.oversample
-        self.progress = Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
-        self.average: ExponentialMovingAverage | None = None
+        self.progress = optimization.Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
+        self.average: optimization.ExponentialMovingAverage | None = None
         self.reporter = Reporter(Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"))
         self._last_epoch_end: float | None = None
-        self._plot = self.logger.plot_progress_png = RateLimited(self.logger.plot_progress_png, _PLOT_INTERVAL_S)
+        self._plot = self.logger.plot_progress_png = optimization.RateLimited(
+            self.logger.plot_progress_png, _PLOT_INTERVAL_S
+        )
 
     def initialize(self) -> None:
         """Seed the random generators and build network, optimiser and average."""
@@ -85,18 +79,20 @@ class DroneSegTrainer(nnUNetTrainer):
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
-            self.average = ExponentialMovingAverage(network, self.settings.averaged_weights)
+            self.average = optimization.ExponentialMovingAverage(network, self.settings.averaged_weights)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a learning-rate schedule over epochs or time budget."""
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
-            groups = parameter_groups(unwrap(self.network), self.settings.encoder_rate)
+            groups = optimization.parameter_groups(unwrap(self.network), self.settings.encoder_rate)
             optimizer = AdamW(groups, self.initial_lr, weight_decay=self.weight_decay, fused=True)
-        return optimizer, BudgetPolyLR(optimizer, self.initial_lr, self.progress)
+        return optimizer, optimization.BudgetPolyLR(optimizer, self.initial_lr, self.progress)
 
     def _build_loss(self) -> nn.Module:
-        return adapt_loss(super()._build_loss(), self.settings.class_weights, self.device, float32=self._uses_bf16())
+        return optimization.adapt_loss(
+            super()._build_loss(), self.settings.class_weights, self.device, float32=self._uses_bf16()
+        )
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Return nnU-Net's values with a smaller initial patch size for light and flight augmentation.
