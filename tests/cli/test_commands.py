@@ -113,7 +113,7 @@ def test_predict_without_a_model_names_the_remedy(tmp_path: Path) -> None:
     done = droneseg("predict", "a.png", "--out", "masks", cwd=tmp_path)
     assert done.returncode == 1
     assert "No model at nnUNet_results" in done.stderr
-    assert "Make one with `droneseg export`" in done.stderr
+    assert "Create one with `droneseg export`" in done.stderr
     assert not (tmp_path / "masks").exists()
 
 
