@@ -29,7 +29,7 @@ def environment(home: Path) -> dict[str, str]:
 def tracked(workspace: Workspace) -> list[OfflineRun]:
     """Runs of a training of two epochs with images and a profile, resumed for a third epoch and exported."""
     home = environment(workspace.root)
-    workspace.run("train", *ARGUMENTS, "wandb_logger.images=true", "profile=true", "iterations=4", **home)
+    workspace.run("train", *ARGUMENTS, "tracking.images=true", "profile=true", "iterations=4", **home)
     workspace.run("train", *ARGUMENTS, "epochs=3", "iterations=4", "resume=true", **home)
     model = fold(workspace).parent
     before = {file: file.stat().st_mtime_ns for file in model.rglob("*")}
