@@ -196,7 +196,8 @@ def _override_problem(override: str, folder: Path) -> str:
     if key in keys:
         return ""
     near = get_close_matches(key, [*keys, *groups], n=1)
-    return f"  - {override}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    hint = f"did you mean {near[0]!r}?" if near else "`droneseg train --show` lists the keys"
+    return f"  - {override}: unknown key {key!r}; {hint}"
 
 
 def _describe(problem: ErrorDetails) -> str:
