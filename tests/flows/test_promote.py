@@ -218,7 +218,7 @@ def test_a_rollback_changes_nothing_if_the_model_is_missing(
     dvc(project, "remote", "modify", "models", "url", str(tmp_path / "empty"))
     git(project, "commit", "--quiet", "--all", "--message", "another remote")
     before = state(project)
-    with pytest.raises(StoreError, match="does not hold this version"):
+    with pytest.raises(StoreError, match="does not have this version"):
         roll_back(settings, "")
     assert state(project) == before
 
