@@ -62,9 +62,11 @@ def commit(root: Path, entry: RegistryEntry, before: Mapping[Path, bytes | None]
 
 def _message(entry: RegistryEntry) -> str:
     action = {"promote": "Promote", "rollback": "Roll back to"}[entry.action]
-    miou = [number(figures["miou"].value) for figures in entry.figures.figures] if entry.figures else []
-    figures = f"\n\nmIoU {' -> '.join(miou)}" if miou else ""
-    return f"{action} model {entry.model.model_id}: {entry.reason}{figures}"
+    subject = f"{action} model {entry.model.model_id}: {entry.reason}"
+    if not entry.figures:
+        return subject
+    miou = [number(metrics["miou"].value) for metrics in entry.figures.figures]
+    return f"{subject}\n\nmIoU {' -> '.join(miou)}"
 
 
 @contextmanager
