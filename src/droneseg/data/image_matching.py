@@ -222,7 +222,7 @@ def _single_threads() -> AbstractContextManager[Any]:
 
 
 def _opencv() -> Any:
-    """Return the module of OpenCV.
+    """Import and return the `cv2` module.
 
     Raises:
         MissingDependencyError: If it is not installed.

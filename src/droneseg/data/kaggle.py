@@ -229,7 +229,7 @@ def _report_growth(file: Path, client: Any, on_bytes: Callable[[int, int], None]
 
 
 def _has_stated_md5(archive: Path, headers: Mapping[str, str]) -> bool:
-    """Return whether an archive exists and has the MD5 in the headers; False if they state none."""
+    """Return whether an archive exists and has the MD5 in the headers; False if the headers have none."""
     stated = _stated_md5(headers)
     return stated is not None and archive.is_file() and file_md5(archive) == stated
 

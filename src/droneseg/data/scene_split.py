@@ -127,7 +127,7 @@ def _best_cut(
 
 
 def _shortage(shares: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    """Return by how much the classes fall short of the smallest accepted share, summed over classes."""
+    """Return how far the class shares of a part are below the accepted minimum, relative and summed over classes."""
     present = target > 0
     return float(np.maximum(0, 1 - shares[present] / target[present] / _MIN_RELATIVE_SHARE).sum())
 

@@ -27,7 +27,7 @@ LANDING = class_id("landing-zones")
 
 
 def _random_colour(canvas: Canvas, low: float = 0.1, high: float = 0.9) -> NDArray[np.float32]:
-    """Return a random colour near grey, shape (3,), whose brightness is between `low` and `high`."""
+    """Return a slightly coloured random grey, shape (3,), with a level between `low` and `high`."""
     grey = canvas.rng.uniform(low, high)
     return np.clip(grey + canvas.rng.normal(0, 0.13, 3), 0.04, 0.96).astype(np.float32)
 

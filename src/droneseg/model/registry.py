@@ -146,7 +146,7 @@ def known_ids(entries: Sequence[RegistryEntry]) -> set[str]:
 
 
 def is_known(folder: Path) -> bool:
-    """Return whether a folder contains a model of the registry, which can therefore be fetched again.
+    """Return whether a folder contains a registered model, which can be fetched again after it is replaced.
 
     Raises:
         StoreError: If the registry cannot be read.
