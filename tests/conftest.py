@@ -31,7 +31,7 @@ def _share_cores() -> None:
 _share_cores()  # before any library counts the cores
 
 
-# by what they took; a long file that begins last leaves the other processes idle
+# by duration; a long file that starts last leaves the other processes idle
 _SLOWEST_FIRST = (
     "tests/test_walk.py", "tests/training/test_sweep.py", "tests/test_documentation.py", "tests/test_pipeline.py",
     "tests/flows/test_demo.py", "tests/serving/test_server.py", "tests/serving/test_background.py",
@@ -43,8 +43,10 @@ _SLOWEST_FIRST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slowest files."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the slowest files first."""
+    if missing := [name for name in _SLOWEST_FIRST if not (config.rootpath / name).is_file()]:
+        raise pytest.UsageError(f"_SLOWEST_FIRST in conftest.py names files that do not exist: {', '.join(missing)}")
     order = {name: index for index, name in enumerate(_SLOWEST_FIRST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 

@@ -1,6 +1,5 @@
 """Artefacts that the processes of a test run share."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +9,18 @@ from filelock import FileLock
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that `make` has filled, once in a test run: further calls and processes wait for it.
+    """Return a folder that is filled once in a test run; other processes that need it wait.
 
-    Nothing may be written into it afterwards; a test that has to takes a copy.
+    The folder is read-only by convention: a test that writes takes a copy.
 
     Args:
         factory: pytest's `tmp_path_factory`.
         name: Name of the artefact, unique in the run.
-        make: Fills the folder it is given, which exists and is empty.
+        make: Function that fills the empty folder it is called with.
     """
     base = factory.getbasetemp()
-    # pytest-xdist gives each worker a folder inside that of the run
-    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    # pytest-xdist gives each process a folder of this name inside that of the run
+    run = base.parent if base.name.startswith("popen-gw") else base
     folder, complete = run / "shared" / name, run / "shared" / f"{name}.complete"
     folder.parent.mkdir(exist_ok=True)
     with FileLock(folder.with_name(f"{name}.lock")):

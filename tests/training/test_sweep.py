@@ -40,7 +40,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.slow
 def test_killed_sweep_continues_its_trial(workspace: Workspace) -> None:
-    config = write(workspace.root, train=[*CONFIG["train"], "epochs=15", "iterations=8"])
+    config = write(workspace.root, train=[*CONFIG["train"], "epochs=6", "iterations=8"])
     arguments = ("sweep", "--config", str(config), "--trials", "2", "--name", "killed")
     out = workspace.root / "runs/sweeps/killed"
     running = subprocess.Popen(
@@ -57,11 +57,11 @@ def test_killed_sweep_continues_its_trial(workspace: Workspace) -> None:
     result = json.loads(workspace.run(*arguments, "--json").stdout)
     assert sum(trial["state"] in ("complete", "pruned") for trial in result["trials"]) == 2
     (first,) = (trial for trial in result["trials"] if trial["preset"])
-    assert len(first["dices"]) == 15
+    assert len(first["dices"]) == 6
     assert first["values"] == {"learning_rate": 0.003, "convs_per_stage": 1, "augmentation": "light"}
     log = (epochs.parent / "droneseg.log").read_text()
-    assert log.count("epoch 1/15") == 1, "the training did not start from scratch"
-    assert known < 15
+    assert log.count("epoch 1/6") == 1, "the training did not start from scratch"
+    assert known < 6
     assert (out / "sweep.png").stat().st_size > 10_000
     best = max((trial for trial in result["trials"] if trial["state"] == "complete"), key=lambda trial: trial["dice"])
     assert result["trials"][0] == best
@@ -72,7 +72,7 @@ def test_killed_sweep_continues_its_trial(workspace: Workspace) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_the_trial_continues(workspace: Workspace) -> None:
-    config = write(workspace.root, train=[*CONFIG["train"], "epochs=12", "iterations=8"])
+    config = write(workspace.root, train=[*CONFIG["train"], "epochs=5", "iterations=8"])
     arguments = ("sweep", "--config", str(config), "--trials", "1", "--name", "interrupted")
     running = subprocess.Popen(
         [*workspace.command, *arguments],
@@ -90,9 +90,9 @@ def test_ctrl_c_ends_with_one_line_and_the_trial_continues(workspace: Workspace)
     assert errors.strip() == "error: Sweep interrupted. Run the same command to continue with the current trial."
     (only,) = json.loads(workspace.run(*arguments, "--json").stdout)["trials"]
     assert only["preset"]
-    assert len(only["dices"]) == 12
+    assert len(only["dices"]) == 5
     (log,) = trainings.rglob("droneseg.log")
-    assert log.read_text().count("epoch 1/12") == 1, "the training did not start from scratch"
+    assert log.read_text().count("epoch 1/5") == 1, "the training did not start from scratch"
 
 
 @pytest.mark.slow
