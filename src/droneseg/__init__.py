@@ -1,1 +1,1 @@
-"""droneseg: drone photographs with colour masks in, a trained nnU-Net and an honest segmentation service out."""
+"""Train nnU-Net on drone images with colour masks, and serve the model as a segmentation service."""

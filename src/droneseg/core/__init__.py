@@ -1,1 +1,1 @@
-"""Types and functions shared by all packages; depends on NumPy, Pillow and pydantic only."""
+"""Types and functions shared by all packages; depends only on NumPy, Pillow and pydantic."""

@@ -1,4 +1,4 @@
-"""Class table (ids, names, colours) and the facts about its dataset that several packages need."""
+"""Class table (ids, names, colours) and dataset constants shared by several packages."""
 
 from __future__ import annotations
 

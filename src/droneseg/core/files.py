@@ -47,8 +47,8 @@ def atomic_directory(path: Path, *, marker: str, replace: bool = False) -> Itera
 
     Args:
         path: Folder to create.
-        marker: Name of an entry that every folder of this kind contains. A folder without it belongs to someone else
-            and is never replaced.
+        marker: Name of an entry that every folder of this kind contains. A folder without it was not
+            written by droneseg and is never replaced.
         replace: Whether an existing folder of this kind may be replaced. An empty folder may always be replaced.
 
     Yields:
@@ -114,7 +114,7 @@ def check_writable(path: Path, *, marker: str, replace: bool) -> None:
 
 
 def _swap(staging: Path, path: Path, old: Path) -> None:
-    """Replace folder `path` by `staging`; keep the original as `old` until that has succeeded."""
+    """Replace folder `path` with `staging`; keep the original as `old` until that has succeeded."""
     with ExitStack() as undo:
         if path.exists():
             os.replace(path, old)

@@ -1,4 +1,4 @@
-"""Decode photographs to RGB arrays and encode arrays as PNG."""
+"""Decode image files to RGB arrays and encode arrays as PNG."""
 
 import struct
 from contextlib import suppress
@@ -31,15 +31,15 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Ov
 
 
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
-    """Decode a photograph to an upright RGB array.
+    """Decode an image file to an upright RGB array.
 
     EXIF orientation is applied. Grey is repeated in all channels, 16-bit grey is scaled to 8 bits, CMYK is converted,
     palettes are resolved, and transparent pixels become black, which nnU-Net crops away. If a file contains several
-    images (such as the MPO files of some drones), the first one is decoded.
+    images (for example, an MPO file from a drone), the first one is decoded.
 
     Args:
         data: Content of a JPEG, PNG, WebP, TIFF or BMP file.
-        max_pixels: Maximum width x height; checked in the header, before any pixel is decoded.
+        max_pixels: Maximum width x height; checked against the header before any pixel is decoded.
 
     Returns:
         RGB, shape (H, W, 3), dtype uint8, C-contiguous.
@@ -55,7 +55,7 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
 
 
 def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
-    """Read a photograph from a file; see `decode_image`. Error messages start with the path."""
+    """Read an image from a file; see `decode_image`. Error messages start with the path."""
     try:
         return decode_image(path.read_bytes(), max_pixels=max_pixels)
     except errors.ImageError as error:
@@ -113,14 +113,14 @@ def load(opened: pillow.Image) -> None:
 
 
 def is_plain_rgb_png(opened: pillow.Image) -> bool:
-    """Return whether an image is an upright 8-bit RGB PNG without alpha, which all readers decode alike.
+    """Return whether an image is an upright 8-bit RGB PNG without alpha, which every reader decodes to the same pixels.
 
     Decodes the image. Call it before `load`, which drops the raw mode that distinguishes 8 bits from 16.
 
     Raises:
         BrokenImageError: If the data is truncated or corrupt.
     """
-    # Pillow reads 16-bit RGB as mode RGB too; only the raw mode in the tile tells them apart.
+    # Pillow also reads 16-bit RGB as mode RGB; only the raw mode in the tile distinguishes the two
     tiles = opened.tile if isinstance(opened, ImageFile) else []
     raw_modes = {tile.args if isinstance(tile.args, str) else (tile.args or ("",))[0] for tile in tiles}
     load(opened)
@@ -135,7 +135,7 @@ def is_plain_rgb_png(opened: pillow.Image) -> bool:
 
 
 def to_rgb(opened: pillow.Image) -> Image:
-    """Convert a loaded image of any supported mode to an upright RGB array. `opened` itself is rotated, too.
+    """Convert a loaded image of any supported mode to an upright RGB array. This also rotates `opened` itself.
 
     Raises:
         UnsupportedImageError: If the pixel type has no fixed range (32-bit integers, floats).
@@ -163,7 +163,7 @@ def to_rgb(opened: pillow.Image) -> Image:
 def _turn_upright(opened: pillow.Image) -> None:
     """Apply the EXIF orientation of an image, if there is a readable one."""
     with suppress(*_BROKEN, struct.error):
-        ImageOps.exif_transpose(opened, in_place=True)  # in place, since a copy of a large photograph is expensive
+        ImageOps.exif_transpose(opened, in_place=True)  # in place, because copying a large image is expensive
 
 
 def _orientation(opened: pillow.Image) -> int:
@@ -175,7 +175,7 @@ def _orientation(opened: pillow.Image) -> int:
 def encode_png(image: Image, *, compress_level: int = 3) -> bytes:
     """Encode an RGB image as PNG.
 
-    Compression level 3 takes a third of the default level's time and makes files a few per cent larger.
+    Compression level 3 takes a third of the time of the default level; files are a few per cent larger.
     """
     buffer = BytesIO()
     pillow.fromarray(image).save(buffer, format="PNG", compress_level=compress_level)

@@ -80,7 +80,7 @@ def logs_json() -> bool:
 
 @contextmanager
 def log_file(path: Path, log_format: LogFormat = LogFormat.TEXT) -> Iterator[None]:
-    """Append the log of droneseg to the file `path`, too, while the block runs."""
+    """Also append droneseg's log to the file `path` while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(formatter(log_format))

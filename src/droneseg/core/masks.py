@@ -65,9 +65,10 @@ def decode_colours(
 
     Args:
         data: Content of a losslessly compressed palette or RGB image (PNG, BMP, TIFF, lossless WebP).
-        unknown: Whether a colour of no class is an error ("fail") or becomes background.
+        unknown: Handling of colours that belong to no class: "fail" raises an error, "background" maps them to
+            background.
         max_pixels: Maximum width x height.
-        table: Colours to use instead of the class colours. With a table, grey images are accepted, too; grey g
+        table: Colours to use instead of the class colours. With a table, grey images are also accepted; grey g
             counts as colour (g, g, g).
 
     Returns:
@@ -160,7 +161,7 @@ def encode_grey_ids(mask: Mask) -> bytes:
 
 def _png(picture: pillow.Image) -> bytes:
     buffer = BytesIO()
-    # run-length matches only: as fast as zlib's lowest level, and files are a fifth smaller
+    # run-length encoding is as fast as zlib's lowest level and gives files a fifth smaller
     picture.save(buffer, format="PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
@@ -174,7 +175,7 @@ def colour_table(ids: Mapping[Colour, int]) -> ColourTable:
 
 
 @cache
-def _own_table() -> ColourTable:
+def _default_table() -> ColourTable:
     return colour_table({entry.colour: entry.id for entry in CLASSES})
 
 
@@ -209,7 +210,7 @@ def _lookup_rgb(opened: pillow.Image, table: ColourTable | None) -> Mask:
             f"Mask has mode {opened.mode!r}; a colour mask must be a palette or RGB image. "
             "If its values are class ids, say so with --truth ids."
         )
-    return (_own_table() if table is None else table)[_pack(opened)]
+    return (_default_table() if table is None else table)[_pack(opened)]
 
 
 def _lookup_palette(opened: pillow.Image, table: ColourTable | None = None) -> Mask:
@@ -218,7 +219,7 @@ def _lookup_palette(opened: pillow.Image, table: ColourTable | None = None) -> M
     palette = np.zeros((256, 3), dtype=np.uint32)
     entries = np.array(flat, dtype=np.uint32).reshape(-1, 3)
     palette[: len(entries)] = entries
-    by_index = (_own_table() if table is None else table)[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
+    by_index = (_default_table() if table is None else table)[palette[:, 0] | palette[:, 1] << 8 | palette[:, 2] << 16]
     by_index[len(entries) :] = _UNKNOWN
     ids: Mask = by_index[np.asarray(opened)]
     return ids

@@ -63,7 +63,7 @@ def dice(counts: Counts) -> NDArray[np.float64]:
 def mean_iou(counts: Counts) -> NDArray[np.float64]:
     """Return the mean IoU over the foreground classes in truth or prediction, shape (...); NaN if there are none.
 
-    Background is not a class of the mean; a pixel predicted as background counts as an error of its true class.
+    The mean excludes background, but a pixel predicted as background still counts as an error of its true class.
     """
     values = iou(counts)[..., [entry.id for entry in FOREGROUND]]
     present = np.isfinite(values)
@@ -87,7 +87,8 @@ def landing_recall(counts: Counts) -> NDArray[np.float64]:
 def background_share(counts: Counts) -> NDArray[np.float64]:
     """Return the share of pixels whose true class is background; NaN if there are no pixels.
 
-    Any class predicted on background lowers IoU, but not landing safety, so a large share makes both less meaningful.
+    Foreground predicted on background lowers the IoU but never counts as an unsafe landing, so both metrics are less
+    meaningful if the share is large.
     """
     return _ratio(counts[..., 0, :].sum(axis=-1), counts.sum(axis=(-2, -1)))
 

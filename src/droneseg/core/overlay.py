@@ -1,4 +1,4 @@
-"""Overlays: a mask drawn over its image, with a legend of classes."""
+"""Overlays: masks drawn over their images, with a legend of the classes."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Prediction of an image, the `Segmenter` protocol, and image statistics."""
+"""Prediction for one image, the `Segmenter` protocol, and image statistics."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ from droneseg.core.masks import Mask
 STATISTICS_ROW_STEP = 4
 """Row step of `image_statistics`, which compares neighbours along rows only."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-# median to standard deviation of a normal distribution, divided by that of a second difference
+# estimates the standard deviation of normally distributed noise from the median absolute second difference: 1.4826 is
+# the ratio of standard deviation to median absolute value, and a second difference has 1 + 4 + 1 times the variance
 _NOISE_OF_MEDIAN = 1.4826 / 6**0.5
 
 
@@ -43,11 +44,11 @@ class ModelInfo:
     Attributes:
         name: Name of the project or product.
         version: Version of the software that exported the model.
-        description: Description in one line.
+        description: One-line description.
         input_shape: Input shape of the network, (height, width, channels).
         framework: Runtime that executes the network.
         license: Licence of the weights.
-        quality: Metrics on held-out images, with a description of these images; None if not measured.
+        quality: Metrics on held-out images, with a description of those images; None if not measured.
     """
 
     name: str
@@ -93,12 +94,13 @@ def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> di
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
-        row_step: Use every `row_step`-th row; 1 for an image that consists of these rows already.
+        row_step: Use every `row_step`-th row; 1 if the image already contains only those rows.
 
     Returns:
         `brightness` and `contrast`: mean and standard deviation of the luma, 0 to 1. `saturation`: mean of (largest -
         smallest) / largest channel. `sharpness`: standard deviation of the luma's second difference along rows.
-        `noise`: the same standard deviation estimated from the median, which ignores edges (after Immerkaer 1996).
+        `noise`: standard deviation of the noise, estimated from the median absolute second difference, which ignores
+        edges (after Immerkaer 1996).
         `warmth`: red / (red + blue). `green_share`: share of pixels whose largest channel is green.
     """
     rows = image[::row_step].astype(np.float32) / 255

@@ -185,7 +185,7 @@ def load_settings() -> Settings:
 
 
 def _shown(problem: ErrorDetails) -> str:
-    """Return the invalid value for the message, or nothing for a secret."""
+    """Return the invalid value as `=VALUE` for the error message; empty for a secret."""
     name = str(problem["loc"][0]).lower()
     return "" if "key" in name else f"={problem['input']!r}"
 

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+_TELEMETRY = "openvino_telemetry"
+
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return the number of CPU cores this process may use.
 
-    This is the smaller one of the CPU affinity and the CPU quota of the container (`docker --cpus`, a Kubernetes
-    limit), rounded up and at least 1.
+    This is the smaller of the CPU affinity and the CPU quota of the container (`docker --cpus`, a Kubernetes limit),
+    rounded up and at least 1.
 
     Args:
-        root: Root of the file system with `proc` and `sys`, which hold the quota on Linux.
+        root: Root of the file system, whose folders `proc` and `sys` contain the quota on Linux.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _cpu_cgroups(root) if (quota := _cpu_quota(group)) is not None]
@@ -38,7 +40,7 @@ def _cpu_cgroups(root: Path) -> Iterator[Path]:
             mount = root / "sys/fs/cgroup/cpu"
         else:
             continue
-        # inside a container the group may be named as the host sees it; then only the mount itself exists
+        # inside a container, the group may have the name it has on the host; then only the mount itself exists
         folder = mount / group.lstrip("/")
         yield from (parent for parent in (folder, *folder.parents) if parent.is_relative_to(mount))
 
@@ -73,15 +75,12 @@ def background_environment() -> Mapping[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-_TELEMETRY = "openvino_telemetry"
-
-
 @contextmanager
 def no_telemetry() -> Iterator[None]:
     """Hide OpenVINO's telemetry package from imports inside a `with` block.
 
     OpenVINO and NNCF report to Google Analytics when they are imported or used, and store an identifier in `~/intel`.
-    Both replace the package by a stub if it is missing.
+    Both use a stub if the package is missing.
     """
     before = sys.modules.get(_TELEMETRY)
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # importing it raises ImportError
