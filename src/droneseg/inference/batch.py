@@ -19,7 +19,7 @@ from droneseg.core.prediction import Prediction, Segmenter
 
 LOG_NAME = "predictions.jsonl"
 OVERLAY_SUFFIX = "_overlay.png"
-_AHEAD = 3
+_AHEAD = 3  # images read ahead of the network, including the current one
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
 
 
 def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: bool) -> None:
-    """Check, before any prediction, that no file will be overwritten that `predict` did not write.
+    """Check, before any prediction, that only files written by an earlier `predict` will be overwritten.
 
     Args:
         sources: Input images.
         out: Output folder.
-        overlay: Whether `STEM_overlay.png` files are written, too.
+        overlay: Whether `STEM_overlay.png` files are also written.
         force: Whether files that `predict` did not write may be replaced; input images never are.
 
     Raises:
@@ -90,12 +90,12 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
     own = _written_hashes(out)
-    photographs = {source.resolve() for source in sources}
+    inputs = {source.resolve() for source in sources}
     stems = {source.stem for source in sources}
     problems = []
     for source in sources:
         target = out / f"{source.stem}.png"
-        if target.resolve() in photographs:
+        if target.resolve() in inputs:
             problems.append(f"{target} is an input image")
         elif target.is_file() and not force and _sha256(target.read_bytes()) not in own.get(source.stem, ()):
             problems.append(
@@ -127,23 +127,23 @@ def predict_files(
     """Predict images one by one and write `out/STEM.png` for each.
 
     An image is skipped if `out` contains its unchanged mask, predicted by the same model and profile from the same
-    bytes. `out/predictions.jsonl` records this, one line per mask.
+    bytes. `out/predictions.jsonl` logs each mask with its model, profile and checksums.
 
-    Images are decoded, and masks written, in threads of their own while the network runs.
+    Background threads decode images and write masks while the network runs.
 
     Args:
         segmenter: Segmenter to use.
         sources: Image files with distinct stems.
         out: Output folder for masks and overlays.
-        overlay: Whether to write `STEM_overlay.png`, too.
-        force: Whether to predict images again that could be skipped.
+        overlay: Whether to also write `STEM_overlay.png`.
+        force: Whether to predict all images, including those that could be skipped.
         max_pixels: Largest accepted image, in pixels.
 
     Yields:
         One result per image, in the order of `sources`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = {} if force else _made_before(out)
+    previous = {} if force else _previous_entries(out)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         waiting: list[Future[tuple[bytes, Image | DronesegError]]] = []
         writing: Future[FileResult] | None = None
@@ -155,7 +155,7 @@ def predict_files(
             finish: Callable[[], FileResult]
             if isinstance(image, DronesegError):
                 finish = partial(FileResult, str(source), None, "failed", error=str(image))
-            elif _is_made(source, data, out, made, segmenter, overlay):
+            elif _is_up_to_date(source, data, out, previous, segmenter, overlay):
                 finish = partial(FileResult, str(source), str(out / f"{source.stem}.png"), "skipped")
             else:
                 prediction = segmenter.segment(image)
@@ -179,14 +179,14 @@ def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
         return data, error
 
 
-def _is_made(
-    source: Path, data: bytes, out: Path, made: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
+def _is_up_to_date(
+    source: Path, data: bytes, out: Path, previous: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
 ) -> bool:
-    """Return whether `out` contains the unchanged mask of these bytes, model and profile, and its overlay if needed."""
+    """Return whether `out` contains the unchanged mask of these bytes, model and profile, and the requested overlay."""
     target = out / f"{source.stem}.png"
     if not target.is_file() or (overlay and not (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
         return False
-    return made.get(source.stem) == {
+    return previous.get(source.stem) == {
         "model_id": segmenter.model_id,
         "profile": segmenter.profile,
         "source_sha256": _sha256(data),
@@ -228,8 +228,8 @@ def _write(
     return result
 
 
-def _made_before(out: Path) -> dict[str, dict[str, str]]:
-    """Return, by stem, how the newest mask was made."""
+def _previous_entries(out: Path) -> dict[str, dict[str, str]]:
+    """Return the log entry of the newest mask of each stem."""
     return dict(_log_entries(out))
 
 
@@ -242,7 +242,7 @@ def _written_hashes(out: Path) -> dict[str, set[str]]:
 
 
 def _log_entries(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield stem and provenance of each logged mask, oldest first; truncated lines are skipped."""
+    """Yield the stem and the provenance of each logged mask, oldest first; truncated lines are skipped."""
     log = out / LOG_NAME
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:

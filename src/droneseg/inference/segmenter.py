@@ -1,4 +1,4 @@
-"""The segmenter for model bundles."""
+"""Segmenter for model bundles."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sliding-window inference, equal to nnU-Net's: normalisation, tiles, Gaussian weights, logit accumulation."""
+"""Sliding-window inference with nnU-Net's results: normalisation, tiles, Gaussian weights, logit accumulation."""
 
 import time
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def nonzero_box(image: Image) -> tuple[slice, slice]:
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
     """
-    # most images have no black border, which their four edges show
+    # usual case: no row or column at an edge is black, so the box is the whole image
     if image[0].any() and image[-1].any() and image[:, 0].any() and image[:, -1].any():
         return slice(0, image.shape[0]), slice(0, image.shape[1])
     rows = np.flatnonzero(np.any(image, axis=(1, 2)))
@@ -85,8 +85,9 @@ def padding(size: int, patch: int) -> int:
 def gaussian(patch: tuple[int, int]) -> NDArray[np.float16]:
     """Return the weight of each pixel of a tile, shape (h, w), dtype float16, maximum 10.
 
-    Equals nnU-Net's `compute_gaussian`. SciPy's Gaussian filter of a single bright pixel is the product of two kernels.
-    Weights of 0, from the filter or from float16, are replaced by the smallest other weight, so that no sum is 0.
+    Equals nnU-Net's `compute_gaussian`, which filters a single bright pixel with SciPy's Gaussian filter. The result is
+    the product of two one-dimensional kernels. Weights of 0, from the filter or from float16, are replaced by the
+    smallest other weight, so that no sum of weights is 0.
     """
     rows, columns = (_kernel(side) for side in patch)
     product = rows[:, None] * columns[None, :]
@@ -144,9 +145,9 @@ class SlidingWindowResult:
 
 
 class LogitAccumulator:
-    """Weighted sums of the logits of overlapping tiles, for the rows that further tiles may still cover.
+    """Weighted sums of the logits of overlapping tiles, for the rows that later tiles may still cover.
 
-    Tiles are added row by row, so memory is needed for one row of tiles only. Sums are float32, or float16 as in
+    Tiles are added row by row, so memory is needed for only one row of tiles. Sums are float32, or float16 as in
     nnU-Net's predictor, whose rounding decides ties.
 
     Args:
@@ -172,13 +173,13 @@ class LogitAccumulator:
         np.add(total, self._factor, out=total, casting="same_kind")
 
     def close(self, rows: int) -> tuple[Mask, Probabilities]:
-        """Return classes and probabilities of the first `rows` rows, and move the buffer down by as many."""
+        """Return the classes and probabilities of the first `rows` rows, and remove these rows from the buffer."""
         logits, total = self._logits[:, :rows], self._total[:rows]
         np.divide(logits, total, out=logits)
         result = argmax_with_confidence(logits)
         remaining = self._logits.shape[1] - rows
         for buffer in (self._logits, self._total):
-            # in place: rows move up, in order
+            # shifts the remaining rows to the top of the buffer
             buffer[..., :remaining, :] = buffer[..., rows:, :].copy() if remaining else 0
             buffer[..., remaining:, :] = 0
         return result
@@ -221,7 +222,7 @@ def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int
 
 
 class _TileExtractor:
-    """Positions of the tiles of an image, and extraction of tiles, padded with zeros."""
+    """Computes the positions of the tiles of an image and extracts tiles, padded with zeros."""
 
     def __init__(self, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig) -> None:
         self._image, self._table, self.patch = image, table, window.patch
@@ -234,7 +235,7 @@ class _TileExtractor:
         self.positions = [(top, left) for top in self.tops for left in self.lefts]
 
     def extract(self, positions: list[tuple[int, int]]) -> Patches:
-        """Return the tiles at positions (top, left), in the form that the runtime takes."""
+        """Return the tiles at positions (top, left), in the format of the runtime's input."""
         height, width = self.patch
         pixels = np.zeros((len(positions), height, width, 3), np.uint8)
         values = None if self._table is None else np.zeros((len(positions), 3, height, width), np.float32)
@@ -256,7 +257,7 @@ class _TileExtractor:
 
 
 def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]:
-    """Return, along one axis, where the image starts in a tile and which part of the image the tile covers."""
+    """Return, along one axis, the offset of the image in a tile and the part of the image that the tile covers."""
     first, last = max(start - before, 0), min(start - before + patch, side)
     return max(before - start, 0), slice(first, last)
 
@@ -288,7 +289,7 @@ def _many_tiles(
         if left != tiles.lefts[-1]:
             continue
         ids, probabilities = rows.close(following[top] - top)
-        # the finished rows without padding
+        # the finished rows, without padding
         first, last = max(top, above), min(following[top], above + height)
         if first < last:
             finished = slice(first - top, last - top), slice(beside, beside + width)
@@ -299,7 +300,7 @@ def _many_tiles(
 def _logits_by_tile(
     runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig, result: SlidingWindowResult
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
-    """Yield position and logits (C, h, w) of each tile, row by row. The network runs in batches."""
+    """Yield the position and the logits, shape (C, h, w), of each tile, row by row. The network runs on batches."""
     for begin in range(0, len(tiles.positions), runtime.batch):
         positions = tiles.positions[begin : begin + runtime.batch]
         patches = tiles.extract(positions)
@@ -326,5 +327,5 @@ def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) ->
 
 
 def _flipped(patches: Patches, axes: tuple[int, ...]) -> Patches:
-    # NumPy's types do not keep which of the two kinds of tiles this is
+    # NumPy's type stubs do not preserve which of the two dtypes the tiles have
     return np.ascontiguousarray(np.flip(patches, axes), dtype=patches.dtype)  # type: ignore[return-value]

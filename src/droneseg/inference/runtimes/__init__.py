@@ -62,7 +62,7 @@ def _onnxruntime(network: Network) -> Runtime:
     return OnnxRuntime(network.file, network.patch, takes_bytes=network.takes_bytes)
 
 
-# imported on demand, since each takes a while
+# functions, so that a runtime is imported only when it is used: each takes a while to import
 _STARTERS: dict[RuntimeName, Callable[[Network], Runtime]] = {
     RuntimeName.OPENVINO: _openvino,
     RuntimeName.ONNXRUNTIME: _onnxruntime,

@@ -1,4 +1,4 @@
-"""The `Runtime` protocol, and argmax with softmax probability for logits."""
+"""The `Runtime` protocol, and the class and softmax probability of each pixel from logits."""
 
 from typing import Protocol, TypeAlias
 

@@ -21,8 +21,11 @@ from droneseg.inference.runtimes.base import Patches, Probabilities, batch_for, 
 with no_telemetry():
     import openvino as ov
 
-
 logger = logging.getLogger(__name__)
+ops = ov.opset13
+
+Output: TypeAlias = Literal["logits", "argmax"]
+"""Output of a compiled graph: logits, or the predicted class of each pixel with its probability."""
 
 # part of every cache key; change it when the graph around the network changes
 _VERSION = "2"
@@ -33,8 +36,8 @@ _MAX_CACHE_BYTES = 2 * 10**9
 class CompiledNetworks:
     """Cache folder of compiled networks. File names are hashes of everything that the compilation depends on.
 
-    OpenVINO has a cache of its own, but reads the whole network before it finds the cached one, and has no checksum: a
-    flipped byte in its cache changes masks without an error.
+    OpenVINO's own cache has to read the whole network to find the compiled one, and has no checksums: a flipped byte in
+    it changes masks without an error.
 
     Args:
         folder: Cache folder; created by the first write.
@@ -91,24 +94,18 @@ class CompiledNetworks:
         return self._folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.blob"
 
 
-Output: TypeAlias = Literal["logits", "argmax"]
-"""Output of a compiled graph: logits, or the predicted class of each pixel with its probability."""
-
-ops = ov.opset13
-
-
 class OpenVinoRuntime:
     """Runs a network on the CPU with OpenVINO.
 
     One batch runs at a time, on all cores; callers from other threads wait. This is as fast as running batches in
-    parallel, and needs the memory of a single one.
+    parallel and needs memory for only one.
 
     Args:
         network: ONNX file: (N, 3, h, w) float32 to logits (N, C, h, w).
         patch: Height and width of a tile.
         precision: `f32`, or `fastest`, which is bfloat16 where the CPU supports it in hardware.
         takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255 in the graph.
-        first: Output whose graph is compiled at once; the other graph is compiled on first use.
+        first: Output whose graph is compiled immediately; the other graph is compiled on first use.
         cache: Folder for compiled networks, which speeds up the next start; None disables the cache.
         network_sha256: SHA-256 of the ONNX file.
 
@@ -138,7 +135,7 @@ class OpenVinoRuntime:
         }
         self.name = f"OpenVINO {'bf16' if bf16 else 'f32'}"
         self._core, self._network, self._patch, self._takes_bytes = core, network, patch, takes_bytes
-        # kept in memory, since the file may be replaced before the second graph is compiled
+        # kept in memory because the file may be replaced before the second graph is compiled
         self._bytes = _verified_bytes(network, network_sha256)
         key = self._options | {"patch": patch, "takes_bytes": takes_bytes}
         self._cache = CompiledNetworks(cache, network_sha256, key) if cache else None
