@@ -16,7 +16,7 @@ from droneseg.data.splits import Split, random_split, read_split
 
 _CASE_PREFIX = "drone_"
 _DESCRIPTION_NAME = "dataset.json"
-# nnU-Net chooses the normalisation by the names of the channels
+# nnU-Net selects the normalisation by the names of the channels
 _CHANNEL_NAMES = {
     Normalisation.RGB_TO_0_1: dict.fromkeys(("0", "1", "2"), Normalisation.RGB_TO_0_1.value),
     Normalisation.ZSCORE: {"0": "R", "1": "G", "2": "B"},
@@ -78,8 +78,8 @@ def convert_dataset(
 
     Args:
         source: Dataset folder, or a folder slightly above or below it.
-        raw: nnU-Net's folder of raw datasets, in which the dataset's folder is written.
-        split_file: Split to follow. None holds out a random share of the pairs as the test part and leaves the folds
+        raw: nnU-Net's folder of raw datasets; the dataset's folder is created in it.
+        split_file: Split file to use. None holds out a random share of the pairs as the test part and leaves the folds
             to nnU-Net.
         test_share: Share of the random test part, 0 to 1.
         seed: Seed of the random test part.
@@ -143,7 +143,7 @@ def _write_cases(
     """Write images and labels of all pairs that the split does not drop.
 
     Returns:
-        One result for each written case, and all problems, of file names as well.
+        One result per written case, and all problems, including those with file names.
     """
     for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
         (folder / name).mkdir()

@@ -17,6 +17,18 @@ from droneseg.core.images import SUFFIXES, is_plain_rgb_png, open_image
 from droneseg.core.masks import ColourTable, Mask, UnknownColour, UnknownPolicy, decode_colours
 from droneseg.core.system import usable_cores
 
+KAGGLE_FOLDER = Path("classes_dataset/classes_dataset")
+IMAGES_FOLDER = "original_images"
+MASKS_FOLDER = "label_images_semantic"
+
+_SEARCH_DEPTH = 4
+
+Progress = Callable[[int, int], None]
+"""Progress callback with the number of items done and the total."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class FolderLayout:
@@ -49,15 +61,8 @@ class FolderLayout:
         return (self.inside / f"{{{self.images},{self.masks}}}").as_posix()
 
 
-KAGGLE_FOLDER = Path("classes_dataset/classes_dataset")
-IMAGES_FOLDER = "original_images"
-MASKS_FOLDER = "label_images_semantic"
-
 KAGGLE = FolderLayout(IMAGES_FOLDER, MASKS_FOLDER, KAGGLE_FOLDER)
 LAYOUTS: tuple[FolderLayout, ...] = (KAGGLE, FolderLayout("images", "masks"))
-
-
-_SEARCH_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ def pair_folders(
     Args:
         images: Image folder.
         masks: Mask folder; may be the same folder.
-        mask_suffix: Suffix of the stems of masks, which images do not have.
+        mask_suffix: Suffix that the stems of masks have and those of images lack.
 
     Returns:
         Complete pairs, sorted by stem; problems and notes, one line each.
@@ -237,7 +242,7 @@ def _group_by_stem(
 
 
 def _broken_links(folder: Path) -> list[str]:
-    """Return a problem for each broken symbolic link, for example of data that DVC has not fetched yet."""
+    """Return a problem for each broken symbolic link, for example to data that DVC has not fetched yet."""
     return [
         f"{folder.name}/{file.name}: is a link to {file.readlink()}, which does not exist"
         for file in sorted(folder.iterdir())
@@ -251,13 +256,6 @@ def _duplicates(kind: str, files: dict[str, list[Path]]) -> list[str]:
         for stem, same in sorted(files.items())
         if len(same) > 1
     ]
-
-
-Progress = Callable[[int, int], None]
-"""Progress callback with the number of items done and the total."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,7 @@ def load_pair(
         pair: Paths of the pair.
         unknown: Handling of colours that belong to no class.
         max_pixels: Largest accepted number of pixels.
-        table: Class of each colour; None for the colours of the class table.
+        table: Class id by colour; None for the colours of the class table.
 
     Returns:
         The decoded pair, or None, and its problems, one line each.
@@ -331,7 +329,7 @@ def _short(path: Path) -> str:
 
 
 def parallel_map(work: Callable[[_Item], _Result], items: list[_Item], progress: Progress | None) -> Iterator[_Result]:
-    """Yield `work(item)` in order, computed in threads: decoding and encoding release Python's global lock."""
+    """Yield `work(item)` in order, computed in threads: decoding and encoding release the GIL."""
     with ThreadPoolExecutor(usable_cores()) as workers:
         for done, result in enumerate(workers.map(work, items), start=1):
             if progress:

@@ -23,8 +23,8 @@ from droneseg.core.system import usable_cores
 
 logger = logging.getLogger(__name__)
 
-MIN_INLIERS = 12  # this many features that agree on one plane prove that two images show the same place
-# Part of the file names in the cache: change it whenever a change below affects features or inliers.
+MIN_INLIERS = 12  # images with this many features that agree on one plane show the same place
+# part of the file names in the cache; change it whenever a change below affects features or inliers
 _VERSION = "sift-2"
 _TABLE_NAME = f"{_VERSION}-matches.npz"
 _LONGEST_SIDE = 800

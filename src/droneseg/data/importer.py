@@ -1,4 +1,4 @@
-"""Import folders of images and masks whose masks use other colours."""
+"""Import images and masks whose colours differ from those of the class table."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.masks import Colour, Mask, colour_table, count_colours, encode_mask
 from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, pair_folders, parallel_map
 
-IMPORT_MARKER = "adopted.json"  # the name that earlier versions wrote
+IMPORT_MARKER = "adopted.json"  # the name that earlier versions used
 _COLUMNS = ("r", "g", "b", "class")
 _MAX_COLOURS = 1000
 
@@ -37,7 +37,7 @@ class ImportedDataset:
 
 
 def pair_up(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pair, ...]:
-    """Pair the images and masks of two folders with `pair_folders`, without tolerating problems.
+    """Pair the images and masks of two folders with `pair_folders`, and raise an error if there is any problem.
 
     Raises:
         DatasetError: If a file has no counterpart, or several files share a stem; all problems are listed.

@@ -30,7 +30,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Credentials:
-    """Kaggle credentials: an API token, or a user name and key; None for what is not configured."""
+    """Kaggle credentials: an API token, or a user name and key; values that are not configured are None."""
 
     token: str | None = None
     username: str | None = None
@@ -99,9 +99,6 @@ def download_dataset(
     return DownloadResult(folder, len(listing.pairs), listing.problems, left_out)
 
 
-# Client
-
-
 @contextmanager
 def _client(credentials: Credentials) -> Iterator[Any]:
     """Authenticate Kaggle's client; its output to stdout is discarded while the block runs."""
@@ -137,7 +134,7 @@ def _make_client() -> Any:
 
         def download_needed(self, response: Any, outfile: str, quiet: bool = True) -> bool:  # noqa: ARG002  # the base's
             self.headers = response.headers
-            return not _has_stated_md5(Path(outfile), self.headers)
+            return not _matches_md5(Path(outfile), self.headers)
 
     return Client()
 
@@ -159,9 +156,6 @@ def _explain_credentials(variables: Mapping[str, str | None]) -> str:
     )
 
 
-# Archive
-
-
 def _download_archive(client: Any, dataset: str, version: int | None, folder: Path, progress: OnProgress) -> Path:
     """Download the archive, or resume its download, and verify it."""
     from requests import RequestException
@@ -178,10 +172,8 @@ def _download_archive(client: Any, dataset: str, version: int | None, folder: Pa
                 f"The download was interrupted: {_without_signature(error)}. {archive} keeps what was received. "
                 "Run the same command again to resume."
             ) from error
-    if (_stated_md5(client.headers) and not _has_stated_md5(archive, client.headers)) or not zipfile.is_zipfile(
-        archive
-    ):
-        archive.unlink()  # otherwise every retry would resume it
+    if (_expected_md5(client.headers) and not _matches_md5(archive, client.headers)) or not zipfile.is_zipfile(archive):
+        archive.unlink()  # otherwise every retry would resume the damaged file
         raise DownloadError(
             "The download from Kaggle is damaged: its checksum is not the one Kaggle states. Try again."
         )
@@ -200,7 +192,7 @@ def _explain_refusal(label: str, error: Any) -> str:
 
 
 def _without_signature(error: Exception) -> str:
-    """Return the message of an error without the query of signed addresses, which would allow anyone to download."""
+    """Return the message of an error without the query strings of signed URLs, which would let anyone download."""
     return re.sub(r"\?\S*", "", str(error))
 
 
@@ -228,14 +220,14 @@ def _report_growth(file: Path, client: Any, on_bytes: Callable[[int, int], None]
         watcher.join()
 
 
-def _has_stated_md5(archive: Path, headers: Mapping[str, str]) -> bool:
-    """Return whether an archive exists and has the MD5 in the headers; False if the headers have none."""
-    stated = _stated_md5(headers)
-    return stated is not None and archive.is_file() and file_md5(archive) == stated
+def _matches_md5(archive: Path, headers: Mapping[str, str]) -> bool:
+    """Return whether an archive exists and has the MD5 in the headers; False if the headers contain none."""
+    expected = _expected_md5(headers)
+    return expected is not None and archive.is_file() and file_md5(archive) == expected
 
 
-def _stated_md5(headers: Mapping[str, str]) -> str | None:
-    """Return the MD5 that Google Cloud Storage, which hosts Kaggle's files, states in `x-goog-hash`."""
+def _expected_md5(headers: Mapping[str, str]) -> str | None:
+    """Return the MD5 in the header `x-goog-hash` of Google Cloud Storage, which hosts Kaggle's files."""
     for part in headers.get("x-goog-hash", "").split(","):
         kind, _, value = part.strip().partition("=")
         if kind == "md5":
@@ -244,7 +236,7 @@ def _stated_md5(headers: Mapping[str, str]) -> str | None:
 
 
 def unpack_pairs(archive: Path, folder: Path, progress: Callable[[int, int], None]) -> int:
-    """Unpack the images and masks of an archive, wherever they are in it, in the Kaggle layout.
+    """Unpack the images and masks of an archive to the Kaggle layout, whatever their folder in the archive.
 
     Args:
         archive: ZIP file; deleted if it is damaged.

@@ -14,8 +14,8 @@ from droneseg.data.image_matching import Match
 from droneseg.data.splits import Split
 
 _TRIES = 300
-# Weights of the cost of a cut, in dropped images: class shares that differ by 100 %, a class that is (nearly) missing
-# from a part, and each image more or less than the requested size.
+# Weights in the cost of a cut, in units of one dropped image: for class shares that differ by 100 %, for a class that
+# is (nearly) missing from a part, and for each image above or below the requested size.
 _SHARE_WEIGHT = 12.0
 _SHORTAGE_WEIGHT = 30.0
 _MIN_RELATIVE_SHARE = 0.5  # a class is short in a part if its share there is below this fraction of its overall share
@@ -49,9 +49,9 @@ def split_by_scene(
 ) -> SceneSplit:
     """Split images so that no match connects two parts.
 
-    The test part, then the val part is grown along the matches from many starting points. The images dropped for a part
-    are the smallest set that touches every match across its border (a minimum vertex cover, exact in bipartite graphs
-    by Koenig's theorem). The part with the lowest cost is chosen: few dropped images, class shares close to those of
+    The test part and then the val part are grown along the matches from many starting points. The images dropped for a
+    part are the smallest set that touches every match across its border (a minimum vertex cover, exact in bipartite
+    graphs by Koenig's theorem). The part with the lowest cost is chosen: few dropped images, class shares close to those of
     all images, and a size close to the requested one.
 
     Args:

@@ -36,7 +36,7 @@ def random_split(stems: list[str], *, val_share: float, test_share: float, seed:
     Args:
         stems: All stems in any order.
         val_share: Share of val, 0 to 1; a share above 0 selects at least one stem.
-        test_share: Share of test, likewise.
+        test_share: Share of test, as for val.
         seed: Seed of the random choice.
 
     Raises:
@@ -58,7 +58,7 @@ def random_split(stems: list[str], *, val_share: float, test_share: float, seed:
 
 
 def check_split_writable(path: Path, *, replace: bool) -> None:
-    """Check that a split may be written to a path; callers check before they start long work.
+    """Check that a split may be written to a path; call this before long work.
 
     Raises:
         OutputExistsError: If the file exists and is not a split, or is one and `replace` is False.
@@ -109,7 +109,7 @@ def _parse(path: Path) -> Split:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SplitError(f"{path} cannot be read: {error.strerror}. Give an existing split file.") from error
-    except ValueError as error:  # text that is not UTF-8 included
+    except ValueError as error:  # also raised for text that is not UTF-8
         raise SplitError(f"{path} is not JSON: {error}. Create a split with `droneseg data split`.") from error
     names = list(asdict(Split()))
     if not isinstance(content, dict) or not set(content) <= set(names):

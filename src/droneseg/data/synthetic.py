@@ -19,6 +19,11 @@ from droneseg.data import synthetic_canvas as textures
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.data.synthetic_canvas import Canvas, Region, corners
 
+SAMPLE_NAME = "sample.json"
+
+# Range of the length of the shorter side in metres, so that objects cover the same share at every size in pixels.
+_SHORT_SIDE_M = (11.0, 15.0)
+
 OBSTACLE = class_id("obstacles")
 WATER = class_id("water")
 SOFT = class_id("soft-surfaces")
@@ -104,7 +109,7 @@ def house(canvas: Canvas) -> None:
 
 
 def _crate(canvas: Canvas, x: float, y: float, size_m: float, angle: float, height_m: float) -> None:
-    """Add a box with a bright rim and a dark inside: a chimney, a skylight or a container."""
+    """Add a box with a bright rim and a dark interior: a chimney, a skylight or a container."""
     size = size_m * canvas.metre
     outside = canvas.rectangle(x, y, 1.3 * size, size, angle)
     canvas.shade(outside, height_m)
@@ -201,8 +206,6 @@ def person(canvas: Canvas) -> None:
     )
 
 
-SAMPLE_NAME = "sample.json"
-
 # Objects of a scene with their smallest and largest number, painted in this order.
 _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
     (ground, 1, 1),
@@ -218,8 +221,6 @@ _CONTENTS: tuple[tuple[Callable[[Canvas], None], int, int], ...] = (
     (person, 2, 5),
     (tree, 0, 3),
 )
-# Range of the length of the shorter side in metres, so that objects cover the same share at every size in pixels.
-_SHORT_SIDE_M = (11.0, 15.0)
 
 
 def generate_scene(seed: int, width: int, height: int) -> tuple[Image, Mask]:

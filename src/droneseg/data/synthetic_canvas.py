@@ -14,8 +14,15 @@ Pixels = NDArray[np.float32]
 """RGB, shape (H, W, 3), dtype float32, nominally 0 to 1."""
 Region = NDArray[np.bool_]
 """Boolean mask of a region, shape (H, W)."""
+Field = NDArray[np.float32]
+"""One value per pixel, shape (H, W), dtype float32."""
 
 _TRIES = 8
+
+# Similar tints occur on most surfaces, so that colour alone does not reveal the class.
+_EARTHS = ((0.36, 0.43, 0.20), (0.46, 0.46, 0.26), (0.44, 0.36, 0.24), (0.28, 0.38, 0.20), (0.52, 0.48, 0.32))
+_STONES = ((0.52, 0.51, 0.50), (0.56, 0.51, 0.45), (0.50, 0.41, 0.37), (0.38, 0.39, 0.41), (0.45, 0.46, 0.40))
+_WATERS = ((0.18, 0.42, 0.52), (0.20, 0.37, 0.40), (0.27, 0.38, 0.41), (0.24, 0.42, 0.46), (0.34, 0.46, 0.54))
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Canvas:
         return np.ones((self.height, self.width), dtype=bool)
 
     def polygon(self, points: list[tuple[float, float]]) -> Region:
-        """Return the region inside of a polygon with corners (x, y)."""
+        """Return the region inside a polygon with corners (x, y)."""
         region = pillow.new("1", (self.width, self.height))
         ImageDraw.Draw(region).polygon(points, fill=1)
         return np.array(region)
@@ -126,15 +133,6 @@ def _rotate(
 ) -> list[tuple[float, float]]:
     c, s = np.cos(angle), np.sin(angle)
     return [(float(x + a * c - b * s), float(y + a * s + b * c)) for a, b in zip(u, v, strict=True)]
-
-
-Field = NDArray[np.float32]
-"""One value per pixel, shape (H, W), dtype float32."""
-
-# Similar tints occur on most surfaces, so that colour alone does not reveal the class.
-_EARTHS = ((0.36, 0.43, 0.20), (0.46, 0.46, 0.26), (0.44, 0.36, 0.24), (0.28, 0.38, 0.20), (0.52, 0.48, 0.32))
-_STONES = ((0.52, 0.51, 0.50), (0.56, 0.51, 0.45), (0.50, 0.41, 0.37), (0.38, 0.39, 0.41), (0.45, 0.46, 0.40))
-_WATERS = ((0.18, 0.42, 0.52), (0.20, 0.37, 0.40), (0.27, 0.38, 0.41), (0.24, 0.42, 0.46), (0.34, 0.46, 0.54))
 
 
 def noise(canvas: Canvas, cell: float) -> Field:
