@@ -43,7 +43,7 @@ class Profile(_Section):
     network: str = Field(pattern=_FILE_NAME, description="Name of the network's file.")
     mirroring: bool = Field(description="Average the predictions of mirrored copies of the image.")
     precision: Literal["f32", "fastest"] = Field(
-        description="f32, or the fastest precision of the processor with the same file, such as bf16."
+        description="f32, or the fastest precision that the processor supports with the same file, such as bf16."
     )
     half_sums: bool = Field(
         False, description="Accumulate tiles in float16 like nnU-Net's predictor, for pixel-identical masks."
@@ -95,13 +95,13 @@ class Manifest(_Section):
     classes: tuple[ClassEntry, ...]
     normalisation: Normalisation
     patch_size: tuple[int, int] = Field(description="Height and width of the network's input.")
-    divisor: tuple[int, int] = Field(description="Numbers that divide height and width of the input.")
+    divisor: tuple[int, int] = Field(description="The input's height and width are multiples of these numbers.")
     mirror_axes: tuple[Literal[0, 1], ...] = Field(description="Axes to mirror: 0 is vertical, 1 is horizontal.")
     tile_step: float = Field(0.5, gt=0, le=1, description="Distance between tiles as a fraction of the patch size.")
     profiles: dict[str, Profile]
     default_profile: str
     provenance: Provenance
-    quality: dict[str, Any] | None = Field(None, description="Metrics on held-out data, and the data.")
+    quality: dict[str, Any] | None = Field(None, description="Metrics on held-out data, and a description of the data.")
     drift_reference: DriftReference | None = None
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
@@ -121,7 +121,7 @@ class Manifest(_Section):
 
 
 def own_classes() -> tuple[ClassEntry, ...]:
-    """Return the class table of this version in the form of a manifest."""
+    """Return the class table of this version as entries of a manifest."""
     return tuple(ClassEntry(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES)
 
 
@@ -181,7 +181,7 @@ def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest
 
 
 def file_record(path: Path) -> FileRecord:
-    """Return checksum and size of a file."""
+    """Return the checksum and size of a file."""
     return FileRecord(sha256=file_sha256(path), size_bytes=path.stat().st_size)
 
 

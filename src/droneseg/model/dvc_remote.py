@@ -1,4 +1,4 @@
-"""DVC remotes: `.dvc` files, hashes of files and directories, fetching and sending objects."""
+"""DVC remotes: `.dvc` files, hashes of files and directories, download and upload of objects."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 CREDENTIALS_HINT = (
     "Set GOOGLE_APPLICATION_CREDENTIALS to a key with access, or run `gcloud auth application-default login`."
 )
-IDLE_TIMEOUT_S = 20.0
+IDLE_TIMEOUT_S = 20.0  # gcsfs itself retries for four minutes or waits indefinitely for a response
 
 _TRIES = 2
 _PAUSE_S = 1.0
@@ -48,14 +48,11 @@ def require_dvc() -> None:
         raise MissingDependencyError("dvc", "store")
 
 
-# Projects and .dvc files
-
-
 def find_dvc_directory(folder: Path) -> Path:
     """Return the `.dvc` directory of the DVC project that contains a folder.
 
     Raises:
-        StoreError: If the folder is not inside of a DVC project.
+        StoreError: If the folder is not inside a DVC project.
     """
     folder = folder.absolute()
     for parent in (folder, *folder.parents):
@@ -65,14 +62,14 @@ def find_dvc_directory(folder: Path) -> Path:
 
 
 def project_lock(folder: Path, name: str) -> AbstractContextManager[None]:
-    """Return a lock that processes share if they work in the same DVC project.
+    """Return a lock shared by all processes that work in the same DVC project.
 
     Args:
         folder: Any folder of the project.
-        name: Operation that one process at a time may run. Locks of different names are independent.
+        name: Name of an operation that only one process may run at a time. Locks with different names are independent.
 
     Raises:
-        StoreError: If the folder is not inside of a DVC project.
+        StoreError: If the folder is not inside a DVC project.
     """
     return directory_lock(find_dvc_directory(folder) / "tmp" / f"droneseg-{name}.lock")
 
@@ -143,9 +140,6 @@ def directory_hash(entries: list[dict[str, str]]) -> str:
     return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-# Errors of storage clients, which have no common base class
-
-
 def is_permanent(error: BaseException) -> bool:
     """Return whether a retry is pointless: the disk is full or read-only, or the user pressed Ctrl-C."""
     if not isinstance(error, Exception):
@@ -165,9 +159,6 @@ def summarize_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-# Idle timeout: gcsfs retries for four minutes or waits for an answer indefinitely
-
-
 class IdleTimer:
     """Seconds since data last arrived."""
 
@@ -185,7 +176,7 @@ class IdleTimer:
 
 
 async def wait_with_idle_timeout(work: Awaitable[T], timer: IdleTimer) -> T:
-    """Wait for a transfer as long as data arrives.
+    """Wait for a transfer while data keeps arriving.
 
     Args:
         work: The transfer; cancelled at the timeout.
@@ -209,7 +200,7 @@ def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, timer: I
     """Call a method of an fsspec filesystem, with an idle timeout if the filesystem is asynchronous.
 
     Args:
-        filesystem: Filesystem of fsspec.
+        filesystem: fsspec filesystem.
         name: Name of the method.
         arguments: Positional arguments of the method.
         timer: Timer that the call resets whenever data arrives.
@@ -228,17 +219,14 @@ def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, timer: I
     return sync(filesystem.loop, guarded)
 
 
-# Remotes
-
-
 class DvcRemote:
     """A remote of a DVC project and the project's cache; objects are addressed by their md5.
 
     DVC resolves the configuration and connects. Objects are transferred here, because `dvc pull` and `DVCFileSystem`
-    have neither an idle timeout nor a checksum test (decision 15).
+    have neither an idle timeout nor checksum verification (decision 15).
 
     Args:
-        root: Folder inside of the DVC project; git is not needed.
+        root: Folder inside the DVC project; git is not needed.
         name: Name of the remote; None for the default one.
 
     Raises:
@@ -249,7 +237,7 @@ class DvcRemote:
     def __init__(self, root: Path, name: str | None = None) -> None:
         require_dvc()
         directory = find_dvc_directory(root)
-        # gcsfs logs tracebacks of errors that are reported here in one line
+        # gcsfs logs the tracebacks of errors that are reported here in one line
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         from dvc.config import Config
         from dvc.exceptions import DvcException
@@ -267,7 +255,7 @@ class DvcRemote:
         self.url = str(self._dvc_filesystem.unstrip_protocol(self._root))
         try:
             self._filesystem = self._dvc_filesystem.fs  # reads the credentials
-        except Exception as error:  # clients of clouds share no base class
+        except Exception as error:  # cloud clients have no common base class
             message = f"The credentials for {self} are invalid: {summarize_error(error)}. {CREDENTIALS_HINT}"
             raise StoreError(message) from error
 
@@ -332,7 +320,7 @@ class DvcRemote:
             info = call_with_idle_timeout(self._filesystem, "info", self._path_of(md5), timer=IdleTimer())
         except FileNotFoundError:
             return False
-        except Exception as error:  # clients of clouds share no base class
+        except Exception as error:  # cloud clients have no common base class
             raise self._translate(error) from error
         return size_bytes is None or (info["size"] == size_bytes and remote_md5(info, md5) == md5.removesuffix(".dir"))
 
@@ -357,10 +345,10 @@ class DvcRemote:
         target = self._path_of(md5)
         try:
             self._dvc_filesystem.makedirs(self._dvc_filesystem.parent(target), exist_ok=True)
-            # gcsfs uploads a file as bytes, about which aiohttp warns
+            # aiohttp warns because gcsfs uploads a file as bytes
             with warnings.catch_warnings(action="ignore", category=ResourceWarning):
                 self._dvc_filesystem.put_file(str(source), target)
-        except Exception as error:  # clients of clouds share no base class
+        except Exception as error:  # cloud clients have no common base class
             raise self._translate(error) from error
 
     def _path_of(self, md5: str) -> str:
@@ -417,7 +405,7 @@ def remote_md5(info: Mapping[str, Any], default: str) -> str:
     """Return the md5 of a stored object without downloading it.
 
     Args:
-        info: Description of the object by fsspec. Cloud Storage reports the md5; a local file is read.
+        info: The object's `info` from fsspec. Cloud Storage reports the md5; a local file is read.
         default: Hash to return for stores that report none.
     """
     if "md5Hash" in info:
@@ -426,7 +414,11 @@ def remote_md5(info: Mapping[str, Any], default: str) -> str:
 
 
 def _remote_name(config: Mapping[str, Any], directory: Path, name: str | None) -> str:
-    """Return the name of the requested or default remote, which exists."""
+    """Return the name of the requested or default remote.
+
+    Raises:
+        StoreError: If there is no such remote.
+    """
     remotes = config["remote"]
     chosen = name or config["core"].get("remote")
     if not chosen:
@@ -442,7 +434,7 @@ def _remote_name(config: Mapping[str, Any], directory: Path, name: str | None) -
 
 
 def _write_cache_file(cached: Path, source: Path) -> None:
-    """Copy a file into DVC's cache in one step, read-only as DVC keeps it."""
+    """Copy a file into DVC's cache in one step, read-only as DVC does."""
     cached.parent.mkdir(parents=True, exist_ok=True)
     staging_file = cached.with_name(f".{cached.name}.part")
     try:
@@ -454,7 +446,7 @@ def _write_cache_file(cached: Path, source: Path) -> None:
 
 
 class _Delta:
-    """Convert running totals to increments.
+    """Callback that converts running totals to increments.
 
     Args:
         on_bytes: Callback with the increment.
@@ -472,7 +464,7 @@ class _Delta:
 def main() -> None:
     """Reduce a `.dvc` file to the version it records: `python -m droneseg.model.dvc_remote FILE`.
 
-    A file from an untrusted source may also contain paths, remotes or commands, which DVC would obey.
+    A file from an untrusted source may also contain paths, remotes or commands, which DVC would use.
     """
     path = Path(sys.argv[1])
     try:

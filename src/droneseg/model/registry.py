@@ -74,9 +74,9 @@ class RegistryEntry(_Record):
         action: "promote" for a new champion, "rollback" for a return to the previous one.
         model: Champion after the change.
         previous: Champion before the change; None for the first one.
-        reason: Reason of the change.
+        reason: Reason for the change.
         forced: Whether the promotion rule was overridden.
-        figures: Comparison behind a promotion; None without one, and `{}` in the file.
+        figures: Comparison behind a promotion; None, stored as `{}`, if there was no comparison.
     """
 
     when: str
@@ -99,7 +99,7 @@ class RegistryEntry(_Record):
 
 
 def read_registry(root: Path) -> list[RegistryEntry]:
-    """Read all entries, oldest first; an absent registry has none.
+    """Read all entries, oldest first; none if the registry does not exist.
 
     Raises:
         StoreError: If the file is not UTF-8 or a line is not a valid entry.
@@ -128,7 +128,7 @@ def append_entry(root: Path, entry: RegistryEntry) -> None:
 
 
 def champion_lineage(entries: Sequence[RegistryEntry]) -> list[RegisteredModel]:
-    """Return the champions that led to the current one, oldest first, without those that were rolled back."""
+    """Return the champions that led to the current one, oldest first, without the models that were rolled back."""
     lineage: list[RegisteredModel] = []
     for entry in entries:
         if entry.action == "rollback":
@@ -160,7 +160,7 @@ def run_git(root: Path, *arguments: str) -> str:
     """Run a git command in a project and return its standard output.
 
     Raises:
-        StoreError: If git is not installed or the command fails; the message contains git's.
+        StoreError: If git is not installed or the command fails; the message includes git's output.
     """
     try:
         completed = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
@@ -177,12 +177,12 @@ class ModelVersion:
 
     Attributes:
         model_id: Short hash of the manifest; None if the model is neither in the registry nor on this machine.
-        state: "champion", "previous" (`droneseg models rollback` leads to it) or "rolled back".
-        since: Time of its promotion; None if the registry has no promotion of it. The same holds for `who` and `why`.
-        who: Author of the promotion.
-        why: Reason of the promotion.
+        state: "champion", "previous" (a target of `droneseg models rollback`) or "rolled back".
+        since: Time of the promotion; None if the registry does not contain the promotion.
+        who: Author of the promotion; None as for `since`.
+        why: Reason for the promotion; None as for `since`.
         figures: mIoU and unsafe landing rate at the promotion; empty without a comparison.
-        is_local: Whether the champion's folder contains it, verified.
+        is_local: Whether the champion's folder contains the model and its verification succeeds.
         in_remote: Whether the remote has all of its files; None if no remote was checked.
     """
 
@@ -235,7 +235,7 @@ def list_models(folder: Path, remote: str | None) -> list[ModelVersion]:
 
 
 def _bundle_id(folder: Path) -> str | None:
-    """Return the id of the model in a folder; None if it is missing or not valid."""
+    """Return the id of the model in a folder; None if it is missing or invalid."""
     try:
         return read_bundle(folder).model_id
     except BundleError:

@@ -89,7 +89,7 @@ def pull_model(
 
 
 def push_model(folder: Path, remote: str | None = None) -> str:
-    """Upload the version of a model that its `.dvc` file records; files that the remote has are skipped.
+    """Upload the version of a model that its `.dvc` file records; skip files that the remote already has.
 
     Args:
         folder: Folder of the bundle.
@@ -100,7 +100,7 @@ def push_model(folder: Path, remote: str | None = None) -> str:
 
     Raises:
         BundleError: If the bundle is not valid.
-        StoreError: If the folder contains another model than the `.dvc` file records, or the upload fails.
+        StoreError: If the model in the folder is not the one that the `.dvc` file records, or the upload fails.
         MissingDependencyError: If DVC is not installed.
     """
     read_bundle(folder)
@@ -152,7 +152,7 @@ def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
 
 
 def require_tracked(folder: Path) -> None:
-    """Require that a folder contains the model that its `.dvc` file records.
+    """Check that a folder contains the model that its `.dvc` file records.
 
     Raises:
         StoreError: If it contains another model.
@@ -170,7 +170,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
 
     Raises:
         MissingDependencyError: If DVC is not installed.
-        StoreError: If the command fails; the message contains DVC's.
+        StoreError: If the command fails; the message includes DVC's output.
     """
     require_dvc()
     command = [sys.executable, "-m", "dvc", *arguments]
@@ -183,7 +183,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
 
 
 class _ProgressTotal:
-    """Add increments up to the total; a retried download does not exceed it.
+    """Callback that sums up increments; the sum is limited to the total, since a retried download repeats increments.
 
     Args:
         total: Expected number of bytes.
@@ -201,7 +201,7 @@ class _ProgressTotal:
 
 
 def _model_files(listing: Mapping[str, str], folder: Path, dvc_file: Path) -> dict[str, str]:
-    """Return the model's files from the listing of the tracked directory, which may contain others.
+    """Return the model's files from the listing of the tracked directory, which may contain other files.
 
     Returns:
         The md5 of each file by name.
@@ -226,7 +226,7 @@ def _require_bundle(folder: Path, source: DvcRemote) -> None:
 
 @contextmanager
 def _staging_directory(folder: Path) -> Iterator[Path]:
-    """Create an empty folder beside the model's. Its name is fixed, so the remains of a killed pull are removed."""
+    """Create an empty folder beside the model's. Its name is fixed, so that the leftovers of a killed pull are removed."""
     staging_dir = folder.with_name(f".{folder.name}.pull")
     shutil.rmtree(staging_dir, ignore_errors=True)
     staging_dir.mkdir()
