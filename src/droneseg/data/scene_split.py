@@ -51,8 +51,8 @@ def split_by_scene(
 
     The test part and then the val part are grown along the matches from many starting points. The images dropped for a
     part are the smallest set that touches every match across its border (a minimum vertex cover, exact in bipartite
-    graphs by Koenig's theorem). The part with the lowest cost is chosen: few dropped images, class shares close to those of
-    all images, and a size close to the requested one.
+    graphs by Koenig's theorem). The part with the lowest cost is chosen: few dropped images, class shares close to
+    those of all images, and a size close to the requested one.
 
     Args:
         matches: Matches between images.

@@ -226,7 +226,7 @@ def _require_bundle(folder: Path, source: DvcRemote) -> None:
 
 @contextmanager
 def _staging_directory(folder: Path) -> Iterator[Path]:
-    """Create an empty folder beside the model's. Its name is fixed, so that the leftovers of a killed pull are removed."""
+    """Create an empty folder beside the model's. Its name is fixed, so that leftovers of a killed pull are removed."""
     staging_dir = folder.with_name(f".{folder.name}.pull")
     shutil.rmtree(staging_dir, ignore_errors=True)
     staging_dir.mkdir()
