@@ -1,17 +1,18 @@
 """DVC pipeline: outputs, reruns after changes, metrics and remotes."""
 
 import json
+import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from support.forking import forked_command
 from support.projects import dvc as run_dvc
 from support.projects import git
-from support.workspace import TINY, Workspace
+from support.workspace import DRONESEG, TINY, Workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         shutil.copy(ROOT / name, workspace.root / name)
     (workspace.root / "bin").mkdir()
     command = workspace.root / "bin/droneseg"
-    command.write_text(f"#!{sys.executable} -Wignore\nfrom droneseg.cli.main import main\nmain()\n")
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(forked_command(DRONESEG))} "$@"\n')
     command.chmod(0o755)
     workspace.run("data", "sample", "data/drone", "--count", "12", "--size", "96x80")
     change(workspace, split={"options": "--by random --val-share 0.2 --test-share 0.2"},

@@ -31,24 +31,32 @@ _LIBRARIES = (
     "wandb", "optuna", "networkx", "dvc.cli", "dvc.repo",
 )  # fmt: skip
 _REQUEST_BYTES = 1 << 17
+_LOOK_S = 5  # how often the template looks for its test process
 
 
 class _Template:
     """Process that is forked for every command; it ends with the test process."""
 
     def __init__(self) -> None:
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._folder = tempfile.TemporaryDirectory(prefix="droneseg-tests-")
+        self.address = str(Path(self._folder.name, "requests"))
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        command = [sys.executable, "-W", "ignore", __file__, str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        theirs.close()
-
-    def fork(self, request: Mapping[str, object], files: Sequence[int]) -> None:
-        socket.send_fds(self._requests, [json.dumps(request).encode()], files)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+            requests.bind(self.address)
+            command = [sys.executable, "-W", "ignore", __file__, str(requests.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[requests.fileno()], env=environment)
 
 
 _template: _Template | None = None
 _lock = threading.Lock()
+
+
+def _address() -> str:
+    """Start the template process if it does not run, and return the address of its socket."""
+    global _template
+    with _lock:
+        _template = _template or _Template()
+    return _template.address
 
 
 def run_forked(
@@ -66,25 +74,39 @@ def run_forked(
     Raises:
         subprocess.TimeoutExpired: If the process was killed.
     """
-    global _template
     request = {"code": code, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
-    replies, theirs = socket.socketpair()
-    with replies, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        with theirs, Path(os.devnull).open("rb") as empty, _lock:
-            _template = _template or _Template()
-            _template.fork(request, [empty.fileno(), out.fileno(), errors.fileno(), theirs.fileno()])
+    with (
+        Path(os.devnull).open("rb") as empty,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+        _fork(_address(), request, (empty.fileno(), out.fileno(), errors.fileno())) as replies,
+    ):
         returncode = _wait(replies, [code, *arguments], timeout_s)
         return subprocess.CompletedProcess([code, *arguments], returncode, _text(out), _text(errors))
 
 
-def _wait(replies: socket.socket, command: list[str], timeout_s: float) -> int:
+def forked_command(code: str) -> list[str]:
+    """Return a command line that runs code in a forked process, for programs that start commands themselves."""
+    return [sys.executable, "-E", "-S", __file__, _address(), code]
+
+
+def _fork(address: str, request: Mapping[str, object], streams: Sequence[int]) -> socket.socket:
+    """Request a forked process with these streams; return the socket that receives its id and its exit code."""
+    replies, theirs = socket.socketpair()
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+        requests.connect(address)
+        socket.send_fds(requests, [json.dumps(request).encode()], [*streams, theirs.fileno()])
+    return replies
+
+
+def _wait(replies: socket.socket, command: list[str], timeout_s: float | None) -> int:
     pid = int(replies.recv(16))
     replies.settimeout(timeout_s)
     try:
         return int(replies.recv(16))
     except TimeoutError:
         os.kill(pid, signal.SIGKILL)
-        raise subprocess.TimeoutExpired(command, timeout_s) from None
+        raise subprocess.TimeoutExpired(command, timeout_s or 0) from None
 
 
 def _text(file: IO[bytes]) -> str:
@@ -93,13 +115,18 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _serve(requests: socket.socket) -> dict[str, object]:
-    """Fork for every request until there are no more; return the request, in the forked process only."""
+    """Fork for every request as long as the test process runs; return the request, in the forked process only."""
     running: dict[int, socket.socket] = {}
     signal.signal(signal.SIGCHLD, lambda *_: _report_ended(running))
+    parent = os.getppid()
+    requests.settimeout(_LOOK_S)
     while True:
-        message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
-        if not message:
-            raise SystemExit
+        try:
+            message, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 4)
+        except TimeoutError:
+            if os.getppid() != parent:
+                raise SystemExit from None
+            continue
         *streams, reply = files
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until the process is among those that run
         pid = os.fork()
@@ -154,13 +181,13 @@ def _run(code: str, arguments: Sequence[str]) -> NoReturn:
     os._exit(status)
 
 
-def _main() -> None:
+def _be_template(requests: int) -> NoReturn:
     for name in _LIBRARIES:
         with suppress(ImportError):
             import_module(name)
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy the memory of all libraries
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(socket.socket(fileno=requests))
     os.chdir(str(request["folder"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]  # from JSON
@@ -168,5 +195,13 @@ def _main() -> None:
     _run(request["code"], request["arguments"])  # type: ignore[arg-type]  # from JSON
 
 
+def _be_command(address: str, code: str, *arguments: str) -> NoReturn:
+    request = {"code": code, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    with _fork(address, request, (0, 1, 2)) as replies:
+        raise SystemExit(_wait(replies, [code], None))
+
+
 if __name__ == "__main__":
-    _main()
+    if len(sys.argv) == 2:
+        _be_template(int(sys.argv[1]))
+    _be_command(*sys.argv[1:])
