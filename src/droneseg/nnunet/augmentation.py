@@ -14,6 +14,8 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
+_MAX_REPEATS = 4
+
 
 def cheap_augmentation(
     kind: Literal["flight", "light"],
@@ -67,11 +69,8 @@ def _colours(share: float, *, synchronised: bool) -> list[BasicTransform]:
     ]
 
 
-_MOST_REPEATS = 4
-
-
 def repeat_rare(classes: Mapping[str, Set[int]]) -> list[str]:
-    """Return image names in which images with rare classes are repeated, for uniform sampling.
+    """Return image names for uniform sampling, in which the names of images with rare classes are repeated.
 
     An image whose rarest class occurs in one of n images is repeated n times, rounded, but at most four times.
 
@@ -80,7 +79,7 @@ def repeat_rare(classes: Mapping[str, Set[int]]) -> list[str]:
     """
     occurrences = Counter(class_id for ids in classes.values() for class_id in ids)
     repeats = {
-        name: min(_MOST_REPEATS, max((round(len(classes) / occurrences[class_id]) for class_id in ids), default=1))
+        name: min(_MAX_REPEATS, max((round(len(classes) / occurrences[class_id]) for class_id in ids), default=1))
         for name, ids in classes.items()
     }
     return [name for name, count in repeats.items() for _ in range(count)]

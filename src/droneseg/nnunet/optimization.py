@@ -1,4 +1,4 @@
-"""Losses, average of the weights, learning-rate schedule and stopping rules of a training."""
+"""Losses, weight averaging, learning-rate schedule and stopping rules of the trainer."""
 
 import math
 import time
@@ -14,6 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from droneseg.nnunet.trainer_settings import TrainerSettings
+
+RATE_SHARE = "share"
+"""Key of a parameter group: the group's learning rate relative to the schedule's, 1 by default."""
+
+_WARM_UP_UPDATES = 10
 
 
 def adapt_loss(
@@ -46,7 +51,7 @@ def set_class_weights(loss: nn.Module, weights: Sequence[float], device: torch.d
 
 
 class Float32Loss(nn.Module):
-    """Loss computed on float32 copies of the outputs, since sums over pixels are too inaccurate in bfloat16.
+    """Loss computed on float32 copies of the outputs, because sums over pixels are too inaccurate in bfloat16.
 
     Args:
         loss: Loss of one output and target, or of lists with one of each per resolution.
@@ -65,7 +70,7 @@ class Float32Loss(nn.Module):
 
 
 class CoarserLoss(nn.Module):
-    """Loss for networks whose output has a lower resolution than the target while they train.
+    """Loss for networks whose output has a lower resolution than the target during training.
 
     Each output pixel covers a square of target pixels. The loss compares it with one of them, at a position that is the
     same in all squares and drawn at random for each call.
@@ -86,9 +91,6 @@ class CoarserLoss(nn.Module):
             target = target[:, :, first::step, second::step]
         value: torch.Tensor = self.loss(output, target)
         return value
-
-
-_WARM_UP = 10
 
 
 class ExponentialMovingAverage:
@@ -133,16 +135,12 @@ def _average_with_warm_up(
     """Update the averages of tensors with the same device and dtype in place, as `multi_avg_fn` of `AveragedModel`."""
     updates = int(previous_updates)
     if averages[0].is_floating_point():
-        warmed_up = min(decay, (1 + updates) / (_WARM_UP + updates))
+        warmed_up = min(decay, (1 + updates) / (_WARM_UP_UPDATES + updates))
         get_ema_multi_avg_fn(warmed_up)(averages, values, updates)  # type: ignore[no-untyped-call]  # torch has no types here
         return
-    # torch would average counters such as num_batches_tracked and truncate the result
+    # torch would average counters such as num_batches_tracked and truncate the results
     for average, value in zip(averages, values, strict=True):
         average.copy_(value)
-
-
-RATE_SHARE = "share"
-"""Key of a parameter group: learning rate of the group relative to the schedule's, 1 by default."""
 
 
 class Progress:
@@ -169,13 +167,13 @@ class Progress:
     def share_done(self, epoch: int) -> float:
         """Return the completed fraction of the training at the start of an epoch, 0 to 1.
 
-        With a time budget, this is the larger one of the fractions of epochs and of time.
+        With a time budget, this is the larger of the fractions of epochs and of time.
         """
         by_time = self.elapsed_s() / (60 * self._settings.max_minutes) if self._settings.max_minutes else 0.0
         return min(1.0, max(epoch / self._settings.epochs, by_time))
 
     def reason_to_stop(self) -> str | None:
-        """Return why the training ends now, or None if it continues."""
+        """Return the reason to end the training now, or None to continue."""
         times = self.epoch_times_s()
         # an epoch runs if its middle is within the budget
         middle = sum(times) + 0.5 * sum(times) / len(times) if times else 0.0
@@ -192,10 +190,10 @@ class Progress:
 class RateLimited:
     """Callable that runs an action on a folder at most once per interval.
 
-    Plotting takes seconds, as long as a short epoch.
+    It limits plotting, which takes seconds, as long as a short epoch.
 
     Args:
-        action: Function of a folder.
+        action: Function to call with the folder.
         interval_s: Minimum time between two calls, in seconds.
     """
 
@@ -212,7 +210,7 @@ class RateLimited:
 
 
 class BudgetPolyLR:
-    """nnU-Net's polynomial learning-rate schedule over epochs or time budget, whichever ends first."""
+    """nnU-Net's polynomial learning-rate schedule over the epochs or the time budget, whichever ends first."""
 
     EXPONENT = 0.9  # as in nnU-Net's PolyLRScheduler
 

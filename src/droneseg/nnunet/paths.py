@@ -13,7 +13,7 @@ from droneseg.core.settings import Settings
 from droneseg.core.system import usable_cores
 
 if TYPE_CHECKING:
-    import torch  # commands of installations without torch import this module, too
+    import torch  # commands that run without torch also import this module
 
 DATASET_ID = 101
 PLANS = "nnUNetPlans"
@@ -26,6 +26,8 @@ LATEST_CHECKPOINT = "checkpoint_latest.pth"
 BEST_CHECKPOINT = "checkpoint_best.pth"
 RECORD_NAME = "training.json"
 """File next to the checkpoints with configuration, package versions and machine of a training."""
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class NnunetPaths:
         return self.results / DATASET_NAME / f"{TRAINER}__{PLANS}__{configuration}"
 
     def fold_folder(self, configuration: str, fold: int) -> Path:
-        """Return the folder of one training, with checkpoints, logs and validation."""
+        """Return the folder of one fold, with checkpoints, logs and validation."""
         return self.model_folder(configuration) / f"fold_{fold}"
 
 
@@ -80,8 +82,8 @@ def export_environment(paths: NnunetPaths, *, processes: int | None = None, load
 
     Args:
         paths: nnU-Net's folders.
-        processes: Worker processes for preprocessing and export; default: one per core, at most 8.
-        loaders: Worker processes that load and augment data; 0 loads in the training process.
+        processes: Number of worker processes for preprocessing and export; default: one per core, at most 8.
+        loaders: Number of worker processes that load and augment data; 0 loads in the training process.
     """
     os.environ["nnUNet_raw"] = str(paths.raw)  # noqa: SIM112  # nnU-Net's spelling
     os.environ["nnUNet_preprocessed"] = str(paths.preprocessed)  # noqa: SIM112
@@ -119,9 +121,6 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
         hint = f" Found {', '.join(others)}; select one with `droneseg export --checkpoint`." if others else ""
         raise ModelError(f"{folder}: no fold contains {checkpoint}.{hint}")
     return files
-
-
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_device(choice: DeviceChoice) -> torch.device:

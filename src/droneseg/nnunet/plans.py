@@ -49,7 +49,8 @@ class Plan:
 
     Attributes:
         patch_size: Height and width of a patch.
-        divisor: Height and width that an input must be a multiple of: the product of the network's strides.
+        divisor: The height and width of an input must be multiples of these numbers, the products of the network's
+            strides.
         normalisation_schemes: nnU-Net's normalisation class of each channel.
         masked_normalisation: Whether any channel is normalised inside the non-zero region only.
     """
@@ -61,7 +62,7 @@ class Plan:
 
     @property
     def normalisation(self) -> Normalisation:
-        """The normalisation of the colours.
+        """Normalisation of the colours.
 
         Raises:
             ConfigurationError: If bundles do not support the normalisation.
@@ -110,10 +111,10 @@ def add_configuration(
     downscale: int = DOWNSCALE,
     decoder_levels: int = DECODER_LEVELS,
 ) -> Plans:
-    """Return the plans with a further configuration, which shares the preprocessed data of nnU-Net's 2d configuration.
+    """Return the plans with an additional configuration that shares the preprocessed data of nnU-Net's 2d.
 
     For plain and batchnorm, depth, strides and kernels follow nnU-Net's own rule for the patch size
-    (`get_pool_and_conv_props`), so the result is what nnU-Net's planner would choose. The other networks have a
+    (`get_pool_and_conv_props`), so nnU-Net's planner would choose the same. The other networks have a
     pretrained encoder of a fixed architecture.
 
     Args:
@@ -121,7 +122,7 @@ def add_configuration(
         name: Name of the new configuration; 2d itself cannot be changed.
         patch_size: Height and width, rounded up to a multiple of the strides; None keeps the planner's.
         batch_size: Patches per iteration; None keeps the planner's.
-        base_features: Channels of the first stage, doubled at each further one; None keeps the planner's.
+        base_features: Channels of the first stage, doubled at each later one; None keeps the planner's.
         max_features: Maximum number of channels of a stage; None keeps the planner's.
         network: plain: nnU-Net's U-Net with instance normalisation; batchnorm: the same with batch normalisation; the
             others: a U-Net with an ImageNet-pretrained encoder.

@@ -1,4 +1,4 @@
-"""nnU-Net's planning and preprocessing, run in threads, with its output in the log."""
+"""nnU-Net's planning and preprocessing, run in threads and with output to the log."""
 
 import io
 import logging
@@ -13,12 +13,14 @@ from droneseg.core.errors import ConfigurationError
 from droneseg.nnunet.paths import BASE_CONFIGURATION, DATASET_ID, NnunetPaths, export_environment
 from droneseg.nnunet.plans import read_plans
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def threads_for_workers() -> Iterator[None]:
-    """Replace the process pools of nnU-Net's fingerprint extraction and preprocessing by thread pools.
+    """Replace the process pools of nnU-Net's fingerprint extraction and preprocessing with thread pools.
 
-    Each process would import nnU-Net and torch first. Decoding, normalisation and compression release the GIL, so
+    Each process would first import nnU-Net and torch. Decoding, normalisation and compression release the GIL, so
     threads use all cores. The result is the same (`benchmarks/preprocess.py` compares both).
     """
     from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
@@ -56,9 +58,6 @@ def redirect_stdout_to_log() -> Iterator[None]:
     """Log lines printed inside a `with` block at level DEBUG instead of printing them."""
     with redirect_stdout(_LogStream(logging.getLogger("droneseg.nnunet"))):
         yield
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class TrackedRun(BaseModel):
     Attributes:
         id: Run id.
         project: Project of the run.
-        mode: Whether the run is uploaded while it is running.
+        mode: "online" uploads the run during the training, "offline" only stores it.
         group: Group of the run, for example a sweep.
         images: Whether validation overlays, which contain the user's images, are uploaded.
     """
@@ -57,7 +57,7 @@ def choose_run(
     Args:
         folder: Folder of the fold.
         project: W&B project.
-        mode: Whether the run is uploaded while it is running.
+        mode: "online" uploads the run during the training, "offline" only stores it.
         group: Group of the run.
         images: Whether validation overlays are uploaded.
     """
@@ -85,7 +85,7 @@ class Run:
 
     Args:
         folder: Folder of the fold.
-        name: Display name of the run; None keeps it.
+        name: Display name of the run; None keeps the current one.
         config: Configuration of the training.
         wandb_folder: Folder for W&B's own files; default: the folder of the fold.
 
@@ -133,7 +133,7 @@ class Run:
         self._run.log({"epoch": epoch, **media}, step=epoch)
 
     def log_bundle(self, folder: Path, files: Sequence[str], manifest: Mapping[str, Any], *, name: str) -> None:
-        """Log a bundle as an artifact with its manifest as metadata."""
+        """Log a bundle as an artifact, with its manifest as metadata."""
         artifact = self._wandb.Artifact(name, type="model", metadata=dict(manifest))
         for file in files:
             artifact.add_file(str(folder / file), name=file)
@@ -165,7 +165,7 @@ def send_bundle(
     tracked = read_run(fold)
     if tracked is None:
         return None
-    # `dvc repro` would repeat the training if a file in its folder changed
+    # W&B's files are not written to the training's folder: a change there would make `dvc repro` repeat the training
     run = Run(fold, name=None, config={}, wandb_folder=folder.parent)
     run.log_bundle(folder, files, manifest, name=name)
     run.finish()

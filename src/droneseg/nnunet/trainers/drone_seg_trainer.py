@@ -1,6 +1,6 @@
 """DroneSegTrainer, an nnU-Net trainer with settings for short trainings.
 
-nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this folder, so no other module may be here.
+nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this folder, which must not contain others.
 """
 
 import logging
@@ -97,7 +97,8 @@ class DroneSegTrainer(nnUNetTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Return nnU-Net's values with a smaller initial patch size for light and flight augmentation.
 
-        Light augmentation loads only the patch. Flight augmentation rotates and loads at most the image.
+        Light augmentation loads only the patch. Flight augmentation loads nnU-Net's larger patch, limited to the size
+        of the image, and rotates it.
         """
         rotation, dummy, initial, mirror = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         patch = np.array(self.configuration_manager.patch_size)
@@ -109,7 +110,7 @@ class DroneSegTrainer(nnUNetTrainer):
         return rotation, dummy, initial, mirror
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return data loaders with patches of the crop size, or of the plan's patch size if it is not set."""
+        """Return data loaders with patches of the crop size, or of the plan's patch size if no crop size is set."""
         plan = self.configuration_manager.configuration
         patch_size = plan["patch_size"]
         try:
@@ -187,7 +188,7 @@ class DroneSegTrainer(nnUNetTrainer):
             reason = shared[0]
         if reason:
             raise _Finished(reason)
-        # the epoch starts when the previous one ended, so that its time includes saving and plotting
+        # an epoch starts at the end of the previous one, so that its time includes saving and plotting
         self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
 
     def on_train_start(self) -> None:
@@ -203,7 +204,7 @@ class DroneSegTrainer(nnUNetTrainer):
         super().on_train_end()
 
     def run_training(self) -> None:
-        """Train until the epochs, the time budget or the patience is used up, and write the final checkpoint."""
+        """Train until the epochs, the time budget or the patience is exhausted, and write the final checkpoint."""
         try:
             super().run_training()
         except _Finished as reason:
@@ -235,9 +236,9 @@ class DroneSegTrainer(nnUNetTrainer):
             self.reporter.epoch_ended(epochs, self.num_epochs, self.progress.share_done(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint atomically: a crash while writing keeps the previous checkpoint.
+        """Write a checkpoint atomically: a crash while writing leaves the previous checkpoint intact.
 
-        The checkpoint contains the averaged weights, if there is an average, and a resumed training starts from them.
+        If weights are averaged, the checkpoint contains the average, and a resumed training starts from it.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
@@ -254,10 +255,10 @@ class DroneSegTrainer(nnUNetTrainer):
             self.average.restart()
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """Write to nnU-Net's log file, and to our log at level DEBUG instead of the terminal."""
+        """Write to nnU-Net's log file, and to droneseg's log at level DEBUG instead of the terminal."""
         super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
         if also_print_to_console and self.local_rank == 0:
             logger.debug("%s", " ".join(str(arg) for arg in args).strip())
 
     def plot_network_architecture(self) -> None:
-        """Do nothing: hiddenlayer, which nnU-Net would use, is no longer maintained."""
+        """Do nothing: nnU-Net would use hiddenlayer, which is no longer maintained."""
