@@ -15,8 +15,7 @@ from droneseg.nnunet.trainer_settings import TrainerSettings
 _IN_PACKAGE = Path(__file__).parents[1] / "configs"
 _IN_CHECKOUT = Path(__file__).parents[3] / "configs"
 
-
-_DECIDED_LATER = {"bf16", "tracked"}
+_RESOLVED_LATER = {"bf16", "tracked"}
 """Trainer settings that are resolved when the training starts; the trainer does not accept "auto"."""
 
 
@@ -99,7 +98,7 @@ class TrainingConfig(BaseModel):
         """Move the keys of the trainer under `trainer`."""
         if not isinstance(values, dict) or "trainer" in values:
             return values
-        names = set(TrainerSettings.model_fields) - _DECIDED_LATER
+        names = set(TrainerSettings.model_fields) - _RESOLVED_LATER
         inner = {key: value for key, value in values.items() if key in names}
         return {key: value for key, value in values.items() if key not in names} | {"trainer": inner}
 
@@ -173,7 +172,7 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
 
 
 def _for_hydra(overrides: Sequence[str]) -> list[str]:
-    """Return overrides for Hydra, which cannot replace a mapping by a list: reset the key first."""
+    """Reset the class weights before an override with a list: Hydra cannot replace a mapping with a list."""
     result: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -183,7 +182,7 @@ def _for_hydra(overrides: Sequence[str]) -> list[str]:
 
 
 def _override_problem(override: str, folder: Path) -> str:
-    """Return what is wrong with the syntax, key or group of an override, or "" if it is valid."""
+    """Return a line that explains the invalid syntax, key or group of an override, or "" if it is valid."""
     key, equals, value = override.partition("=")
     if not equals:
         return f"  - {override}: expected key=value"

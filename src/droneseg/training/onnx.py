@@ -19,7 +19,7 @@ from droneseg.nnunet.preprocess import redirect_stdout_to_log
 logger = logging.getLogger(__name__)
 
 _OPSET = 17
-# Both networks sum the same products in a different order; a larger difference is an error of the export.
+# the two networks sum the same products in different orders; a lower agreement indicates an error in the export
 _MIN_AGREEMENT = 0.999
 
 
@@ -41,8 +41,8 @@ class MeanOfFolds(nn.Module):
 class TwoPassInstanceNorm(nn.Module):
     """Instance normalisation from elementary operations: the mean first, then the variance around it.
 
-    With OpenVINO's fused operator the logits of the default nnU-Net differ from torch by up to 2e-2, with this module
-    by 1e-4.
+    With OpenVINO's fused operator, the logits of the default nnU-Net differ from those of torch by up to 2e-2; with
+    this module, by 1e-4.
     """
 
     def __init__(self, norm: nn.InstanceNorm2d) -> None:
@@ -61,7 +61,7 @@ class TwoPassInstanceNorm(nn.Module):
 
 
 def _exportable(module: nn.Module) -> nn.Module:
-    """Replace all instance normalisation layers of a network in place."""
+    """Replace all instance normalisation layers of a network with `TwoPassInstanceNorm`, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.InstanceNorm2d):
             setattr(module, name, TwoPassInstanceNorm(child))
@@ -152,7 +152,7 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
     try:
         with no_telemetry():
             import nncf
-            import openvino  # noqa: F401  # NNCF imports it later, outside of no_telemetry
+            import openvino  # noqa: F401  # NNCF imports it later, outside `no_telemetry`
     except ImportError as error:
         raise MissingDependencyError("nncf", "train") from error
     import onnx

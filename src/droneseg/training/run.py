@@ -21,6 +21,11 @@ from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
 from droneseg.training.config import TrainingConfig, WandbTracking
 
+logger = logging.getLogger(__name__)
+
+_SETTINGS_NAME = "trainer_settings.json"
+_LOG_NAME = "droneseg.log"
+_CHECKPOINTS = (nnunet_paths.FINAL_CHECKPOINT, nnunet_paths.LATEST_CHECKPOINT, nnunet_paths.BEST_CHECKPOINT)
 _PACKAGES = ("droneseg", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "dynamic-network-architectures")
 
 
@@ -56,13 +61,6 @@ def git_revision() -> str | None:
         return None
     # an installed copy of this file may be inside an unrelated repository
     return described.stdout.strip() if tracked.returncode == 0 else None
-
-
-logger = logging.getLogger(__name__)
-
-_SETTINGS_NAME = "trainer_settings.json"
-_LOG_NAME = "droneseg.log"
-_CHECKPOINTS = (nnunet_paths.FINAL_CHECKPOINT, nnunet_paths.LATEST_CHECKPOINT, nnunet_paths.BEST_CHECKPOINT)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def configure_plans(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> 
 
 
 def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
-    """Raise ConfigurationError unless the crop is at most the patch and a multiple of the network's strides."""
+    """Raise ConfigurationError if the crop exceeds the patch or is not a multiple of the network's strides."""
     crop = config.trainer.crop_size
     if crop is None:
         return
@@ -174,7 +172,7 @@ def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
 
 
 def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSettings:
-    """Resolve settings that depend on the machine and pass the trainer's settings on through a file in `folder`."""
+    """Resolve the settings that depend on the machine and write the trainer's settings to a file in `folder`."""
     bf16 = nnunet_paths.cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
     write_settings_file(settings, folder / _SETTINGS_NAME)
@@ -203,7 +201,7 @@ def _prepare_folder(config: TrainingConfig, plans: Plans, paths: nnunet_paths.Nn
 
 
 def _require_same_plan(config: TrainingConfig, plans: Plans, paths: nnunet_paths.NnunetPaths) -> None:
-    """Raise TrainingError if the plan has changed: the weights may not fit, or fit and mean something else."""
+    """Raise TrainingError if the plan has changed: the weights may no longer fit the network or the data."""
     recorded_file = paths.model_folder(config.configuration) / "plans.json"
     if not recorded_file.is_file():
         return

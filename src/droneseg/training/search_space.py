@@ -23,7 +23,7 @@ class Range(BaseModel):
         low: Lower bound, included.
         high: Upper bound, included.
         log: Whether to sample uniformly in the logarithm.
-        step: Distance between the sampled values; None samples all.
+        step: Distance between the sampled values; None samples any value in the range.
     """
 
     model_config = _STRICT
@@ -90,10 +90,10 @@ class SweepConfig(BaseModel):
 
 
 def load_sweep(path: Path | None, overrides: Sequence[str]) -> SweepConfig:
-    """Read the configuration of a sweep, merge overrides, and validate both ends of the search space.
+    """Read the configuration of a sweep, merge overrides, and validate the ends of the search space.
 
     Args:
-        path: YAML file; None for the one that is installed with droneseg.
+        path: YAML file; None for the one installed with droneseg.
         overrides: Overrides shared by all trials, `key=value`; they take precedence over the file.
 
     Raises:
@@ -136,7 +136,7 @@ def as_overrides(values: Mapping[str, Value]) -> list[str]:
 
 
 def preset_values(config: SweepConfig) -> dict[str, Value] | None:
-    """Return the preset's own values of the searched keys, or None if one of them is outside the search space."""
+    """Return the preset's values of the searched keys, or None if one of them is outside the search space."""
     preset = load_config(config.train)
     keys: dict[str, Any] = preset.model_dump(mode="json", exclude={"trainer"}) | preset.trainer.model_dump(mode="json")
     values = {key: keys[key] for key in config.space}

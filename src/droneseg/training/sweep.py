@@ -30,25 +30,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RESULT_NAME = "sweep.json"
 PRESET = "preset"
-"""User attribute of the trial that has the values of the preset itself."""
+"""User attribute of the trial that uses the preset unchanged."""
 
 # A trial without a heartbeat for the grace period was killed and is repeated. A shared database may be unreachable for
 # minutes.
 _HEARTBEAT_S, _GRACE_S = 2, 8
 _SHARED_HEARTBEAT_S, _SHARED_GRACE_S = 30, 300
 _RETRIES = 2
+_MAX_FAILURES = 3  # consecutive failures are likely to have a common cause
+_CHECKPOINTS = "checkpoint_*.pth*"  # includes partially written ones
 
 
 def open_study(config: SweepConfig, storage: str, name: str, seed: int, *, shared: bool = False) -> optuna.Study:
-    """Open a study, or create it with the preset itself as the first trial.
+    """Open a study, or create it with the unchanged preset as the first trial.
 
     Args:
         config: Configuration of the sweep.
         storage: URL of the study's database.
         name: Name of the study.
         seed: Random seed of the sampler.
-        shared: Whether several machines run trials at the same time; each then samples other values.
+        shared: Whether several machines run trials at the same time; each of them then samples different values.
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
@@ -106,7 +109,7 @@ def _create_or_load(config: SweepConfig, storage: str, name: str, *, shared: boo
 
 
 def _enqueue_preset(study: optuna.Study, config: SweepConfig) -> None:
-    """Add the preset itself as a trial, unless the study has it already."""
+    """Add a trial of the unchanged preset, unless the study already has one."""
     values = preset_values(config)
     if values is None:
         logger.warning("preset values are outside the search space; skipping the preset as a trial")
@@ -116,7 +119,7 @@ def _enqueue_preset(study: optuna.Study, config: SweepConfig) -> None:
 
 @contextmanager
 def translate_storage_errors(storage: str) -> Iterator[None]:
-    """Convert errors of a study's database inside a `with` block to one line.
+    """Convert errors of a study's database inside a `with` block to one-line errors.
 
     Args:
         storage: URL of the database.
@@ -172,11 +175,6 @@ def import_optuna() -> Any:
     return optuna
 
 
-RESULT_NAME = "sweep.json"
-_MAX_FAILURES = 3  # consecutive failures are likely to have a common cause
-_CHECKPOINTS = "checkpoint_*.pth*"  # includes partially written ones
-
-
 @dataclass(frozen=True)
 class Trial:
     """Result of one trial.
@@ -189,7 +187,7 @@ class Trial:
         values: Values of the searched keys.
         dices: Smoothed Dice after each epoch.
         seconds: Training time in seconds.
-        preset: Whether the trial has the values of the preset itself.
+        preset: Whether the trial uses the preset unchanged.
         error: Error message of a failed trial.
     """
 
@@ -211,7 +209,7 @@ class SweepResult:
     Attributes:
         name: Name of the study.
         trials: Complete and pruned trials, best first.
-        command: Overrides of `droneseg train` for the best trial; empty if no trial is complete.
+        command: Overrides for `droneseg train` to repeat the best trial; empty if no trial is complete.
         common: Overrides shared by all trials.
     """
 
@@ -222,12 +220,12 @@ class SweepResult:
 
     @property
     def best(self) -> Trial | None:
-        """The best complete trial, or None."""
+        """Best complete trial, or None."""
         return next((trial for trial in self.trials if trial.state == "complete"), None)
 
     @property
     def preset(self) -> Trial | None:
-        """The trial of the preset itself, or None."""
+        """Trial of the unchanged preset, or None."""
         return next((trial for trial in self.trials if trial.preset), None)
 
 
@@ -246,7 +244,7 @@ def run_sweep(
 
     Args:
         config: Configuration of the sweep.
-        paths: nnU-Net's folders; trainings are written below `out` instead of its results.
+        paths: nnU-Net's folders; trainings are written below `out` instead of the results folder.
         out: Folder of the study, its trainings and its result.
         name: Name of the study.
         trials: Number of complete and pruned trials after which the sweep ends.
@@ -292,12 +290,12 @@ class _Runner:
         self._number = -1
 
     def run(self, study: optuna.Study) -> Trial:
-        """Run one trial, which is new or continues a killed one."""
+        """Run one trial: a new one, or the continuation of a killed one."""
         before = self._number
         try:
             study.optimize(self._objective, n_trials=1, catch=(_TrialFailedError,))
         except KeyboardInterrupt as error:
-            # Optuna marks the trial as failed; enqueue it again, so that it continues its training
+            # Optuna marks the trial as failed; enqueue it again so that its training can continue
             if self._number != before:
                 trial = study.trials[self._number]
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
@@ -347,8 +345,8 @@ def _configuration_of(trial: optuna.Trial) -> str:
 
 
 def _epoch_reporter(trial: optuna.Trial) -> tuple[list[EpochMetrics], Callable[[EpochMetrics], bool]]:
-    """Return a list of epochs, and a callback that adds an epoch, reports it and returns whether to continue."""
-    # the study already has some epochs of a trial that was killed
+    """Return a list of epochs, and a callback that appends an epoch, reports it and returns whether to continue."""
+    # the study already contains the epochs that a killed trial reported
     reported = set(trial.study.trials[trial.number].intermediate_values)
     epochs: list[EpochMetrics] = []
 

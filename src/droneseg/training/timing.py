@@ -47,7 +47,7 @@ class EpochDice:
 
 
 def time_to_reach(dice: float, epochs: Sequence[EpochDice]) -> float | None:
-    """Return the seconds until the Dice, smoothed as by `smoothed_end`, reached a value; None if it never did."""
+    """Return the seconds until the Dice, smoothed as in `smoothed_end`, reaches a value; None if it never does."""
     for last in range(min(_SMOOTHED_EPOCHS, len(epochs)), len(epochs) + 1):
         if smoothed_end(epochs[:last]) >= dice:
             return epochs[last - 1].seconds
@@ -55,7 +55,7 @@ def time_to_reach(dice: float, epochs: Sequence[EpochDice]) -> float | None:
 
 
 def smoothed_end(epochs: Sequence[EpochDice]) -> float:
-    """Return the mean Dice of the last three epochs; a single epoch is noisy, since its patches are random."""
+    """Return the mean Dice of the last three epochs; the Dice of a single epoch is noisy because patches are random."""
     return statistics.fmean(epoch.dice for epoch in epochs[-_SMOOTHED_EPOCHS:])
 
 
@@ -99,7 +99,7 @@ class _PartClock:
 
 
 def time_iterations(config: TrainingConfig, paths: NnunetPaths, trainer: str, count: int) -> IterationTimes:
-    """Train for some iterations and measure the parts of each.
+    """Train for some iterations and measure the time of each part.
 
     Args:
         config: Configuration of the training; nnU-Net's own trainer uses only the plan, the fold and the seed.
@@ -161,7 +161,7 @@ def dice_over_time(
 def _open_trainer(
     config: TrainingConfig, paths: NnunetPaths, name: str, *, loaders: int | None
 ) -> Iterator[tuple[Any, str]]:
-    """Build a trainer as nnU-Net's own command does; yield it and the type of its device."""
+    """Build a trainer as nnU-Net's own command does; yield the trainer and its device type."""
     export_environment(paths, loaders=loaders if loaders is not None else max(1, usable_cores() - 1))
     import matplotlib as mpl
     import numpy as np
@@ -175,7 +175,7 @@ def _open_trainer(
     write_trainer_settings(config, paths.results)
     torch.manual_seed(config.trainer.seed)
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
-    # nnU-Net's logger changes the style of every plot that follows
+    # nnU-Net's logger changes the style of all later plots
     with redirect_stdout_to_log(), mpl.rc_context():
         trainer = get_trainer_from_args(DATASET_NAME, config.configuration, config.fold, name, PLANS, device=device)
         yield trainer, device.type

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a training in a subprocess that ends with its parent."""
+"""One trial of a sweep: a training in a subprocess that exits when its parent does."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _TERMINATE_S = 30  # time for W&B to upload the end of the run
-_LOG_CHARACTERS = 2000  # end of the log that is searched for the error
+_LOG_CHARACTERS = 2000  # at the end of the log, searched for the error
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run_trial(
     """
     fold.mkdir(parents=True, exist_ok=True)
     if not any(fold.glob("checkpoint_*.pth")):
-        (fold / EPOCHS_NAME).unlink(missing_ok=True)  # epochs of a training that cannot be resumed
+        (fold / EPOCHS_NAME).unlink(missing_ok=True)  # left by a training that cannot be resumed
     folders = [str(paths.raw), str(paths.preprocessed), str(paths.results)]
     command = [sys.executable, "-W", "ignore", "-m", "droneseg.training.trial", str(os.getpid()), *folders, *overrides]
     with (fold / "trial.log").open("wb") as log:
@@ -97,7 +97,7 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Kill this process and its children when its parent has exited, even by kill -9."""
+    """Kill this process and its children once its parent has exited, even by `kill -9`."""
 
     def watch_parent() -> None:
         while os.getppid() == parent:
