@@ -13,7 +13,7 @@ RESAMPLES = 2000
 MIN_IMAGES = 20
 """Number of images below which intervals are too narrow to be relied on."""
 LEVEL = 0.95
-_MIN_DEFINED_SHARE = 0.975  # if a metric is defined in fewer resamples, those are not a random selection
+_MIN_DEFINED_SHARE = 0.975  # if a metric is defined in fewer resamples, these are not a random selection
 
 Metric = Callable[[metrics.Counts], NDArray[np.float64]]
 
@@ -53,7 +53,7 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """Return the metrics of a set of images with confidence intervals, by name.
 
-    Each resample draws as many images as there are, with replacement. The interval of a metric contains the middle
+    Each resample draws N images with replacement. The interval of a metric contains the middle
     95 % of its values (percentile bootstrap, Efron 1979). Images are resampled instead of pixels, because the pixels
     of an image are not independent.
 
@@ -134,8 +134,8 @@ def _compute_metrics(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | Non
 def _interval(value: float, sampled: NDArray[np.float64], images: int) -> Interval:
     known = sampled[np.isfinite(sampled)]
     defined = None if np.isnan(value) else value
-    # a rare class is missing from many resamples, and the others contain it more often than they should; a single
-    # image is the same in every resample
+    # if a rare class is missing from many resamples, it is over-represented in the others; with a single image, all
+    # resamples are equal
     if defined is None or len(known) < _MIN_DEFINED_SHARE * len(sampled) or images < 2:
         return Interval(defined, None, None)
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -57,7 +57,7 @@ def compare_evaluations(
         first: Evaluation of the current model.
         second: Evaluation of the model that may replace it, on the same images in the same order.
         names: Names of the two models.
-        about: Lines that describe models and data.
+        about: Lines that describe the models and the data.
     """
     matrices = [np.stack([image.matrix for image in evaluation.images]) for evaluation in (first, second)]
     return ComparisonReport(

@@ -30,7 +30,7 @@ class EvaluatedImage:
         matrix: Pixel counts, shape (C, C); rows are true classes, columns predicted ones.
         truth: File of the true mask.
         prediction: File of the predicted mask.
-        confidence: Mean probability of the winning class; None if `predict` did not log it for this mask.
+        confidence: Mean probability of the predicted class; None if `predict` did not log it for this mask.
     """
 
     stem: str
@@ -79,7 +79,7 @@ def evaluate_folder(
         truth: Folder of true masks.
         truth_kind: Encoding of the true masks: class colours or class ids.
         max_pixels: Maximum number of pixels of a mask.
-        progress: Called with (done, total) after each mask.
+        progress: Progress callback with (done, total), called after each mask.
 
     Raises:
         DatasetError: If there are no predictions, a prediction has no true mask, or a mask is invalid; the error
@@ -133,11 +133,11 @@ def _confidences(predictions: Path) -> dict[str, float]:
         try:
             entry = json.loads(line)
             stem, logged = str(entry["stem"]), str(entry["mask_sha256"])
-            # the confidence belongs to the mask that was written, not to one changed since
+            # the logged confidence is not valid for a mask that was changed later
             if hashlib.sha256((predictions / f"{stem}.png").read_bytes()).hexdigest() == logged:
                 confidences[stem] = float(entry["prediction"]["confidence"])
         except (ValueError, KeyError, TypeError, OSError):
-            continue  # a line cut off by a crash, or a deleted mask
+            continue  # a truncated line, or a deleted mask
     return confidences
 
 
@@ -153,7 +153,7 @@ def boundary_error(truth: Mask, prediction: Mask) -> float:
     """Return the mean distance between predicted and true borders (average symmetric surface distance).
 
     For each border pixel of either mask, the distance to the nearest border pixel of the other mask is averaged. If
-    only one mask has borders, each of its border pixels counts with the diagonal of the image.
+    only one mask has borders, the distance of each of its border pixels is the diagonal of the image.
 
     Args:
         truth: Class ids, shape (H, W), dtype uint8.
@@ -249,8 +249,8 @@ def _mean_iou_of_constant(counts: NDArray[np.int64], class_id: int) -> float:
 def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Sequence[tuple[Image, Mask]]) -> float:
     """Return the mIoU of a classifier that uses only the colour of each pixel.
 
-    Gradient-boosted trees on red, green and blue are fitted with and without balanced class weights; the better mIoU
-    is returned, as an upper bound of what colour alone reveals.
+    Gradient-boosted trees on red, green and blue are fitted with and without balanced class weights. The better mIoU
+    is returned, because it shows how well colour alone can separate the classes.
 
     Args:
         fitted: Images, (H, W, 3) uint8, and masks, (H, W) uint8, to fit on.
@@ -273,7 +273,7 @@ def colour_classifier_miou(fitted: Sequence[tuple[Image, Mask]], held_out: Seque
 def _fit_colour_table(pixels: NDArray[np.uint8], ids: Mask, *, balanced: bool) -> NDArray[np.uint8]:
     """Fit the classifier; return the class id of each colour, shape (32, 32, 32).
 
-    With 5 bits per channel there are only 32,768 colours, so one prediction of each serves every pixel.
+    With 5 bits per channel, there are only 32,768 colours, so the classifier predicts each colour once.
     """
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier

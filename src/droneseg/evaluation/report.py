@@ -33,7 +33,7 @@ SHOWN_IMAGES = 4
 _MUCH_BACKGROUND = 0.01
 
 FindImage = Callable[[str], Image | None]
-"""Returns the image of a stem, RGB (H, W, 3) uint8, or None if there is none."""
+"""Function that returns the image of a stem, RGB (H, W, 3) uint8, or None if there is none."""
 
 _METHOD = """\
 Intervals: percentile bootstrap over images, 2,000 resamples, 95 %. mIoU is the mean over those of the classes 1-5 that
@@ -51,7 +51,7 @@ class ImageMetrics(BaseModel):
         miou: Mean IoU; None if the image contains no class 1 to 5.
         pixel_accuracy: Share of correctly predicted pixels, 0 to 1.
         boundary_error_px: Mean distance between predicted and true borders in pixels.
-        confidence: Mean probability of the winning class; None if it is not known.
+        confidence: Mean probability of the predicted class; None if it is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -179,7 +179,7 @@ def write_report(
     find_image: FindImage,
     replace: bool = False,
 ) -> QualityReport:
-    """Write report.md, report.json and plots to a folder, and images to `pictures`, which git ignores.
+    """Write report.md, report.json and plots to a folder, and images to its subfolder `pictures`, which git ignores.
 
     Args:
         evaluation: Evaluation of a folder of predicted masks.
@@ -187,7 +187,7 @@ def write_report(
         title: Heading of report.md.
         truth_kind: Encoding of the true masks: class colours or class ids.
         max_pixels: Maximum number of pixels of a mask.
-        find_image: Returns the image of a stem; if it returns None, masks are shown on white.
+        find_image: Function that returns the image of a stem; if it returns None, masks are shown on white.
         replace: Whether to replace an older report.
 
     Raises:
