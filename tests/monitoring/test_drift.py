@@ -296,7 +296,7 @@ def test_errors_name_what_a_report_lacks(bundle: Bundle, tmp_path: Path) -> None
     with pytest.raises(DriftError, match="DRONESEG_REPORTS_URL is none"):
         make_report(bundle.folder, records, "none", 200)
     with pytest.raises(DriftError, match=r"runs model older, .* POST /admin/reload"):
-        make_report(bundle.folder, records, reports, 200, answering="older")
+        make_report(bundle.folder, records, reports, 200, active_id="older")
     assert not (tmp_path / "reports").exists()
 
 

@@ -21,7 +21,7 @@ _VALUE = re.compile(r" \([^()]*\{\{\s*\$value[^}]*\}\}\)")
 
 
 def policies_of(rules: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return an alert policy for each alert rule, by its name.
+    """Return an alert policy for each alert rule, by the name of the rule.
 
     Args:
         rules: Content of a Prometheus rule file.
@@ -61,7 +61,7 @@ def _policy(group: str, rule: dict[str, Any]) -> dict[str, Any]:
 
 
 def _translate_summary(summary: str) -> str:
-    """Return a summary in Cloud Monitoring's template language, which has labels but no query value."""
+    """Return a summary in Cloud Monitoring's template language, which supports labels but not the query's value."""
     return _VALUE.sub("", _LABEL.sub(r"${metric_or_resource.label.\1}", summary))
 
 

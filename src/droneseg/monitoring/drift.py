@@ -1,9 +1,9 @@
 """Drift test: features, reference table, Kolmogorov-Smirnov test.
 
 Each feature is compared by a two-sample Kolmogorov-Smirnov test. It assumes nothing about the shape of a distribution
-and detects changes of its location, width and shape. With k features a chance difference in one of them is likely, so
-each p-value must be below 0.05 / k (Bonferroni correction). Fewer than 5 % of the reports on unchanged images then
-report drift, however the features are correlated.
+and detects changes of its location, width and shape. With k features, a chance difference in one of them is likely, so
+each p-value must be below 0.05 / k (Bonferroni correction). Then fewer than 5 % of the reports on unchanged images
+report drift, regardless of correlations between the features.
 """
 
 import csv
@@ -31,9 +31,9 @@ class Feature:
     Attributes:
         name: Name in tables and reports.
         meaning: Short description.
-        lower: Predicate of images with a lower value, such as "are darker".
-        higher: Predicate of images with a higher value.
-        of_model: Whether the feature is computed from the model's output, not from the image.
+        lower: Predicate for images with a lower value, such as "are darker".
+        higher: Predicate for images with a higher value, such as "are brighter".
+        of_model: Whether the feature is computed from the model's output instead of the image.
         digits: Number of significant digits to compare; None for all.
     """
 
@@ -45,7 +45,7 @@ class Feature:
     digits: int | None = None
 
     def rounded(self, value: float) -> float:
-        """Return a value rounded to the digits that are compared."""
+        """Return a value rounded to `digits` significant digits."""
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
@@ -57,7 +57,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("noise", "standard deviation of the noise", "are less noisy", "are noisier"),
     Feature("warmth", "red relative to red and blue", "are bluer", "are redder"),
     Feature("green_share", "share of green pixels", "are less green", "are greener"),
-    # all validation images may have the same size, so one row of pixels more must not count as a change
+    # all validation images may have the same size, so an additional row of pixels must not count as a change
     Feature("megapixels", "image size", "are smaller", "are larger", digits=2),
     *(
         Feature(
@@ -85,8 +85,8 @@ THRESHOLD = FALSE_ALARMS / len(FEATURES)
 """p-value below which a feature differs."""
 METHOD = "ks"
 MIN_RECORDS = 20
-"""Number of records, and of reference images, that the test needs."""
-_MIN_RECORDS_PER_DAY = 5  # to decide since when a feature differs
+"""Minimum number of records, and of reference images, for the test."""
+_MIN_RECORDS_PER_DAY = 5  # to test a single day for a difference
 
 
 def compute_features(
@@ -99,7 +99,7 @@ def compute_features(
         width: Width of the image in pixels.
         height: Height of the image in pixels.
         class_fractions: Share of the predicted pixels by class name.
-        confidence: Mean probability of the winning class.
+        confidence: Mean probability of the predicted class.
 
     Raises:
         KeyError: If a value is missing.
@@ -217,7 +217,7 @@ class FeatureDrift:
         p_value: Probability of a difference at least as large if nothing has changed.
         reference_median: Median at validation.
         median: Median of the records from `since` on; of all records if `since` is None.
-        since: First day since which the feature differs on every single day; None if there is no such day.
+        since: First day from which on the feature differs on every day; None if there is no such day.
     """
 
     feature: Feature
@@ -267,12 +267,12 @@ class Drift:
 
     @property
     def since(self) -> date | None:
-        """First day since which any feature differs."""
+        """Earliest day from which on a feature differs; None if there is no such day."""
         return min((item.since for item in self.changed if item.since), default=None)
 
 
 def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
-    """Compare records with the reference of the model that made them.
+    """Compare records with the reference of the model that predicted them.
 
     Args:
         reference: Features of the model's validation images.
@@ -325,7 +325,7 @@ def _compare(feature: Feature, reference: list[float], days: Mapping[date, list[
 
 
 def _first_different_day(reference: list[float], by_day: Mapping[date, list[float]]) -> date | None:
-    """Return the first day since which every day with enough records differs from the reference."""
+    """Return the first day from which on every day with enough records differs from the reference."""
     first = None
     for day, values in sorted(by_day.items(), reverse=True):
         if len(values) >= _MIN_RECORDS_PER_DAY:

@@ -36,7 +36,7 @@ _CHANGED, _SAME, _REFERENCE = "#c0392b", "#2c7a4b", "#b8c0c8"
 _MAX_OVER_TIME = 6  # features plotted over time
 _COLUMNS = 2
 _LOW, _HIGH = 5, 95  # percentiles shown
-_MAX_SHIFT = 3.5  # of a feature in the plot, in widths of its reference range
+_MAX_SHIFT = 3.5  # largest shift shown in the plot, in widths of the feature's reference range
 _MAX_LISTED = 5  # unreadable records and future days named on the page
 
 
@@ -60,7 +60,7 @@ class DriftResult(BaseModel):
 
 
 def make_report(
-    model: Path, records_url: str, reports_url: str, number: int, *, answering: str | None = None
+    model: Path, records_url: str, reports_url: str, number: int, *, active_id: str | None = None
 ) -> DriftResult:
     """Compare the latest records of a model with its reference and write a report.
 
@@ -69,18 +69,18 @@ def make_report(
         records_url: Folder or URL of the prediction log.
         reports_url: Folder or URL to which the report is written.
         number: Maximum number of records.
-        answering: Id of the model that the service runs; None if the bundle may hold any model.
+        active_id: Id that the model must have, such as that of the service's active model; None accepts any model.
 
     Raises:
-        BundleError: If the bundle does not verify.
+        BundleError: If the verification of the bundle fails.
         DriftError: If the bundle has no reference, there are too few records, or a URL is disabled.
         RecordsError: If the records cannot be read or the report cannot be written.
         MissingDependencyError: If Evidently is not installed.
     """
     if find_spec("evidently") is None:
         raise MissingDependencyError("evidently", "drift")
-    require_somewhere(records_url, reports_url)
-    bundle = _read_model(model, answering)
+    require_enabled(records_url, reports_url)
+    bundle = _read_model(model, active_id)
     reference = drift_test.read_reference(bundle)
     page = read_recent_records(records_url, number, bundle.model_id)
     _require_enough(page, records_url, bundle.model_id)
@@ -91,7 +91,7 @@ def make_report(
     return DriftResult(url=url, message=message, drifted=drift.drifted, share=drift.share, records=drift.records)
 
 
-def require_somewhere(records_url: str, reports_url: str) -> None:
+def require_enabled(records_url: str, reports_url: str) -> None:
     """Raise `DriftError` if the prediction log or the reports are disabled."""
     for variable, url in (("RECORDS_URL", records_url), ("REPORTS_URL", reports_url)):
         if url == DISABLED:
@@ -100,11 +100,11 @@ def require_somewhere(records_url: str, reports_url: str) -> None:
             )
 
 
-def _read_model(folder: Path, answering: str | None) -> Bundle:
+def _read_model(folder: Path, active_id: str | None) -> Bundle:
     bundle = read_bundle(folder)
-    if answering not in (None, bundle.model_id):
+    if active_id not in (None, bundle.model_id):
         raise DriftError(
-            f"The service runs model {answering}, but {folder} now holds model {bundle.model_id}. Reload it with "
+            f"The service runs model {active_id}, but {folder} now holds model {bundle.model_id}. Reload it with "
             "POST /admin/reload or restart the service."
         )
     return bundle
@@ -136,7 +136,7 @@ def _write(reports_url: str, html: str, figures: dict[str, object]) -> str:
     text = json.dumps({"time": now.isoformat(timespec="seconds"), **figures}, indent=1) + "\n"
     try:
         write_file(reports_url, f"{folder}/{FIGURES_NAME}", text.encode())
-        # the page comes last: once it is visible, the report is complete
+        # the page is written last: once it is visible, the report is complete
         return write_file(reports_url, f"{folder}/{PAGE_NAME}", html.encode())
     except Exception as error:  # any storage error
         raise RecordsError(f"Cannot write the report to {reports_url}: {type(error).__name__}: {error}") from error
@@ -160,7 +160,7 @@ def sentences(drift: drift_test.Drift) -> list[str]:
 def _change(item: drift_test.FeatureDrift) -> str:
     feature = item.feature
     values = f"{feature.name} {_short(item.median)} instead of {_short(item.reference_median)}"
-    # the median may stay while the width or the shape of the distribution changes
+    # the median may stay the same while the width or the shape of the distribution changes
     if item.median == item.reference_median:
         return f"The distribution of {feature.name} has changed ({values})"
     return f"The images {feature.higher if item.median > item.reference_median else feature.lower}: {values}"
@@ -173,7 +173,7 @@ def _since(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
 
 
 def _first_day(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
-    """Return the day since which a feature differs; empty if it does not."""
+    """Return the day from which on a feature differs, as text; empty if it does not differ."""
     if not item.drifted or item.since is None:
         return ""
     return f"{item.since} or earlier" if item.since == next(iter(drift.days)) else str(item.since)
@@ -182,14 +182,14 @@ def _first_day(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
 def render_page(
     drift: drift_test.Drift, reference: drift_test.Reference, page: RecordsPage, *, model_id: str, evidently: str
 ) -> str:
-    """Return the report as one HTML file that needs no other file.
+    """Return the report as a self-contained HTML page.
 
     Args:
         drift: Result of the drift test.
         reference: Features of the validation images.
         page: Records that were compared.
         model_id: Id of the model.
-        evidently: Evidently's report, HTML.
+        evidently: Evidently's report as HTML.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -216,7 +216,7 @@ def render_page(
 
 
 def _notes(drift: drift_test.Drift, reference: drift_test.Reference, page: RecordsPage) -> list[str]:
-    """Return what the report compares and what it leaves out, a sentence each."""
+    """Return sentences about the data: the compared images, the reference and the skipped records."""
     days = ", ".join(f"{day} ({number})" for day, number in drift.days.items())
     notes = [
         f"{drift.records} records from {_minute(drift.first)} to {_minute(drift.last)} UTC: {days}.",
@@ -290,7 +290,7 @@ def _plot_range(
 
 
 def plot_over_time(drift: drift_test.Drift, reference: drift_test.Reference, records: Sequence[Record]) -> bytes | None:
-    """Plot the features that changed most over time, with their range at validation.
+    """Plot the most changed features over time, with their ranges at validation.
 
     Returns:
         PNG file; None if no feature changed.
@@ -340,8 +340,8 @@ def _png(figure: "Figure") -> bytes:
 
 
 def _evidently(reference: drift_test.Reference, page: RecordsPage) -> str:
-    """Return Evidently's report as HTML, made with the same test and threshold."""
-    # warnings about features that do not vary and about future pandas versions
+    """Return Evidently's report as HTML, computed with the same test and threshold."""
+    # Evidently warns about features that do not vary and about future pandas versions
     with warnings.catch_warnings(action="ignore"):
         import pandas as pd
         from evidently import DataDefinition, Dataset, Report
@@ -354,7 +354,7 @@ def _evidently(reference: drift_test.Reference, page: RecordsPage) -> str:
             pd.DataFrame(reference.table),
         )
         current, before = (Dataset.from_pandas(table[columns], data_definition=definition) for table in tables)
-        # as in our verdict, one differing feature is drift
+        # as in `verdict`, one feature that differs is drift
         preset = DataDriftPreset(
             columns=columns,
             num_method=drift_test.METHOD,
@@ -400,13 +400,13 @@ def _as_json(
 def main() -> None:
     """Run `python -m droneseg.monitoring.drift_report MODEL RECORDS REPORTS NUMBER MODEL_ID`.
 
-    Writes one line of JSON to stdout: a `DriftResult`, or the class (`error`) and the text (`message`) of an expected
-    error.
+    It writes one line of JSON to stdout: a `DriftResult`, or the class (`error`) and the message (`message`) of an
+    expected error.
     """
-    model, records_url, reports_url, number, answering = sys.argv[1:]
+    model, records_url, reports_url, number, active_id = sys.argv[1:]
     result: dict[str, object]
     try:
-        result = make_report(Path(model), records_url, reports_url, int(number), answering=answering).model_dump()
+        result = make_report(Path(model), records_url, reports_url, int(number), active_id=active_id).model_dump()
     except DronesegError as error:
         result = {"error": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(result) + "\n")

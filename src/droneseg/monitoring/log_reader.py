@@ -1,4 +1,4 @@
-"""Read recent records and find the least confident images."""
+"""Read recent records and find the images with the least confident predictions."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _FIRST_FILES = 16
 _MAX_FILES = 1024
 _READERS = 16
-_MAX_READ_PER_WANTED = 20  # records read for each one wanted: those of other models are skipped
+_MAX_READ_PER_WANTED = 20  # records read per requested one, because those of other models are skipped
 
 LIST_NAME = "hard-cases.json"
 _SAMPLE_PATH = re.compile(rf"{SAMPLES_FOLDER}/\d{{4}}/\d\d/\d\d/[\w.-]+")  # nothing else is ever copied
@@ -38,9 +38,9 @@ class RecordsPage:
 
     Attributes:
         records: Records of the model, oldest first.
-        other_models: Number of newer records by id of each other model.
+        other_models: Number of newer records of other models, by model id.
         unreadable: Invalid lines as FILE:LINE, and files that could not be read.
-        future_days: Folders of days in the future, which were skipped; a clock was wrong.
+        future_days: Folders of days in the future, which were skipped because a clock was wrong.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -54,7 +54,7 @@ class RecordsPage:
         return len(self.records) + sum(self.other_models.values()) + len(self.unreadable)
 
     def add(self, record: Record, *, model_id: str | None) -> None:
-        """Add a record of the model; count it if it belongs to another one."""
+        """Add a record of the model; only count a record of another model."""
         if model_id in (None, record.model_id):
             self.records.append(record)
         else:
@@ -80,7 +80,7 @@ def read_recent_records(url: str, number: int, model_id: str | None = None) -> R
         _read_newest(filesystem, root, page, number, model_id)
     except Exception as error:  # any storage error
         raise RecordsError(f"Cannot read the records at {url}: {type(error).__name__}: {error}") from error
-    # several instances write at the same time, so files overlap
+    # several instances write at the same time, so the times in different files overlap
     page.records.sort(key=lambda record: record.time)
     page.records = page.records[-number:]
     return page
@@ -97,12 +97,12 @@ def _read_newest(filesystem: Any, root: str, page: RecordsPage, number: int, mod
         missing = number - len(page.records)
         if missing <= 0 or page.lines_read >= _MAX_READ_PER_WANTED * max(number, _FIRST_FILES):
             return
-        # a file may hold one record or a thousand
+        # a file may contain one record or a thousand
         size = min(_MAX_FILES, math.ceil(missing * files_read / max(1, page.lines_read)))
 
 
 def _newest_first(filesystem: Any, root: str, page: RecordsPage) -> Iterator[str]:
-    # times are UTC everywhere, but clocks differ
+    # all times are UTC, but clocks differ
     last = f"{datetime.now(UTC) + timedelta(days=1):%Y/%m/%d}"
     for year in _numbered(filesystem, root, 4):
         for month in _numbered(filesystem, year, 2):
@@ -144,7 +144,7 @@ def _parse(name: str, content: bytes, page: RecordsPage) -> Iterator[Record]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = Record.model_validate_json(line)
-            record_features(record)  # fails for a record of a version with other features
+            record_features(record)  # fails for a record from a version with other features
         except (ValidationError, KeyError):
             page.unreadable.append(f"{name}:{number}")
         else:
@@ -156,7 +156,7 @@ class HardCase:
     """An image that the model predicted with low confidence.
 
     Attributes:
-        confidence: Mean probability of the winning class, 0 to 1.
+        confidence: Mean probability of the predicted class, 0 to 1.
         time: Time of the prediction.
         model_id: Id of the model.
         source: File name or, by default, its SHA-256; None for an upload without a name.
@@ -173,7 +173,7 @@ class HardCase:
 def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) -> list[HardCase]:
     """Return the images predicted with the lowest confidence, lowest first.
 
-    Of several predictions of the same image, the newest counts.
+    Of several predictions of the same image, only the newest counts.
 
     Args:
         url: Folder or URL of the prediction log.
@@ -189,7 +189,7 @@ def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) 
         raise RecordsError(
             f"There are no records at {url}. Name the location that the service's DRONESEG_RECORDS_URL is set to."
         )
-    # the same image has the same statistics; file names repeat, because every drone starts with the same one
+    # the statistics identify an image; file names do not, because every drone starts numbering at the same one
     by_content = {
         (record.source, record.width, record.height, *sorted(record.statistics.items())): record
         for record in records
@@ -202,13 +202,13 @@ def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) 
 
 
 def fetch_hard_cases(url: str, cases: list[HardCase], out: Path, *, replace: bool = False) -> int:
-    """Copy sampled images and their masks to a folder, numbered from the lowest confidence on.
+    """Copy sampled images and their masks to a folder, numbered by confidence, lowest first.
 
     Args:
         url: Folder or URL of the prediction log.
         cases: Images to copy.
         out: Folder to create, with `001.jpg`, `001.mask.png` and so on.
-        replace: Whether to replace an older folder of this kind.
+        replace: Whether to replace the folder of an earlier call.
 
     Returns:
         Number of images copied; images that are no longer stored are skipped.

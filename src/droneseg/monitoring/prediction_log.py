@@ -29,8 +29,8 @@ SAMPLES_FOLDER = "samples"
 MASK_SUFFIX = ".mask.png"
 _FLUSH_S = 0.5
 _MAX_PAUSE_S = 30.0
-_MAX_PENDING_BYTES = 256 * 2**20  # of images that wait for their statistics
-_MAX_SAMPLE_BYTES = 128 * 2**20  # of samples that wait to be written
+_MAX_PENDING_BYTES = 256 * 2**20  # total size of images that wait for their statistics
+_MAX_SAMPLE_BYTES = 128 * 2**20  # total size of samples that wait to be written
 _MAX_RECORDS = 10_000  # in memory while the storage is unavailable
 _MAX_RECORDS_PER_FILE = 1_000
 _MAX_SIDE = 1_000_000  # pixels
@@ -41,7 +41,7 @@ Count: TypeAlias = Callable[[Outcome, int], None]
 
 
 class Record(BaseModel):
-    """Log entry of one prediction. It holds neither the image nor, by default, the file name.
+    """Log entry of one prediction. It contains neither the image nor, by default, the file name.
 
     Attributes:
         time: Time of the prediction.
@@ -49,7 +49,7 @@ class Record(BaseModel):
         width: Width of the image in pixels.
         height: Height of the image in pixels.
         class_fractions: Share of the predicted pixels by class name, 0 to 1.
-        confidence: Mean probability of the winning class, 0 to 1.
+        confidence: Mean probability of the predicted class, 0 to 1.
         statistics: Image statistics as `image_statistics` returns them.
         source: SHA-256 of the file name, or the name itself if names are kept; None for an upload without a name.
         sample: Path of the stored image, relative to the log; None if the image was not sampled.
@@ -88,7 +88,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class _PendingRecord:
-    """A prediction whose record is not made yet; `rows` are the image rows that the statistics use."""
+    """A prediction whose record has not been created yet; `rows` are the image rows that the statistics use."""
 
     time: datetime
     filename: str | None
@@ -105,10 +105,10 @@ class PredictionLog:
     """Log of predictions, written by one background thread. Logging neither delays nor fails a prediction.
 
     Records are collected for half a second and written together, one JSON line each, to files named by time
-    (`YYYY/MM/DD/HHMMSS.mmm-RANDOM.jsonl`), so that the latest are found without reading others. While the storage is
-    unavailable, writing is retried with growing pauses; records stay in memory up to a number, then the oldest are
-    dropped. Samples go to files of their own below `samples/`; they are written while no record is waiting and are
-    dropped if they take too much memory or cannot be written.
+    (`YYYY/MM/DD/HHMMSS.mmm-RANDOM.jsonl`), so that the newest are found without reading others. While the storage is
+    unavailable, writing is retried with growing pauses; up to `max_records` records stay in memory, and the oldest are
+    dropped beyond that. Samples are written to separate files below `samples/`; they are written while no record is
+    waiting and are dropped if they take too much memory or cannot be written.
 
     Args:
         url: Local folder or any URL that fsspec supports, such as gs://bucket/folder.
@@ -133,7 +133,7 @@ class PredictionLog:
         self._record_count, self._sample_count = _OutcomeCounter(count_records), _OutcomeCounter(count_samples)
         self._records = _RecordWriter(url, self._record_count, capacity=max_records)
         self._samples = _SampleWriter(url, self._sample_count)
-        # an event asks for a flush, None for the end
+        # an event requests a flush, None ends the thread
         self._queue: queue.Queue[_PendingRecord | threading.Event | None] = queue.Queue()
         self._lock = threading.Lock()
         self._pending_bytes = 0
@@ -143,7 +143,7 @@ class PredictionLog:
         self._worker.start()
 
     def log(self, filename: str | None, image: Image, prediction: Prediction, sample: Sample | None = None) -> None:
-        """Queue a prediction; return at once. It is dropped and counted if too many images are waiting.
+        """Queue a prediction and return immediately. It is dropped and counted if too many images are waiting.
 
         Args:
             filename: Name of the uploaded file, if any.
@@ -153,7 +153,7 @@ class PredictionLog:
         """
         if random.random() >= self._sample_share:
             sample = None
-        # a quarter of the rows is all that the statistics need, so the image itself can go
+        # the statistics need only a quarter of the rows; copying these lets the image be freed
         rows = image[::STATISTICS_ROW_STEP].copy()
         pending = _PendingRecord(datetime.now(UTC), filename, rows, prediction, sample)
         with self._lock:
@@ -176,9 +176,9 @@ class PredictionLog:
         written.wait(timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Write everything that is queued; drop and count what cannot be written in time.
+        """Write all queued records and samples; drop and count those that cannot be written in time.
 
-        Statistics are computed for half of the time, so that the records made so far can be written.
+        Computing statistics stops after half of the time, so that the finished records can still be written.
 
         Args:
             timeout_s: Time limit in seconds.
@@ -216,14 +216,14 @@ class PredictionLog:
 
     def _add_record(self, pending: _PendingRecord) -> None:
         try:
-            self._records.add(self._make_record(pending))
+            self._records.add(self._create_record(pending))
         except Exception:
             logger.exception("dropped a record that could not be made")
             self._record_count.settle("dropped", 1)
         with self._lock:
             self._pending_bytes -= pending.size_bytes
 
-    def _make_record(self, pending: _PendingRecord) -> Record:
+    def _create_record(self, pending: _PendingRecord) -> Record:
         prediction = pending.prediction
         height, width = prediction.mask.shape
         return Record(
@@ -259,7 +259,7 @@ class _OutcomeCounter:
             self._unsettled += 1
 
     def reject(self) -> None:
-        """Count an item that was not accepted as dropped."""
+        """Count an item as dropped without accepting it."""
         self._count("dropped", 1)
 
     def settle(self, outcome: Outcome, number: int) -> None:
@@ -280,7 +280,7 @@ class _OutcomeCounter:
 
 
 class _RecordWriter:
-    """Batches records and writes them; used by the worker thread alone."""
+    """Batches records and writes them; used only by the worker thread."""
 
     def __init__(self, url: str, count: _OutcomeCounter, *, capacity: int) -> None:
         self._url, self._count, self._capacity = url, count, capacity
@@ -295,11 +295,11 @@ class _RecordWriter:
         return bool(self._records)
 
     def wait_s(self) -> float | None:
-        """Return the seconds until the next write is due; None if nothing waits."""
+        """Return the seconds until the next write is due; None if no record waits."""
         return max(0.0, self._due - time.monotonic()) if self._records else None
 
     def add(self, record: Record) -> None:
-        """Add a record to the next batch; drop the oldest beyond the capacity."""
+        """Add a record to the next batch; drop the oldest record if the capacity is exceeded."""
         if not self._records:
             self._due = time.monotonic() + self._pause_s
         self._records.append(record)
@@ -308,9 +308,9 @@ class _RecordWriter:
             self._count.settle("dropped", 1)
 
     def flush(self, written: threading.Event) -> None:
-        """Write as soon as possible, and set the event once nothing waits."""
+        """Write as soon as possible, and set the event once no record waits."""
         self._flushes.append(written)
-        if self._pause_s == _FLUSH_S:  # after a failure the pause remains
+        if self._pause_s == _FLUSH_S:  # after a failure, the longer pause still applies
             self._due = 0.0
         self._finish_flushes()
 
@@ -341,7 +341,7 @@ class _RecordWriter:
 
 
 class _SampleWriter:
-    """Writes samples one by one; used by the worker thread alone."""
+    """Writes samples one by one; used only by the worker thread."""
 
     def __init__(self, url: str, count: _OutcomeCounter) -> None:
         self._url, self._count = url, count

@@ -31,7 +31,7 @@ class DriftMetrics:
         self._share.set(math.nan)
 
     def show(self, *, drifted: bool, share: float) -> None:
-        """Set the gauges to the result of a report made now."""
+        """Set the gauges to the result of a report, and its time to the current time."""
         self._drift.set(drifted)
         self._share.set(share)
         self._time.set_to_current_time()
@@ -107,7 +107,7 @@ class ServiceMetrics:
         self._drift_reports = counter("droneseg_drift_reports", "Drift reports, done or failed.", ("result",))
 
     def _start_at_zero(self) -> None:
-        """Create the series of events that have not happened yet: alert rules need their zeros."""
+        """Create the series of events that have not happened yet, because alert rules need their zeros."""
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):
@@ -121,11 +121,11 @@ class ServiceMetrics:
             self._faults.labels(code)
 
     def watch_queue(self, waiting: Callable[[], float], seconds: Callable[[], float]) -> None:
-        """Read the queue whenever the metrics are read.
+        """Register functions that report the state of the queue whenever the metrics are read.
 
         Args:
             waiting: Returns the number of images in the queue.
-            seconds: Returns the estimated seconds of work admitted.
+            seconds: Returns the estimated seconds of admitted work.
         """
         self._queue_images.set_function(waiting)
         self._queue_seconds.set_function(seconds)
@@ -200,10 +200,10 @@ class ServiceMetrics:
         """Return the metrics and their content type.
 
         Args:
-            accept: `Accept` header of the request; it selects OpenMetrics or the Prometheus text format.
+            accept: `Accept` header of the request, which selects OpenMetrics or the Prometheus text format.
         """
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # the header states a version that is not a number
+        except (TypeError, ValueError):  # the header contains a version that is not a number
             encode, content_type = choose_encoder("")
         return encode(self._registry), content_type

@@ -37,9 +37,9 @@ class Pruned:
 
 
 def prune(url: str, *, days: int, megabytes: int, today: date | None = None) -> Pruned:
-    """Delete files that are too old, then the oldest ones while the rest is too large.
+    """Delete files that are too old, then the oldest remaining ones until the total size is within the limit.
 
-    Only records, samples and reports are deleted, recognised by their names. All other files stay.
+    Only records, samples and reports are deleted; they are recognised by their names.
 
     Args:
         url: Folder or URL of records or reports.
@@ -84,7 +84,7 @@ def _own_files(filesystem: Any, root: str) -> list[_File]:
             try:
                 day = datetime.strptime(match["of_record"] or match["of_sample"] or match["of_report"], "%Y/%m/%d")
             except ValueError:
-                continue  # not a valid date, so not a file of ours
+                continue  # not a valid date, so not written by droneseg
             files.append(_File(day.date(), Path(name).name, str(path), int(info["size"])))
     return sorted(files, key=lambda file: (file.day, file.name))
 

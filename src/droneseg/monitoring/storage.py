@@ -47,12 +47,12 @@ def write_file(url: str, name: str, data: bytes) -> str:
 
     Args:
         url: Folder or URL.
-        name: Path below it.
+        name: Path of the file below `url`.
         data: Content of the file.
     """
     filesystem, root = open_url(url)
     if is_local(filesystem):
         write_bytes(Path(root) / name, data)  # fsspec's transactions are not atomic across disks
     else:
-        filesystem.pipe_file(f"{root}/{name}", data)  # in a bucket, an object appears when it is complete
+        filesystem.pipe_file(f"{root}/{name}", data)  # in a bucket, an object appears only when it is complete
     return str(filesystem.unstrip_protocol(f"{root}/{name}"))

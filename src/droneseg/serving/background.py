@@ -13,7 +13,7 @@ from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
 from droneseg.core.system import background_command, background_environment
-from droneseg.monitoring.drift_report import DriftResult, require_somewhere
+from droneseg.monitoring.drift_report import DriftResult, require_enabled
 from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.monitoring.storage import DISABLED, check_url
@@ -22,7 +22,7 @@ from droneseg.serving.schemas import Upload
 logger = logging.getLogger(__name__)
 
 _FLUSH_TIMEOUT_S = 3.0
-_REPORT_TIMEOUT_S = 600.0  # a process of the lowest priority gets little of a busy machine
+_REPORT_TIMEOUT_S = 600.0  # a process of the lowest priority gets little CPU time on a busy machine
 _REPORT_ERRORS: dict[str, type[errors.DronesegError]] = {
     kind.__name__: kind for kind in (errors.DriftError, errors.RecordsError, errors.BundleError)
 }
@@ -98,7 +98,7 @@ class PredictionLogger:
                 self._delete_old_files(url)
 
     def _delete_old_files(self, url: str) -> None:
-        """Delete old files in a process of the lowest priority, because there may be very many."""
+        """Delete old files in a process of the lowest priority, because there may be many of them."""
         arguments = [url, str(self._settings.retention_days), str(self._settings.retention_mb)]
         try:
             completed = subprocess.run(
@@ -124,8 +124,8 @@ class DriftReporter:
     Args:
         settings: Model folder and storage locations.
         metrics: Metrics of the latest report.
-        flush: Writes pending records, given a timeout in seconds.
-        model_id: Returns the id of the active model; raises `NotReadyError` if there is none.
+        flush: Function that writes pending records, given a timeout in seconds.
+        model_id: Function that returns the id of the active model; raises `NotReadyError` if there is none.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class DriftReporter:
         """
         if find_spec("evidently") is None:
             raise errors.MissingDependencyError("evidently", "drift")
-        require_somewhere(self._settings.records_url, self._settings.reports_url)
+        require_enabled(self._settings.records_url, self._settings.reports_url)
         model_id = self._model_id()
         with self._lock:
             self._check_running()
