@@ -240,7 +240,7 @@ def _admin_router(service: PredictionService, key: list[Depends]) -> APIRouter:
 
 
 def _page_router() -> APIRouter:
-    """Return the routes of the web page, whose files are part of the package and load nothing from other hosts."""
+    """Return the routes of the web page. Its files are part of the package and load nothing from other hosts."""
     router = APIRouter(include_in_schema=False)
     folder = files("droneseg.serving") / "static"
     contents = {name: (folder / name).read_bytes() for name in _PAGE_FILES}
@@ -263,7 +263,7 @@ def _page_router() -> APIRouter:
 
 
 def _add_exception_handlers(app: FastAPI, service: PredictionService) -> None:
-    """Return every error in the shared error format."""
+    """Register handlers that return every error in the shared error format."""
 
     @app.exception_handler(DronesegError)
     async def handle_expected_error(_request: Request, error: DronesegError) -> Response:
@@ -291,7 +291,7 @@ def _prediction_json(result: schemas.PredictionResult, mask: str) -> str:
 
 
 def _accepts_only_png(accept: str) -> bool:
-    """Return whether a client asks for the mask file instead of JSON."""
+    """Return whether an `Accept` header requests the mask file instead of JSON."""
     return PNG in accept and "application/json" not in accept
 
 

@@ -1,8 +1,8 @@
 """BentoML service and its middleware.
 
-BentoML reads a request body of any size before it calls an endpoint and returns errors in its own format. The
-middleware in front of it reads the body within our limits, extracts the image and passes on a request whose body is
-the image.
+BentoML reads request bodies of any size before it calls an endpoint, and returns errors in its own format. The
+middleware in front of it therefore limits the body while reading it, extracts the image and passes BentoML a request
+whose body is the image.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ DEFAULT_PORT = 3000
 PREDICT_BASE64, PREDICT_BYTES, MODEL_INFO = "/predict_base64", "/predict_image_bytes", "/model_info"
 PUBLIC_PATHS = ("/", "/livez", "/readyz", "/healthz", "/schema.json", "/docs.json")
 _LINKS = {"documentation": "/docs.json", "model": MODEL_INFO, "metrics": METRICS, "ready": "/readyz"}
-_WEB_PAGE = "/static_content"  # files of BentoML's web page, which is not served
+_WEB_PAGE = "/static_content"  # files of BentoML's web page, which are not served
 _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _BODY_PARSERS: dict[str, Callable[[str, bytes], bytes]] = {
     PREDICT_BASE64: request_body.parse_base64_body,
     PREDICT_BYTES: request_body.parse_image_body,
 }
-_OWN_ERROR = "error_in_our_format"  # in the `state` of a request: the endpoint has returned an error response
+_OWN_ERROR = "error_in_our_format"  # key in a request's `state`: the endpoint has returned an error response
 
 
 def load_bentoml_settings() -> Settings:
@@ -90,12 +90,12 @@ def prediction_service() -> PredictionService:
 @bentoml.service(
     name="droneseg",
     workers=1,  # the network uses all cores
-    # above the limits of our queue, which rejects by seconds of work and with Retry-After
+    # above the limits of `WorkQueue`, which rejects by seconds of work and with Retry-After
     traffic={"timeout": 2 * _SETTINGS.timeout_seconds + 120, "max_concurrency": 512},
     http={"host": _SETTINGS.host, "port": _SETTINGS.port if "port" in _SETTINGS.model_fields_set else DEFAULT_PORT},
     metrics={"enabled": False},  # served by BentoMLMiddleware
     logging={"access": {"enabled": False}},  # logged by RequestMiddleware
-    tracing={"excluded_urls": ".*"},  # no spans, which nothing would collect
+    tracing={"excluded_urls": ".*"},  # no spans, because nothing would collect them
 )
 class DroneSegService:
     """Semantic segmentation of drone images for safe landing."""
@@ -129,7 +129,7 @@ class DroneSegService:
         """Return the active model: id, licence, classes and quality metrics."""
         try:
             return self._service.model_info()
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # as in `_predict`
             return cast(ModelResponse, self._error_response(error))
 
     async def _predict(self, image: bytes) -> BentoPredictionResponse:
@@ -151,7 +151,7 @@ class BentoMLMiddleware:
     """ASGI middleware in front of BentoML: body size limits, shared error format, cancellation on disconnect.
 
     It serves `/` and `/metrics` itself: BentoML's page loads a tracking script, and its metrics have one label per
-    requested path. It also serves `GET /readyz` and `GET /model_info`, which BentoML does not know.
+    requested path. It also serves `GET /readyz` and `GET /model_info`, which BentoML does not provide.
 
     Args:
         app: BentoML's application.
@@ -178,7 +178,7 @@ class BentoMLMiddleware:
         except DronesegError as error:
             await error_response(error, self._service.error_detail(error))(scope, receive, send)
         except ClientDisconnect:
-            # without a response, BentoML would hold the request until its timeout
+            # without a response, BentoML would keep the request open until its timeout
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -205,7 +205,7 @@ class BentoMLMiddleware:
             receive_image = _with_body(
                 _BODY_PARSERS[scope["path"]](request_body.media_type(Headers(scope=scope)), body), receive
             )
-            del body  # the request waits in the queue, and BentoML holds the image
+            del body  # the request waits in the queue, and BentoML keeps the image
             scope = {**scope, "path": PREDICT_BYTES, "raw_path": PREDICT_BYTES.encode()}
             call = self._call_bentoml(scope, receive_image, send, content_type=b"application/octet-stream")
             await request_body.cancel_on_disconnect(call, receive)
@@ -225,7 +225,7 @@ class BentoMLMiddleware:
         return Response(content, headers={"Content-Type": content_type})
 
     def _with_our_errors(self, scope: Scope, receive: Receive, send: Send) -> Send:
-        """Return a `send` that replaces BentoML's error responses, for example for an unknown path, by ours."""
+        """Return a `send` that replaces BentoML's error responses, for example for an unknown path, with ours."""
         replaced = False
 
         async def send_with_our_errors(message: Message) -> None:
@@ -279,7 +279,7 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that first returns this body."""
+    """Return a `receive` that returns this body first."""
     bodies = [body]
 
     async def receive_body() -> Message:

@@ -59,7 +59,7 @@ _PATH_ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def error_spec(error: Exception) -> ErrorSpec:
-    """Return the HTTP representation of an error; unexpected errors are internal ones."""
+    """Return the HTTP representation of an error; an unexpected error is an internal error."""
     return next((spec for kind, spec in ERROR_SPECS.items() if isinstance(error, kind)), INTERNAL_ERROR)
 
 
@@ -69,7 +69,7 @@ def client_message(error: Exception) -> str:
 
 
 def status_code_name(status: int) -> str:
-    """Return the error code of an HTTP status that the framework or the server set."""
+    """Return the error code for an HTTP status that the framework or the server set."""
     return _PATH_ERROR_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
 
 
@@ -77,7 +77,7 @@ def error_response(error: Exception, detail: ErrorDetail) -> Response:
     """Return the response to a failed request.
 
     Args:
-        error: Determines status and headers.
+        error: Error that determines status and headers.
         detail: Error code and message, see `PredictionService.error_detail`.
     """
     status, headers = error_spec(error).status, {}

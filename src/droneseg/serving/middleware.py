@@ -30,15 +30,15 @@ _OTHER_ENDPOINT = "other"
 
 
 class RequestMiddleware:
-    """Middleware around the whole application.
+    """Middleware for all requests of the application: request id, API key, access log and metrics.
 
     Pure ASGI: starlette's `BaseHTTPMiddleware` runs the application in another task, which does not see disconnects.
 
     Args:
-        app: The wrapped application.
+        app: ASGI application to wrap.
         settings: Application settings, with the API key.
         metrics: Metrics that count the requests.
-        error_detail: Returns error code and message of an exception.
+        error_detail: Function that returns the error code and message for an exception.
         known_paths: Paths of all routes, used as metric labels; all other paths share one label.
         public_paths: Paths that need no API key; a path that ends with a slash includes all paths below it.
     """
@@ -72,7 +72,7 @@ class RequestMiddleware:
         try:
             await self._handle(scope, receive, response)
         except asyncio.CancelledError:
-            # the server shuts down, and its grace period is over
+            # the server is shutting down, and its grace period is over
             if not response.started:
                 await self._send_error(
                     NotReadyError("The service shut down before the request finished. Retry."), scope, receive, response
@@ -87,7 +87,7 @@ class RequestMiddleware:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if not path.isprintable():
-            # a route matches before a trailing line break, a metric label would not
+            # a route also matches its path with a trailing line break, which `known_paths` does not contain
             await path_error_response(HTTPStatus.NOT_FOUND, repr(path))(scope, receive, send)
         elif self._needs_key(path) and not self._has_key(Headers(scope=scope)):
             error = UnauthorizedError(f"The API key is missing or wrong. Send it in the header {API_KEY}.")

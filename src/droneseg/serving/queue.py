@@ -22,7 +22,7 @@ Input = TypeVar("Input")
 Output = TypeVar("Output")
 
 _DECAY = 0.9  # weight of the earlier measurements when a new one is added
-_MAX_SLOWDOWN = 4  # a job counts as at most this many times slower than the estimate: it may include a compilation
+_MAX_SLOWDOWN = 4  # limits the measured time relative to the estimate, because it may include a compilation
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class AdmissionController(Generic[Input, Output]):
     Args:
         limit_s: Largest estimated time of all unfinished jobs. A request of any size is admitted when there are none.
         seconds_per_unit: Initial estimate of the seconds per unit of work.
-        clock: Returns the current time in seconds.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(self, *, limit_s: float, seconds_per_unit: float, clock: Callable[[], float]) -> None:
@@ -139,7 +139,7 @@ class AdmissionController(Generic[Input, Output]):
             self._busy_since = now
 
     def remove(self, job: _Job[Input, Output]) -> None:
-        """Remove a job, which may be removed already."""
+        """Remove a job, if it has not been removed already."""
         with self._lock:
             self._jobs.pop(job, None)
 
@@ -158,12 +158,12 @@ class WorkQueue(Generic[Input, Output]):
     """Threads that process the admitted jobs in order.
 
     Args:
-        process: Processes one input, given also the seconds it waited; called from several threads.
+        process: Function of an input and the seconds it waited that returns the result; called from several threads.
         limit_s: Largest estimated time of all unfinished jobs. A request of any size is admitted when there are none.
         timeout_s: Time after admission by which a job must be finished; a job that would finish later is not started.
-        workers: Number of threads. With two, one image is decoded while another is in the network.
+        workers: Number of threads. With two, one image is decoded while the network processes another.
         seconds_per_unit: Initial estimate of the seconds per unit of work.
-        clock: Returns the current time in seconds.
+        clock: Function that returns the current time in seconds.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class WorkQueue(Generic[Input, Output]):
     def _remove_cancelled(self, job: _Job[Input, Output], future: Future[Output]) -> None:
         if future.cancelled():
             self._admission.remove(job)
-            del job.work  # the pool holds the job until a thread is free
+            del job.work  # the pool keeps the job until a thread is free
 
     def _run(self, job: _Job[Input, Output]) -> None:
         if not self._admission.start(job):
@@ -254,7 +254,7 @@ class WorkQueue(Generic[Input, Output]):
         try:
             error = self._deadline_error(job) or self._try_process(job)
             if error is not None:
-                traceback.clear_frames(error.__traceback__)  # they reference the image
+                traceback.clear_frames(error.__traceback__)  # its frames reference the image
                 with suppress(InvalidStateError):
                     job.future.set_exception(error)
         except BaseException:
@@ -276,7 +276,7 @@ class WorkQueue(Generic[Input, Output]):
         )
 
     def _try_process(self, job: _Job[Input, Output]) -> Exception | None:
-        """Process a job. Return its error, in a separate frame because a running frame cannot be cleared."""
+        """Process a job and return its error. A separate function, because a running frame cannot be cleared."""
         try:
             result = self._process(job.work, self._clock() - job.admitted_at)
         except Exception as error:  # noqa: BLE001  # any error is the result of this job

@@ -22,13 +22,14 @@ from droneseg.core.settings import Settings
 from droneseg.serving.schemas import Upload
 
 FILE_FIELD = "data"
-_BUDGET_BODIES = 8  # bodies of the largest allowed size that fit in memory at once
+_BUDGET_BODIES = 8  # size of the budget, in bodies of the largest allowed size
 _MAX_FIELDS = 32
 _MAX_TEXT_BYTES = 64 * 1024
 _JSON = "application/json"
 _RAW_TYPES = ("application/octet-stream", "text/plain")  # BentoML's client sends bytes as text/plain
 _BASE64 = re.compile(r"^[A-Za-z0-9+/]*=*\Z")
-_MAX_JSON_PARTS = 64  # base64 has none of the counted characters, and millions of JSON nodes take 100 times their bytes
+# limit on the characters that start JSON nodes: parsed nodes take 100 times their size, and base64 has none of these
+_MAX_JSON_PARTS = 64
 
 _Result = TypeVar("_Result")
 
@@ -46,7 +47,7 @@ class UploadBudget:
 
     @contextmanager
     def reserve(self) -> Iterator[Reservation]:
-        """Yield the reservation of one request and release it at the end."""
+        """Yield the reservation for one request and release it at the end."""
         reservation = Reservation(self)
         try:
             yield reservation
@@ -82,7 +83,7 @@ class Reservation:
         self._check_budget(int(content_length))
 
     async def read(self, chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks of a body and count their bytes, whatever `Content-Length` says.
+        """Yield the chunks of a body and check their total size, regardless of `Content-Length`.
 
         Raises:
             RequestTooLargeError: If the body exceeds the limit.
@@ -152,7 +153,7 @@ class _FormParser(MultiPartParser):
     """
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], settings: Settings) -> None:
-        # the last charset wins: browsers send UTF-8, and with some of Python's codecs names cannot be decoded
+        # the last charset wins: browsers send UTF-8, and some other charsets cannot decode every file name
         content_type = f"{headers['content-type']}; charset=utf-8"
         super().__init__(
             Headers({"content-type": content_type}),
@@ -184,7 +185,7 @@ class _FormParser(MultiPartParser):
             raise errors.TooManyFilesError(f"The request has more than {self._max_batch} files. Send several requests.")
 
     def on_end(self) -> None:
-        """Remember that the last boundary arrived."""
+        """Record that the last boundary arrived."""
         self._ended = True
 
     async def _check_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -215,7 +216,7 @@ def media_type(headers: Headers) -> str:
 
 
 def parse_image_body(content_type: str, body: bytes) -> bytes:
-    """Return a body that is the image file itself.
+    """Check that a body is an image file, and return it.
 
     Raises:
         WrongContentTypeError: If the media type is not that of an image.
@@ -256,7 +257,7 @@ def _validate_base64_request(body: bytes) -> Base64Request:
     try:
         return Base64Request.model_validate_json(body)
     except ValidationError as error:
-        # without the input, which may have 30 MB
+        # without the input, which may be 30 MB
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         if problems[0]["type"] == "json_invalid":
             raise errors.MalformedRequestError("The body is not valid JSON.") from error
@@ -280,7 +281,7 @@ def decode_base64(text: str) -> bytes:
 
 
 async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _Result:
-    """Await the reading of a body for at most `timeout_s` seconds.
+    """Wait at most `timeout_s` seconds for a body to be read.
 
     Raises:
         SlowRequestError: If the body does not arrive in time.
@@ -294,13 +295,13 @@ async def read_with_timeout(reading: Awaitable[_Result], timeout_s: float) -> _R
         ) from error
 
 
-async def cancel_on_disconnect(answering: Awaitable[_Result], receive: Receive) -> _Result:
+async def cancel_on_disconnect(awaitable: Awaitable[_Result], receive: Receive) -> _Result:
     """Await a result and cancel its computation if the client disconnects.
 
     Raises:
         ClientDisconnect: If the client disconnects first.
     """
-    computation = asyncio.ensure_future(answering)
+    computation = asyncio.ensure_future(awaitable)
     disconnect = asyncio.create_task(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((computation, disconnect), return_when=asyncio.FIRST_COMPLETED)

@@ -140,14 +140,14 @@ class Upload:
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """Prediction for one upload without its pixel arrays, which would fill the memory while responses are sent.
+    """Prediction for one upload, without the pixel arrays, which would fill the memory while responses are sent.
 
     Attributes:
         filename: File name as sent.
         shape: Height and width of the mask.
         class_fractions: Share of the pixels per class, for all classes.
         confidence: Mean probability of the predicted class over all pixels.
-        model_id: Id of the model that made the prediction.
+        model_id: Id of the model.
         timings_s: Duration of each processing stage in seconds.
         mask_png: Encoded mask, byte for byte the file that `droneseg predict` writes.
     """

@@ -1,7 +1,7 @@
 """uvicorn with header limits, a header timeout and a prompt shutdown.
 
-uvicorn has no limit for the size of headers with httptools, no header timeout, and keeps reading a body after an early
-response. Reverse proxies such as Cloud Run's and nginx limit these, too; the limits here are for a service without one.
+With httptools, uvicorn has no limit on the size of headers and no header timeout, and it keeps reading a body after an
+early response. Reverse proxies, such as nginx or Cloud Run's, set similar limits; these are for a service without one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import NoReturn
 import uvicorn
 from starlette.types import ASGIApp
 
-# not public; the upper bound of uvicorn in pyproject.toml is for this class, its attributes and its callbacks
+# not public: because of this class, its attributes and its callbacks, pyproject.toml has an upper bound for uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from droneseg.serving.error_responses import status_code_name
@@ -52,9 +52,9 @@ def run(app: ASGIApp, service: PredictionService, *, host: str, port: int) -> No
 
 
 def configure_bentoml_server(service: PredictionService) -> None:
-    """Apply our header limits and shutdown behaviour to BentoML's uvicorn server, which does not listen yet.
+    """Apply the header limits and the shutdown behaviour to BentoML's uvicorn server before it listens.
 
-    BentoML has no options for them, except `--timeout-graceful-shutdown`, which takes precedence over our default.
+    BentoML has no options for them, except `--timeout-graceful-shutdown`, which takes precedence over the default here.
 
     Args:
         service: Service that starts its shutdown when the signal arrives, not when the last connection has closed.
@@ -148,7 +148,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the timeout for the rest of a body that was answered early."""
+        """Start the timeout for the rest of the body after an early response."""
         unfinished = self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if unfinished:
@@ -156,7 +156,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._set_timer(self.loop.call_later(_DISCARD_TIMEOUT_S, self.transport.close))
 
     def send_400_response(self, msg: str) -> None:
-        """Reject invalid HTTP with our error body."""
+        """Reject invalid HTTP in the shared error format."""
         self._reject(HTTPStatus.BAD_REQUEST, msg)
 
     def _start_headers(self) -> None:
@@ -199,6 +199,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Exit with status 0 at once: ending the interpreter while a network computes would abort the process."""
+    """Exit with status 0 immediately: finalising the interpreter while a network computes would abort the process."""
     logging.shutdown()
     os._exit(0)

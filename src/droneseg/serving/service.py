@@ -29,13 +29,13 @@ from droneseg.serving.queue import WorkQueue
 logger = logging.getLogger(__name__)
 
 # Cloud Run kills a container 10 s after SIGTERM
-START_S = 1.0  # for a start-up that has not finished
-DRAIN_S = 7.5  # for the admitted requests
-GRACEFUL_S = 8  # for sending the last responses; unfinished request bodies are abandoned
-STOP_S = 9.0  # for writing the last records
+START_S = 1.0  # to wait for an unfinished start-up
+DRAIN_S = 7.5  # to finish the admitted requests
+GRACEFUL_S = 8  # to send the last responses; unfinished request bodies are abandoned
+STOP_S = 9.0  # to write the last records
 
 _BAD_INPUT_STATUSES = frozenset({400, 408, 413, 415, 422})
-_MIN_ALLOWED_TILES = 4  # allowed for any image, however low the pixel limit
+_MIN_ALLOWED_TILES = 4  # always allowed, regardless of the pixel limit
 
 
 class PredictionService:
@@ -43,9 +43,9 @@ class PredictionService:
 
     Args:
         settings: Application settings.
-        load: Loads the model named by the settings.
+        load: Function that loads the model named by the settings.
         metrics: Prometheus metrics.
-        fetch: Downloads the model; called once when the service starts.
+        fetch: Function that downloads the model; called once when the service starts.
 
     Raises:
         ConfigurationError: If the URL of the records or the reports is not supported.
@@ -82,7 +82,8 @@ class PredictionService:
         except errors.DronesegError as error:
             self._unavailable_reason = str(error)
             logger.error("the model is not available: %s", error)
-        # objects created so far live on: scanning them again and again would pause every thread
+        # the objects created so far are permanent: if they were not frozen, the garbage collector would scan them
+        # repeatedly and pause all threads
         gc.collect()
         gc.freeze()
 
@@ -148,8 +149,8 @@ class PredictionService:
     async def predict(self, uploads: Sequence[schemas.Upload]) -> list[schemas.PredictionResult | Exception]:
         """Return the result or the error of each upload, in order.
 
-        Uploads that have not started after the timeout are removed from the queue: the estimate of the queue can be
-        wrong, for example for an image that takes minutes to decode. The same happens when the caller is cancelled.
+        Uploads that have not started after the timeout are removed from the queue, because its estimate can be wrong,
+        for example for an image that takes minutes to decode. They are also removed if the caller is cancelled.
 
         Raises:
             NotReadyError: If no verified model is loaded.
@@ -272,7 +273,7 @@ class PredictionService:
         started_at = time.perf_counter()
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
         decode_s = time.perf_counter() - started_at
-        # one image is in the network while another one is decoded or encoded; waiting for the lock counts as queueing
+        # one image is in the network while another is decoded or encoded; waiting for the lock counts as queueing
         with self._inference_lock:
             waited_s += time.perf_counter() - started_at - decode_s
             prediction = self._require_model().segment(image)
@@ -286,7 +287,7 @@ class PredictionService:
 
 
 def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int) -> float:
-    """Return the work of an image in units of the network's input size; smaller images count as one unit.
+    """Return the work for an image in units of the network's input size; smaller images count as one unit.
 
     Raises:
         ImageError: If the file is not an image or is too large.
@@ -294,7 +295,7 @@ def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int)
     width, height = open_image(upload.data, max_pixels=max_pixels).size
     patch_height, patch_width, _ = segmenter.info.input_shape
     padded_height, padded_width = max(height, patch_height), max(width, patch_width)
-    # a strip one pixel wide has few pixels but is padded to whole tiles
+    # a strip of one pixel width has few pixels but is padded to whole tiles
     if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
         raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
@@ -304,7 +305,7 @@ def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int)
 
 
 def measure_seconds_per_unit(segmenter: Segmenter) -> float:
-    """Return the seconds per unit of work. Measures the second of two predictions because the first one is slower."""
+    """Return the seconds per unit of work, measured in the second of two predictions because the first is slower."""
     height, width, _ = segmenter.info.input_shape
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
     segmenter.segment(image)
