@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,15 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "drone"
 
 
-@pytest.fixture
-def normal_priority(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def normal_priority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start background processes at normal priority: at the lowest they hardly run next to busy processes."""
     nice = tmp_path_factory.mktemp("bin") / "nice"
     nice.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
     nice.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{nice.parent}{os.pathsep}{os.environ['PATH']}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{nice.parent}{os.pathsep}{os.environ['PATH']}")
+        yield
 
 
 @pytest.fixture
