@@ -26,7 +26,9 @@ class DriftMetrics:
             "droneseg_drift", "1 if the latest drift report of this instance found drift, else 0; NaN before the first."
         )
         self._share = gauge("droneseg_drift_share", "Share of the features that differ in the latest drift report.")
-        self._time = gauge("droneseg_drift_report_timestamp_seconds", "Time of the latest drift report; 0 before it.")
+        self._time = gauge(
+            "droneseg_drift_report_timestamp_seconds", "Time of the latest drift report; 0 if there is none."
+        )
         self._drift.set(math.nan)
         self._share.set(math.nan)
 
@@ -83,7 +85,7 @@ class ServiceMetrics:
             "droneseg_class_share", "Share of the pixels of an image, by class.", ("class_name",), buckets=_SHARES
         )
         self._confidence = histogram(
-            "droneseg_confidence", "Mean probability of the winning class of an image.", buckets=_CONFIDENCES
+            "droneseg_confidence", "Mean probability of the predicted class of an image.", buckets=_CONFIDENCES
         )
 
     def _add_model_metrics(self) -> None:
@@ -91,17 +93,17 @@ class ServiceMetrics:
         self._model = gauge(
             "droneseg_model_info", "1 for the active model, 0 for earlier ones.", ("model_id", "profile")
         )
-        self._ready = gauge("droneseg_ready", "1 if the service has a model that has made a prediction, else 0.")
+        self._ready = gauge("droneseg_ready", "1 if a verified model is loaded, else 0.")
         self._reloads = Counter(
             "droneseg_reloads",
-            "Reloads of the model: taken, or refused because the new model does not work.",
+            "Model reloads, taken or refused.",
             ("result",),
             registry=self._registry,
         )
 
     def _add_log_metrics(self) -> None:
         counter = partial(Counter, registry=self._registry)
-        self._records = counter("droneseg_records", "Records of predictions, written or dropped.", ("result",))
+        self._records = counter("droneseg_records", "Prediction records, written or dropped.", ("result",))
         self._samples = counter("droneseg_samples", "Sampled images, written or dropped.", ("result",))
         self._drift = DriftMetrics(self._registry)
         self._drift_reports = counter("droneseg_drift_reports", "Drift reports, done or failed.", ("result",))

@@ -121,7 +121,7 @@ class DroneSegService:
 
     @bentoml.api(route=PREDICT_BYTES)
     async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> BentoPredictionResponse:
-        """Segment one image, which is the request body."""
+        """Segment one image, sent as the request body."""
         return await self._predict(image)
 
     @bentoml.api(route=MODEL_INFO)

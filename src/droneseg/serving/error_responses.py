@@ -34,7 +34,7 @@ ERROR_SPECS: dict[type[Exception], ErrorSpec] = {
     errors.ModelRefusedError: ErrorSpec(
         409, "model_refused", "The new model failed verification. The current model stays active."
     ),
-    errors.DriftError: ErrorSpec(409, "no_verdict", "There is not enough data for a drift test."),
+    errors.DriftError: ErrorSpec(409, "no_verdict", "A drift test is not possible, for example with too few records."),
     errors.RequestTooLargeError: ErrorSpec(413, "request_too_large", "The body is larger than the limit."),
     errors.TooManyFilesError: ErrorSpec(413, "too_many_files", "The request has more files than the limit."),
     errors.ImageTooLargeError: ErrorSpec(413, "image_too_large", "The image has more pixels than the limit."),

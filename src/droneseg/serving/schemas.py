@@ -92,7 +92,9 @@ class ModelResponse(_Response):
     input_shape: Annotated[tuple[int, ...], Three] = Field(
         description="Input size of the network: height, width, channels. Images may have any size."
     )
-    output_shape: Annotated[tuple[str, ...], Two] = Field(description="Size of the mask, which is that of the image.")
+    output_shape: Annotated[tuple[str, ...], Two] = Field(
+        description="Height and width of the mask; the same as those of the image."
+    )
     framework: str
     license: str
     classes: tuple[ClassInfo, ...]
