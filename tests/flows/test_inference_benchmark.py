@@ -81,7 +81,7 @@ def test_each_trainer_is_timed_and_trained(workspace: Workspace) -> None:
 def test_training_overrides_need_the_option_training(workspace: Workspace) -> None:
     done = workspace.run("benchmark", "preset=smoke", check=False)
     assert done.returncode == 2
-    assert "is for --training only" in done.stderr
+    assert "can only be used with --training" in done.stderr
 
 
 def test_time_to_reach_uses_the_smoothed_dice() -> None:

@@ -46,15 +46,15 @@ def benchmark(
     """Measure speed and memory of prediction or training.
 
     Without --training: every runtime and profile is compared with nnU-Net's own predictor, on the same image and the
-    same untrained weights. Each configuration runs in its own process, and they take turns. The first run exports the
-    network, which takes some minutes.
+    same untrained weights. Each configuration runs in its own process; the processes take turns. The first run exports
+    the network, which takes a few minutes.
 
     With --training: droneseg's trainer is compared with nnU-Net's own trainer, with the same plan, data and seed, on
     the preprocessed dataset or, without one, on generated scenes.
     """
     console.check_plot_suffix(plot)
     if overrides and not training:
-        raise typer.BadParameter(f"{overrides[0]} is for --training only", param_hint="KEY=VALUE")
+        raise typer.BadParameter(f"{overrides[0]} can only be used with --training", param_hint="KEY=VALUE")
     if training and (model or image):
         raise typer.BadParameter("--model and --image cannot be used with --training", param_hint="--training")
     console.require_nnunet()

@@ -60,7 +60,7 @@ def choose_part(split: Path | None, part: Part | None, *, default: Part) -> str:
         typer.BadParameter: If a part is given without a split file.
     """
     if part and not split:
-        raise typer.BadParameter("--part needs --split FILE", param_hint="--part")
+        raise typer.BadParameter("--part requires --split FILE", param_hint="--part")
     return (part or default).value
 
 

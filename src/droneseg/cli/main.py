@@ -155,7 +155,7 @@ def _folders(settings: Settings) -> dict[str, str]:
         "nnUNet_raw": _path_or_remedy(paths.raw_dataset, "run `droneseg data convert`"),
         "nnUNet_preprocessed": _path_or_remedy(paths.plans_file, "run `droneseg preprocess`"),
         "nnUNet_results": f"{len(trained_folders(paths.results))} trained model(s) in {paths.results}",
-        "DRONESEG_MODEL": _path_or_remedy(settings.model, "name a model with --model"),
+        "DRONESEG_MODEL": _path_or_remedy(settings.model, "choose a model with --model"),
         "free disk": f"{free_gb:.0f} GB",
     }
 

@@ -370,13 +370,13 @@ def drift(
         str | None, typer.Option(help="Folder or URL for the report; default: $DRONESEG_REPORTS_URL.")
     ] = None,
     metrics: Annotated[
-        Path | None, typer.Option(help="Also write the result to this file, for Prometheus' textfile collector.")
+        Path | None, typer.Option(help="Also write the result to this file, for the Prometheus textfile collector.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Compare recent predictions with the validation images.
 
-    Writes an HTML report and a JSON file to --reports. The exit code is 0 with and without drift.
+    Writes an HTML report and a JSON file to --reports. The exit code is 0 whether or not drift is found.
     """
     from droneseg.monitoring.drift_report import make_report
 

@@ -103,13 +103,12 @@ class Settings(BaseSettings):
     sample_share: float = Field(
         default=0, ge=0, le=1, description="Share of images that are stored with their masks next to the records."
     )
-    retention_days: int = Field(
-        default=30, ge=0, description="Days that records and samples are kept; 0 keeps them for ever."
-    )
+    retention_days: int = Field(default=30, ge=0, description="Days that records and samples are kept; 0: no limit.")
     retention_mb: int = Field(
         default=1000,
         ge=0,
-        description="Maximum total size of records and samples, in 10^6 bytes; the oldest go first; 0: no limit.",
+        description="Maximum total size of records and samples, in 10^6 bytes; "
+        "the oldest are deleted first; 0: no limit.",
     )
     reports_url: str = Field(
         default="reports", description="Where drift reports are written: a folder, gs://BUCKET/FOLDER or none."

@@ -50,7 +50,7 @@ class TrainerSettings(BaseModel):
     epochs: int = Field(1000, ge=1, description="Maximum number of epochs.")
     iterations: int = Field(250, ge=1, description="Training iterations per epoch.")
     val_iterations: int = Field(50, ge=1, description="Validation iterations per epoch.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: nnU-Net's default; adamw: for short trainings.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: nnU-Net's default; adamw: for short runs.")
     learning_rate: float = Field(
         0.01, gt=0, description="Initial learning rate; decays by nnU-Net's polynomial schedule."
     )
@@ -87,7 +87,7 @@ class TrainerSettings(BaseModel):
     save_every: int = Field(1, ge=1, description="Epochs between checkpoints. A crash loses at most this many epochs.")
     patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better smoothed Dice.")
     max_minutes: float | None = Field(
-        None, gt=0, description="Time budget over all sessions of a resumed training, in minutes."
+        None, gt=0, description="Time budget in minutes, over all sessions of a resumed run."
     )
     bf16: bool = Field(False, description="Compute the network in bfloat16 on the CPU.")
     channels_last: bool = Field(False, description="Store weights and activations in channels-last memory format.")
@@ -96,7 +96,7 @@ class TrainerSettings(BaseModel):
     )
     seed: int = Field(0, ge=0, description="Random seed.")
     profile: bool = Field(False, description="Profile a few iterations and write a trace and a table.")
-    tracked: bool = Field(False, description="Whether the training is logged to W&B; set by `tracking`.")
+    tracked: bool = Field(False, description="Whether the run is logged to W&B; set by `tracking`.")
 
 
 def write_settings_file(settings: TrainerSettings, path: Path) -> None:
