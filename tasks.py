@@ -61,7 +61,7 @@ def app(_c: Context) -> None:
 
 @task
 def load_test(c: Context, host: str = "http://127.0.0.1:8000") -> None:
-    """Run the load test of configs/load.yaml on a running service; writes reports to load/."""
+    """Run the load test in configs/load.yaml against a running service; writes reports to load/."""
     c.run("mkdir -p load")
     c.run(f"locust -f tests/performance/locustfile.py --headless --host {host} --csv load/run --html load/run.html")
 
@@ -158,7 +158,7 @@ def docker_train(c: Context, args: str = "", build: bool = False) -> None:
 def docker_inference(c: Context, source: str, out: str = "masks", build: bool = False) -> None:
     """Predict a folder of images in a container; writes masks and overlays to another folder."""
     if not Path(source).is_dir():
-        raise Exit(f"{source} is not a folder of images. Name one with --source.")
+        raise Exit(f"{source} is not a folder of images. Choose one with --source.")
     _need_image(c, "inference", build=build)
     Path(out).mkdir(parents=True, exist_ok=True)
     volumes = ["--volume", f"{Path(source).resolve()}:/input:ro", "--volume", f"{Path(out).resolve()}:/output"]
@@ -168,13 +168,13 @@ def docker_inference(c: Context, source: str, out: str = "masks", build: bool = 
 
 @task
 def docker_run_api(c: Context, port: int = 8000, model: str = "", build: bool = False) -> None:
-    """Serve with FastAPI in a container, with the built-in model or the bundle --model; for this machine only."""
+    """Serve with FastAPI in a container, with the included model or --model; reachable only from this machine."""
     _serve(c, "api", port, 8000, model, build=build)
 
 
 @task
 def docker_run_bento(c: Context, port: int = 3000, model: str = "", build: bool = False) -> None:
-    """Serve with BentoML in a container, with the built-in model or the bundle --model; for this machine only."""
+    """Serve with BentoML in a container, with the included model or --model; reachable only from this machine."""
     _serve(c, "bento", port, 3000, model, build=build)
 
 
@@ -204,7 +204,7 @@ def cloud_logs(c: Context, service: str = "api", region: str = "europe-west1", l
 
 @task
 def cloud_train(c: Context, image: str, region: str = "europe-west1", project: str = "") -> None:
-    """Start a training in Vertex AI on a GPU, with the given train image; see docs/deploy.md."""
+    """Start a training job in Vertex AI on a GPU, with the given train image; see docs/deploy.md."""
     project = project or c.run("gcloud config get-value project", hide=True).stdout.strip()
     if project in ("", "(unset)"):
         raise Exit("No Google Cloud project is set. Use --project NAME or run: gcloud config set project NAME")
