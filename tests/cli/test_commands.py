@@ -18,7 +18,7 @@ from support.bundles import make_bundle
 from support.waiting import HANG_S, wait_until
 from support.workspace import Workspace
 
-NOT_A_FOLDER = "absent is not a folder. Give the folder of a dataset."
+NOT_A_FOLDER = "absent is not a folder. Pass a dataset folder."
 
 
 def droneseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def test_check_exits_1_with_problems_and_0_without(dataset: Path, tmp_path: Path
     bad = droneseg("data", "check", str(dataset), cwd=tmp_path)
     assert bad.returncode == 1
     assert "problem: original_images/001.png: has no mask" in bad.stdout
-    assert "3 good pairs, 1 problem(s)" in bad.stdout
+    assert "3 valid pairs, 1 problem(s)" in bad.stdout
 
 
 def test_an_expected_error_is_one_line_on_stderr(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_folder_without_the_marker_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("precious")
     with (
-        pytest.raises(OutputExistsError, match=r"is a folder of another kind \(no kind\.txt\)"),
+        pytest.raises(OutputExistsError, match=r"was not created by this command \(it has no kind\.txt\)"),
         atomic_directory(tmp_path / "out", marker="kind.txt", replace=True),
     ):
         pytest.fail("must not get here")

@@ -21,7 +21,7 @@ def test_confusion_has_true_classes_in_rows() -> None:
 
 
 def test_confusion_refuses_different_shapes_and_unknown_ids() -> None:
-    with pytest.raises(ShapeMismatchError, match="4x2, predicted mask 4x1"):
+    with pytest.raises(ShapeMismatchError, match="4x2, predicted mask is 4x1"):
         confusion(TRUTH, PREDICTION[:1])
     with pytest.raises(InvalidIdsError, match="7"):
         confusion(TRUTH, np.full_like(TRUTH, 7))

@@ -130,7 +130,7 @@ def test_images_that_share_a_stem_are_listed(dataset: Path, tmp_path: Path) -> N
 
 def test_size_mismatch_is_listed(dataset: Path, tmp_path: Path) -> None:
     (images(dataset) / "001.png").write_bytes(png(np.zeros((8, 9, 3), np.uint8)))
-    assert "original_images/001.png: image is 9x8, its mask 40x30" in refused(dataset, tmp_path)
+    assert "original_images/001.png: image is 9x8, but its mask is 40x30" in refused(dataset, tmp_path)
 
 
 def test_unknown_colours_are_listed_with_position_and_count(dataset: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_error_names_the_dataset_folder_and_the_option_for_unknown_colours(datas
 def test_folder_with_other_files_is_never_replaced(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / DATASET_NAME).mkdir()
     (tmp_path / DATASET_NAME / "thesis.txt").write_text("precious")
-    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
+    with pytest.raises(OutputExistsError, match="was not created by this command"):
         convert(dataset, tmp_path, force=True)
     assert (tmp_path / DATASET_NAME / "thesis.txt").read_text() == "precious"
 

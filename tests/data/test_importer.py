@@ -45,7 +45,7 @@ def fill_in(file: Path, table: dict[tuple[int, int, int], str]) -> None:
 def test_first_run_writes_the_colour_table_and_second_run_imports(own: Path) -> None:
     first = import_dataset(own)
     assert first.returncode == 1
-    assert "with the 3 colours of the masks. Fill in its column class" in " ".join(first.stderr.split())
+    assert "with the 3 colours of the masks. Fill in the column class" in " ".join(first.stderr.split())
     rows = list(csv.DictReader((own / "colours.csv").read_text().splitlines()))
     assert [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows] == [GRASS, ROAD, CAR]
     assert [int(row["pixels"]) for row in rows] == [2 * 800 - 6, 2 * 400, 6]
@@ -82,7 +82,7 @@ def test_all_problems_are_listed_and_nothing_is_written(own: Path) -> None:
 def test_masks_with_too_many_colours_are_rejected(own: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     (own / "drawn" / "0_mask.png").write_bytes(png(noise))
-    assert "colours are too many for classes" in import_dataset(own).stderr
+    assert "colours, too many for classes" in import_dataset(own).stderr
     assert not (own / "colours.csv").exists()
 
 
@@ -113,7 +113,7 @@ def test_grey_and_palette_masks_are_imported_and_sizes_are_compared(own: Path) -
     assert (first[5:] == 2).all()
     assert (second == 1).all()
     (own / "drawn" / "1_mask.png").write_bytes(png(np.full((10, 10), 7, np.uint8)))
-    assert "1.JPG: image is 40x30, its mask 10x10" in import_dataset(own, "--force").stderr
+    assert "1.JPG: image is 40x30, but its mask is 10x10" in import_dataset(own, "--force").stderr
     assert len(list(masks.iterdir())) == 2, "the older one stays"
 
 

@@ -117,7 +117,7 @@ def test_401_reports_rejected_credentials(kaggle: Kaggle, tmp_path: Path) -> Non
 
 def test_interrupted_download_is_resumed(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.cut_after_bytes = 1_200_000
-    with pytest.raises(DownloadError, match=r"interrupted: .*keeps what was received.*Run the same command again"):
+    with pytest.raises(DownloadError, match=r"interrupted: .*contains the received part.*Run the same command again"):
         download(tmp_path / "got")
     assert not (tmp_path / "got").exists()
     (partial,) = (tmp_path / ".got.download").glob("*.zip")
@@ -136,7 +136,7 @@ def test_damaged_archive_is_rejected_and_downloaded_again(kaggle: Kaggle, tmp_pa
         kaggle.damage = True
     else:
         kaggle.archives[DATASET, 2] = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
-    with pytest.raises(DownloadError, match="damaged"):
+    with pytest.raises(DownloadError, match="corrupt"):
         download(tmp_path / "got")
     assert not (tmp_path / "got").exists()
     kaggle.damage = False
@@ -157,7 +157,7 @@ def test_dataset_with_another_layout_is_rejected(kaggle: Kaggle, tmp_path: Path)
     kaggle.archives["someone/cats", 1] = data.getvalue()
     with pytest.raises(DownloadError, match=r"contains 0 folders with both .* Its folders: cats"):
         download(tmp_path / "got", dataset="someone/cats")
-    with pytest.raises(DownloadError, match="Write OWNER/NAME"):
+    with pytest.raises(DownloadError, match="Use OWNER/NAME"):
         download(tmp_path / "got", dataset="cats")
     assert not (tmp_path / "got").exists()
 
@@ -171,7 +171,7 @@ def test_existing_folder_is_replaced_only_with_force(kaggle: Kaggle, tmp_path: P
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
+    with pytest.raises(OutputExistsError, match="was not created by this command"):
         download(mine, replace=True)
 
 

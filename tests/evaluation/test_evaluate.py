@@ -53,7 +53,11 @@ def test_all_problems_are_listed(folders: tuple[Path, Path]) -> None:
     (truth / "b.png").write_bytes(png(np.array([[1, 2, 3, 4]], np.uint8)))
     with pytest.raises(DatasetError) as caught:
         evaluate_folder(predictions, truth, max_pixels=LIMIT)
-    for part in ("extra.png: no true mask", "a: True mask is 4x1, predicted mask 2x2", "b.png: Mask has mode 'L'"):
+    for part in (
+        "extra.png: no ground truth mask",
+        "a: Ground truth mask is 4x1, predicted mask is 2x2",
+        "b.png: Mask has mode 'L'",
+    ):
         assert part in str(caught.value)
 
 

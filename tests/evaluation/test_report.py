@@ -145,7 +145,7 @@ def test_a_folder_that_is_not_a_report_is_not_replaced(evaluation: Evaluation, t
     for name in ("report.json", "thesis.txt"):
         (folder / name).write_text("mine")
     options = {"title": "Test", "truth_kind": "colours", "max_pixels": LIMIT, "find_image": lambda _: None}
-    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
+    with pytest.raises(OutputExistsError, match="was not created by this command"):
         write_report(evaluation, folder, **options, replace=True)
     assert (folder / "thesis.txt").read_text() == "mine"
     write_report(evaluation, tmp_path / "ours", **options)
@@ -171,7 +171,7 @@ def test_confidence_is_not_known_without_a_log(evaluation: Evaluation, tmp_path:
     (tmp_path / "predictions/predictions.jsonl").unlink()
     bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
     assert write(bare, tmp_path / "report")["calibration"] is None
-    assert "Confidence: not known" in (tmp_path / "report/report.md").read_text()
+    assert "Confidence: unknown" in (tmp_path / "report/report.md").read_text()
 
 
 def test_the_confidence_of_a_changed_mask_is_ignored(evaluation: Evaluation, tmp_path: Path) -> None:

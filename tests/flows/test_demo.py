@@ -52,5 +52,5 @@ def test_demo_refuses_a_folder_with_other_content(tmp_path_factory: pytest.TempP
     (space.root / "mine/thesis.txt").write_text("precious")
     done = space.run("demo", "--out", "mine", check=False)
     assert done.returncode == 1
-    assert "contains something other than a demo" in done.stderr
+    assert "is not the output of an earlier demo" in done.stderr
     assert [path.name for path in (space.root / "mine").iterdir()] == ["thesis.txt"]

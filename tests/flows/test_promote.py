@@ -345,7 +345,7 @@ def test_a_report_folder_in_use_is_refused_before_predicting(
     spec.report.mkdir()
     (spec.report / "mine.txt").touch()
     asked: list[str] = []
-    with pytest.raises(OutputExistsError, match="is a folder of another kind"):
+    with pytest.raises(OutputExistsError, match="was not created by this command"):
         promote_model(
             make_model(tmp_path / "better", GOOD).folder, spec, settings=settings, progress=lambda *_: asked.append("")
         )

@@ -38,7 +38,7 @@ def flip_a_byte(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "flipped byte": (flip_a_byte, r"model.onnx is damaged: its SHA-256 is not the manifest's"),
+    "flipped byte": (flip_a_byte, r"model.onnx is corrupt: its SHA-256 does not match the manifest"),
     "missing file": (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing; the bundle is incomplete"),
     "cut short": (lambda f: (f / "model.onnx").write_bytes(b"x"), "model.onnx has 1 bytes instead of"),
     "other class table": (

@@ -100,7 +100,7 @@ def test_push_repairs_missing_and_damaged_objects(project: Path, champion: Path)
 
 def test_binary_registry_is_reported(project: Path) -> None:
     (project / "model-registry.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(StoreError, match="is damaged: it is not UTF-8 text"):
+    with pytest.raises(StoreError, match="is corrupt: it is not UTF-8 text"):
         read_registry(project)
 
 
@@ -149,7 +149,7 @@ def test_unavailable_remote_is_reported_and_the_reason_logged(
 
 def test_dvc_file_outside_of_a_project_is_reported(project: Path, tmp_path: Path) -> None:
     (tmp_path / "nnUNet_results.dvc").write_bytes((project / "nnUNet_results.dvc").read_bytes())
-    with pytest.raises(StoreError, match="not inside of a DVC repository"):
+    with pytest.raises(StoreError, match="not inside a DVC repository"):
         pull_model(tmp_path / "nnUNet_results/champion")
 
 

@@ -133,7 +133,7 @@ def test_too_few_records_are_refused(bundle: Bundle, reference: Reference) -> No
 
 def test_a_small_reference_is_refused(bundle: Bundle, reference: Reference) -> None:
     few = Reference("few", {name: values[:19] for name, values in reference.table.items()})
-    with pytest.raises(DriftError, match="The drift reference was made of 19 images; at least 20 are needed"):
+    with pytest.raises(DriftError, match="The drift reference was made from 19 images; at least 20 are needed"):
         find_drift(few, records_like(bundle, 40))
 
 
@@ -282,9 +282,9 @@ def test_p_values_equal_those_of_evidently(bundle: Bundle, reference: Reference)
 def test_errors_name_what_a_report_lacks(bundle: Bundle, tmp_path: Path) -> None:
     plain = make_bundle(tmp_path / "plain")
     records, reports = str(tmp_path / "records"), str(tmp_path / "reports")
-    with pytest.raises(DriftError, match=r"has no reference for drift. Add one with `droneseg models reference`"):
+    with pytest.raises(DriftError, match=r"has no drift reference. Add one with `droneseg models reference`"):
         make_report(plain.folder, records, reports, 200)
-    with pytest.raises(DriftError, match=r"holds 0 records of model .*; a report needs 20"):
+    with pytest.raises(DriftError, match=r"holds 0 records of model .*; a report needs at least 20"):
         make_report(bundle.folder, records, reports, 200)
     others = [record.model_copy(update={"model_id": "old"}) for record in records_like(bundle, 30)]
     files = keep(tmp_path / "records", [*others, *records_like(bundle, 5)])

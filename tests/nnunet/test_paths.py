@@ -37,7 +37,7 @@ def test_nnunet_finds_the_only_trainer_in_its_folder(tmp_path: Path, monkeypatch
 def test_checkpoint_files_names_what_a_folder_lacks(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the folder does not exist"):
         checkpoint_files(tmp_path / "absent", "checkpoint_final.pth")
-    with pytest.raises(ModelError, match=r"plans\.json and dataset\.json missing"):
+    with pytest.raises(ModelError, match=r"missing: plans\.json, dataset\.json"):
         checkpoint_files(tmp_path, "checkpoint_final.pth")
     for name in ("plans.json", "dataset.json"):
         (tmp_path / name).write_text(json.dumps({}))

@@ -53,7 +53,7 @@ def test_load_config_changes_no_global_state() -> None:
         (["+epochs=3"], r"unknown key '\+epochs'"),
         (["hydra.run.dir=x"], r"unknown key 'hydra\.run\.dir'"),
         (["epochs=0", "learning_rate=-1"], r"epochs=0.*\n.*learning_rate=-1"),
-        (["resume=true", "overwrite=true"], "exclude each other"),
+        (["resume=true", "overwrite=true"], "cannot be combined"),
         (["configuration=3d"], "configuration='3d'"),
         (["device=tpu"], "device='tpu'"),
         (["class_weights=[1,2]"], r"class_weights=\[1, 2\].*at least 6"),
@@ -93,7 +93,7 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["class_weights={wter: 3}"], "unknown class wter; the classes are background, obstacles"),
         (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
         (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
-        (["resume=true", "overwrite=true"], "  - resume and overwrite exclude each other"),
+        (["resume=true", "overwrite=true"], "  - resume and overwrite cannot be combined"),
     ],
 )
 def test_invalid_combinations_are_reported_in_one_line(overrides: list[str], words: str) -> None:

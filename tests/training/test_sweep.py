@@ -194,7 +194,7 @@ def test_machines_that_share_a_study_sample_different_values(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://me:p%40ss@somewhere/db", "driver of the database is not installed: pip install psycopg"),
+        ("postgresql://me:p%40ss@somewhere/db", "database driver is not installed: pip install psycopg"),
         (
             "sqlite:////nowhere/study.db",
             "Cannot open the study's database sqlite:////nowhere/study.db: OperationalError",
@@ -236,7 +236,7 @@ def test_overrides_take_precedence_and_must_not_be_searched_keys(tmp_path: Path)
     ("space", "message"),
     [
         ({"learning_rate": {"low": 2, "high": 1}}, "low=2 is not below high=1"),
-        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "log needs low above 0"),
+        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "log=true requires low above 0"),
         ({"learning_rat": {"low": 1, "high": 2}}, "did you mean 'learning_rate'"),
         ({"learning_rate": {"low": -1, "high": 1.0}}, "learning_rate=-1: Input should be greater than 0"),
         ({"augmentation": {"choices": ["light", "heavy"]}}, "augmentation='heavy'"),

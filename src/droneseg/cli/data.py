@@ -172,8 +172,8 @@ def _write_colour_table(colours: Path, pairs: Sequence[Pair]) -> None:
         number, unknown = write_colours(colours, pairs, max_pixels=max_pixels, progress=progress)
     if unknown:
         raise ConfigurationError(
-            f"{colours} did not exist. It was created with the {number} colours of the masks. "
-            "Fill in its column class and run the command again."
+            f"{colours} did not exist and was created with the {number} colours of the masks. "
+            "Fill in the column class and run the command again."
         )
 
 
@@ -187,7 +187,7 @@ def _show_imported(imported: ImportedDataset) -> None:
 
 @app.command()
 def check(source: Source, json: Json = False) -> None:
-    """Report all problems of a dataset.
+    """Report all problems in a dataset.
 
     Every file is decoded. The exit code is 1 if there is a problem.
     """
@@ -207,7 +207,7 @@ def check(source: Source, json: Json = False) -> None:
         for problem in inspection.problems:
             console.out().print(f"problem: {problem}", markup=False)
         verdict = f"{len(inspection.problems)} problem(s)" if inspection.problems else "no problems"
-        console.out().print(f"{inspection.root}: {len(inspection.facts)} good pairs, {verdict}", markup=False)
+        console.out().print(f"{inspection.root}: {len(inspection.facts)} valid pairs, {verdict}", markup=False)
     if inspection.problems:
         raise typer.Exit(1)
 
@@ -227,7 +227,7 @@ def stats(source: Source, plot: Plot = None, json: Json = False) -> None:
     console.check_plot_suffix(plot)
     inspection = _inspect(source)
     if not inspection.facts:
-        raise DatasetError(f"{inspection.root} has no good pairs:", inspection.problems)
+        raise DatasetError(f"{inspection.root} has no valid pairs:", inspection.problems)
     stats = compute_stats(inspection.facts)
     if plot:
         plot_stats(inspection.facts, plot)

@@ -100,14 +100,14 @@ def check_writable(path: Path, *, marker: str, replace: bool) -> None:
         OutputExistsError: If `path` is a file, or a non-empty folder that may not be replaced.
     """
     if not path.name or path.name == "..":
-        raise OutputExistsError(f"{path} cannot be replaced as a whole. Choose a new folder inside it.")
+        raise OutputExistsError(f"{path} cannot be used as an output folder. Choose a new folder inside it.")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputExistsError(f"{path} is a file or a link and was not changed. Choose another path.")
     if not path.exists() or not any(path.iterdir()):
         return
     if not (path / marker).exists():
         raise OutputExistsError(
-            f"{path} is a folder of another kind (no {marker}) and was not changed. Choose another path."
+            f"{path} was not created by this command (it has no {marker}) and was not changed. Choose another path."
         )
     if not replace:
         raise OutputExistsError(f"{path} already exists and was not changed. Use --force to replace it.")

@@ -78,7 +78,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         opened = pillow.open(BytesIO(data), formats=FORMATS)
     except pillow.DecompressionBombError as error:
         raise errors.ImageTooLargeError(
-            f"Image is far above the limit of {max_pixels:,} pixels. Send tiles."
+            f"Image is far larger than the limit of {max_pixels:,} pixels. Send tiles."
         ) from error
     except UnidentifiedImageError as error:
         raise errors.UnsupportedImageError(
@@ -150,7 +150,8 @@ def to_rgb(opened: pillow.Image) -> Image:
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     if upright.mode in ("I", "F"):
         raise errors.UnsupportedImageError(
-            f"Pixels of mode {upright.mode!r} have no fixed range. Convert the image to 8 or 16 bits."
+            f"Unsupported pixel mode {upright.mode!r}: its values have no fixed range. "
+            "Convert the image to 8 or 16 bits."
         )
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")

@@ -114,7 +114,7 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
         if (by_colour != _UNKNOWN).all() and (by_colour != mask).any():
             raise errors.MaskError(
                 "Mask is ambiguous: its palette contains class colours, but its values are other class ids. "
-                "Declare it as a colour mask, or save it as grey ids."
+                "Read it as a colour mask, or save it as a grey image of class ids."
             )
     if mask.max(initial=0) >= len(CLASSES):
         values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
@@ -208,7 +208,7 @@ def _lookup_rgb(opened: pillow.Image, table: ColourTable | None) -> Mask:
     elif opened.mode != "RGB" and (table is None or opened.mode != "L"):
         raise errors.MaskError(
             f"Mask has mode {opened.mode!r}; a colour mask must be a palette or RGB image. "
-            "If its values are class ids, say so with --truth ids."
+            "If its values are class ids, use --truth ids."
         )
     return (_default_table() if table is None else table)[_pack(opened)]
 

@@ -129,7 +129,7 @@ def find_dataset(source: Path) -> DatasetLocation:
         DatasetError: If there is no dataset, or more than one.
     """
     if not source.is_dir():
-        raise DatasetError(f"{source} is not a folder. Give the folder of a dataset.")
+        raise DatasetError(f"{source} is not a folder. Pass a dataset folder.")
     for layout in LAYOUTS:
         for expected in (source / layout.inside, source):
             if layout.is_in(expected):
@@ -144,7 +144,7 @@ def find_dataset(source: Path) -> DatasetLocation:
         return DatasetLocation(root, layout, (f"{source} does not contain the data itself; using {root}.",))
     if candidates:
         roots = [str(root) for root, _ in candidates]
-        raise DatasetError(f"{source} contains several datasets. Give one of them:", roots)
+        raise DatasetError(f"{source} contains several datasets. Choose one of them:", roots)
     raise DatasetError(_explain_not_found(source))
 
 
@@ -177,7 +177,7 @@ def pair_folders(
     """
     for folder in (images, masks):
         if not folder.is_dir():
-            raise DatasetError(f"{folder} is not a folder. Give an existing folder.")
+            raise DatasetError(f"{folder} is not a folder. Pass an existing folder.")
     image_files, image_notes = _group_by_stem(images, excluded_suffix=mask_suffix)
     mask_files, mask_notes = _group_by_stem(masks, suffix=mask_suffix)
     problems = [*_broken_links(images), *_broken_links(masks)]
@@ -321,7 +321,7 @@ def _require_same_size(opened: pillow.Image, mask: Mask) -> None:
     if opened.getexif().get(0x0112, 1) >= 5:  # EXIF orientations 5-8 swap the sides
         width, height = height, width
     if (height, width) != mask.shape:
-        raise ShapeMismatchError(f"image is {width}x{height}, its mask {mask.shape[1]}x{mask.shape[0]}")
+        raise ShapeMismatchError(f"image is {width}x{height}, but its mask is {mask.shape[1]}x{mask.shape[0]}")
 
 
 def _short(path: Path) -> str:

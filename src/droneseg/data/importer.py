@@ -70,7 +70,7 @@ def read_colours(file: Path) -> dict[Colour, int]:
         elif name not in NAMES:
             problems.append(f"line {rows.line_num}: {name!r} is not a class; use one of {', '.join(NAMES)}")
         elif ids.setdefault((int(rgb[0]), int(rgb[1]), int(rgb[2])), class_id(name)) != class_id(name):
-            problems.append(f"line {rows.line_num}: {shown} has another class in an earlier line")
+            problems.append(f"line {rows.line_num}: {shown} has a different class in an earlier line")
     if problems:
         raise ConfigurationError(
             "\n".join([f"{file} is not a valid colour table:", *(f"  - {problem}" for problem in problems)])
@@ -106,7 +106,7 @@ def write_colours(
         OutputExistsError: If the file exists.
     """
     if file.exists():
-        raise OutputExistsError(f"{file} already exists and was not changed. Give another file, or delete it.")
+        raise OutputExistsError(f"{file} already exists and was not changed. Choose another file, or delete it.")
     counts: Counter[Colour] = Counter()
     problems = []
 
@@ -121,7 +121,8 @@ def write_colours(
         problems += [problem] if problem else []
     if len(counts) > _MAX_COLOURS:
         problems.append(
-            f"{len(counts):,} colours are too many for classes. Save masks as PNG; scale without smoothing."
+            f"The masks have {len(counts):,} colours, too many for classes. "
+            "Save them as PNG and resize without smoothing."
         )
     if problems:
         raise DatasetError("The colour table was not written:", problems)

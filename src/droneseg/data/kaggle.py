@@ -84,7 +84,7 @@ def download_dataset(
     """
     owner, _, name = dataset.partition("/")
     if not owner or not name or "/" in name:
-        raise DownloadError(f"{dataset!r} is not a Kaggle dataset. Write OWNER/NAME, as in its address.")
+        raise DownloadError(f"{dataset!r} is not a Kaggle dataset. Use OWNER/NAME, as in its URL.")
     check_writable(folder, marker=DOWNLOAD_MARKER, replace=replace)
     download_dir = folder.with_name(f".{folder.name}.download")
     download_dir.mkdir(parents=True, exist_ok=True)
@@ -169,21 +169,19 @@ def _download_archive(client: Any, dataset: str, version: int | None, folder: Pa
             if not client.headers:
                 raise DownloadError(_explain_refusal(label, error)) from error
             raise DownloadError(
-                f"The download was interrupted: {_without_signature(error)}. {archive} keeps what was received. "
+                f"The download was interrupted: {_without_signature(error)}. {archive} contains the received part. "
                 "Run the same command again to resume."
             ) from error
     if (_expected_md5(client.headers) and not _matches_md5(archive, client.headers)) or not zipfile.is_zipfile(archive):
         archive.unlink()  # otherwise every retry would resume the damaged file
-        raise DownloadError(
-            "The download from Kaggle is damaged: its checksum is not the one Kaggle states. Try again."
-        )
+        raise DownloadError("The download from Kaggle is corrupt: its checksum does not match. Try again.")
     return archive
 
 
 def _explain_refusal(label: str, error: Any) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 404:
-        return f"Kaggle has no dataset {label}. Use OWNER/NAME from the end of its address."
+        return f"Kaggle has no dataset {label}. Use OWNER/NAME from the end of its URL."
     if status == 403:
         return f"Kaggle denied access to {label}. Open its page once with your account and accept its terms."
     if status == 401:
@@ -262,7 +260,7 @@ def unpack_pairs(archive: Path, folder: Path, progress: Callable[[int, int], Non
                 progress(done, len(targets))
     except zipfile.BadZipFile as error:
         archive.unlink()
-        raise DownloadError(f"The downloaded archive is damaged ({error}). Try again.") from error
+        raise DownloadError(f"The downloaded archive is corrupt ({error}). Try again.") from error
     return len(members) - len(targets)
 
 

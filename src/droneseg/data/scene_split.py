@@ -121,7 +121,7 @@ def _best_cut(
             best = (cost, part, cut)
     if best is None:
         raise SplitError(
-            f"No cut leaves all classes both in {name} and outside of it. Choose a larger share, or add images."
+            f"No split by scene leaves every class both in {name} and outside it. Choose a larger share, or add images."
         )
     return best[1], best[2]
 

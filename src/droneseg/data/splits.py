@@ -68,7 +68,7 @@ def check_split_writable(path: Path, *, replace: bool) -> None:
     try:
         _parse(path)
     except SplitError as error:
-        raise OutputExistsError(f"{path} is not a split file and was not changed. Give another file.") from error
+        raise OutputExistsError(f"{path} is not a split file and was not changed. Choose another file.") from error
     if not replace:
         raise OutputExistsError(f"{path} already exists and was not changed. Use --force to replace it.")
 
@@ -108,7 +108,7 @@ def _parse(path: Path) -> Split:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SplitError(f"{path} cannot be read: {error.strerror}. Give an existing split file.") from error
+        raise SplitError(f"{path} cannot be read: {error.strerror}. Pass an existing split file.") from error
     except ValueError as error:  # also raised for text that is not UTF-8
         raise SplitError(f"{path} is not JSON: {error}. Create a split with `droneseg data split`.") from error
     names = list(asdict(Split()))

@@ -85,10 +85,12 @@ def evaluate_folder(
         DatasetError: If there are no predictions, a prediction has no true mask, or a mask is invalid; the error
             lists all problems.
     """
-    predicted, true = _masks(predictions, "predictions"), _masks(truth, "truth")
-    problems = [f"{predicted[stem]}: no true mask with that stem" for stem in sorted(predicted.keys() - true.keys())]
+    predicted, true = _masks(predictions, "predicted"), _masks(truth, "ground truth")
+    problems = [
+        f"{predicted[stem]}: no ground truth mask with this stem" for stem in sorted(predicted.keys() - true.keys())
+    ]
     if not predicted:
-        problems.append(f"{predictions}: contains no mask (PNG)")
+        problems.append(f"{predictions}: contains no masks (PNG files)")
     confidences = _confidences(predictions)
     images = []
     stems = sorted(predicted.keys() & true.keys())
@@ -102,7 +104,7 @@ def evaluate_folder(
         if progress:
             progress(done, len(stems))
     if problems:
-        raise DatasetError(f"Cannot evaluate, {len(problems)} problem(s):", problems)
+        raise DatasetError(f"The masks cannot be evaluated: {len(problems)} problem(s):", problems)
     return Evaluation(tuple(images), tuple(sorted(true.keys() - predicted.keys())))
 
 
@@ -115,7 +117,7 @@ def _confusion(truth: Path, prediction: Path, truth_kind: MaskKind, max_pixels: 
 def _masks(folder: Path, content: str) -> dict[str, Path]:
     """Return the PNG masks of a folder by stem, without overlays."""
     if not folder.is_dir():
-        raise DatasetError(f"The folder of {content}, {folder}, does not exist.")
+        raise DatasetError(f"The folder of {content} masks does not exist: {folder}")
     return {
         file.stem: file
         for file in sorted(folder.iterdir())
@@ -167,7 +169,7 @@ def boundary_error(truth: Mask, prediction: Mask) -> float:
         MissingDependencyError: If OpenCV is not installed.
     """
     if truth.shape != prediction.shape:
-        raise ShapeMismatchError(f"True mask has shape {truth.shape}, predicted mask {prediction.shape}.")
+        raise ShapeMismatchError(f"Ground truth mask has shape {truth.shape}, predicted mask {prediction.shape}.")
     predicted, true = borders(prediction), borders(truth)
     if not predicted.any() and not true.any():
         return 0.0

@@ -36,7 +36,7 @@ FindImage = Callable[[str], Image | None]
 """Function that returns the image of a stem, RGB (H, W, 3) uint8, or None if there is none."""
 
 _METHOD = """\
-Intervals: percentile bootstrap over images, 2,000 resamples, 95 %. mIoU is the mean over those of the classes 1-5 that
+Intervals: percentile bootstrap over images, 2,000 resamples, 95 %. mIoU is the mean IoU of those classes 1 to 5 that
 occur, computed from one confusion matrix over all images; image-wise mIoU is the mean of the mIoU of each image. The
 unsafe landing rate is the share of the pixels predicted as landing zone that are obstacle, water or moving object; read
 it together with the landing recall. The boundary error is the mean distance between predicted and true borders, in both
@@ -266,7 +266,7 @@ def _class_table(report: QualityReport) -> list[str]:
 
 def _calibration_lines(calibration: Calibration | None) -> list[str]:
     if calibration is None:
-        return ["Confidence: not known, because there is no `predictions.jsonl` beside the masks.", ""]
+        return ["Confidence: unknown, because there is no `predictions.jsonl` next to the masks.", ""]
     summary = (
         f"Confidence: {calibration.mean_confidence:.1%} on average, with {calibration.mean_accuracy:.1%} of the pixels "
         f"correct ({calibration.overconfidence:+.1%}); expected calibration error over images "

@@ -223,7 +223,7 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
 def _require_demo_folder(out: Path) -> None:
     """Raise `DronesegError` unless the folder is empty, missing or an earlier demo, which is replaced."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
-        raise DronesegError(f"{out} contains something other than a demo. Choose another folder with --out.")
+        raise DronesegError(f"{out} is not the output of an earlier demo. Choose another folder with --out.")
 
 
 def _train(paths: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:

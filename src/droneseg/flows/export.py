@@ -116,7 +116,7 @@ def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
         chosen = set(getattr(read_split(split_file, [pair.stem for pair in pairs]), part))
         pairs = [pair for pair in pairs if pair.stem in chosen]
     if not pairs:
-        raise DatasetError(f"No images of part {part!r} in {listing.root}.")
+        raise DatasetError(f"{listing.root} has no images of part {part!r}. Choose another part with --part.")
     return pairs
 
 

@@ -264,7 +264,7 @@ def run_benchmark(
         _measure(configurations, rounds, on_step)
         for configuration in configurations:
             configuration.mask = np.load(configuration.task.mask)
-    on_step("measuring the speed of arithmetic")
+    on_step("measuring arithmetic speed")
     return _benchmark(configurations, baseline, image)
 
 

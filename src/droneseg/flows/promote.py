@@ -77,7 +77,9 @@ def compare_models(
     """
     segmenters = [load_segmenter(settings, model=folder) for folder in (first, second)]
     if segmenters[0].model_id == segmenters[1].model_id:
-        raise DronesegError(f"{first} and {second} are the same model, {segmenters[0].model_id}: nothing to compare.")
+        raise DronesegError(
+            f"{first} and {second} contain the same model, {segmenters[0].model_id}. Choose two different models."
+        )
     pairs = choose_pairs(data, split_file, part)
     names = _model_names(first, second)
     evaluations = [
@@ -239,8 +241,8 @@ def _last_two_champions(root: Path, dvc_file: Path) -> tuple[registry.Registered
     previous, current = lineage[-2:]
     if read_dvc_file(dvc_file) != current.version:
         raise StoreError(
-            f"{dvc_file} does not name the last model of {registry.REGISTRY_NAME}, {current.model_id}; it was edited. "
-            "Check out the version you want with git."
+            f"{dvc_file} does not match the last entry of {registry.REGISTRY_NAME}, model {current.model_id}. "
+            "Check out matching versions of both files with git."
         )
     return previous, current
 
@@ -253,7 +255,10 @@ def _examine(
     dvc_file = dvc_file_of(champion)
     if not dvc_file.is_file():
         if champion.exists():
-            raise StoreError(f"{champion} exists, but {dvc_file} does not. Move the model and promote it from there.")
+            raise StoreError(
+                f"{champion} exists, but {dvc_file} does not. "
+                "Move the model to another folder and promote it from there."
+            )
         return None, None, ["there is no champion to compare it with"]
     model_id, comparable = _champion(champion, settings)
     if model_id == candidate.model_id:
@@ -298,4 +303,4 @@ def _recorded(report: comparison.ComparisonReport | None) -> registry.RecordedCo
 def _refusal(candidate: Path, reasons: list[str], spec: EvaluationSpec) -> str:
     lines = "".join(f"\n  - {reason}" for reason in reasons)
     report = f" See the report: {spec.report / 'report.md'}." if spec.report.exists() else ""
-    return f"{candidate} does not become the champion:{lines}\nUse --force REASON to promote it anyway.{report}"
+    return f"{candidate} was not promoted:{lines}\nUse --force REASON to promote it anyway.{report}"

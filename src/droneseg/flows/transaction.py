@@ -28,7 +28,7 @@ def author(root: Path) -> str:
         if "identity" not in str(error):
             raise
         raise StoreError(
-            "git has no user name and address; the registry records who promotes a model. Set them: "
+            "git has no user name and email address, which the registry records. Set them: "
             "git config user.name NAME && git config user.email ADDRESS"
         ) from error
     return identity[: identity.index(">") + 1]

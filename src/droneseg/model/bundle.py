@@ -200,10 +200,10 @@ def dvc_file_of(folder: Path) -> Path:
 
 def _read_manifest(folder: Path) -> bytes:
     if folder.is_file():
-        raise BundleError(f"{folder} is a file; a model bundle is a folder. Give the folder: {folder.parent}.")
+        raise BundleError(f"{folder} is a file; a model bundle is a folder. Pass the folder: {folder.parent}.")
     if not folder.is_dir():
         fetch = "Fetch it with `droneseg models pull`, create" if dvc_file_of(folder).is_file() else "Create"
-        raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or give another folder.")
+        raise BundleError(f"No model at {folder}. {fetch} one with `droneseg export`, or choose another folder.")
     try:
         return (folder / MANIFEST_NAME).read_bytes()
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def _read_manifest(folder: Path) -> bytes:
                 f"Create a bundle with `droneseg export --from {folder}`."
             ) from None
         raise BundleError(
-            f"{folder} is not a model bundle: {MANIFEST_NAME} is missing. Give another folder, or export a model."
+            f"{folder} is not a model bundle: {MANIFEST_NAME} is missing. Choose another folder, or export a model."
         ) from None
 
 
@@ -260,4 +260,4 @@ def _verify_file(path: Path, record: FileRecord) -> None:
     if actual.size_bytes != record.size_bytes:
         raise BundleError(f"{path} has {actual.size_bytes:,} bytes instead of {record.size_bytes:,}. {_RESTORE_HINT}")
     if actual.sha256 != record.sha256:
-        raise BundleError(f"{path} is damaged: its SHA-256 is not the manifest's. {_RESTORE_HINT}")
+        raise BundleError(f"{path} is corrupt: its SHA-256 does not match the manifest. {_RESTORE_HINT}")

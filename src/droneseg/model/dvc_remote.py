@@ -58,7 +58,7 @@ def find_dvc_directory(folder: Path) -> Path:
     for parent in (folder, *folder.parents):
         if (parent / ".dvc").is_dir():
             return parent / ".dvc"
-    raise StoreError(f"{folder} is not inside of a DVC repository. Clone the project again, or run `dvc init` in it.")
+    raise StoreError(f"{folder} is not inside a DVC repository. Clone the project again, or run `dvc init` in it.")
 
 
 def project_lock(folder: Path, name: str) -> AbstractContextManager[None]:

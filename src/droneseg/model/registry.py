@@ -109,7 +109,7 @@ def read_registry(root: Path) -> list[RegistryEntry]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is damaged: it is not UTF-8 text. Restore it from git.") from error
+        raise StoreError(f"{path} is corrupt: it is not UTF-8 text. Restore it from git.") from error
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(RegistryEntry.model_validate_json(line))

@@ -147,7 +147,7 @@ def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
     except subprocess.TimeoutExpired as error:
         raise StoreError(f"DVC did not fetch {folder} within {_TIMEOUT_S} s. Check the connection.") from error
     except subprocess.CalledProcessError as error:
-        logger.error("cannot fetch: %s", " ".join(error.stderr.split()) or f"exit code {error.returncode}")
+        logger.error("cannot fetch the model: %s", " ".join(error.stderr.split()) or f"exit code {error.returncode}")
         raise StoreError(f"DVC could not fetch {folder}, which {dvc_file} records. See the server log.") from error
 
 

@@ -71,7 +71,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "confidence",
-        "mean probability of the winning class",
+        "mean probability of the predicted class",
         "are predicted with less confidence",
         "are predicted with more confidence",
         of_model=True,
@@ -188,7 +188,7 @@ def read_reference(bundle: Bundle) -> Reference:
     entry = bundle.manifest.drift_reference
     if entry is None:
         raise DriftError(
-            f"Model {bundle.model_id} has no reference for drift. Add one with `droneseg models reference`, or export "
+            f"Model {bundle.model_id} has no drift reference. Add one with `droneseg models reference`, or export "
             "it again on a machine that has its validation images."
         )
     with (bundle.folder / entry.file).open(encoding="utf-8", newline="") as file:
@@ -198,12 +198,12 @@ def read_reference(bundle: Bundle) -> Reference:
     except (KeyError, TypeError, ValueError) as error:
         raise DriftError(
             f"The drift reference of model {bundle.model_id} was made by another version of droneseg ({error}). "
-            "Make a new one with `droneseg models reference`."
+            "Create a new one with `droneseg models reference`."
         ) from error
     if not rows or not all(math.isfinite(value) for values in table.values() for value in values):
         raise DriftError(
-            f"The drift reference of model {bundle.model_id} is empty or holds values that are not finite. "
-            "Make a new one with `droneseg models reference`."
+            f"The drift reference of model {bundle.model_id} is empty or contains non-finite values. "
+            "Create a new one with `droneseg models reference`."
         )
     return Reference(entry.data, table)
 
@@ -283,8 +283,8 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
     """
     if reference.images < MIN_RECORDS:
         raise DriftError(
-            f"The drift reference was made of {reference.images} images; at least {MIN_RECORDS} are needed. "
-            "Make a new one with `droneseg models reference`."
+            f"The drift reference was made from {reference.images} images; at least {MIN_RECORDS} are needed. "
+            "Create a new one with `droneseg models reference`."
         )
     if len(records) < MIN_RECORDS:
         raise DriftError(f"There are {len(records)} records; the drift test needs at least {MIN_RECORDS}.")

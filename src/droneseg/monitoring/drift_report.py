@@ -125,7 +125,7 @@ def _require_enough(page: RecordsPage, url: str, model_id: str) -> None:
         notes.append("check that the service writes its records there")
     note = f" ({'; '.join(notes)})" if notes else ""
     raise DriftError(
-        f"{url} holds {number} records of model {model_id}{note}; a report needs {drift_test.MIN_RECORDS}."
+        f"{url} holds {number} records of model {model_id}{note}; a report needs at least {drift_test.MIN_RECORDS}."
     )
 
 
@@ -267,7 +267,7 @@ def plot_ranges(drift: drift_test.Drift, reference: drift_test.Reference, record
         _plot_range(axes, index, item, reference, [row[item.feature.name] for row in rows])
     axes.set_yticks(range(len(drift.features)), [item.feature.name for item in reversed(drift.features)])
     axes.set_xlim(-_MAX_SHIFT - 0.1, _MAX_SHIFT + 0.1)
-    axes.set_xlabel(f"difference from the validation median, in widths of the grey range (at most {_MAX_SHIFT})")
+    axes.set_xlabel(f"difference from the validation median, in widths of the grey range (clipped to {_MAX_SHIFT})")
     axes.set_title(
         "grey: 90 % of the validation images; line and dot: 90 % and median of the recent images", fontsize=10
     )

@@ -186,9 +186,7 @@ def find_hard_cases(url: str, number: int, *, last: int, sampled: bool = False) 
     """
     records = read_recent_records(url, last).records
     if not records:
-        raise RecordsError(
-            f"There are no records at {url}. Name the location that the service's DRONESEG_RECORDS_URL is set to."
-        )
+        raise RecordsError(f"There are no records at {url}. Use the service's DRONESEG_RECORDS_URL.")
     # the statistics identify an image; file names do not, because every drone starts numbering at the same one
     by_content = {
         (record.source, record.width, record.height, *sorted(record.statistics.items())): record

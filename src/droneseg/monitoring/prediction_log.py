@@ -218,7 +218,7 @@ class PredictionLog:
         try:
             self._records.add(self._create_record(pending))
         except Exception:
-            logger.exception("dropped a record that could not be made")
+            logger.exception("dropped a record: it cannot be created")
             self._record_count.settle("dropped", 1)
         with self._lock:
             self._pending_bytes -= pending.size_bytes

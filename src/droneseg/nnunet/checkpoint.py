@@ -127,7 +127,9 @@ def _fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) ->
     ]
     missing = sorted(set(folds or ()) - {_fold_number(file) for file in files})
     if missing:
-        raise ModelError(f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Use other folds.")
+        raise ModelError(
+            f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Choose other folds with --fold."
+        )
     return files
 
 
@@ -181,8 +183,8 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=not trust)
     except UnpicklingError as error:
         raise UntrustedCheckpointError(
-            f"{file} pickles more than numbers and text ({_first_line(error)}); loading it can execute arbitrary code. "
-            "Use --trust if you trust its source."
+            f"{file} contains pickled objects other than numbers and text ({_first_line(error)}); loading it can "
+            "execute arbitrary code. Use --trust if you trust its source."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ModelError(f"Cannot load {file}: {_first_line(error)}") from error

@@ -111,10 +111,12 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
         ModelError: If the folder is not a model folder, or no fold has this checkpoint.
     """
     if not folder.is_dir():
-        raise ModelError(f"No model at {folder}: the folder does not exist. Use the one `droneseg train` printed.")
+        raise ModelError(
+            f"No model at {folder}: the folder does not exist. Use the folder that `droneseg train` printed."
+        )
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} is not an nnU-Net model folder: {' and '.join(missing)} missing.")
+        raise ModelError(f"{folder} is not an nnU-Net model folder; missing: {', '.join(missing)}.")
     files = sorted(folder.glob(f"fold_[0-9]*/{checkpoint}"))
     if not files:
         others = sorted({file.name for file in folder.glob("fold_*/checkpoint_*.pth")})

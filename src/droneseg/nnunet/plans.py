@@ -70,7 +70,7 @@ class Plan:
         schemes = set(self.normalisation_schemes)
         if len(schemes) != 1 or not schemes <= set(_NORMALISATIONS):
             raise ConfigurationError(
-                f"Cannot export normalisation {sorted(schemes)}. Supported are {sorted(_NORMALISATIONS)}; "
+                f"Cannot export normalisation {sorted(schemes)}. Supported: {sorted(_NORMALISATIONS)}; "
                 "choose one with `droneseg data convert --normalisation`."
             )
         normalisation = _NORMALISATIONS[schemes.pop()]

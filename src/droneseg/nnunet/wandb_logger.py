@@ -99,7 +99,7 @@ class Run:
     ) -> None:
         tracked = read_run(folder)
         if tracked is None:
-            raise TrainingError(f"{folder} has no {RUN_NAME}. Start the training with tracking=wandb.")
+            raise TrainingError(f"{folder} has no {RUN_NAME}. Train with tracking=wandb.")
         self._wandb = wandb = _wandb()
         self.wants_images = tracked.images
         in_sweep = "WANDB_SWEEP_ID" in os.environ  # set by `wandb agent`, which chooses id and name

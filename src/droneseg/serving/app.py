@@ -136,7 +136,9 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
         with budget.reserve() as reservation:
             uploads = await read_files(request, service.settings, reservation)
             if max_files and len(uploads) > max_files:
-                raise MissingInputError(f"The form has {len(uploads)} files. Send one file, or all to /batch_predict.")
+                raise MissingInputError(
+                    f"The form has {len(uploads)} files. Send one file, or send all files to /batch_predict."
+                )
             return uploads, await cancel_on_disconnect(service.predict(uploads), request.receive)
 
     @router.post(

@@ -198,12 +198,13 @@ class DriftReporter:
             process.kill()
             process.communicate()
             raise errors.TooLateError(
-                f"The drift report timed out after {_REPORT_TIMEOUT_S:.0f} s because the machine is busy. Retry later."
+                f"The drift report timed out after {_REPORT_TIMEOUT_S:.0f} s, possibly because the machine is busy. "
+                "Retry later."
             ) from None
         self._check_running()
         if process.returncode < 0:
             raise errors.RecordsError(
-                f"The process of the drift report was killed by signal {-process.returncode}, possibly because memory "
+                f"The drift report process was killed by signal {-process.returncode}, possibly because memory "
                 "ran out. Retry later."
             )
         if process.returncode:

@@ -258,7 +258,7 @@ class WorkQueue(Generic[Input, Output]):
                 with suppress(InvalidStateError):
                     job.future.set_exception(error)
         except BaseException:
-            logger.exception("a worker thread failed outside of its job")
+            logger.exception("a worker thread failed outside its job")
             raise
         finally:
             del job.work  # the traceback of a failed job still references the job

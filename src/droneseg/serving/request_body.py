@@ -224,7 +224,7 @@ def parse_image_body(content_type: str, body: bytes) -> bytes:
     """
     if content_type and not content_type.startswith("image/") and content_type not in _RAW_TYPES:
         raise errors.WrongContentTypeError(
-            f"The body is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
+            f"The content type is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
         )
     if not body:
         raise errors.BrokenImageError(EMPTY)
@@ -241,10 +241,10 @@ def parse_base64_body(content_type: str, body: bytes) -> bytes:
         BrokenImageError: If the file is empty.
     """
     if content_type != _JSON:
-        stated = f"is {content_type[:40]}" if content_type else "has no content type"
-        raise errors.WrongContentTypeError(f"The body {stated}. Send {_JSON}.")
+        problem = f"The content type is {content_type[:40]}" if content_type else "The body has no content type"
+        raise errors.WrongContentTypeError(f"{problem}. Send {_JSON}.")
     if sum(body.count(character) for character in b"[{,") > _MAX_JSON_PARTS:
-        raise errors.MalformedRequestError("The JSON body has more elements than an image needs.")
+        raise errors.MalformedRequestError("The JSON body has too many elements. Send only image_b64 and content_type.")
     image = _validate_base64_request(body).req
     if not image.content_type.lower().startswith("image/"):
         raise errors.WrongContentTypeError(

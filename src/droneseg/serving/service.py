@@ -299,7 +299,8 @@ def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int)
     if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
         raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
-            f"{padded_height * padded_width:,} pixels, and the limit is {max_pixels:,}. Send less narrow parts."
+            f"{padded_height * padded_width:,} pixels, and the limit is {max_pixels:,}. "
+            "Send tiles that are less narrow."
         )
     return padded_height * padded_width / (patch_height * patch_width)
 

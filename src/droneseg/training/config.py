@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
         0, ge=0, description="Fold in splits_final.json. Fold 0 is the split given to `droneseg data convert`."
     )
     resume: bool = Field(False, description="Continue from the latest checkpoint of the same configuration and fold.")
-    overwrite: bool = Field(False, description="Rename an existing training of this fold and start from scratch.")
+    overwrite: bool = Field(False, description="Rename an existing training run of this fold and start from scratch.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: the first available of cuda, mps, cpu."
     )
@@ -105,7 +105,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _require_consistent_keys(self) -> Self:
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other; set one of them")
+            raise ValueError("resume and overwrite cannot be combined; set only one of them")
         if self.network in ("plain", "batchnorm"):
             given = (self.trainer.encoder_rate, self.downscale, self.decoder_levels)
             if given != (1, DOWNSCALE, DECODER_LEVELS):

@@ -115,8 +115,8 @@ def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32])
     logger.info("exported network agrees with torch on %.4f %% of pixels", 100 * result.agreement)
     if not result.agreement >= _MIN_AGREEMENT:
         raise ModelError(
-            f"The exported network agrees with torch on only {result.agreement:.2%} of pixels, so no bundle is "
-            "written. Report this with the model's plans."
+            f"The exported network agrees with torch on only {result.agreement:.2%} of pixels, and no bundle was "
+            "written. Report this with the model's plans.json."
         )
     return result
 

@@ -184,13 +184,13 @@ def _prepare_folder(config: TrainingConfig, plans: Plans, paths: nnunet_paths.Nn
     present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
     if present and not (config.resume or config.overwrite):
         raise OutputExistsError(
-            f"{fold_folder} already contains a training ({', '.join(present)}). "
+            f"{fold_folder} already contains a training run ({', '.join(present)}). "
             "Use resume=true to continue it, or overwrite=true to rename it and start from scratch."
         )
     if present and config.overwrite:
         renamed = fold_folder.with_name(f"before_{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{fold_folder.name}")
         fold_folder.rename(renamed)
-        logger.info("renamed the existing training to %s", renamed)
+        logger.info("renamed the existing training run to %s", renamed)
         present = []
     if present:
         _require_same_plan(config, plans, paths)
@@ -210,8 +210,8 @@ def _require_same_plan(config: TrainingConfig, plans: Plans, paths: nnunet_paths
     different = [key for key in planned if planned[key] != recorded.get(key)]
     if different:
         raise TrainingError(
-            f"The training in {recorded_file.parent} has a different plan ({', '.join(different)}). "
-            "Resume with its original values, or start a new training with configuration=2d_NAME."
+            f"The training run in {recorded_file.parent} has a different plan ({', '.join(different)}). "
+            "Resume with its original values, or start a new run with configuration=2d_NAME."
         )
 
 

@@ -37,7 +37,7 @@ class Range(BaseModel):
         if self.low >= self.high:
             raise ValueError(f"low={self.low} is not below high={self.high}")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("log needs low above 0 and no step")
+            raise ValueError("log=true requires low above 0 and no step")
         return self
 
     @property

@@ -100,7 +100,7 @@ def _create_or_load(config: SweepConfig, storage: str, name: str, *, shared: boo
         )
     except ImportError as error:
         driver = getattr(error.__cause__ or error.__context__, "name", None) or "the driver that the URL names"
-        raise ConfigurationError(f"The driver of the database is not installed: pip install {driver}") from error
+        raise ConfigurationError(f"The database driver is not installed: pip install {driver}") from error
     except Exception as error:  # the database's driver may raise any exception
         raise ConfigurationError(
             f"Cannot open the study's database {_without_password(storage)}: {summarize_error(error)}"
@@ -318,7 +318,7 @@ class _Runner:
         if outcome.pruned:
             raise import_optuna().TrialPruned
         if outcome.error or not epochs:
-            trial.set_user_attr("error", outcome.error or "the training ended without an epoch")
+            trial.set_user_attr("error", outcome.error or "training ended before the first epoch was complete")
             raise _TrialFailedError
         return epochs[-1].smoothed_dice
 

@@ -64,7 +64,7 @@ def run_trial(
         return TrialOutcome(pruned=not completed, error=None)
     log_end = (fold / "trial.log").read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
     lines = log_end.strip().splitlines()
-    return TrialOutcome(pruned=False, error=lines[-1] if lines else f"the training exited with {process.returncode}")
+    return TrialOutcome(pruned=False, error=lines[-1] if lines else f"the trial exited with code {process.returncode}")
 
 
 def _watch(process: subprocess.Popen[bytes], file: Path, on_epoch: Callable[[EpochMetrics], bool]) -> bool:

@@ -49,7 +49,7 @@ def argmax_with_confidence(logits: NDArray[np.float32] | NDArray[np.float16]) ->
 def require_finite(winning: Probabilities) -> None:
     """Raise `ModelError` if a probability is not finite."""
     if not np.isfinite(winning).all():
-        raise ModelError("The network returned logits that are not finite; this image cannot be segmented.")
+        raise ModelError("The network returned non-finite logits; this image cannot be segmented.")
 
 
 class Runtime(Protocol):
