@@ -1,4 +1,4 @@
-"""Process of one configuration in the inference benchmark: predicts the same image once per command.
+"""Worker process of the inference benchmark: predicts the same image once per command with one configuration.
 
 Commands are lines on stdin; replies are JSON lines on stdout: `ready` after the first mask, `seconds` and `parts_s` for
 each command, and `peak_mb` at the end of stdin.
@@ -20,13 +20,13 @@ from droneseg.core.masks import Mask, encode_mask
 
 @dataclass(frozen=True)
 class Task:
-    """Task of one process; a JSON object on its command line.
+    """Task of one worker process, passed as a JSON object on its command line.
 
     Attributes:
         kind: "stock" for nnU-Net's own predictor, "bundle" for a bundle.
         model: nnU-Net's model folder, or the folder of the bundle.
         image: Image file to predict.
-        mask: File for the first mask, in NumPy's format.
+        mask: File to which the first mask is written, in NumPy's format.
         mirrored: Whether nnU-Net's predictor averages over mirrored images.
         profile: Profile of the bundle.
         runtime: Name of the runtime for the bundle.
@@ -62,7 +62,7 @@ class StockPredictor:
 
 
 class BundlePredictor:
-    """Bundle with one profile and runtime."""
+    """Model bundle with one profile and one runtime."""
 
     def __init__(self, task: Task) -> None:
         from droneseg.core.runtimes import RuntimeName
@@ -127,6 +127,6 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    # output of libraries goes to stderr: stdout is for replies
+    # the output of libraries goes to stderr, because stdout is for replies
     channel, sys.stdout = sys.stdout, sys.stderr
     serve(Task(**json.loads(sys.argv[1])), sys.stdin, channel)

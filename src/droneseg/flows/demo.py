@@ -1,4 +1,4 @@
-"""Demo on generated scenes."""
+"""Demo: the whole workflow on generated scenes."""
 
 import json
 import logging
@@ -24,17 +24,23 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.paths import NnunetPaths
 
+STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
+SIZE = (192, 144)
+TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 200, 8, 24
+_SEED = 7
+_OVERLAY_SCENES = 4
+
 StageProgress = Callable[[str, int, int], None]
-"""Called with the name of a stage, the steps done and the total number of steps."""
+"""Progress callback with the name of a stage, the number of steps done and the total."""
 
 
 @dataclass
 class StageClock:
-    """Report the progress of stages and measure their time.
+    """Reports the progress of stages and measures their time.
 
     Attributes:
-        report: Called as the stages progress.
-        seconds: Time of each finished stage.
+        report: Progress callback.
+        seconds: Duration of each finished stage, by name.
     """
 
     report: StageProgress
@@ -42,7 +48,7 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Measure the time of a stage; yields a function of (done, total)."""
+        """Measure the time of a stage; yield a progress callback with (done, total)."""
         last_total = 1
 
         def update(done: int, total: int) -> None:
@@ -68,17 +74,10 @@ class TrainingProgress(logging.Handler):
         self._update = update
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Report the progress of a record that has one."""
+        """Report the progress, if the record has the attribute."""
         fraction = getattr(record, "share_done", None)
         if fraction is not None:
             self._update(round(100 * fraction), 100)
-
-
-STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
-SIZE = (192, 144)
-TRAIN_SCENES, VAL_SCENES, TEST_SCENES = 200, 8, 24
-_SEED = 7
-_OVERLAY_SCENES = 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class DemoResult:
         scores: Metrics on the held-out scenes.
         baseline_miou: mIoU of the best constant mask on the same scenes.
         colour_classifier_miou: mIoU of a classifier that uses only the colour of each pixel, on the same scenes.
-        seconds: Time by stage.
+        seconds: Duration by stage.
         report: Path of report.json.
         overlay: Path of overlay.png.
     """
@@ -145,7 +144,7 @@ def run_demo(out: Path, report: StageProgress, *, max_pixels: int, overrides: tu
 
     Args:
         out: Folder for data, model, predictions, report.json and overlay.png; an earlier demo in it is replaced.
-        report: Called as the stages progress.
+        report: Progress callback.
         max_pixels: Maximum number of pixels of an image.
         overrides: Overrides of the training configuration `preset=smoke`.
 
@@ -156,8 +155,8 @@ def run_demo(out: Path, report: StageProgress, *, max_pixels: int, overrides: tu
     _require_demo_folder(folders.out)
     (folders.out / "report.json").unlink(missing_ok=True)
     clock = StageClock(report)
-    split = _make_data(folders, clock, max_pixels)
-    model = _make_model(folders, clock, overrides)
+    split = _prepare_data(folders, clock, max_pixels)
+    model = _create_model(folders, clock, overrides)
     with clock.stage("predict") as progress:
         _predict([folders.images / f"{stem}.png" for stem in split.test], folders, model, max_pixels, progress)
     with clock.stage("evaluate"):
@@ -173,7 +172,7 @@ def run_demo(out: Path, report: StageProgress, *, max_pixels: int, overrides: tu
     return result
 
 
-def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
+def _prepare_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
     """Generate, check and convert the scenes; the last ones are the test part."""
     stems = [f"{index:03d}" for index in range(TRAIN_SCENES + VAL_SCENES + TEST_SCENES)]
     split = Split(tuple(stems[:TRAIN_SCENES]), tuple(stems[TRAIN_SCENES:-TEST_SCENES]), tuple(stems[-TEST_SCENES:]))
@@ -196,7 +195,7 @@ def _make_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Split:
     return split
 
 
-def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]) -> Bundle:
+def _create_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]) -> Bundle:
     """Preprocess the data, train a model and export it."""
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
@@ -221,7 +220,7 @@ def _make_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]
 
 
 def _require_demo_folder(out: Path) -> None:
-    """Raise `DronesegError` unless the folder is empty, missing or an earlier demo, which is replaced."""
+    """Raise `DronesegError` unless the folder is missing, empty or contains only an earlier demo, which is replaced."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
         raise DronesegError(f"{out} is not the output of an earlier demo. Choose another folder with --out.")
 

@@ -45,7 +45,7 @@ PROFILES = {
 INT8_PROFILE = bundle_format.Profile(network=bundle_format.INT8_NETWORK_NAME, mirroring=False, precision="f32")
 
 StepCallback = Callable[[str], None]
-"""Called with the name of each step when it begins."""
+"""Callback with the name of each step when it begins."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Samples:
         source: Description of the images, such as "generated scenes".
         images: RGB images, each of shape (H, W, 3), dtype uint8.
         truths: Ground truth masks, each of shape (H, W), dtype uint8.
-        calibration: Other RGB images, for the calibration of INT8.
+        calibration: Other RGB images, for INT8 calibration.
     """
 
     source: str
@@ -97,15 +97,15 @@ def validation_images(paths: NnunetPaths, fold: int, count: int) -> list[Path]:
 
 
 def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
-    """Return the pairs of a dataset, or those of one part of a split.
+    """Return the pairs of a dataset, or only those in one part of a split.
 
     Args:
         data: Dataset folder.
-        split_file: Split file, to use only one part of the dataset; None uses all pairs.
+        split_file: Split file that selects one part of the dataset; None selects all pairs.
         part: Name of the part.
 
     Raises:
-        DatasetError: If the dataset has problems, or no pair in this part.
+        DatasetError: If the dataset has problems, or the part contains no pair.
         SplitError: If the split does not match the dataset.
     """
     listing = list_pairs(data)
@@ -160,7 +160,7 @@ def take_reference(
         file: CSV file to write.
 
     Returns:
-        Entry of the manifest.
+        Manifest entry of the table.
     """
     reference = measure_reference(BundleSegmenter(bundle), images, source)
     write_reference(reference, file)
@@ -184,11 +184,11 @@ def add_reference(
         model: Folder of the bundle.
         data: Dataset with images that were not used for training.
         out: Folder of the copy.
-        split_file: Split file, to use only one part of the dataset; None uses all images.
+        split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
         max_pixels: Maximum number of pixels of an image.
         replace: Whether an earlier bundle in `out` may be replaced.
-        progress: Called with the number of processed images and the total.
+        progress: Progress callback with the number of processed images and the total.
 
     Raises:
         BundleError: If the verification of the bundle fails.
@@ -246,12 +246,13 @@ def export_model(
         out: Folder of the bundle; an earlier bundle is replaced.
         checkpoint: File name of the checkpoint in each fold.
         folds: Numbers of the folds; None exports all.
-        trust: Whether to load checkpoints that can run code, because they pickle more than numbers and text.
+        trust: Whether to load checkpoints with pickled objects other than numbers and text. Loading them can execute
+            arbitrary code.
         int8: Whether to add an INT8 network.
         default_profile: Name of the default profile.
         licence: Licence of the weights.
         images: Maximum number of images to measure the profiles on.
-        on_step: Called when a step begins.
+        on_step: Callback, called when a step begins.
 
     Raises:
         ModelError: If the model cannot be loaded or exported.

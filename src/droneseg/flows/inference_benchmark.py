@@ -54,8 +54,8 @@ class BaselineModel:
     Attributes:
         trained: nnU-Net's model folder.
         bundle: Bundle with the same weights and an additional INT8 network.
-        gflop: Arithmetic of one forward pass over one tile in 10^9 operations; a multiplication and its addition count
-            as two.
+        gflop: Number of floating-point operations in one forward pass over one tile, in units of 10^9; a multiplication
+            and the addition of its result count as two.
     """
 
     trained: Path
@@ -64,11 +64,11 @@ class BaselineModel:
 
 
 class NetworkSpeed(BaseModel):
-    """Arithmetic of the baseline network.
+    """Size and speed of the baseline network.
 
     Attributes:
-        gflop: Arithmetic of one forward pass over one tile, in 10^9 operations.
-        fast_gflops: Speed of the profile fast, in 10^9 operations per second.
+        gflop: Number of floating-point operations in one forward pass over one tile, in units of 10^9.
+        fast_gflops: Speed with the profile fast, in 10^9 operations per second.
         bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch.
     """
 
@@ -82,7 +82,7 @@ class BenchmarkRow(BaseModel):
 
     Attributes:
         name: "stock-tta", "stock", or a profile, with the runtime as a suffix unless it is OpenVINO.
-        runtime: Description of the runtime.
+        runtime: Display name of the runtime.
         seconds_median: Median of `seconds`.
         seconds: Time from the bytes of the image to the bytes of the mask, one per round.
         parts_s_median: Median seconds of each stage; empty if they are unknown.
@@ -111,7 +111,7 @@ class InferenceBenchmark(BaseModel):
     Attributes:
         machine: Description of the machine.
         image: Path or description of the image.
-        network: Arithmetic of the baseline network.
+        network: Size and speed of the baseline network.
         rows: Measurements of each configuration.
     """
 
@@ -126,7 +126,7 @@ def load_baseline_model(cache: Path, on_step: StepCallback) -> BaselineModel:
 
     Args:
         cache: Folder that stores the model.
-        on_step: Called when a step begins.
+        on_step: Callback, called when a step begins.
     """
     folder = cache / f"stock-{version('droneseg')}-{version('nnunetv2')}"
     if not (folder / _SUMMARY).is_file():
@@ -162,17 +162,17 @@ def _create_baseline_model(folder: Path, on_step: StepCallback) -> None:
 
 @dataclass
 class _Configuration:
-    """One way to predict, and its measurements.
+    """Configuration to measure, and its measurements.
 
     Attributes:
         name: Name as in `BenchmarkRow`.
-        task: Task of its process.
+        task: Task of the worker process.
         reference: Name of the stock configuration with the same forward passes, to compute the agreement with.
-        seconds: Time of each prediction.
+        seconds: Duration of each prediction.
         parts_s: Seconds of each stage, for each prediction; empty if they are unknown.
         start_s: Time from the start of the process to the first mask.
         peak_mb: Peak memory of the process in megabytes.
-        runtime: Description of the runtime.
+        runtime: Display name of the runtime.
         mask: First mask, shape (H, W), dtype uint8.
     """
 
@@ -188,7 +188,7 @@ class _Configuration:
 
 
 class _Process:
-    """Running process of a configuration; writes its measurements to the configuration."""
+    """Running worker process of a configuration; adds the measurements to the configuration."""
 
     def __init__(self, configuration: _Configuration) -> None:
         task = json.dumps(asdict(configuration.task))
@@ -256,7 +256,7 @@ def run_benchmark(
         image: Image to predict; None generates one of 960x736.
         cache: Folder for compiled networks.
         rounds: Number of predictions per configuration; the configurations take turns.
-        on_step: Called when a step begins.
+        on_step: Callback, called when a step begins.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -269,7 +269,7 @@ def run_benchmark(
 
 
 def _measure(configurations: Sequence[_Configuration], rounds: int, on_step: StepCallback) -> None:
-    """Start one process per configuration and let them predict in turns."""
+    """Start one process per configuration; the processes predict in turns."""
     processes: list[_Process] = []
     try:
         for configuration in configurations:
@@ -289,7 +289,7 @@ def _measure(configurations: Sequence[_Configuration], rounds: int, on_step: Ste
 
 
 def _write_png(image: Path | None, folder: Path) -> Path:
-    """Write the image as PNG, which nnU-Net's reader accepts too."""
+    """Write the image as PNG, which nnU-Net's reader also accepts."""
     pixels = read_image(image) if image else generate_scene(_IMAGE_SEED, *IMAGE_SIZE)[0]
     (folder / "image.png").write_bytes(encode_png(pixels))
     return folder / "image.png"
@@ -307,7 +307,7 @@ def _configurations(
         for profile in read_bundle(bundle).manifest.profiles:
             for runtime in RUNTIMES:
                 name = prefix + profile + ("" if runtime is RuntimeName.OPENVINO else f"-{runtime}")
-                # other weights than those of the stock configurations have no reference
+                # weights that differ from those of the stock configurations have no reference
                 reference = None if prefix else ("stock-tta" if profile == "exact" else "stock")
                 task = Task(
                     "bundle",

@@ -25,7 +25,7 @@ from droneseg.model.dvc_remote import read_dvc_file, write_dvc_file
 from droneseg.model.store import pull_model, require_tracked, run_dvc
 
 ImageProgress = Callable[[str, int, int], None]
-"""Called with the name of a model, the number of predicted images and the total number of images."""
+"""Progress callback with the name of a model, the number of predicted images and the total."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EvaluationSpec:
 
     Attributes:
         data: Dataset folder.
-        split_file: Split file, to use only one part of the dataset; None uses all images.
+        split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
         report: Folder of the report; an earlier report is replaced.
     """
@@ -65,15 +65,15 @@ def compare_models(
         data: Dataset folder.
         out: Folder of the report.
         settings: Application settings.
-        split_file: Split file, to use only one part of the dataset; None uses all images.
+        split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
         replace: Whether an earlier report may be replaced.
-        progress: Called after each image.
+        progress: Progress callback, called after each image.
 
     Raises:
         DatasetError: If the dataset has problems.
         BundleError: If the verification of a bundle fails.
-        DronesegError: If both bundles hold the same model, or an image cannot be predicted.
+        DronesegError: If both bundles contain the same model, or an image cannot be predicted.
     """
     segmenters = [load_segmenter(settings, model=folder) for folder in (first, second)]
     if segmenters[0].model_id == segmenters[1].model_id:
@@ -97,7 +97,7 @@ def compare_models(
 
 
 def _model_names(first: Path, second: Path) -> tuple[str, str]:
-    """Return the folder names of two models, with a suffix if they are equal."""
+    """Return the folder names of two models, with suffixes if they are equal."""
     if first.name != second.name:
         return first.name, second.name
     return f"{first.name}-A", f"{second.name}-B"
@@ -132,15 +132,16 @@ def promote_model(
         spec: Data and report folder of the comparison with the champion.
         settings: Application settings; `model` is the champion's folder, `dvc_remote` the remote it is fetched from.
         force: Reason for promoting the candidate regardless of the comparison; None requires a better candidate.
-        progress: Called after each image.
+        progress: Progress callback, called after each image.
 
     Returns:
         The new entry of the registry.
 
     Raises:
-        PromotionRefusedError: If the candidate is not better, is less safe or cannot be compared; lists all reasons.
+        PromotionRefusedError: If the candidate is not better, is less safe or cannot be compared; the message lists
+            all reasons.
         BundleError: If the verification of the candidate or the champion fails.
-        StoreError: If the project has uncommitted changes, or DVC or git fail; nothing is changed then.
+        StoreError: If the project has uncommitted changes, or DVC or git fails. In these cases, nothing is changed.
     """
     bundle, champion = read_bundle(candidate), settings.model
     root = dvc_file_of(champion).parent
@@ -172,7 +173,7 @@ def _install(bundle: Bundle, champion: Path, previous: registry.RegisteredModel 
     """Copy a candidate to the champion's folder and add it to DVC.
 
     Raises:
-        StoreError: If the champion is no longer `previous`, or the candidate was changed since it was compared.
+        StoreError: If the champion is no longer `previous`, or the candidate has changed since the comparison.
     """
     dvc_file = dvc_file_of(champion)
     root = dvc_file.parent
@@ -197,13 +198,13 @@ def roll_back(settings: Settings, reason: str) -> registry.RegistryEntry:
 
     Args:
         settings: Application settings; `model` is the champion's folder, `dvc_remote` the remote of older models.
-        reason: Reason, written to the registry.
+        reason: Reason for the registry.
 
     Returns:
         The new entry of the registry.
 
     Raises:
-        StoreError: If there is no previous model, or it cannot be fetched; nothing is changed then.
+        StoreError: If there is no previous model, or it cannot be fetched. In these cases, nothing is changed.
     """
     champion = settings.model
     dvc_file = dvc_file_of(champion)
@@ -213,7 +214,7 @@ def roll_back(settings: Settings, reason: str) -> registry.RegistryEntry:
     transaction.require_unchanged(root, champion)
     target, current = _last_two_champions(root, dvc_file)
     if champion.exists():
-        require_tracked(champion)  # a model of the user's own is not replaced
+        require_tracked(champion)  # the folder may contain a model of the user, which must not be replaced
     with transaction.champion_transaction(root, champion) as before:
         if read_dvc_file(dvc_file) != current.version:
             raise StoreError("Another model became the champion in the meantime. See `droneseg models list`.")
@@ -292,7 +293,7 @@ def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
 
 
 def _recorded(report: comparison.ComparisonReport | None) -> registry.RecordedComparison | None:
-    """Return the part of a comparison that the registry keeps."""
+    """Return the part of a comparison that the registry stores."""
     if report is None:
         return None
     return registry.RecordedComparison.model_validate(

@@ -37,7 +37,7 @@ class EpochResult(BaseModel):
     """Dice after one epoch.
 
     Attributes:
-        seconds: Time since the start of the training.
+        seconds: Seconds since the start of the training.
         dice: nnU-Net's pseudo Dice on validation patches.
     """
 
@@ -50,10 +50,10 @@ class TrainerResult(BaseModel):
 
     Attributes:
         name: Name of the trainer, with its network if it is pretrained.
-        iteration_s: Median time of one iteration.
-        parts_s: Median time of each stage of an iteration.
+        iteration_s: Median duration of an iteration.
+        parts_s: Median duration of each part of an iteration.
         dice: Dice after each epoch; empty if only iterations were timed.
-        reached_s: Time until the Dice reached the final Dice of nnU-Net's trainer; None if it did not.
+        reached_s: Seconds until the Dice reached the final Dice of nnU-Net's trainer; None if it did not.
         times_sooner: Speedup over nnU-Net's trainer in reaching its final Dice; None if it was not reached.
     """
 
@@ -101,10 +101,10 @@ def benchmark_training(
             are replaced by those of `config`, so that the Dice is comparable.
         paths: nnU-Net's folders. If no dataset is preprocessed there, generated scenes are used.
         iterations: Number of iterations to time with each trainer.
-        minutes: Minutes of training with each trainer; 0 trains none.
+        minutes: Minutes of training with each trainer; 0 skips training.
         our_minutes: Minutes of training with droneseg's trainer, if they differ. A short learning-rate schedule
             reaches a higher Dice than the first part of a long one.
-        on_step: Called when a step begins.
+        on_step: Callback, called when a step begins.
     """
     from droneseg.training import timing
 
@@ -174,7 +174,7 @@ def _comparable(config: TrainingConfig, pretrained: TrainingConfig) -> TrainingC
 
 
 def _prepare_data(paths: NnunetPaths, temporary: Path, on_step: StepCallback) -> tuple[str, NnunetPaths]:
-    """Return a description of the data and its folders; models are always written to the temporary folder."""
+    """Return a description of the data and nnU-Net's folders; models are always written to the temporary folder."""
     if paths.plans_file.is_file():
         return str(paths.preprocessed_dataset), replace(paths, results=temporary / "results")
     on_step("no preprocessed dataset found: generating scenes")
@@ -219,7 +219,7 @@ def plot_benchmark(benchmark: InferenceBenchmark, path: Path) -> None:
 
 
 def plot_training_benchmark(benchmark: TrainingBenchmark, path: Path) -> None:
-    """Plot the stages of an iteration, and the Dice against time.
+    """Plot the parts of an iteration, and the Dice over time.
 
     Args:
         benchmark: Result of the training benchmark.

@@ -1,4 +1,4 @@
-"""Atomic change of the champion, the registry and the git commit: all of it happens or nothing."""
+"""Atomic change of the champion, the registry and the git history: all of them change or none."""
 
 import shutil
 import signal
@@ -17,7 +17,7 @@ from droneseg.model.registry import REGISTRY_NAME, RegistryEntry, append_entry, 
 
 
 def author(root: Path) -> str:
-    """Return name and address of the author of a git commit.
+    """Return the name and e-mail address that git records as the author of a commit.
 
     Raises:
         StoreError: If git has no identity configured.
@@ -38,7 +38,7 @@ def require_unchanged(root: Path, champion: Path) -> None:
     """Check that the champion's `.dvc` file and the registry have no uncommitted changes.
 
     Raises:
-        StoreError: If one of them has.
+        StoreError: If one of them has uncommitted changes.
     """
     names = (dvc_file_of(champion).name, REGISTRY_NAME)
     if changed := run_git(root, "status", "--porcelain", "--", *names).split("\n")[0]:
@@ -71,7 +71,7 @@ def _message(entry: RegistryEntry) -> str:
 
 @contextmanager
 def block_signals() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM while the block runs; for short blocks only.
+    """Ignore Ctrl-C and SIGTERM while the block runs; use it for short blocks only.
 
     After an inference, a signal can end the process inside OpenVINO's threads without running any `finally`.
     """
@@ -109,7 +109,7 @@ def champion_transaction(root: Path, champion: Path) -> Iterator[Mapping[Path, b
 
 
 def recover_unfinished(champion: Path) -> None:
-    """Undo a change that a killed process did not commit; does nothing if there is none.
+    """Undo a change that a killed process did not commit; do nothing if there is none.
 
     Raises:
         StoreError: If git fails, so that it is unknown whether the change was committed.
@@ -135,7 +135,7 @@ def _incomplete_backup(champion: Path) -> Path:
 def _write_backup(before: Mapping[Path, bytes | None], champion: Path) -> None:
     """Write the backup: the contents of the files and a copy of the champion.
 
-    It is renamed when it is complete, so that an incomplete backup is never used.
+    The backup gets its final name when it is complete, so that an incomplete one is never used.
     """
     backup, incomplete = _backup(champion), _incomplete_backup(champion)
     shutil.rmtree(incomplete, ignore_errors=True)
@@ -158,7 +158,7 @@ def _delete_backup(champion: Path) -> None:
 
 
 def _undo(root: Path, champion: Path, *files: Path) -> None:
-    """Restore the backup and delete it, unless the change was committed, which is its last step.
+    """Restore the backup unless the change was committed, which is its last step; then delete the backup and leftovers.
 
     Args:
         root: Folder of the git repository.
@@ -176,17 +176,17 @@ def _undo(root: Path, champion: Path, *files: Path) -> None:
             else:
                 write_bytes(path, data)
         _restore_champion(backup / "model", champion)
-        with suppress(StoreError):  # the first error is the one to report
+        with suppress(StoreError):  # report the first error, not one of the clean-up
             run_git(root, "reset", "--quiet", "--", *(path.name for path in files))
     _delete_backup(champion)
     for suffix in ("part", "old"):
         for leftover in champion.parent.glob(f".{champion.name}.*.{suffix}"):
-            # from a killed process: the lock excludes running ones
+            # left by a killed process, since the lock excludes running ones
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _committed(root: Path, name: str) -> bytes | None:
-    """Return the content of a file in git's last commit; None if it is not in it."""
+    """Return the content of a file in git's last commit; None if the commit does not contain it."""
     if not run_git(root, "ls-tree", "HEAD", "--", name).strip():
         return None
     return run_git(root, "show", f"HEAD:{name}").encode()
