@@ -192,7 +192,7 @@ def _dice_table(result: TrainingBenchmark) -> Table:
 
 
 def _dice_by_thirds(epochs: list[EpochResult]) -> list[float | None]:
-    """Return the Dice of the last epoch within one third, two thirds and all of the time."""
+    """Return the Dice of the last epoch within one third, two thirds and the whole of the time."""
     values: list[float | None] = []
     for third in (1, 2, 3):
         end_s = epochs[-1].seconds * third / 3

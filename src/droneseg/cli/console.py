@@ -43,7 +43,7 @@ SplitFile = Annotated[Path | None, typer.Option("--split", help="Use only one pa
 ValPart = Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: val.")]
 
 _PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-"""Packages that are named differently from their modules."""
+"""Names of packages that differ from the names of their modules."""
 
 
 def settings() -> Settings:
@@ -124,12 +124,12 @@ def show_json(value: Any) -> None:
 
 
 def show_step(step: str) -> None:
-    """Write the step that begins to stderr."""
+    """Write the name of a step to stderr when the step begins."""
     err().print(f"{step} ...", markup=False)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """Build a table; all columns but the first are aligned to the right."""
+    """Return a table; all columns except the first are right-aligned."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -141,12 +141,12 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """Format a fraction as a percentage; None as a dash."""
+    """Format a fraction as a percentage, or None as a dash."""
     return "-" if value is None else f"{value:.{decimals}%}"
 
 
 def number(value: float | None) -> str:
-    """Format a number with three decimals; None as a dash."""
+    """Format a number with three decimals, or None as a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 
@@ -162,14 +162,14 @@ def spinner(message: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(step: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal, and a line per quarter elsewhere; yields a function of (done, total)."""
+    """Show a progress bar on a terminal, or a line per quarter elsewhere; yield a callback with (done, total)."""
     with progress_bars(step) as update:
         yield lambda done, total: update(step, done, total)
 
 
 @contextmanager
 def progress_bars(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar per step, as `progress_bar` does; yields a function of (step, done, total)."""
+    """Show one progress bar per step, like `progress_bar`; yield a callback with (step, done, total)."""
     if not err().is_terminal:
         updates = {step: _plain_progress(step) for step in steps}
         yield lambda step, done, total: updates[step](done, total)

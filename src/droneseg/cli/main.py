@@ -70,7 +70,7 @@ app = typer.Typer(
     help="Train nnU-Net on drone photographs and serve the model: semantic segmentation for safe landing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing rich takes longer than everything else of `--help`
+    rich_markup_mode=None,  # plain help: importing rich would take longer than the rest of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -93,7 +93,7 @@ def start(
     from droneseg.core.logs import configure_logging
     from droneseg.core.settings import warn_of_misspelt
 
-    # torch warns about its own future changes during import; users of a command cannot act on them
+    # when imported, torch warns about its own future changes, on which users of a command cannot act
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     settings = console.settings()
     configure_logging(settings.log_level, settings.log_format)
@@ -202,13 +202,13 @@ app.command()(predict.drift)
 
 
 def main() -> None:
-    """Run the command line; expected errors become one message on stderr and exit code 1."""
+    """Run the command line; an expected error is shown as a message on stderr, with exit code 1."""
     try:
         app(prog_name="droneseg")
     except DronesegError as error:
         _fail(str(error), None)
     except OSError as error:
-        # such as a full disk or a read-only folder: users need no traceback
+        # for example a full disk or a read-only folder; users need no traceback
         path = f"{error.filename}: " if error.filename else ""
         remedy = (
             ". Free some disk space and run the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

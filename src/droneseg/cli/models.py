@@ -67,7 +67,7 @@ def list_models(
 
 def _version_json(version: ModelVersion) -> dict[str, Any]:
     entry = asdict(version)
-    # scripts know the older key and value
+    # scripts rely on the older key and value
     entry["here"] = entry.pop("is_local")
     entry["state"] = "before it" if version.state == "previous" else version.state
     return entry
@@ -115,7 +115,7 @@ def push(remote: Remote = None) -> None:
 
 
 def _recovered_settings() -> Settings:
-    """Return the settings, after undoing a promotion that was killed."""
+    """Undo a promotion that was killed, if any, and return the settings."""
     from droneseg.flows.transaction import recover_unfinished
 
     settings = console.settings()

@@ -195,7 +195,7 @@ def predict(
 
 
 def _find_images(inputs: list[str], split: Path | None, part: str) -> list[Path]:
-    """Return the image files of the inputs, or those of one part of a split."""
+    """Return the image files of the inputs, or only those in one part of a split."""
     from droneseg.inference.batch import find_inputs
 
     images = find_inputs([_image_folder(entry) for entry in inputs])
@@ -279,7 +279,7 @@ def evaluate(
 
 
 def _mask_folder(truth: Path) -> Path:
-    """Return the folder of masks: `truth` itself if it holds PNG files, otherwise the masks of the dataset."""
+    """Return the folder of masks: `truth` itself if it contains PNG files, otherwise that of the dataset."""
     if not truth.is_dir() or any(truth.glob("*.png")):
         return truth
     from droneseg.data.dataset import find_dataset
