@@ -22,7 +22,14 @@ def test_the_load_test_writes_reports_and_fails_above_its_thresholds(
     tmp_path: Path, allowed_s: float, code: int
 ) -> None:
     load = yaml.safe_load((ROOT / "configs" / "load.yaml").read_text(encoding="utf-8"))
-    load |= {"users": 3, "spawn_rate": 3, "minutes": 0.1, "sizes": [[96, 80], [64, 64]], "batch": 2}
+    load |= {
+        "users": 3,
+        "spawn_rate": 3,
+        "minutes": 0.1,
+        "pause_s": [0.05, 0.2],
+        "sizes": [[96, 80], [64, 64]],
+        "batch": 2,
+    }
     load["shares"] = {"single": 1, "batch": 1, "health": 1, "bad": 1}
     load["thresholds"] |= {"single_p95_s": allowed_s, "health_p95_s": 60.0}
     (tmp_path / "load.yaml").write_text(yaml.safe_dump(load))
