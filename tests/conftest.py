@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -13,11 +14,17 @@ from droneseg.core.classes import colours
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.images import png
 from support.shared import make_once
+from support.waiting import HANG_S
 from support.workspace import TINY, Workspace
 
 # a process that may not write compiled modules compiles torch and Evidently at every start
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+# httpx gives up after 5 s by default
+for function in (httpx.get, httpx.post, httpx.request, httpx.Client.__init__):
+    function.__kwdefaults__["timeout"] = HANG_S
 
 
 def _share_cores() -> None:
@@ -29,7 +36,7 @@ def _share_cores() -> None:
         os.sched_setaffinity(0, cores[first::count])
 
 
-_share_cores()  # before any library counts the cores
+_share_cores()  # before torch and OpenVINO count the cores
 
 
 # by duration; a long file that starts last leaves the other processes idle

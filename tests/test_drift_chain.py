@@ -61,7 +61,7 @@ def running(folder: Path, command: list[str]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(HANG_S)
 
 
 def configure(folder: Path, *, service: str, alertmanager: int, hook: int) -> None:
@@ -121,14 +121,15 @@ def check_page(chromium: str, page: bytes, folder: Path) -> None:
     file.write_bytes(page)
     failures: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=1000 * HANG_S)
         tab = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+        tab.set_default_timeout(1000 * HANG_S)
         tab.on("pageerror", lambda error: failures.append(str(error)))
         tab.on("requestfailed", lambda request: failures.append(request.url))
         tab.goto(file.as_uri())
         assert tab.get_by_role("heading", level=1).inner_text().startswith("Drift report for model")
         assert "The images are darker" in tab.locator(".verdict").inner_text()
-        tab.frame_locator("iframe").get_by_text("Dataset Drift is detected").first.wait_for(timeout=1000 * HANG_S)
+        tab.frame_locator("iframe").get_by_text("Dataset Drift is detected").first.wait_for()
         assert all(tab.evaluate("[...document.images].map(image => image.naturalWidth > 100)"))
         tab.screenshot(path=folder / "drift.png", full_page=True)
         browser.close()

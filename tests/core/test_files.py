@@ -9,6 +9,7 @@ import pytest
 
 from droneseg.core.errors import OutputExistsError
 from droneseg.core.files import atomic_directory, directory_lock, write_bytes
+from support.waiting import HANG_S
 
 
 def test_failing_block_leaves_no_folder(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_directory_lock_is_released_when_its_process_is_killed(tmp_path: Path) -
         waiting.join(0.3)
         assert waiting.is_alive()
         holder.kill()
-        waiting.join(30)
+        waiting.join(HANG_S)
         assert not waiting.is_alive()
 
 

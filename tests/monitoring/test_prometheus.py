@@ -37,7 +37,7 @@ def test_prometheus_scrapes_the_service_and_answers_queries(tmp_path: Path) -> N
             assert ask(port, "droneseg_ready") == 1
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(HANG_S)
 
 
 def ask(port: int, query: str) -> float:

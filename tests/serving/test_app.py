@@ -23,7 +23,7 @@ from droneseg.serving.service import PredictionService
 from support.hostile import Hostile, corpus
 from support.images import png
 from support.segmenters import BrightIsLanding
-from support.waiting import wait_until
+from support.waiting import HANG_S, wait_until
 
 Start = Callable[..., TestClient]
 MASK = np.repeat(np.array([[5, 2]], np.uint8), 6, axis=0).repeat(4, axis=1)  # left half bright, right half dark
@@ -314,7 +314,7 @@ def test_queue_full_returns_429_before_the_body_is_read(start: Start) -> None:
     assert error(response) == (429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
     segmenter.gate.set()
-    assert all(future.result(10) for future in held)
+    assert all(future.result(HANG_S) for future in held)
     assert "droneseg_bad_inputs_total{" not in client.get("/metrics").text  # the request itself was valid
 
 
@@ -327,7 +327,7 @@ def test_queue_timeout_returns_504(start: Start) -> None:
     response = client.post("/predict", files=[file()])
     assert error(response) == (504, "too_late")
     segmenter.gate.set()
-    assert all(future.result(10) for future in held)
+    assert all(future.result(HANG_S) for future in held)
     assert segmenter.calls <= calls + 2
 
 

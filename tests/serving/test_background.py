@@ -79,7 +79,7 @@ def test_pending_records_are_flushed_before_a_report(monkeypatch: pytest.MonkeyP
         steps.append(f"flush within {timeout_s:.0f} s")
 
     reports = DriftReporter(Settings(), ServiceMetrics(), flush=flush, model_id=lambda: "abc")
-    assert reports.request_report(30).result(10) == result
+    assert reports.request_report(30).result(HANG_S) == result
     assert steps == ["flush within 3 s", "report on 30"]
 
 

@@ -20,6 +20,7 @@ from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
 from support.server import BENTO, Server, serving
+from support.waiting import HANG_S
 
 PAGE = Path(__file__).parents[2] / "docs" / "bento.md"
 README = PAGE.parents[1] / "README.md"
@@ -37,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def post(server: Server, body: object, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
-    return httpx.post(f"{server.url}/predict_base64", content=content, headers=headers, timeout=60)
+    return httpx.post(f"{server.url}/predict_base64", content=content, headers=headers, timeout=HANG_S)
 
 
 def encoded(data: bytes) -> str:
@@ -235,7 +236,7 @@ def test_deeply_nested_json_is_rejected_without_parsing(server: Server) -> None:
 )
 def test_service_does_not_start_with_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
     environment = os.environ | {name: value, "BENTOML_HOME": str(tmp_path / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
-    done = subprocess.run(BENTO.command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(BENTO.command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 1
     assert name in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,7 +14,9 @@ from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
 from support.server import Server, serving
-from support.waiting import wait_until
+from support.waiting import HANG_S, wait_until
+
+expect.set_options(timeout=1000 * HANG_S)
 
 # left half bright (landing zone), right half blue (water)
 PIXELS = np.zeros((120, 160, 3), np.uint8)
@@ -34,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def browser() -> Iterator[Browser]:
     program = require_program("chromium", "google-chrome", "chromium-browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=1000 * HANG_S)
         yield browser
         browser.close()
 
@@ -42,6 +44,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     page = browser.new_page()
+    page.set_default_timeout(1000 * HANG_S)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on(

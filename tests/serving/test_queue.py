@@ -10,7 +10,7 @@ import pytest
 
 from droneseg.core.errors import NotReadyError, QueueFullError, TooLateError
 from droneseg.serving.queue import WorkQueue
-from support.waiting import wait_until
+from support.waiting import HANG_S, wait_until
 
 
 class BlockedProcess:
@@ -22,7 +22,7 @@ class BlockedProcess:
 
     def __call__(self, work: str, _waited_s: float) -> str:
         self.started.append(work)
-        assert self.released.wait(10)
+        assert self.released.wait(HANG_S)
         if work == "bad":
             raise ValueError("bad")
         return work.upper()
@@ -52,13 +52,13 @@ def queue(process: BlockedProcess, clock: Clock) -> Iterator[WorkQueue[str, str]
     queue = WorkQueue(process, limit_s=3, timeout_s=10, workers=1, seconds_per_unit=1, clock=clock)
     yield queue
     process.released.set()
-    queue.close(5)
+    queue.close(HANG_S)
 
 
 def test_jobs_run_in_order_and_return_their_own_results(queue: WorkQueue[str, str], process: BlockedProcess) -> None:
     process.released.set()
     futures = queue.submit([("a", 1), ("b", 1), ("c", 1)])
-    assert [future.result(5) for future in futures] == ["A", "B", "C"]
+    assert [future.result(HANG_S) for future in futures] == ["A", "B", "C"]
     assert process.started == ["a", "b", "c"]
 
 
@@ -66,8 +66,8 @@ def test_error_affects_only_its_own_job(queue: WorkQueue[str, str], process: Blo
     process.released.set()
     bad, good = queue.submit([("bad", 1), ("b", 1)])
     with pytest.raises(ValueError, match="bad"):
-        bad.result(5)
-    assert good.result(5) == "B"
+        bad.result(HANG_S)
+    assert good.result(HANG_S) == "B"
 
 
 def test_full_queue_rejects_with_retry_after(queue: WorkQueue[str, str]) -> None:
@@ -84,14 +84,14 @@ def test_batch_is_admitted_completely_or_not_at_all(queue: WorkQueue[str, str], 
     with pytest.raises(QueueFullError):
         queue.submit([("b", 1), ("c", 1), ("d", 1)])
     process.released.set()
-    first.result(5)
+    first.result(HANG_S)
     wait_until(lambda: queue.seconds == 0)
     assert process.started == ["a"]
 
 
 def test_empty_queue_admits_request_of_any_size(queue: WorkQueue[str, str], process: BlockedProcess) -> None:
     process.released.set()
-    assert [future.result(5) for future in queue.submit([("a", 4), ("b", 4)])] == ["A", "B"]
+    assert [future.result(HANG_S) for future in queue.submit([("a", 4), ("b", 4)])] == ["A", "B"]
 
 
 def test_finished_jobs_are_freed(queue: WorkQueue[str, str], process: BlockedProcess) -> None:
@@ -127,7 +127,7 @@ def test_single_slow_job_changes_rate_only_slightly(
     wait_until(lambda: process.started == ["a"])
     clock.now += 100
     process.released.set()
-    future.result(5)
+    future.result(HANG_S)
     wait_until(lambda: queue.seconds == 0)
     process.released.clear()
     queue.submit([("b", 1)])
@@ -141,9 +141,9 @@ def test_cancelled_job_is_removed_and_frees_capacity(queue: WorkQueue[str, str],
     assert queue.waiting == 1
     queue.submit([("d", 1)])
     process.released.set()
-    assert first.result(5) == "A"
+    assert first.result(HANG_S) == "A"
     with pytest.raises(CancelledError):
-        second.result(5)
+        second.result(HANG_S)
     wait_until(lambda: queue.seconds == 0)
     assert process.started == ["a", "c", "d"]
 
@@ -151,7 +151,7 @@ def test_cancelled_job_is_removed_and_frees_capacity(queue: WorkQueue[str, str],
 def test_job_longer_than_timeout_is_not_started(queue: WorkQueue[str, str], process: BlockedProcess) -> None:
     (future,) = queue.submit([("a", 11)])
     with pytest.raises(TooLateError, match=r"needs about 11\.0 s; the limit is 10 s"):
-        future.result(5)
+        future.result(HANG_S)
     assert process.started == []
 
 
@@ -162,9 +162,9 @@ def test_job_past_its_deadline_is_not_started(
     wait_until(lambda: process.started == ["a"])
     clock.now += 9.5  # b would finish at 10.5 s, half a second after its deadline
     process.released.set()
-    assert first.result(5) == "A"
+    assert first.result(HANG_S) == "A"
     with pytest.raises(TooLateError, match=r"waited 9\.5 s"):
-        second.result(5)
+        second.result(HANG_S)
     assert process.started == ["a"]
 
 
@@ -176,7 +176,7 @@ def test_rate_follows_measured_durations(queue: WorkQueue[str, str], process: Bl
         wait_until(lambda: len(process.started) and not queue.waiting)
         clock.now += 8
         process.released.set()
-        future.result(5)
+        future.result(HANG_S)
         wait_until(lambda: queue.seconds == 0)
     process.released.clear()
     queue.submit([("b", 1)])
@@ -189,7 +189,7 @@ def test_close_finishes_admitted_jobs_and_rejects_new_ones(queue: WorkQueue[str,
     closing.start()
     wait_until(lambda: _rejects(queue))
     process.released.set()
-    closing.join(5)
+    closing.join(HANG_S)
     assert [future.result(0) for future in futures] == ["A", "B"]
 
 

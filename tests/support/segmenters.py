@@ -5,6 +5,7 @@ import threading
 import numpy as np
 
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
+from support.waiting import HANG_S
 
 
 class BrightIsLanding:
@@ -30,7 +31,7 @@ class BrightIsLanding:
     def segment(self, image: np.ndarray) -> Prediction:
         """Segment by brightness."""
         self.calls += 1
-        if not self.gate.wait(30):
+        if not self.gate.wait(HANG_S):
             raise TimeoutError("nobody opened the gate")
         mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
         return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id)
