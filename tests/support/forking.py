@@ -22,13 +22,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, NoReturn
 
-# none of them reads a variable that droneseg or a test sets
+# none of them reads a variable that droneseg or a test sets; wandb is missing, since the first process to end would
+# delete the temporary folder that it creates at import
 _LIBRARIES = (
     "numpy", "pydantic", "pydantic_settings", "typer", "rich.console", "rich.table", "rich.progress", "yaml",
     "PIL.Image", "fsspec", "torch", "torch._dynamo", "scipy.ndimage", "sklearn.model_selection", "pandas",
     "matplotlib.pyplot", "seaborn", "SimpleITK", "batchgenerators.dataloading.multi_threaded_augmenter",
     "batchgeneratorsv2.transforms.utils.compose", "dynamic_network_architectures.architectures.unet", "hydra", "onnx",
-    "wandb", "optuna", "networkx", "dvc.cli", "dvc.repo",
+    "optuna", "networkx", "dvc.cli", "dvc.repo",
 )  # fmt: skip
 _REQUEST_BYTES = 1 << 17
 _LOOK_S = 5  # how often the template looks for its test process
