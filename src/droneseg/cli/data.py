@@ -144,10 +144,10 @@ def import_dataset(
     If the colour table is missing, it is written with all colours of the masks. If any of them is not the colour of a
     class, the exit code is 1: fill in the column class and run the command again.
     """
-    from droneseg.data.importer import import_dataset, pair_up, read_colours
+    from droneseg.data.importer import import_dataset, read_colours, require_pairs
 
     max_pixels = console.settings().max_pixels
-    pairs = pair_up(images, masks, mask_suffix)
+    pairs = require_pairs(images, masks, mask_suffix)
     if not colours.exists():
         _write_colour_table(colours, pairs)
     class_ids = read_colours(colours)

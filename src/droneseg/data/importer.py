@@ -36,7 +36,7 @@ class ImportedDataset:
     pixels: dict[str, int]
 
 
-def pair_up(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pair, ...]:
+def require_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pair, ...]:
     """Pair the images and masks of two folders with `pair_folders`, and raise an error if there is any problem.
 
     Raises:

@@ -273,8 +273,8 @@ def write_samples(
         folder: Folder to write.
         count: Number of pairs.
         size: Width and height in pixels.
-        seed: Seed of the first scene; each further scene has the next one, so a larger dataset begins with the same
-            scenes.
+        seed: Seed of the first scene, increased by 1 for each further scene, so that a larger dataset begins with the
+            same scenes.
         replace: Whether earlier samples in `folder` may be replaced.
         progress: Progress callback with the number of pairs written and `count`.
 
