@@ -20,7 +20,7 @@ Image: TypeAlias = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 DEFAULT_MAX_PIXELS = 40_000_000
-EMPTY = "The file is empty."
+EMPTY_FILE = "The file is empty."
 
 _ORIENTATION_TAG, _UPRIGHT = 0x0112, 1
 _MAX_JPEG_SCANS = 500  # a scan of a few bytes costs a pass over all pixels; libjpeg-turbo's fuzzers use this limit
@@ -73,7 +73,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         BrokenImageError: If the header is corrupt.
     """
     if not data:
-        raise errors.BrokenImageError(EMPTY)
+        raise errors.BrokenImageError(EMPTY_FILE)
     try:
         opened = pillow.open(BytesIO(data), formats=FORMATS)
     except pillow.DecompressionBombError as error:

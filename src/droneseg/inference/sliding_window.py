@@ -172,7 +172,7 @@ class LogitAccumulator:
         np.add(target, logits * self._factor, out=target, casting="same_kind")
         np.add(total, self._factor, out=total, casting="same_kind")
 
-    def close(self, rows: int) -> tuple[Mask, Probabilities]:
+    def pop_rows(self, rows: int) -> tuple[Mask, Probabilities]:
         """Return the classes and probabilities of the first `rows` rows, and remove these rows from the buffer."""
         logits, total = self._logits[:, :rows], self._total[:rows]
         np.divide(logits, total, out=logits)
@@ -288,7 +288,7 @@ def _many_tiles(
         rows.add(left, logits)
         if left != tiles.lefts[-1]:
             continue
-        ids, probabilities = rows.close(following[top] - top)
+        ids, probabilities = rows.pop_rows(following[top] - top)
         # the finished rows, without padding
         first, last = max(top, above), min(following[top], above + height)
         if first < last:

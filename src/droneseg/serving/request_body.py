@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from droneseg.core import errors
-from droneseg.core.images import EMPTY
+from droneseg.core.images import EMPTY_FILE
 from droneseg.core.settings import Settings
 from droneseg.serving.schemas import Upload
 
@@ -227,7 +227,7 @@ def parse_image_body(content_type: str, body: bytes) -> bytes:
             f"The content type is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
         )
     if not body:
-        raise errors.BrokenImageError(EMPTY)
+        raise errors.BrokenImageError(EMPTY_FILE)
     return body
 
 
