@@ -71,7 +71,7 @@ def test_rules_and_dashboard_query_existing_labels() -> None:
     metrics.count_request("/predict", 200, 0.1)
     metrics.count_fault("internal_error")
     metrics.count_bad_input("broken_image")
-    metrics.show_model("abc", "fast")
+    metrics.set_model("abc", "fast")
     shown = metrics.render("")[0].decode()
     for where, query in queries().items():
         for metric, labels in re.findall(r"\b(droneseg_\w+?)(?:\{([^}]*)\})", query):

@@ -220,7 +220,7 @@ def _create_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ..
 
 
 def _require_demo_folder(out: Path) -> None:
-    """Raise `DronesegError` unless the folder is missing, empty or contains only an earlier demo, which is replaced."""
+    """Raise `DronesegError` unless the folder is missing, is empty or contains an earlier demo, which is replaced."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
         raise DronesegError(f"{out} is not the output of an earlier demo. Choose another folder with --out.")
 

@@ -222,7 +222,7 @@ def call_with_idle_timeout(filesystem: Any, name: str, *arguments: Any, timer: I
 class DvcRemote:
     """A remote of a DVC project and the project's cache; objects are addressed by their md5.
 
-    DVC resolves the configuration and connects. Objects are transferred here, because `dvc pull` and `DVCFileSystem`
+    DVC resolves the configuration and connects. This class transfers objects, because `dvc pull` and `DVCFileSystem`
     have neither an idle timeout nor checksum verification (decision 15).
 
     Args:

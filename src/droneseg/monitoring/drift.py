@@ -217,7 +217,7 @@ class FeatureDrift:
         p_value: Probability of a difference at least as large if nothing has changed.
         reference_median: Median at validation.
         median: Median of the records from `since` on; of all records if `since` is None.
-        since: First day from which on the feature differs on every day; None if there is no such day.
+        since: Day since which the feature has differed every day; None if there is no such day.
     """
 
     feature: Feature
@@ -267,7 +267,7 @@ class Drift:
 
     @property
     def since(self) -> date | None:
-        """Earliest day from which on a feature differs; None if there is no such day."""
+        """Earliest day since which a feature has differed every day; None if there is no such day."""
         return min((item.since for item in self.changed if item.since), default=None)
 
 
@@ -325,7 +325,7 @@ def _compare(feature: Feature, reference: list[float], days: Mapping[date, list[
 
 
 def _first_different_day(reference: list[float], by_day: Mapping[date, list[float]]) -> date | None:
-    """Return the first day from which on every day with enough records differs from the reference."""
+    """Return the day since which every day with enough records has differed from the reference; None if none has."""
     first = None
     for day, values in sorted(by_day.items(), reverse=True):
         if len(values) >= _MIN_RECORDS_PER_DAY:

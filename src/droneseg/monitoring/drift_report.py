@@ -173,7 +173,7 @@ def _since(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
 
 
 def _first_day(item: drift_test.FeatureDrift, drift: drift_test.Drift) -> str:
-    """Return the day from which on a feature differs, as text; empty if it does not differ."""
+    """Return the day since which a feature has differed every day, as text; empty if there is no such day."""
     if not item.drifted or item.since is None:
         return ""
     return f"{item.since} or earlier" if item.since == next(iter(drift.days)) else str(item.since)

@@ -32,7 +32,7 @@ class DriftMetrics:
         self._drift.set(math.nan)
         self._share.set(math.nan)
 
-    def show(self, *, drifted: bool, share: float) -> None:
+    def set(self, *, drifted: bool, share: float) -> None:
         """Set the gauges to the result of a report, and its time to the current time."""
         self._drift.set(drifted)
         self._share.set(share)
@@ -42,7 +42,7 @@ class DriftMetrics:
 def write_drift(file: Path, *, drifted: bool, share: float) -> None:
     """Write the result of a drift report atomically, for the textfile collector of Prometheus."""
     registry = CollectorRegistry()
-    DriftMetrics(registry).show(drifted=drifted, share=share)
+    DriftMetrics(registry).set(drifted=drifted, share=share)
     write_to_textfile(str(file), registry)
 
 
@@ -126,8 +126,8 @@ class ServiceMetrics:
         """Register functions that report the state of the queue whenever the metrics are read.
 
         Args:
-            waiting: Returns the number of images in the queue.
-            seconds: Returns the estimated seconds of admitted work.
+            waiting: Function that returns the number of images in the queue.
+            seconds: Function that returns the estimated seconds of admitted work.
         """
         self._queue_images.set_function(waiting)
         self._queue_seconds.set_function(seconds)
@@ -181,16 +181,16 @@ class ServiceMetrics:
         """Count a drift report; `result` is "done" or "failed"."""
         self._drift_reports.labels(result).inc()
 
-    def show_drift(self, *, drifted: bool, share: float) -> None:
+    def set_drift(self, *, drifted: bool, share: float) -> None:
         """Set the drift gauges and count the report as done."""
-        self._drift.show(drifted=drifted, share=share)
+        self._drift.set(drifted=drifted, share=share)
         self.count_drift_report("done")
 
     def count_reload(self, result: str) -> None:
         """Count a reload of the model; `result` is "taken" or "refused"."""
         self._reloads.labels(result).inc()
 
-    def show_model(self, model_id: str, profile: str) -> None:
+    def set_model(self, model_id: str, profile: str) -> None:
         """Set the active model and mark the service as ready."""
         if self._active_model:
             self._model.labels(*self._active_model).set(0)

@@ -183,7 +183,7 @@ class DriftReporter:
         except BaseException:
             self._metrics.count_drift_report("failed")
             raise
-        self._metrics.show_drift(drifted=result.drifted, share=result.share)
+        self._metrics.set_drift(drifted=result.drifted, share=result.share)
         logger.info("drift report: %s %s", result.url, result.message)
         return result
 

@@ -128,7 +128,7 @@ class PredictionService:
             if self._queue is None:
                 self._queue = self._create_queue(seconds_per_unit)
             self._queue.reset_rate(seconds_per_unit)
-            self.metrics.show_model(segmenter.model_id, segmenter.profile)
+            self.metrics.set_model(segmenter.model_id, segmenter.profile)
             logger.info("model %s is active, profile %s", segmenter.model_id, segmenter.profile)
             return True
 
@@ -295,7 +295,7 @@ def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int)
     width, height = open_image(upload.data, max_pixels=max_pixels).size
     patch_height, patch_width, _ = segmenter.info.input_shape
     padded_height, padded_width = max(height, patch_height), max(width, patch_width)
-    # a strip of one pixel width has few pixels but is padded to whole tiles
+    # a strip that is one pixel wide has few pixels but is padded to whole tiles
     if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
         raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
