@@ -2,7 +2,8 @@
 
 Importing torch, nnU-Net's dependencies or DVC takes seconds, and the tests run hundreds of commands. A forked process
 has its own working directory, environment, streams and exit code, and imports droneseg itself. Tests that depend on
-how a process starts, on its environment at import, or on signals start it with `subprocess`.
+how a process starts, on its environment at import, or on signals start it with `subprocess`. Systems other than Linux
+start a new interpreter for every command, since forking after such imports is not safe there.
 """
 
 import atexit
@@ -31,6 +32,7 @@ _LIBRARIES = (
     "batchgeneratorsv2.transforms.utils.compose", "dynamic_network_architectures.architectures.unet", "hydra", "onnx",
     "optuna", "networkx", "dvc.cli", "dvc.repo",
 )  # fmt: skip
+_CAN_FORK = sys.platform == "linux"
 _REQUEST_BYTES = 1 << 17
 _LOOK_S = 5  # how often the template looks for its test process
 
@@ -75,6 +77,11 @@ def run_forked(
     Raises:
         subprocess.TimeoutExpired: If the process was killed.
     """
+    if not _CAN_FORK:
+        command = [*_interpreter(code), *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=dict(environment), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
     request = {"code": code, "arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
     with (
         Path(os.devnull).open("rb") as empty,
@@ -88,7 +95,11 @@ def run_forked(
 
 def forked_command(code: str) -> list[str]:
     """Return a command line that runs code in a forked process, for programs that start commands themselves."""
-    return [sys.executable, "-E", "-S", __file__, _address(), code]
+    return [sys.executable, "-E", "-S", __file__, _address(), code] if _CAN_FORK else _interpreter(code)
+
+
+def _interpreter(code: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-c", code]
 
 
 def _fork(address: str, request: Mapping[str, object], streams: Sequence[int]) -> socket.socket:
