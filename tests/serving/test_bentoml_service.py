@@ -66,7 +66,8 @@ def test_predict_base64_returns_every_field(server: Server) -> None:
 
 IN_PROCESS = """
 import asyncio, base64, sys
-from droneseg.serving.request_body import Base64Image, DroneSegService
+from droneseg.serving.bentoml_service import DroneSegService
+from droneseg.serving.request_body import Base64Image
 
 async def main() -> None:
     service = DroneSegService()
