@@ -284,7 +284,22 @@ def test_nnunet_loss_has_a_cross_entropy_with_weights() -> None:
     require(DC_and_CE_loss({}, {}).ce, "weight", user="droneseg.nnunet.optimization.set_class_weights")
 
 
+@pytest.mark.usefixtures("nnunet_environment")
+def test_nnunet_logger_has_the_methods_we_call_and_wrap() -> None:
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    user = "droneseg.nnunet.trainers.drone_seg_trainer"
+    require(MetaLogger, "get_value", "log", "plot_progress_png", user=user)
+
+
 # torch and NumPy, used by droneseg.nnunet
+
+
+def test_torch_reports_bfloat16_instructions() -> None:
+    import torch
+
+    require(torch.cpu, "_is_avx512_bf16_supported", user="droneseg.nnunet.paths.cpu_has_bf16")
+    require(torch.backends.cpu, "get_cpu_capability", user="droneseg.nnunet.paths.cpu_has_bf16")
 
 
 def test_torch_compile_keeps_the_network_in_orig_mod() -> None:

@@ -88,7 +88,7 @@ def test_pairing_finds_a_difference_that_two_overlapping_intervals_hide() -> Non
 
 def test_different_numbers_of_images_cannot_be_paired() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="Not the same images: 3 and 4"):
+    with pytest.raises(ValueError, match="have 3 and 4 images"):
         paired_differences(images(rng, 3), images(rng, 4))
 
 

@@ -66,11 +66,9 @@ def list_models(
 
 
 def _version_json(version: ModelVersion) -> dict[str, Any]:
-    entry = asdict(version)
     # scripts rely on the older key and value
-    entry["here"] = entry.pop("is_local")
-    entry["state"] = "before it" if version.state == "previous" else version.state
-    return entry
+    entry = {"here" if name == "is_local" else name: value for name, value in asdict(version).items()}
+    return entry | {"state": "before it" if version.state == "previous" else version.state}
 
 
 @app.command()
@@ -234,7 +232,7 @@ def _show_champion(entry: RegistryEntry, *, json: bool) -> None:
         console.show_json(entry.model_dump(mode="json"))
         return
     replaced = f", replaces {entry.previous.model_id}" if entry.previous else ""
-    console.out().print(f"champion: model {entry.model.model_id}{replaced}: {entry.reason}", markup=False)
+    console.out().print(f"champion: model {entry.model.model_id}{replaced} (reason: {entry.reason})", markup=False)
     console.out().print("next: droneseg models push; git push; POST /admin/reload on running services", markup=False)
 
 

@@ -34,7 +34,9 @@ def confusion(truth: Mask, prediction: Mask, *, classes: int = len(CLASSES)) -> 
     """
     if truth.shape != prediction.shape:
         (height, width), (rows, columns) = truth.shape, prediction.shape
-        raise ShapeMismatchError(f"Ground truth mask is {width}x{height}, predicted mask is {columns}x{rows}.")
+        raise ShapeMismatchError(
+            f"Ground truth mask is {width}x{height}, predicted mask is {columns}x{rows}. Use masks of the same image."
+        )
     highest = max(int(truth.max(initial=0)), int(prediction.max(initial=0)))
     if highest >= classes:
         raise InvalidIdsError(f"Mask contains {highest}; the largest class id is {classes - 1}.")

@@ -30,7 +30,8 @@ def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
     """
     if image.shape[:2] != mask.shape:
         raise ShapeMismatchError(
-            f"Image is {image.shape[1]}x{image.shape[0]}, mask is {mask.shape[1]}x{mask.shape[0]}."
+            f"Image is {image.shape[1]}x{image.shape[0]}, mask is {mask.shape[1]}x{mask.shape[0]}. "
+            "Use the mask of this image."
         )
     tint = colours()[mask]
     mixed = (image * (1 - opacity) + tint * opacity).astype(np.uint8)

@@ -84,7 +84,9 @@ def paired_differences(
         ValueError: If the two arrays differ in shape.
     """
     if first.shape != second.shape:
-        raise ValueError(f"Not the same images: {len(first)} and {len(second)}.")
+        raise ValueError(
+            f"The evaluations have {len(first)} and {len(second)} images. Pass the same images in the same order."
+        )
     drawn = _draw(len(first), resamples, seed)
     whole_a, whole_b = _compute_metrics(first, None), _compute_metrics(second, None)
     sampled_a, sampled_b = _compute_metrics(first, drawn), _compute_metrics(second, drawn)

@@ -117,7 +117,7 @@ def _confusion(truth: Path, prediction: Path, truth_kind: MaskKind, max_pixels: 
 def _masks(folder: Path, content: str) -> dict[str, Path]:
     """Return the PNG masks of a folder by stem, without overlays."""
     if not folder.is_dir():
-        raise DatasetError(f"The folder of {content} masks does not exist: {folder}")
+        raise DatasetError(f"The folder of {content} masks does not exist: {folder}. Check the path.")
     return {
         file.stem: file
         for file in sorted(folder.iterdir())
@@ -169,7 +169,9 @@ def boundary_error(truth: Mask, prediction: Mask) -> float:
         MissingDependencyError: If OpenCV is not installed.
     """
     if truth.shape != prediction.shape:
-        raise ShapeMismatchError(f"Ground truth mask has shape {truth.shape}, predicted mask {prediction.shape}.")
+        raise ShapeMismatchError(
+            f"Ground truth mask has shape {truth.shape}, predicted mask {prediction.shape}. Compare masks of one image."
+        )
     predicted, true = borders(prediction), borders(truth)
     if not predicted.any() and not true.any():
         return 0.0

@@ -139,7 +139,10 @@ def _write(reports_url: str, html: str, figures: dict[str, object]) -> str:
         # the page is written last: once it is visible, the report is complete
         return write_file(reports_url, f"{folder}/{PAGE_NAME}", html.encode())
     except Exception as error:  # any storage error
-        raise RecordsError(f"Cannot write the report to {reports_url}: {type(error).__name__}: {error}") from error
+        raise RecordsError(
+            f"Cannot write the report to {reports_url} ({type(error).__name__}: {error}). "
+            "Check the URL and its permissions."
+        ) from error
 
 
 def verdict(drift: drift_test.Drift) -> str:

@@ -79,7 +79,9 @@ def read_recent_records(url: str, number: int, model_id: str | None = None) -> R
         filesystem, root = open_url(url)
         _read_newest(filesystem, root, page, number, model_id)
     except Exception as error:  # any storage error
-        raise RecordsError(f"Cannot read the records at {url}: {type(error).__name__}: {error}") from error
+        raise RecordsError(
+            f"Cannot read the records at {url} ({type(error).__name__}: {error}). Check the URL and its permissions."
+        ) from error
     # several instances write at the same time, so the times in different files overlap
     page.records.sort(key=lambda record: record.time)
     page.records = page.records[-number:]

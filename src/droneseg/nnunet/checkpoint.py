@@ -100,7 +100,10 @@ def load_trained_model(
     configuration = str(first["init_args"]["configuration"])
     plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     if configuration not in plans.get("configurations", {}):
-        raise ModelError(f"{folder / 'plans.json'} has no configuration {configuration}, which {files[0]} names.")
+        raise ModelError(
+            f"{folder / 'plans.json'} has no configuration {configuration}, which {files[0]} names. "
+            "Use the plans.json of the same training run."
+        )
     plan = resolve_plan(plans, configuration)
     return TrainedModel(
         folder=folder,
@@ -189,7 +192,7 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError) as error:
         raise ModelError(f"Cannot load {file}: {_first_line(error)}") from error
     if not isinstance(content, dict) or "network_weights" not in content:
-        raise ModelError(f"{file} is not an nnU-Net checkpoint.")
+        raise ModelError(f"{file} is not an nnU-Net checkpoint. Choose a checkpoint_*.pth file of a fold.")
     return content
 
 
@@ -226,7 +229,8 @@ def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, r
     folds = [[file.parent.name for file in files] for files in (first_files, second_files)]
     if folds[0] != folds[1]:
         raise ModelError(
-            f"The models have different folds: {first} has {', '.join(folds[0])}, {second} has {', '.join(folds[1])}."
+            f"The models have different folds: {first} has {', '.join(folds[0])}, {second} has {', '.join(folds[1])}. "
+            "Use models with the same folds."
         )
     sources: dict[str, float | dict[str, str]] = {"share_of_second": share}
     with atomic_directory(out, marker=BLEND_NAME, replace=replace) as folder:

@@ -260,7 +260,7 @@ def _validate_base64_request(body: bytes) -> Base64Request:
         # without the input, which may be 30 MB
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         if problems[0]["type"] == "json_invalid":
-            raise errors.MalformedRequestError("The body is not valid JSON.") from error
+            raise errors.MalformedRequestError("The body is not valid JSON. Send a JSON object.") from error
         messages = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in problems]
         raise errors.MissingInputError("; ".join(messages)) from error
 

@@ -103,7 +103,7 @@ def load_sweep(path: Path | None, overrides: Sequence[str]) -> SweepConfig:
     try:
         config = SweepConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ConfigurationError(f"Cannot read {path}: {error.strerror}") from error
+        raise ConfigurationError(f"Cannot read {path}: {error.strerror}. Check --config.") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:

@@ -103,7 +103,8 @@ def _create_or_load(config: SweepConfig, storage: str, name: str, *, shared: boo
         raise ConfigurationError(f"The database driver is not installed: pip install {driver}") from error
     except Exception as error:  # the database's driver may raise any exception
         raise ConfigurationError(
-            f"Cannot open the study's database {_without_password(storage)}: {summarize_error(error)}"
+            f"Cannot open the study's database {_without_password(storage)}: {summarize_error(error)}. "
+            "Check --storage and that the database is running."
         ) from error
     return study
 
