@@ -130,7 +130,7 @@ def test_unknown_profile_error_lists_the_profiles(bundle: Bundle) -> None:
 def test_non_finite_logits_raise_an_error(tmp_path: Path, runtime: RuntimeName, profile: str) -> None:
     write_network(tmp_path / "nan.onnx", biases=(0, 0, float("nan"), 0, 0, 0))
     broken = make_bundle(tmp_path / "bundle", network=tmp_path / "nan.onnx")
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match="non-finite"):
         BundleSegmenter(broken, profile=profile, runtime=runtime).segment(picture(40, 40)[0])
 
 
