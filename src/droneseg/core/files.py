@@ -94,7 +94,7 @@ def directory_lock(lock_file: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, *, marker: str, replace: bool) -> None:
-    """Check that a folder may be written to `path`. Call this before long work, so that no result is lost.
+    """Check that an output folder may be created at `path`. Call this before long work, so that no result is lost.
 
     Raises:
         OutputExistsError: If `path` is a file, or a non-empty folder that may not be replaced.

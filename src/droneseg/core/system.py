@@ -19,7 +19,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     rounded up and at least 1.
 
     Args:
-        root: Root of the file system, whose folders `proc` and `sys` contain the quota on Linux.
+        root: Root of the file system; on Linux, the quota is read from its folders `proc` and `sys`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _cpu_cgroups(root) if (quota := _cpu_quota(group)) is not None]

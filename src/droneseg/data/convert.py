@@ -175,7 +175,7 @@ def _write_case(folder: Path, part: str, loaded: LoadedPair) -> _Written:
 def _write_description(
     folder: Path, root: Path, split: Split, normalisation: Normalisation, unknown: UnknownPolicy
 ) -> None:
-    """Write dataset.json with the origin of the data, and fold 0 if the split has a validation part."""
+    """Write dataset.json with the origin of the data, and the split of fold 0 if there is a validation part."""
     description = {
         "channel_names": _CHANNEL_NAMES[normalisation],
         "labels": {entry.name: entry.id for entry in CLASSES},

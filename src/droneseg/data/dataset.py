@@ -53,7 +53,7 @@ class FolderLayout:
         return root / self.masks
 
     def is_in(self, root: Path) -> bool:
-        """Return whether both folders exist."""
+        """Return whether the image and mask folders of this layout exist in `root`."""
         return self.images_in(root).is_dir() and self.masks_in(root).is_dir()
 
     def __str__(self) -> str:

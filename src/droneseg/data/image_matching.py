@@ -60,7 +60,7 @@ class Match:
     Attributes:
         first: Stem of one image.
         second: Stem of the other image, later in alphabetical order.
-        inliers: Number of features that agree on one plane.
+        inliers: Number of feature matches consistent with one homography.
     """
 
     first: str
@@ -111,7 +111,7 @@ def find_matches(images: dict[str, Path], *, cache: Path, max_pixels: int, progr
 
 
 def count_inliers(first: Features, second: Features) -> int:
-    """Return the number of features of two images that match and agree on one plane (a homography).
+    """Return the number of feature matches between two images that are consistent with one homography.
 
     The result is 0 if fewer than `MIN_INLIERS` features match.
     """
@@ -125,7 +125,7 @@ def count_inliers(first: Features, second: Features) -> int:
 
 
 def _match_features(first: Features, second: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the positions of features that are mutual best matches and pass Lowe's ratio test, each (M, 2)."""
+    """Return the positions, in both images, of mutual best matches that pass Lowe's ratio test: two arrays (M, 2)."""
     empty = np.empty((0, 2), np.float32)
     if len(first.points) < 2 or len(second.points) < 2:
         return empty, empty

@@ -154,7 +154,7 @@ def import_dataset(
     Raises:
         DatasetError: If a file cannot be read, a colour has no class, or image and mask differ in size; all problems
             are listed.
-        OutputExistsError: If `out` contains other files, or an import and `replace` is False.
+        OutputExistsError: If `out` contains files of another origin, or an import while `replace` is False.
     """
     table, problems = colour_table(ids), list[str]()
     total = np.zeros(len(CLASSES), dtype=np.int64)

@@ -79,7 +79,7 @@ def download_dataset(
     Raises:
         DownloadError: If credentials are missing or invalid, the download fails, or the archive is damaged or has
             another layout.
-        OutputExistsError: If `folder` contains other files, or a download and `replace` is False.
+        OutputExistsError: If `folder` contains files of another origin, or a download while `replace` is False.
         MissingDependencyError: If Kaggle's client is not installed.
     """
     owner, _, name = dataset.partition("/")

@@ -279,7 +279,7 @@ def write_samples(
         progress: Progress callback with the number of pairs written and `count`.
 
     Raises:
-        OutputExistsError: If `folder` contains other files, or samples and `replace` is False.
+        OutputExistsError: If `folder` contains files of another origin, or samples while `replace` is False.
     """
     with (
         atomic_directory(folder, marker=SAMPLE_NAME, replace=replace) as staging_dir,

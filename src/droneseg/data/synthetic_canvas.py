@@ -48,7 +48,7 @@ class Canvas:
     mask: Mask = field(init=False)
 
     def __post_init__(self) -> None:
-        """Create black pixels of the class background."""
+        """Create a black image and a mask that is all background."""
         self.pixels = np.zeros((self.height, self.width, 3), dtype=np.float32)
         self.mask = np.full((self.height, self.width), BACKGROUND_ID, dtype=np.uint8)
 
@@ -212,7 +212,7 @@ def asphalt(canvas: Canvas) -> Pixels:
 
 
 def tiles(canvas: Canvas, angle: float) -> Pixels:
-    """Return rows of roof tiles along a direction."""
+    """Return a texture of roof tiles in rows along a direction."""
     u, v = coordinates(canvas, angle)
     value = 0.22 * np.sin(2 * np.pi * v / 0.5) + 0.04 * np.sign(np.sin(2 * np.pi * u / 0.6)) + 0.02 * grain(canvas)
     return _coloured(tinted(canvas, _STONES), value.astype(np.float32))
@@ -230,5 +230,5 @@ def water(canvas: Canvas, ripple_m: float) -> Pixels:
 
 
 def painted(canvas: Canvas, colour: NDArray[np.float32]) -> Pixels:
-    """Return an even colour with little grain, as of metal, plaster or cloth."""
+    """Return a uniform colour with slight grain, such as painted metal, plaster or cloth."""
     return _coloured(colour, 0.02 * grain(canvas))

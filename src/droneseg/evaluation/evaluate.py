@@ -144,7 +144,7 @@ def _confidences(predictions: Path) -> dict[str, float]:
 
 
 def borders(mask: Mask) -> NDArray[np.bool_]:
-    """Return where the right or lower neighbour has another class, shape (H, W), dtype bool."""
+    """Return a mask of the pixels whose right or lower neighbour has another class, shape (H, W), dtype bool."""
     result = np.zeros(mask.shape, dtype=bool)
     result[:, :-1] |= mask[:, 1:] != mask[:, :-1]
     result[:-1] |= mask[1:] != mask[:-1]

@@ -74,7 +74,7 @@ class TrainingProgress(logging.Handler):
         self._update = update
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Report the progress, if the record has the attribute."""
+        """Report the progress if the record has the attribute `share_done`."""
         fraction = getattr(record, "share_done", None)
         if fraction is not None:
             self._update(round(100 * fraction), 100)

@@ -68,7 +68,7 @@ class NetworkSpeed(BaseModel):
 
     Attributes:
         gflop: Number of floating-point operations in one forward pass over one tile, in units of 10^9.
-        fast_gflops: Speed with the profile fast, in 10^9 operations per second.
+        fast_gflops: Speed of the profile `fast`, in 10^9 operations per second.
         bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch.
     """
 
@@ -162,12 +162,12 @@ def _create_baseline_model(folder: Path, on_step: StepCallback) -> None:
 
 @dataclass
 class _Configuration:
-    """Configuration to measure, and its measurements.
+    """A configuration to measure, with its measurements.
 
     Attributes:
         name: Name as in `BenchmarkRow`.
         task: Task of the worker process.
-        reference: Name of the stock configuration with the same forward passes, to compute the agreement with.
+        reference: Name of the stock configuration to compare masks with; it uses the same forward passes.
         seconds: Duration of each prediction.
         parts_s: Seconds of each stage, for each prediction; empty if they are unknown.
         start_s: Time from the start of the process to the first mask.
@@ -188,7 +188,7 @@ class _Configuration:
 
 
 class _Process:
-    """Running worker process of a configuration; adds the measurements to the configuration."""
+    """A worker process that measures one configuration and stores the measurements in it."""
 
     def __init__(self, configuration: _Configuration) -> None:
         task = json.dumps(asdict(configuration.task))
@@ -289,7 +289,7 @@ def _measure(configurations: Sequence[_Configuration], rounds: int, on_step: Ste
 
 
 def _write_png(image: Path | None, folder: Path) -> Path:
-    """Write the image as PNG, which nnU-Net's reader also accepts."""
+    """Write the image as PNG, a format that nnU-Net's reader supports."""
     pixels = read_image(image) if image else generate_scene(_IMAGE_SEED, *IMAGE_SIZE)[0]
     (folder / "image.png").write_bytes(encode_png(pixels))
     return folder / "image.png"

@@ -182,7 +182,7 @@ def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
 def _is_up_to_date(
     source: Path, data: bytes, out: Path, previous: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
 ) -> bool:
-    """Return whether `out` contains the unchanged mask of these bytes, model and profile, and the requested overlay."""
+    """Return whether `out` has an unchanged mask of this image by this model and profile, and any requested overlay."""
     target = out / f"{source.stem}.png"
     if not target.is_file() or (overlay and not (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
         return False

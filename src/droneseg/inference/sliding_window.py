@@ -263,7 +263,7 @@ def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]
 
 
 def _one_tile(runtime: Runtime, tiles: _TileExtractor, result: SlidingWindowResult) -> None:
-    """Use the runtime's argmax: the weights of a single tile cancel out."""
+    """Segment an image that fits in one tile, with the runtime's argmax: a single tile needs no weights."""
     patches = tiles.extract(tiles.positions)
     begin = time.perf_counter()
     ids, probabilities = runtime.argmax(patches)

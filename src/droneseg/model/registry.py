@@ -146,7 +146,7 @@ def known_ids(entries: Sequence[RegistryEntry]) -> set[str]:
 
 
 def is_known(folder: Path) -> bool:
-    """Return whether a folder contains a registered model, which can be fetched again after it is replaced.
+    """Return whether a folder contains a registered model. Such a model can be fetched again, so it may be replaced.
 
     Raises:
         StoreError: If the registry cannot be read.
@@ -201,7 +201,7 @@ def list_models(folder: Path, remote: str | None) -> list[ModelVersion]:
 
     Args:
         folder: Folder of the champion.
-        remote: Name of a remote to check for each model; None to check none.
+        remote: Name of the remote in which to look for each model; None skips this check.
 
     Raises:
         StoreError: If the `.dvc` file is missing or the remote cannot be reached.

@@ -228,7 +228,7 @@ class FeatureDrift:
 
     @property
     def drifted(self) -> bool:
-        """Whether the feature differs."""
+        """Whether the distribution of the feature differs from the reference."""
         return self.p_value < THRESHOLD
 
 

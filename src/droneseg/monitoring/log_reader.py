@@ -54,7 +54,7 @@ class RecordsPage:
         return len(self.records) + sum(self.other_models.values()) + len(self.unreadable)
 
     def add(self, record: Record, *, model_id: str | None) -> None:
-        """Add a record of the model; only count a record of another model."""
+        """Add a record if it is of the given model; otherwise increase the count of records of its model."""
         if model_id in (None, record.model_id):
             self.records.append(record)
         else:
@@ -117,7 +117,7 @@ def _newest_first(filesystem: Any, root: str, page: RecordsPage) -> Iterator[str
 
 
 def _numbered(filesystem: Any, folder: str, digits: int) -> list[str]:
-    """Return the subfolders named by a number with this many digits, largest first; empty for a missing folder."""
+    """Return the subfolders whose names are numbers of `digits` digits, largest first; none if `folder` is missing."""
     filesystem.invalidate_cache()  # another process may have written since the last listing
     try:
         names = [str(name).rstrip("/") for name in filesystem.ls(folder, detail=False)]

@@ -263,7 +263,7 @@ class _OutcomeCounter:
         self._count("dropped", 1)
 
     def settle(self, outcome: Outcome, number: int) -> None:
-        """Count accepted items, unless `drop_unsettled` has counted them."""
+        """Count accepted items as written or dropped; no effect after `drop_unsettled`, which has counted them."""
         with self._lock:
             if self._closed:
                 return

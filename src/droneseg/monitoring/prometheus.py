@@ -33,7 +33,7 @@ class DriftMetrics:
         self._share.set(math.nan)
 
     def set(self, *, drifted: bool, share: float) -> None:
-        """Set the gauges to the result of a report, and its time to the current time."""
+        """Set the gauges to the result of a drift report, and the gauge of its time to the current time."""
         self._drift.set(drifted)
         self._share.set(share)
         self._time.set_to_current_time()
@@ -109,7 +109,7 @@ class ServiceMetrics:
         self._drift_reports = counter("droneseg_drift_reports", "Drift reports, done or failed.", ("result",))
 
     def _start_at_zero(self) -> None:
-        """Create the series of events that have not happened yet, because alert rules need their zeros."""
+        """Create the counters of all label values at 0, so that alert rules notice the first event."""
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for result in ("written", "dropped"):

@@ -101,7 +101,7 @@ class Reporter:
         self._profiler: Profiler | None = None
 
     def begin(self, network: Any, *, tracked: bool, profile: bool) -> None:
-        """Start the report.
+        """Start the report of the training, with a W&B run and the profiler if requested.
 
         Args:
             network: Network to profile.

@@ -76,7 +76,7 @@ class CoarserLoss(nn.Module):
     same in all squares and drawn at random for each call.
 
     Args:
-        loss: Loss of an output and a target of the same height and width, or of lists, which are passed on unchanged.
+        loss: Loss of an output and a target of equal height and width. Lists of both are passed to it unchanged.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -132,7 +132,7 @@ class ExponentialMovingAverage:
 def _average_with_warm_up(
     decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], previous_updates: Tensor | int
 ) -> None:
-    """Update the averages of tensors with the same device and dtype in place, as `multi_avg_fn` of `AveragedModel`."""
+    """Update averages in place, with a warm-up of the decay; the `multi_avg_fn` of `AveragedModel`."""
     updates = int(previous_updates)
     if averages[0].is_floating_point():
         warmed_up = min(decay, (1 + updates) / (_WARM_UP_UPDATES + updates))
@@ -161,7 +161,7 @@ class Progress:
         return [end - start for start, end in zip(starts, ends, strict=False)]
 
     def elapsed_s(self) -> float:
-        """Return the training time of all sessions in seconds; checkpoints store the epoch times."""
+        """Return the total training time in seconds, including earlier sessions."""
         return float(sum(self.epoch_times_s()))
 
     def share_done(self, epoch: int) -> float:

@@ -100,7 +100,7 @@ class TrainerSettings(BaseModel):
 
 
 def write_settings_file(settings: TrainerSettings, path: Path) -> None:
-    """Write the settings and select the file for trainers in this process and its child processes."""
+    """Write the settings, and set the variable by which trainers in this process and its children find the file."""
     write_text(path, settings.model_dump_json(indent=2) + "\n")
     os.environ[_VARIABLE] = str(path)
 

@@ -38,9 +38,9 @@ class TrackedRun(BaseModel):
 
 
 def choose_mode(mode: Literal["auto", "online", "offline"], *, api_key: str | None) -> Literal["online", "offline"]:
-    """Return the mode of a run: "auto" is online with an API key or a login, else offline.
+    """Return the W&B mode of a run; "auto" is online if there is an API key or a login, otherwise offline.
 
-    The key is passed to W&B through the environment.
+    Sets `WANDB_API_KEY`, from which W&B reads the key.
     """
     if api_key:
         os.environ["WANDB_API_KEY"] = api_key  # the key may come from .env, which W&B does not read

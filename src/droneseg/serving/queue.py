@@ -276,7 +276,10 @@ class WorkQueue(Generic[Input, Output]):
         )
 
     def _try_process(self, job: _Job[Input, Output]) -> Exception | None:
-        """Process a job and return its error. A separate function, because a running frame cannot be cleared."""
+        """Process a job and return its error, or None.
+
+        This is a function of its own, so that its frame has ended when the caller clears the frames of the traceback.
+        """
         try:
             result = self._process(job.work, self._clock() - job.admitted_at)
         except Exception as error:  # noqa: BLE001  # any error is the result of this job

@@ -198,7 +198,7 @@ class _FormParser(MultiPartParser):
 
 
 class Base64Image(BaseModel):
-    """Image in JSON."""
+    """JSON request with a base64-encoded image."""
 
     image_b64: str = Field(description="Base64-encoded image file.")
     content_type: str = Field("image/jpeg", description="Media type. The format is detected from the file itself.")

@@ -70,7 +70,7 @@ class BatchItemError(_Response):
 
 
 class BatchResponse(RootModel[list[PredictionResponse | BatchItemError]]):
-    """One item per file, in the order of the request."""
+    """Results of a batch request, one item per file, in the order of the request."""
 
 
 class ClassInfo(_Response):
@@ -82,7 +82,7 @@ class ClassInfo(_Response):
 
 
 class ModelResponse(_Response):
-    """Model that makes the predictions."""
+    """Description of the active model."""
 
     name: str
     version: str

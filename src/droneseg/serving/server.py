@@ -78,7 +78,7 @@ def configure_bentoml_server(service: PredictionService) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn server that starts the service's shutdown when the signal arrives."""
+    """uvicorn server that starts the shutdown of the service as soon as it receives SIGTERM or SIGINT."""
 
     def __init__(self, config: uvicorn.Config, service: PredictionService) -> None:
         super().__init__(config)
@@ -122,7 +122,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._start_headers()
 
     def on_headers_complete(self) -> None:
-        """Reject headers whose size exceeds the limit; they may have arrived together with a body."""
+        """Reject headers that exceed the size limit, even if they arrived in one read with the body."""
         self._in_headers = False
         self._set_timer(None)
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES:
@@ -148,7 +148,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start the timeout for the rest of the body after an early response."""
+        """If the response was sent before the body had arrived, start the timeout for the rest of the body."""
         unfinished = self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if unfinished:

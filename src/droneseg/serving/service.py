@@ -306,7 +306,7 @@ def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int)
 
 
 def measure_seconds_per_unit(segmenter: Segmenter) -> float:
-    """Return the seconds per unit of work, measured in the second of two predictions because the first is slower."""
+    """Run two predictions and return the seconds per unit of work of the second, because the first is slower."""
     height, width, _ = segmenter.info.input_shape
     image = np.random.default_rng(0).integers(1, 256, (height, width, 3), dtype=np.uint8)
     segmenter.segment(image)

@@ -121,12 +121,12 @@ def load_sweep(path: Path | None, overrides: Sequence[str]) -> SweepConfig:
 
 
 def first_value(parameter: Range | Choices) -> Value:
-    """Return the lower bound, or the first choice."""
+    """Return the lower bound of a range, or the first of a list of choices."""
     return parameter.low if isinstance(parameter, Range) else parameter.choices[0]
 
 
 def last_value(parameter: Range | Choices) -> Value:
-    """Return the upper bound, or the last choice."""
+    """Return the upper bound of a range, or the last of a list of choices."""
     return parameter.high if isinstance(parameter, Range) else parameter.choices[-1]
 
 

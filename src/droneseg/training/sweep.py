@@ -255,7 +255,7 @@ def run_sweep(
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
-        ConfigurationError: If the study has another configuration.
+        ConfigurationError: If the study was created with a different configuration.
         TrainingError: If several consecutive trials fail, the database fails, or the sweep is interrupted.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ def _configuration_of(trial: optuna.Trial) -> str:
 
 
 def _epoch_reporter(trial: optuna.Trial) -> tuple[list[EpochMetrics], Callable[[EpochMetrics], bool]]:
-    """Return a list of epochs, and a callback that appends an epoch, reports it and returns whether to continue."""
+    """Return an empty list, and a callback that appends each epoch to it, reports it and returns whether to continue."""
     # the study already contains the epochs that a killed trial reported
     reported = set(trial.study.trials[trial.number].intermediate_values)
     epochs: list[EpochMetrics] = []

@@ -60,7 +60,7 @@ def smoothed_end(epochs: Sequence[EpochDice]) -> float:
 
 
 class _PartClock:
-    """Measures the parts of an iteration in seconds with torch's hooks."""
+    """Measures the duration of each part of an iteration in seconds, with torch's hooks."""
 
     def __init__(self, trainer: Any, device: str) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)

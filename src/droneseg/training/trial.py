@@ -43,9 +43,9 @@ def run_trial(
     """Train in a subprocess and report each epoch.
 
     Args:
-        overrides: Overrides of the training, `key=value`.
+        overrides: Overrides of the training configuration, each `key=value`.
         paths: nnU-Net's folders.
-        fold: Folder of the training's fold.
+        fold: Fold folder, in which the checkpoints are written.
         on_epoch: Callback with the metrics of an epoch; returns whether the trial continues.
     """
     fold.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,9 @@ class OnnxRuntime:
     """Runs a network with ONNX Runtime in float32.
 
     Args:
-        network: ONNX file: (N, 3, h, w) float32 to logits (N, C, h, w).
+        network: ONNX file that maps float32 tiles (N, 3, h, w) to logits (N, C, h, w).
         patch: Height and width of a tile.
-        takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255.
+        takes_bytes: Whether callers pass uint8 tiles (N, h, w, 3), which this class divides by 255.
 
     Raises:
         ModelError: If ONNX Runtime cannot read the network.
@@ -61,6 +61,6 @@ class OnnxRuntime:
         return logits
 
     def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
-        """Return class ids and probabilities, both of shape (N, H, W), dtype uint8 and float32."""
+        """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
         results = [argmax_with_confidence(logits) for logits in self.logits(patches)]
         return np.stack([ids for ids, _ in results]), np.stack([probabilities for _, probabilities in results])

@@ -148,7 +148,7 @@ class OpenVinoRuntime:
             return np.array(self._run("logits", patches).get_output_tensor(0).data, dtype=np.float32)
 
     def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
-        """Return class ids and probabilities, both of shape (N, H, W), dtype uint8 and float32."""
+        """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
         with self._lock:
             request = self._run("argmax", patches)
             ids = np.array(request.get_output_tensor(0).data, dtype=np.uint8)

@@ -69,7 +69,7 @@ class DroneSegTrainer(nnUNetTrainer):
         )
 
     def initialize(self) -> None:
-        """Seed the random generators and build network, optimiser and average."""
+        """Seed the random generators and build the network, the optimiser and the average of the weights."""
         torch.manual_seed(self.settings.seed + self.local_rank)
         np.random.seed(self.settings.seed + self.local_rank)  # noqa: NPY002  # nnU-Net's loaders use the global state
         super().initialize()
