@@ -346,7 +346,7 @@ def _configuration_of(trial: optuna.Trial) -> str:
 
 
 def _epoch_reporter(trial: optuna.Trial) -> tuple[list[EpochMetrics], Callable[[EpochMetrics], bool]]:
-    """Return an empty list, and a callback that appends each epoch to it, reports it and returns whether to continue."""
+    """Return a list, and a callback that appends an epoch to it, reports it and returns whether to continue."""
     # the study already contains the epochs that a killed trial reported
     reported = set(trial.study.trials[trial.number].intermediate_values)
     epochs: list[EpochMetrics] = []
