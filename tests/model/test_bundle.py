@@ -46,8 +46,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"made for another class table: .*2 lava .*This version has: .*2 water",
     ),
     "newer format": (
-        lambda f: edit(f, lambda m: m.update(format_version=2)),
-        "bundle format 2; this version of droneseg reads 1. Update droneseg",
+        lambda f: edit(f, lambda m: m.update(format_version=3)),
+        "bundle format 3; this version of droneseg reads 1 and 2. Update droneseg",
     ),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "is not a model bundle: manifest.json is missing"),
     "not JSON": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is not JSON"),

@@ -1,11 +1,12 @@
 """Prediction for one image, the `Segmenter` protocol, and image statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, explain
 from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
@@ -28,6 +29,9 @@ class Prediction:
         confidence: Mean probability of the predicted class over all pixels, 0 to 1.
         timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), for the stages that ran.
         model_id: Id of the model.
+        ground: Ground resolution, resampling and warning codes.
+        statistics: Statistics of the image as the model saw it, see `image_statistics`; empty if not computed.
+        seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
     """
 
     mask: Mask
@@ -35,6 +39,14 @@ class Prediction:
     confidence: float
     timings_s: dict[str, float]
     model_id: str
+    ground: Ground = UNKNOWN_GROUND
+    statistics: dict[str, float] = field(default_factory=dict)
+    seen_size: tuple[int, int] | None = None
+
+    @property
+    def warnings(self) -> tuple[PredictionWarning, ...]:
+        """Warnings about this prediction, in words."""
+        return explain(self.ground.warnings)
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,15 @@ class Segmenter(Protocol):
         """Description of the model."""
         ...
 
-    def segment(self, image: Image) -> Prediction:
-        """Predict the class of every pixel of an RGB image, shape (H, W, 3), dtype uint8."""
+    def segment(self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+        """Predict the class of every pixel.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8.
+            ground: Ground resolution of the image.
+            plain: Whether to apply the network to the pixels as they are, without resampling, context or exposure
+                correction.
+        """
         ...
 
 

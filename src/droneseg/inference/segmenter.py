@@ -1,20 +1,24 @@
 """Segmenter for model bundles."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.classes import BACKGROUND_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image
+from droneseg.core.masks import Mask
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
-from droneseg.inference import sliding_window
+from droneseg.inference import sliding_window, views
 from droneseg.inference.runtimes import Network, start_runtime
 from droneseg.inference.runtimes.base import Runtime
-from droneseg.model.bundle import Bundle, read_bundle
+from droneseg.model.bundle import Bundle, Context, read_bundle
 
 
 class BundleSegmenter:
@@ -85,8 +89,16 @@ class BundleSegmenter:
             quality=manifest.quality,
         )
 
-    def segment(self, image: Image) -> Prediction:
-        """Predict the class of every pixel of an RGB image, shape (H, W, 3), dtype uint8.
+    def segment(self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+        """Predict the class of every pixel.
+
+        The image is resampled to the model's ground resolution and, if it is larger than a tile, also seen as a whole;
+        the mask has the size of the image. `exact`, bundles of format 1 and `plain` use the pixels as they are.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8.
+            ground: Ground resolution of the image.
+            plain: Whether to use the pixels as they are.
 
         Raises:
             ModelError: If the network returns logits that are not finite.
@@ -94,32 +106,87 @@ class BundleSegmenter:
         begin = time.perf_counter()
         box = sliding_window.nonzero_box(image)
         cropped = image[box]
-        table = (
-            None
-            if self._takes_bytes
-            else sliding_window.normalisation_table(cropped, self._bundle.manifest.normalisation)
-        )
+        plan = self._plan(cropped, ground, plain=plain)
+        seen = views.resample(cropped, plan.size)
+        context = None if self._is_plain(plain) else self._bundle.manifest.context
+        seen = views.correct_exposure(seen, context.exposure if context else None)
         prepared = time.perf_counter()
-        result = sliding_window.sliding_window_inference(self._runtime, cropped, table, self._window)
-        mask, outside = result.mask, 0
-        if cropped.shape != image.shape:
-            # the black border that was cropped is background with probability 1, as in nnU-Net
-            mask = np.full(image.shape[:2], BACKGROUND_ID, np.uint8)
-            mask[box] = result.mask
-            outside = mask.size - result.mask.size
+        result, _ = self._run(seen, plan, context)
+        mask = _uncrop(views.resample_mask(result.mask, cropped.shape[:2]), box, image.shape[:2])
+        # the black border that was cropped is background with probability 1, as in nnU-Net
+        outside = 1 - cropped.size / image.size
         fractions = class_fractions(mask)
         network_s = result.network_s
         return Prediction(
             mask=mask,
             class_fractions=fractions,
-            confidence=(result.probability_sum + outside) / mask.size,
+            confidence=result.probability_sum / result.mask.size * (1 - outside) + outside,
             timings_s={
                 "preprocess": round(prepared - begin, 5),
                 "network": round(network_s, 5),
                 "postprocess": round(time.perf_counter() - prepared - network_s, 5),
             },
             model_id=self.model_id,
+            ground=self._describe(ground, plan),
+            seen_size=plan.size,
         )
+
+    def _is_plain(self, plain: bool) -> bool:
+        manifest = self._bundle.manifest
+        return plain or manifest.ground is None or manifest.profiles[self._profile].half_sums
+
+    def _plan(self, image: Image, ground: Ground, *, plain: bool) -> views.ViewPlan:
+        manifest = self._bundle.manifest
+        height, width = image.shape[:2]
+        return views.plan_views(
+            (height, width),
+            manifest.patch_size,
+            ground,
+            None if self._is_plain(plain) else manifest.ground,
+            context=manifest.context is not None,
+        )
+
+    def _run(
+        self, image: Image, plan: views.ViewPlan, context: Context | None
+    ) -> tuple[sliding_window.SlidingWindowResult, float]:
+        """Return the segmentation of a resampled image, and the share of pixels on which its views disagree."""
+        if context is None or plan.context_size is None:
+            table = self._table(image)
+            return sliding_window.sliding_window_inference(self._runtime, image, table, self._window), 0.0
+        window = replace(self._window, border="mirror")
+        whole = views.resample(image, plan.context_size)
+        logits, seconds = sliding_window.logit_map(self._runtime, whole, self._table(whole), window)
+        calibration = self._bundle.manifest.calibration
+        combiner = views.ContextCombiner(logits, plan.size, context, calibration.temperature if calibration else 1.0)
+        result = sliding_window.sliding_window_inference(
+            self._runtime, image, self._table(image), window, combiner.classify
+        )
+        result.network_s += seconds
+        return result, combiner.disagreement
+
+    def _table(self, image: Image) -> NDArray[np.float32] | None:
+        if self._takes_bytes:
+            return None
+        return sliding_window.normalisation_table(image, self._bundle.manifest.normalisation)
+
+    def _describe(self, ground: Ground, plan: views.ViewPlan) -> Ground:
+        training = self._bundle.manifest.ground
+        return ground.model_copy(
+            update={
+                "model_gsd_m": training.gsd_m if training else None,
+                "scale": round(plan.scale, 5),
+                "warnings": tuple(dict.fromkeys((*plan.warnings, *ground.warnings))),
+            }
+        )
+
+
+def _uncrop(mask: Mask, box: tuple[slice, slice], size: tuple[int, int]) -> Mask:
+    """Return a mask of this size that is background outside `box`."""
+    if mask.shape == size:
+        return mask
+    whole = np.full(size, BACKGROUND_ID, np.uint8)
+    whole[box] = mask
+    return whole
 
 
 def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | None) -> Runtime:

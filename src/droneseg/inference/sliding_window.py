@@ -1,10 +1,11 @@
 """Sliding-window inference with nnU-Net's results: normalisation, tiles, Gaussian weights, logit accumulation."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
 _SIGMA_SHARE = 1 / 8
 _TRUNCATE = 4.0
 _PEAK = 10.0
+
+Classifier: TypeAlias = Callable[[NDArray[np.float32] | NDArray[np.float16], int], tuple[Mask, Probabilities]]
+"""Function from the logits of finished rows, shape (C, rows, W), and the index of the first row to classes and their
+probabilities, each of shape (rows, W)."""
 
 
 def nonzero_box(image: Image) -> tuple[slice, slice]:
@@ -121,12 +126,14 @@ class SlidingWindowConfig:
         step: Largest distance between tiles, as a share of the patch.
         mirror_axes: Image axes along which mirrored passes are averaged; empty for a single pass.
         accumulate_float16: Whether logits are accumulated in float16, as in nnU-Net.
+        border: Content of tiles beyond the image: black as in nnU-Net, or the image mirrored at its border.
     """
 
     patch: tuple[int, int]
     step: float
     mirror_axes: tuple[int, ...]
     accumulate_float16: bool
+    border: Literal["black", "mirror"] = "black"
 
 
 @dataclass
@@ -172,11 +179,10 @@ class LogitAccumulator:
         np.add(target, logits * self._factor, out=target, casting="same_kind")
         np.add(total, self._factor, out=total, casting="same_kind")
 
-    def pop_rows(self, rows: int) -> tuple[Mask, Probabilities]:
-        """Return the classes and probabilities of the first `rows` rows, and remove these rows from the buffer."""
-        logits, total = self._logits[:, :rows], self._total[:rows]
-        np.divide(logits, total, out=logits)
-        result = argmax_with_confidence(logits)
+    def pop_rows(self, rows: int) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Return the mean logits of the first `rows` rows, shape (C, rows, W), and remove them from the buffer."""
+        result = self._logits[:, :rows].copy()
+        np.divide(result, self._total[:rows], out=result)
         remaining = self._logits.shape[1] - rows
         for buffer in (self._logits, self._total):
             # shifts the remaining rows to the top of the buffer
@@ -188,7 +194,11 @@ class LogitAccumulator:
 # logits that overflow raise an error in `require_finite`
 @np.errstate(over="ignore", invalid="ignore")
 def sliding_window_inference(
-    runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig
+    runtime: Runtime,
+    image: Image,
+    table: NDArray[np.float32] | None,
+    window: SlidingWindowConfig,
+    classify: Classifier | None = None,
 ) -> SlidingWindowResult:
     """Segment a cropped image.
 
@@ -197,14 +207,37 @@ def sliding_window_inference(
         image: RGB, shape (H, W, 3), dtype uint8.
         table: Normalisation table, shape (3, 256), see `normalisation_table`; None if the runtime normalises.
         window: Parameters of the sliding window.
+        classify: Function that turns logits into classes; None for the class with the largest logit.
     """
     tiles = _TileExtractor(image, table, window)
     result = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
-    if len(tiles.positions) == 1 and not window.mirror_axes and not window.accumulate_float16:
+    if len(tiles.positions) == 1 and not window.mirror_axes and not window.accumulate_float16 and not classify:
         _one_tile(runtime, tiles, result)
-    else:
-        _many_tiles(runtime, tiles, window, result)
+        return result
+
+    def decide(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> None:
+        ids, probabilities = classify(logits, first) if classify else argmax_with_confidence(logits)
+        result.mask[first : first + len(ids)] = ids
+        result.probability_sum += float(probabilities.sum(dtype=np.float64))
+
+    result.network_s = _finished_rows(runtime, tiles, window, decide)
     return result
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def logit_map(
+    runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig
+) -> tuple[NDArray[np.float32], float]:
+    """Return the logits of every pixel, shape (C, H, W), dtype float32, and the seconds spent in the network.
+
+    For the arguments see `sliding_window_inference`.
+    """
+    bands: list[NDArray[np.float32]] = []
+    tiles = _TileExtractor(image, table, window)
+    network_s = _finished_rows(
+        runtime, tiles, window, lambda logits, _first: bands.append(logits.astype(np.float32, copy=False))
+    )
+    return np.concatenate(bands, axis=1), network_s
 
 
 def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int]) -> NDArray[np.float32]:
@@ -226,9 +259,10 @@ class _TileExtractor:
 
     def __init__(self, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig) -> None:
         self._image, self._table, self.patch = image, table, window.patch
-        size = image.shape[:2]
-        self.padded = tuple(max(side, patch) for side, patch in zip(size, window.patch, strict=True))
-        self.before = tuple(padding(side, patch) for side, patch in zip(size, window.patch, strict=True))
+        self._border = window.border
+        self.size = image.shape[:2]
+        self.padded = tuple(max(side, patch) for side, patch in zip(self.size, window.patch, strict=True))
+        self.before = tuple(padding(side, patch) for side, patch in zip(self.size, window.patch, strict=True))
         self.tops, self.lefts = (
             window_starts(side, patch, window.step) for side, patch in zip(self.padded, window.patch, strict=True)
         )
@@ -253,7 +287,15 @@ class _TileExtractor:
             else:
                 for channel in range(3):
                     values[index, channel][area] = self._table[channel][part[..., channel]]
+            if self._border == "mirror" and part.shape[:2] != self.patch:
+                _mirror_border((pixels if values is None else values.transpose(0, 2, 3, 1))[index], area)
         return pixels if values is None else values
+
+
+def _mirror_border(tile: NDArray[np.uint8] | NDArray[np.float32], area: tuple[slice, slice]) -> None:
+    """Fill a tile, shape (h, w, 3), outside `area` with the content of `area`, mirrored at its borders."""
+    padding_widths = [(part.start, side - part.stop) for part, side in zip(area, tile.shape, strict=False)]
+    tile[:] = np.pad(tile[area], [*padding_widths, (0, 0)], mode="symmetric")
 
 
 def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]:
@@ -274,40 +316,49 @@ def _one_tile(runtime: Runtime, tiles: _TileExtractor, result: SlidingWindowResu
     result.probability_sum = float(probabilities[0][area].sum(dtype=np.float64))
 
 
-def _many_tiles(
-    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig, result: SlidingWindowResult
-) -> None:
-    height, width = result.mask.shape
-    (above, beside), bottom = tiles.before, tiles.padded[0]
+def _finished_rows(
+    runtime: Runtime,
+    tiles: _TileExtractor,
+    window: SlidingWindowConfig,
+    use: Callable[[NDArray[np.float32] | NDArray[np.float16], int], None],
+) -> float:
+    """Pass the logits of the image to `use`, band by band from the top, with the index of the first row of each band.
+
+    Returns:
+        Seconds spent in the network.
+    """
+    (height, width), (above, beside), bottom = tiles.size, tiles.before, tiles.padded[0]
     rows: LogitAccumulator | None = None
+    network_s = 0.0
     following = dict(zip(tiles.tops, [*tiles.tops[1:], bottom], strict=True))
-    for (top, left), logits in _logits_by_tile(runtime, tiles, window, result):
+    for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, window):
+        network_s += seconds
         rows = rows or LogitAccumulator(
             len(logits), tiles.padded[1], gaussian(window.patch), half=window.accumulate_float16
         )
         rows.add(left, logits)
         if left != tiles.lefts[-1]:
             continue
-        ids, probabilities = rows.pop_rows(following[top] - top)
+        band = rows.pop_rows(following[top] - top)
         # the finished rows, without padding
         first, last = max(top, above), min(following[top], above + height)
         if first < last:
-            finished = slice(first - top, last - top), slice(beside, beside + width)
-            result.mask[first - above : last - above] = ids[finished]
-            result.probability_sum += float(probabilities[finished].sum(dtype=np.float64))
+            use(band[:, first - top : last - top, beside : beside + width], first - above)
+    return network_s
 
 
 def _logits_by_tile(
-    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig, result: SlidingWindowResult
-) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
-    """Yield the position and the logits, shape (C, h, w), of each tile, row by row. The network runs on batches."""
+    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], float]]:
+    """Yield the position, the logits, shape (C, h, w), and the seconds of each tile. The network runs on batches."""
     for begin in range(0, len(tiles.positions), runtime.batch):
         positions = tiles.positions[begin : begin + runtime.batch]
         patches = tiles.extract(positions)
         started = time.perf_counter()
         logits = _mirrored_mean(runtime, patches, window.mirror_axes)
-        result.network_s += time.perf_counter() - started
-        yield from zip(positions, logits, strict=True)
+        seconds = (time.perf_counter() - started) / len(positions)
+        for position, of_tile in zip(positions, logits, strict=True):
+            yield position, of_tile, seconds
 
 
 def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import BundleError, OtherClassesError
 from droneseg.core.files import atomic_directory, file_sha256, write_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
@@ -84,6 +85,64 @@ class Provenance(_Section):
     exported: str = Field(description="Time of the export in ISO 8601.")
 
 
+class TrainingGround(_Section):
+    """Ground resolution of the training images."""
+
+    gsd_m: float = Field(gt=0, description="Metres per pixel that images are resampled to.")
+    gsd_range_m: tuple[float, float] = Field(
+        description="Smallest and largest metres per pixel in the training images."
+    )
+    source: str = Field(description="How the ground resolution was determined.")
+
+
+class Exposure(_Section):
+    """Correction of images that are darker or brighter than the training images."""
+
+    method: Literal["gamma", "stretch"] = Field(description="gamma to the target brightness, or percentile stretch.")
+    range: tuple[float, float] = Field(description="Mean luma of images that are not corrected, 0 to 1.")
+    target: float = Field(gt=0, lt=1, description="Mean luma after the correction, 0 to 1.")
+
+
+class Context(_Section):
+    """How several views of an image are combined."""
+
+    combine: Literal["mean", "logits"] = Field(description="Mean of the probabilities, or of the logits.")
+    weight: float = Field(gt=0, lt=1, description="Weight of the view of the whole image in one tile.")
+    exposure: Exposure | None = None
+    source: str = Field(description="How these values were chosen.")
+
+
+class FeatureLimit(_Section):
+    """Centre and spread of a feature of the training images."""
+
+    centre: float
+    spread: float = Field(gt=0)
+
+
+class UnlikeTraining(_Section):
+    """Limit beyond which an image counts as unlike the training images."""
+
+    features: dict[str, FeatureLimit]
+    limit: float = Field(gt=0, description="Largest accepted score.")
+    source: str = Field(description="Images that the limit was fitted on.")
+
+
+class Calibration(_Section):
+    """Calibration of the confidence and of the check for images unlike the training images."""
+
+    temperature: float = Field(1.0, gt=0, description="Logits are divided by this number before the softmax.")
+    source: str = Field(description="Images that the temperature was fitted on.")
+    unlike_training: UnlikeTraining | None = None
+
+
+class SelfCheck(_Section):
+    """A generated tile and the predictions that each profile must make on it."""
+
+    image: str = Field(pattern=_FILE_NAME, description="PNG file with an image of every class.")
+    expected: str = Field(pattern=_FILE_NAME, description="JSON file with the expected class probabilities by profile.")
+    max_difference: float = Field(gt=0, description="Largest accepted difference of a class probability.")
+
+
 class Manifest(_Section):
     """Content of `manifest.json`: everything needed to run the network as nnU-Net would."""
 
@@ -103,6 +162,10 @@ class Manifest(_Section):
     provenance: Provenance
     quality: dict[str, Any] | None = Field(None, description="Metrics on held-out data, and a description of the data.")
     drift_reference: DriftReference | None = None
+    ground: TrainingGround | None = None
+    context: Context | None = None
+    self_check: SelfCheck | None = None
+    calibration: Calibration | None = None
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
     @model_validator(mode="after")
@@ -115,6 +178,7 @@ class Manifest(_Section):
             raise ValueError(f"default profile {self.default_profile!r} is not one of {sorted(self.profiles)}")
         required = {profile.network for profile in self.profiles.values()}
         required |= {self.drift_reference.file} if self.drift_reference else set()
+        required |= {self.self_check.image, self.self_check.expected} if self.self_check else set()
         if missing := sorted(required - set(self.files)):
             raise ValueError(f"files has no entry for {', '.join(missing)}")
         return self
@@ -229,10 +293,10 @@ def _parse(folder: Path, data: bytes) -> dict[str, Any]:
 
 
 def _validate(folder: Path, content: dict[str, Any]) -> Manifest:
-    if content["format_version"] != FORMAT_VERSION:
+    if content["format_version"] not in _READABLE_VERSIONS:
         raise BundleError(
             f"{folder} has bundle format {content['format_version']!r}; this version of droneseg reads "
-            f"{FORMAT_VERSION}. Update droneseg, or export the model again."
+            f"{' and '.join(map(str, _READABLE_VERSIONS))}. Update droneseg, or export the model again."
         )
     try:
         return Manifest.model_validate(content)
