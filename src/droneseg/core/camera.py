@@ -1,9 +1,12 @@
 """Ground resolution of an image: from arguments, EXIF and XMP to metres per pixel, and warnings about its scale."""
 
+import math
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from droneseg.core.errors import ConfigurationError
 
 GroundSource: TypeAlias = Literal["argument", "georeference", "laser", "height", "unknown"]
 """Origin of a ground resolution."""
@@ -76,3 +79,52 @@ UNKNOWN_GROUND = Ground()
 def explain(codes: tuple[WarningCode, ...]) -> tuple[PredictionWarning, ...]:
     """Return the warnings with these codes, in words."""
     return tuple(PredictionWarning(code=code, message=WARNING_MESSAGES[code]) for code in codes)
+
+
+def check_scale(gsd_m: float | None, height_m: float | None) -> None:
+    """Check a ground resolution or a height that a user gives.
+
+    Args:
+        gsd_m: Metres per pixel of the image.
+        height_m: Height of the camera above ground in metres.
+
+    Raises:
+        ConfigurationError: If both are given, or a value is not a finite number above 0.
+    """
+    if gsd_m is not None and height_m is not None:
+        raise ConfigurationError(
+            f"Both metres per pixel ({gsd_m:g}) and a height ({height_m:g} m) are given. Pass one of them."
+        )
+    for name, value in (("metres per pixel", gsd_m), ("height above ground in metres", height_m)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"The {name} must be a number above 0, not {value:g}. Pass it in metres.")
+
+
+def given_ground(gsd_m: float | None) -> Ground:
+    """Return the ground of an image without a file, for example an array, from metres per pixel that a user gives.
+
+    Raises:
+        ConfigurationError: If the value is not a finite number above 0.
+    """
+    check_scale(gsd_m, None)
+    if gsd_m is None:
+        return UNKNOWN_GROUND
+    return Ground(gsd_m=gsd_m, gsd_error=0.0, source="argument")
+
+
+def read_ground(data: bytes, *, gsd_m: float | None = None, height_m: float | None = None) -> Ground:
+    """Read the ground resolution of an image file from its metadata; no pixel is decoded.
+
+    Args:
+        data: Content of an image file.
+        gsd_m: Metres per pixel that the user gives; replaces what the metadata says.
+        height_m: Height above ground in metres that the user gives; replaces the height in the metadata.
+
+    Returns:
+        Ground of the upright image. Missing, malformed or hostile metadata gives an unknown ground, never an error.
+
+    Raises:
+        ConfigurationError: If both `gsd_m` and `height_m` are given, or a value is not a finite number above 0.
+    """
+    check_scale(gsd_m, height_m)
+    return given_ground(gsd_m)
