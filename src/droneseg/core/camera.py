@@ -112,7 +112,12 @@ def given_ground(gsd_m: float | None) -> Ground:
     return Ground(gsd_m=gsd_m, gsd_error=0.0, source="argument")
 
 
-def read_ground(data: bytes, *, gsd_m: float | None = None, height_m: float | None = None) -> Ground:
+def read_ground(
+    data: bytes,  # noqa: ARG001  # read from the next commit on
+    *,
+    gsd_m: float | None = None,
+    height_m: float | None = None,
+) -> Ground:
     """Read the ground resolution of an image file from its metadata; no pixel is decoded.
 
     Args:
