@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 from droneseg.core.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
-from droneseg.core.images import decode_image, is_plain_rgb_png, load, open_image, read_image
+from droneseg.core.images import (
+    decode_image,
+    is_plain_rgb_png,
+    load,
+    open_image,
+    pillow_to_rgb,
+    read_image,
+    require_rgb,
+)
 
 RGB = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -129,3 +137,65 @@ def test_16_bit_rgb_png_is_not_plain() -> None:
     assert ok
     assert not is_plain_rgb_png(open_image(data.tobytes()))
     assert np.array_equal(decode_image(data.tobytes()), RGB[..., ::-1])
+
+
+def test_pillow_image_becomes_the_same_pixels_as_its_file() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for picture, image_format, options in (
+        (Image.fromarray(RGB), "PNG", {"exif": exif}),
+        (Image.fromarray(RGB), "TIFF", {"exif": exif}),
+        (Image.fromarray(RGB[..., 0]), "PNG", {}),
+        (Image.fromarray(np.dstack([RGB, RGB[..., 0]])), "PNG", {}),
+        (Image.fromarray(RGB).quantize(8), "PNG", {}),
+        (Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), "PNG", {}),
+    ):
+        data = encode(picture, image_format, **options)
+        opened = Image.open(BytesIO(data))
+        size = opened.size
+        assert np.array_equal(pillow_to_rgb(opened), decode_image(data)), (picture.mode, image_format)
+        assert opened.size == size, "the caller's image is not rotated"
+
+
+def test_pillow_image_must_fit_the_limit_and_have_a_mode_with_a_range() -> None:
+    with pytest.raises(ImageTooLargeError, match="32x24"):
+        pillow_to_rgb(Image.fromarray(RGB), max_pixels=10)
+    with pytest.raises(UnsupportedImageError, match="'F'"):
+        pillow_to_rgb(Image.new("F", (4, 4)))
+    with pytest.raises(BrokenImageError, match="truncated"):
+        pillow_to_rgb(Image.open(BytesIO(encode(Image.fromarray(RGB))[:-700])))
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "remedy"),
+    [
+        ("photo.png", TypeError, "got str"),
+        (RGB.tolist(), TypeError, "got list"),
+        (RGB.astype(float) / 255, TypeError, r"got float64 of shape \(24, 32, 3\).*0-255"),
+        (RGB.astype(np.int64), TypeError, "got int64"),
+        (RGB[..., 0], ValueError, r"got uint8 of shape \(24, 32\).*numpy.stack\(\[image\] \* 3, axis=-1\)"),
+        (RGB[..., :1], ValueError, r"numpy.repeat\(image, 3, axis=2\)"),
+        (np.dstack([RGB, RGB[..., 0]]), ValueError, r"\(24, 32, 4\).*image\[..., :3\]"),
+        (RGB.transpose(2, 0, 1), ValueError, r"\(3, 24, 32\).*image.transpose\(1, 2, 0\)"),
+        (RGB[None], ValueError, "one by one"),
+        (RGB[:0], ValueError, r"\(0, 32, 3\).*with pixels"),
+        (RGB[..., :2], ValueError, "three channels"),
+    ],
+)
+def test_only_rgb_arrays_pass_and_the_error_says_how_to_convert(
+    image: object, error: type[Exception], remedy: str
+) -> None:
+    with pytest.raises(error, match=remedy):
+        require_rgb(image)
+
+
+def test_rgb_array_passes_unchanged_and_a_flipped_view_becomes_contiguous() -> None:
+    assert require_rgb(RGB) is RGB
+    flipped = require_rgb(RGB[..., ::-1])
+    assert flipped.flags.c_contiguous
+    assert np.array_equal(flipped, RGB[..., ::-1])
+
+
+@pytest.mark.parametrize("remedied", [np.stack([RGB[..., 0]] * 3, axis=-1), np.repeat(RGB[..., :1], 3, axis=2)])
+def test_remedies_of_the_errors_give_images(remedied: np.ndarray) -> None:
+    assert require_rgb(remedied).shape == RGB.shape

@@ -111,6 +111,20 @@ def test_black_image_is_predicted(bundle: Bundle) -> None:
     assert set(np.unique(BundleSegmenter(bundle).segment(np.zeros((20, 30, 3), np.uint8)).mask)) == {1}
 
 
+def test_segmenter_refuses_arrays_that_are_not_rgb_images(bundle: Bundle) -> None:
+    segmenter = BundleSegmenter(bundle)
+    image = picture(40, 50)[0]
+    with pytest.raises(TypeError, match="float64"):
+        segmenter.segment(image.astype(float) / 255)
+    with pytest.raises(ValueError, match=r"\(40, 50\)"):
+        segmenter.segment(image[..., 0])
+
+
+def test_segmenter_accepts_a_flipped_view(bundle: Bundle) -> None:
+    image, ids = picture(40, 50)
+    assert np.array_equal(BundleSegmenter(bundle).segment(image[::-1, ::-1]).mask, ids[::-1, ::-1])
+
+
 def test_eight_threads_give_the_same_masks_as_one(bundle: Bundle) -> None:
     segmenter = BundleSegmenter(bundle)
     images = [generate_scene(seed, 70 + 3 * seed, 50)[0] for seed in range(24)]

@@ -56,10 +56,21 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
 
 def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
     """Read an image from a file; see `decode_image`. Error messages start with the path."""
+    data = read_bytes(path)
     try:
-        return decode_image(path.read_bytes(), max_pixels=max_pixels)
+        return decode_image(data, max_pixels=max_pixels)
     except errors.ImageError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        BrokenImageError: If the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise errors.BrokenImageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -91,12 +102,16 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         raise errors.UnsupportedImageError(
             f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG."
         )
+    _require_size(opened, max_pixels)
+    return opened
+
+
+def _require_size(opened: pillow.Image, max_pixels: int) -> None:
     width, height = opened.size
     if width * height > max_pixels:
         raise errors.ImageTooLargeError(
             f"Image is {width}x{height}; the limit is {max_pixels:,} pixels. Raise DRONESEG_MAX_PIXELS or send tiles."
         )
-    return opened
 
 
 def load(opened: pillow.Image) -> None:
@@ -159,6 +174,59 @@ def to_rgb(opened: pillow.Image) -> Image:
         flat.alpha_composite(rgba)
         upright = flat
     return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+
+
+def pillow_to_rgb(picture: pillow.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
+    """Convert a Pillow image like `decode_image` converts a file; `picture` itself is not changed.
+
+    Raises:
+        UnsupportedImageError: If the pixel type has no fixed range.
+        ImageTooLargeError: If the image has more than `max_pixels` pixels.
+        BrokenImageError: If the file that `picture` was opened from is truncated or corrupt.
+    """
+    _require_size(picture, max_pixels)
+    load(picture)
+    upright = picture
+    with suppress(*_BROKEN, struct.error):
+        upright = ImageOps.exif_transpose(picture)
+    return to_rgb(upright)
+
+
+def require_rgb(image: object) -> Image:
+    """Return an array if it is an RGB image, as a copy in row-major order if it is a flipped or strided view.
+
+    The order of the channels cannot be verified: OpenCV's `imread` returns BGR.
+
+    Raises:
+        TypeError: If `image` is not a NumPy array of dtype uint8.
+        ValueError: If its shape is not (H, W, 3), or if it is empty.
+    """
+    wanted = "An image must be an RGB array of shape (H, W, 3) and dtype uint8"
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{wanted}; got {type(image).__name__}.")
+    got = f"{wanted}; got {image.dtype} of shape {image.shape}."
+    if image.dtype != np.uint8:
+        raise TypeError(f"{got} Scale its values to 0-255 and convert it with .round().astype(numpy.uint8).")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{got} {_shape_remedy(image)}")
+    if not image.size:
+        raise ValueError(f"{got} Pass an image with pixels.")
+    return np.ascontiguousarray(image)
+
+
+def _shape_remedy(image: NDArray[np.uint8]) -> str:
+    """Return how to convert an array of another shape to (H, W, 3)."""
+    if image.ndim == 2:
+        return "Repeat the grey channel: numpy.stack([image] * 3, axis=-1)."
+    if image.ndim == 4:
+        return "Pass the images one by one."
+    if image.ndim == 3 and image.shape[2] == 1:
+        return "Repeat the grey channel: numpy.repeat(image, 3, axis=2)."
+    if image.ndim == 3 and image.shape[2] == 4:
+        return "Drop the alpha channel: image[..., :3]."
+    if image.ndim == 3 and image.shape[0] == 3:
+        return "Move the channels to the end: image.transpose(1, 2, 0)."
+    return "Convert it to three channels."
 
 
 def _turn_upright(opened: pillow.Image) -> None:

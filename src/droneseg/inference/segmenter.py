@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.classes import BACKGROUND_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
-from droneseg.core.images import Image
+from droneseg.core.images import Image, require_rgb
 from droneseg.core.masks import Mask
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from droneseg.core.runtimes import RuntimeName
@@ -101,9 +101,12 @@ class BundleSegmenter:
             plain: Whether to use the pixels as they are.
 
         Raises:
+            TypeError: If the image is not an array of dtype uint8.
+            ValueError: If the image has another shape than (H, W, 3), or no pixels.
             ModelError: If the network returns logits that are not finite.
         """
         begin = time.perf_counter()
+        image = require_rgb(image)
         box = sliding_window.nonzero_box(image)
         cropped = image[box]
         plan = self._plan(cropped, ground, plain=plain)
