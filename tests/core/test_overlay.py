@@ -3,10 +3,25 @@
 import numpy as np
 import pytest
 
+from droneseg.core.camera import Ground, WarningCode
 from droneseg.core.classes import colours
 from droneseg.core.errors import ShapeMismatchError
-from droneseg.core.overlay import blend, draw_overlay
-from droneseg.core.prediction import class_fractions
+from droneseg.core.overlay import blend, describe_ground, draw_overlay, draw_prediction
+from droneseg.core.prediction import Prediction, class_fractions
+
+WARNING_INK = np.array((250, 204, 21))
+SENTENCE = "The image shows less detail than the model was trained on; small objects can be missed."
+
+
+def warning_ink(drawn: np.ndarray, height: int) -> np.ndarray:
+    """Return which pixels below the image have about the colour of warnings."""
+    return (np.abs(drawn[height:].astype(int) - WARNING_INK) < 60).all(axis=2)
+
+
+def text_lines(ink: np.ndarray) -> int:
+    """Return the number of groups of rows with ink."""
+    rows = ink.any(axis=1)
+    return int((rows[1:] & ~rows[:-1]).sum() + rows[0])
 
 
 def test_blend_tints_classes_and_draws_borders_in_full_colour() -> None:
@@ -30,3 +45,60 @@ def test_legend_below_the_image_shows_occurring_classes() -> None:
     assert drawn.shape[1:] == (300, 3)
     assert (legend == colours()[3]).all(axis=1).any()
     assert not (legend == colours()[1]).all(axis=1).any()
+
+
+def test_the_whole_warning_is_drawn_at_any_width() -> None:
+    def draw(height: int, width: int) -> np.ndarray:
+        mask = np.full((height, width), 3, np.uint8)
+        drawn = draw_overlay(np.zeros((height, width, 3), np.uint8), mask, class_fractions(mask), warnings=[SENTENCE])
+        return warning_ink(drawn, height)
+
+    wide, narrow = draw(100, 1400), draw(1400, 500)  # the same size of text
+    assert text_lines(wide) == 1
+    assert text_lines(narrow) >= 3
+    assert not narrow[:, -4:].any()
+    assert narrow.sum() == pytest.approx(wide.sum(), rel=0.03)
+
+
+def test_the_text_of_a_large_image_can_be_read_on_a_screen() -> None:
+    mask = np.full((2250, 4000), 3, np.uint8)
+    drawn = draw_overlay(np.zeros((2250, 4000, 3), np.uint8), mask, class_fractions(mask), warnings=["Hg"])
+    letters = np.flatnonzero(warning_ink(drawn, 2250).any(axis=1))
+    assert np.ptp(letters) * 1280 / 4000 >= 14, "height of the letters on a screen 1280 pixels wide"
+
+
+def test_a_prediction_is_drawn_with_its_ground_resolution_and_warnings() -> None:
+    mask = np.full((60, 800), 3, np.uint8)
+
+    def draw(*warnings: WarningCode) -> np.ndarray:
+        ground = Ground(gsd_m=0.02, gsd_error=0.0, source="argument", warnings=warnings)
+        prediction = Prediction(mask, class_fractions(mask), 0.9, {}, "aaa", ground)
+        return draw_prediction(np.zeros((60, 800, 3), np.uint8), prediction, name="a.jpg")
+
+    assert not warning_ink(draw(), 60).any()
+    assert text_lines(warning_ink(draw(WarningCode.OBLIQUE, WarningCode.UNLIKE_TRAINING), 60)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("ground", "words"),
+    [
+        (Ground(), ""),
+        (Ground(gsd_m=0.0172, source="height"), "1.7 cm per pixel (height above ground)"),
+        (
+            Ground(gsd_m=0.0172, source="height", warnings=(WarningCode.HEIGHT_ABOVE_TAKEOFF,)),
+            "1.7 cm per pixel (height above take-off)",
+        ),
+        (Ground(gsd_m=0.3, source="argument"), "30 cm per pixel (given)"),
+        (Ground(gsd_m=10, source="georeference"), "10.0 m per pixel (from the georeference)"),
+        (Ground(gsd_m=0.3, source="laser"), "30 cm per pixel (from the laser rangefinder)"),
+    ],
+)
+def test_the_ground_resolution_is_described_with_its_source(ground: Ground, words: str) -> None:
+    assert describe_ground(ground) == words
+
+
+def test_blending_equals_the_weighted_mean_rounded_down() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, 500, 3), np.uint8)
+    mask = np.repeat(np.array([[4]], np.uint8), 500, axis=1)
+    assert np.array_equal(blend(image, mask), (image * 0.55 + colours()[4] * 0.45).astype(np.uint8))

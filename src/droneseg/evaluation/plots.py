@@ -111,7 +111,7 @@ def contact_sheet(rows: Sequence[tuple[Image, Mask, Mask]], *, caption: str) -> 
 
     Args:
         rows: Image, shape (H, W, 3), true mask and predicted mask, shape (H, W); all rows have the same size.
-        caption: Line of text below the legend.
+        caption: Text below the legend.
 
     Returns:
         RGB, shape (rows x H + legend, 3 x W, 3), dtype uint8.
@@ -119,6 +119,6 @@ def contact_sheet(rows: Sequence[tuple[Image, Mask, Mask]], *, caption: str) -> 
     sheet = np.vstack([np.hstack([image, blend(image, truth), blend(image, mask)]) for image, truth, mask in rows])
     shares = class_fractions(np.hstack([np.ravel(mask) for _, _, mask in rows]))
     with_legend = draw_overlay(
-        sheet, np.zeros(sheet.shape[:2], np.uint8), shares, caption=f"image | truth | prediction     {caption}"
+        sheet, np.zeros(sheet.shape[:2], np.uint8), shares, caption=f"image | truth | prediction | {caption}"
     )
     return np.vstack([sheet, with_legend[sheet.shape[0] :]])
