@@ -32,6 +32,8 @@ class Prediction:
         ground: Ground resolution, resampling and warning codes.
         statistics: Statistics of the image as the model saw it, see `image_statistics`; empty if not computed.
         seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
+        disagreement: Share of the pixels for which two views of the image predict different classes, 0 to 1; None if
+            there is only one view.
     """
 
     mask: Mask
@@ -42,6 +44,7 @@ class Prediction:
     ground: Ground = UNKNOWN_GROUND
     statistics: dict[str, float] = field(default_factory=dict)
     seen_size: tuple[int, int] | None = None
+    disagreement: float | None = None
 
     @property
     def warnings(self) -> tuple[PredictionWarning, ...]:

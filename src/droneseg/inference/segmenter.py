@@ -12,7 +12,7 @@ from droneseg.core.classes import BACKGROUND_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image, require_rgb
 from droneseg.core.masks import Mask
-from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
+from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
 from droneseg.inference import sliding_window, views
@@ -112,9 +112,10 @@ class BundleSegmenter:
         plan = self._plan(cropped, ground, plain=plain)
         seen = views.resample(cropped, plan.size)
         context = None if self._is_plain(plain) else self._bundle.manifest.context
+        statistics = image_statistics(seen)  # before the correction: a dark image is dark
         seen = views.correct_exposure(seen, context.exposure if context else None)
         prepared = time.perf_counter()
-        result, _ = self._run(seen, plan, context)
+        result, disagreement = self._run(seen, plan, context)
         mask = _uncrop(views.resample_mask(result.mask, cropped.shape[:2]), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
         outside = 1 - cropped.size / image.size
@@ -131,8 +132,18 @@ class BundleSegmenter:
             },
             model_id=self.model_id,
             ground=self._describe(ground, plan),
+            statistics=statistics,
             seen_size=plan.size,
+            disagreement=disagreement,
         )
+
+    def logits(self, image: Image) -> NDArray[np.float32]:
+        """Return the logits of every pixel, shape (C, H, W), dtype float32, of an image that is used as it is.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8.
+        """
+        return sliding_window.logit_map(self._runtime, image, self._table(image), self._window)[0]
 
     def _is_plain(self, plain: bool) -> bool:
         manifest = self._bundle.manifest
@@ -151,11 +162,11 @@ class BundleSegmenter:
 
     def _run(
         self, image: Image, plan: views.ViewPlan, context: Context | None
-    ) -> tuple[sliding_window.SlidingWindowResult, float]:
+    ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
         """Return the segmentation of a resampled image, and the share of pixels on which its views disagree."""
         if context is None or plan.context_size is None:
             table = self._table(image)
-            return sliding_window.sliding_window_inference(self._runtime, image, table, self._window), 0.0
+            return sliding_window.sliding_window_inference(self._runtime, image, table, self._window), None
         window = replace(self._window, border="mirror")
         whole = views.resample(image, plan.context_size)
         logits, seconds = sliding_window.logit_map(self._runtime, whole, self._table(whole), window)

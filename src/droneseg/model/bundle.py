@@ -112,19 +112,19 @@ class Context(_Section):
     source: str = Field(description="How these values were chosen.")
 
 
-class FeatureLimit(_Section):
-    """Centre and spread of a feature of the training images."""
+class FeatureRange(_Section):
+    """Range of a feature in which an image counts as like the training images."""
 
-    centre: float
-    spread: float = Field(gt=0)
+    centre: float = Field(description="Median of the training images.")
+    low: float | None = Field(None, description="Smallest accepted value; null if small values are accepted.")
+    high: float | None = Field(None, description="Largest accepted value; null if large values are accepted.")
 
 
 class UnlikeTraining(_Section):
-    """Limit beyond which an image counts as unlike the training images."""
+    """Ranges outside which an image counts as unlike the training images."""
 
-    features: dict[str, FeatureLimit]
-    limit: float = Field(gt=0, description="Largest accepted score.")
-    source: str = Field(description="Images that the limit was fitted on.")
+    features: dict[str, FeatureRange]
+    source: str = Field(description="Images that the ranges were fitted on.")
 
 
 class Calibration(_Section):

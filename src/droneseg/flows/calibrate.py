@@ -1,0 +1,71 @@
+"""Calibration of a bundle on images with ground truth: temperature, and ranges of images like the training images."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from droneseg.core.camera import UNKNOWN_GROUND, Ground
+from droneseg.core.errors import DatasetError
+from droneseg.core.images import Image
+from droneseg.core.masks import Mask
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.inference.unlike_training import features_of, fit_ranges
+from droneseg.model.bundle import Bundle, Calibration
+
+_MIN_IMAGES = 20
+_PIXEL_STEP = 16
+"""Distance of the pixels, in rows and columns, that the temperature is fitted on."""
+_TEMPERATURES = np.arange(1.0, 3.005, 0.01)
+
+
+def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, source: str) -> Calibration:
+    """Fit the calibration of a bundle's default profile.
+
+    Args:
+        bundle: Bundle with the blocks `ground` and `context` that it is to have.
+        samples: Images at the model's ground resolution, RGB, shape (H, W, 3), dtype uint8, and their true masks of
+            class ids, shape (H, W), dtype uint8.
+        source: Description of the images, and whether the network was trained on them.
+
+    Returns:
+        Block `calibration` of the manifest.
+
+    Raises:
+        DatasetError: If there are fewer than 20 images.
+    """
+    segmenter, training = BundleSegmenter(bundle), bundle.manifest.ground
+    ground = Ground(gsd_m=training.gsd_m, source="argument") if training else UNKNOWN_GROUND
+    rows, logits, truths = [], [], []
+    for image, truth in samples:
+        rows.append(features_of(segmenter.segment(image, ground)))
+        of_pixels = segmenter.logits(image)[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
+        logits.append(of_pixels.reshape(len(of_pixels), -1))
+        truths.append(truth[::_PIXEL_STEP, ::_PIXEL_STEP].reshape(-1))
+    if len(rows) < _MIN_IMAGES:
+        raise DatasetError(f"{len(rows)} images are too few for a calibration; use at least {_MIN_IMAGES}.")
+    return Calibration(
+        temperature=fit_temperature(np.concatenate(logits, axis=1), np.concatenate(truths)),
+        source=source,
+        unlike_training=fit_ranges(rows, source),
+    )
+
+
+def fit_temperature(logits: NDArray[np.float32], truth: Mask) -> float:
+    """Return the temperature from 1 to 3 with the smallest negative log-likelihood of the true classes.
+
+    A temperature below 1 would make the model more confident. A fit on images that the network has seen can ask for it,
+    but new images never need it: 1 is the lower limit.
+
+    Args:
+        logits: Logits of N pixels, shape (C, N), dtype float32.
+        truth: True classes, shape (N,), dtype uint8.
+    """
+    losses = [_negative_log_likelihood(logits / np.float32(value), truth) for value in _TEMPERATURES]
+    return round(float(_TEMPERATURES[int(np.argmin(losses))]), 2)
+
+
+def _negative_log_likelihood(logits: NDArray[np.float32], truth: Mask) -> float:
+    shifted = logits - logits.max(axis=0)
+    chosen = np.take_along_axis(shifted, truth[None].astype(np.intp), axis=0)[0]
+    return float((np.log(np.exp(shifted).sum(axis=0)) - chosen).mean(dtype=np.float64))
