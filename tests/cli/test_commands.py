@@ -164,6 +164,35 @@ def test_predict_finds_the_images_of_a_dataset(dataset: Path, tmp_path: Path) ->
     assert "4 predicted" in done.stdout, done.stderr
 
 
+def test_predict_groups_warnings_and_names_the_images_of_lowest_confidence(dataset: Path, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", patch=(64, 64))
+    words = ("predict", str(dataset), "--out", "masks", "--model", "bundle", "--overlay", "--json")
+    results = json.loads(droneseg(*words, cwd=tmp_path).stdout)["results"]
+    assert [warning["code"] for result in results for warning in result["warnings"]] == ["unknown_scale"] * 4
+    assert all(result["ground"]["gsd_m"] is None for result in results)
+    again = droneseg(*words[:-1], cwd=tmp_path)
+    assert [line for line in again.stderr.splitlines() if line.startswith("warning: ")] == [
+        f"warning: 4 images: {results[0]['warnings'][0]['message'][:-1]} (--gsd, --height)."
+    ]
+    worst = min(results, key=lambda result: result["confidence"])
+    lines = again.stdout.splitlines()
+    assert lines[0].startswith("masks: 4 skipped (model ")
+    assert lines[1].startswith(f"lowest confidence: {Path(worst['source']).name} {worst['confidence']:.1%}, ")
+    assert lines[1].count("%") == 3
+    assert lines[2:] == ["overlays: masks/*_overlay.png"]
+
+
+def test_predict_takes_the_ground_resolution_from_its_option(dataset: Path, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", patch=(64, 64))
+    words = ("predict", str(dataset), "--out", "masks", "--model", "bundle", "--json")
+    done = droneseg(*words, "--gsd", "0.02", cwd=tmp_path)
+    results = json.loads(done.stdout)["results"]
+    assert [(r["ground"]["gsd_m"], r["ground"]["source"]) for r in results] == [(0.02, "argument")] * 4
+    wrong = droneseg(*words, "--gsd", "0.02", "--height", "40", cwd=tmp_path)
+    assert (wrong.returncode, "Pass one of them" in wrong.stderr) == (2, True)
+    assert droneseg(*words, "--height", "0", cwd=tmp_path).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("missing", "words", "extra"),
     [

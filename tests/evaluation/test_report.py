@@ -42,8 +42,15 @@ def evaluation(tmp_path: Path) -> Evaluation:
         (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
         mask = encode_mask(np.array(PREDICTED[stem], np.uint8))
         (tmp_path / "predictions" / f"{stem}.png").write_bytes(mask)
-        entry = {"stem": stem, "mask_sha256": hashlib.sha256(mask).hexdigest()}
-        log.append(json.dumps(entry | {"prediction": {"confidence": CONFIDENCE[stem]}}))
+        entry = {
+            "stem": stem,
+            "model_id": "aaa",
+            "profile": "fast",
+            "source_sha256": "0" * 64,
+            "mask_sha256": hashlib.sha256(mask).hexdigest(),
+            "prediction": {"source": f"{stem}.jpg", "status": "predicted", "confidence": CONFIDENCE[stem]},
+        }
+        log.append(json.dumps(entry))
     (tmp_path / "predictions/predictions.jsonl").write_text("\n".join(log))
     return evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
 

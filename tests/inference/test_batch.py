@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from droneseg.core.errors import DronesegError, OutputExistsError
+from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, WarningCode
+from droneseg.core.errors import ConfigurationError, DronesegError, OutputExistsError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.inference.batch import FileResult, find_inputs, predict_files, require_output
+from droneseg.core.prediction import Prediction
+from droneseg.inference.batch import DEFAULT_VIEW, FileResult, ViewOptions, find_inputs, predict_files, require_output
 from support.images import png
 from support.segmenters import BrightIsLanding
 
@@ -23,9 +25,21 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def run(segmenter: BrightIsLanding, photos: Path, out: Path, **options: bool) -> list[FileResult]:
+class Warns(BrightIsLanding):
+    """Segmenter that warns about images of unknown ground resolution."""
+
+    def segment(self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+        """Segment by brightness."""
+        if ground.gsd_m is None:
+            ground = ground.model_copy(update={"warnings": (WarningCode.UNKNOWN_SCALE,)})
+        return super().segment(image, ground, plain=plain)
+
+
+def run(
+    segmenter: BrightIsLanding, photos: Path, out: Path, view: ViewOptions = DEFAULT_VIEW, **options: bool
+) -> list[FileResult]:
     sources = find_inputs([str(photos)])
-    return list(predict_files(segmenter, sources, out, max_pixels=DEFAULT_MAX_PIXELS, **options))
+    return list(predict_files(segmenter, sources, out, view=view, max_pixels=DEFAULT_MAX_PIXELS, **options))
 
 
 def test_predict_writes_one_mask_per_image(photos: Path, tmp_path: Path) -> None:
@@ -138,3 +152,52 @@ def test_error_names_subfolders_with_images(tmp_path: Path) -> None:
     (tmp_path / "flight" / "photos" / "a.png").write_bytes(b"")
     with pytest.raises(DronesegError, match=r"no image file found; there are images in .*photos"):
         find_inputs([str(tmp_path / "flight")])
+
+
+def test_another_view_of_the_images_is_predicted_again(photos: Path, tmp_path: Path) -> None:
+    out, segmenter = tmp_path / "out", BrightIsLanding()
+    views = [DEFAULT_VIEW, ViewOptions(gsd_m=0.02), ViewOptions(gsd_m=0.03), ViewOptions(height_m=40)]
+    for view in [*views, ViewOptions(plain=True)]:
+        assert [r.status for r in run(segmenter, photos, out, view)] == ["predicted"] * 3
+        assert [r.status for r in run(segmenter, photos, out, view)] == ["skipped"] * 3
+    assert segmenter.plain == [False] * 12 + [True] * 3
+
+
+def test_a_log_of_an_earlier_version_counts_as_made_without_options(photos: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "out/predictions.jsonl"
+    run(BrightIsLanding(), photos, out)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    for entry in entries:
+        assert entry.pop("view") == {"gsd_m": None, "height_m": None, "plain": False}
+        assert entry["prediction"].pop("warnings") == []
+        assert entry["prediction"].pop("ground")["source"] == "unknown"
+    log.write_text("\n".join(map(json.dumps, entries)) + "\n")
+    again = run(BrightIsLanding(), photos, out)
+    assert [(r.status, r.ground, r.confidence) for r in again] == [("skipped", None, 0.9)] * 3
+    assert [r.status for r in run(BrightIsLanding(), photos, out, ViewOptions(plain=True))] == ["predicted"] * 3
+
+
+def test_ground_and_warnings_are_logged_and_kept_for_skipped_images(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, again = run(Warns(), photos, out), run(Warns(), photos, out)
+    assert [r.status for r in again] == ["skipped"] * 3
+    for result in (*first, *again):
+        assert result.ground == Ground(warnings=(WarningCode.UNKNOWN_SCALE,))
+        assert [warning.code for warning in result.warnings] == ["unknown_scale"]
+        assert "ground resolution is unknown" in result.warnings[0].message
+    logged = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])["prediction"]
+    assert [PredictionWarning(**warning) for warning in logged["warnings"]] == list(first[0].warnings)
+    assert logged["ground"]["warnings"] == ["unknown_scale"]
+
+
+def test_the_given_ground_resolution_reaches_the_model(photos: Path, tmp_path: Path) -> None:
+    results = run(Warns(), photos, tmp_path / "out", ViewOptions(gsd_m=0.02))
+    grounds = [(r.ground.gsd_m, r.ground.source) for r in results if r.ground]
+    assert grounds == [(0.02, "argument")] * 3
+    assert not any(r.warnings for r in results)
+
+
+@pytest.mark.parametrize("wrong", [{"gsd_m": 0.0}, {"height_m": -1.0}, {"gsd_m": 0.02, "height_m": 40.0}])
+def test_view_options_refuse_wrong_values(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError):
+        ViewOptions(**wrong)

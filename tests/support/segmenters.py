@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 
+from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
 from support.waiting import HANG_S
 
@@ -16,6 +17,7 @@ class BrightIsLanding:
     def __init__(self, model_id: str = "aaa", patch: tuple[int, int] = (16, 24)) -> None:
         self.model_id = model_id
         self.calls = 0
+        self.plain: list[bool] = []
         self.gate = threading.Event()
         self.gate.set()
         self.info = ModelInfo(
@@ -28,10 +30,11 @@ class BrightIsLanding:
             quality=None,
         )
 
-    def segment(self, image: np.ndarray) -> Prediction:
+    def segment(self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
         """Segment by brightness."""
+        self.plain.append(plain)
         self.calls += 1
         if not self.gate.wait(HANG_S):
             raise TimeoutError("nobody opened the gate")
         mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
-        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id)
+        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground)

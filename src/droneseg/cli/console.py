@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from droneseg.core.settings import Settings
+    from droneseg.inference.batch import ViewOptions
 
 
 class Part(StrEnum):
@@ -33,8 +34,19 @@ class Part(StrEnum):
     TEST = "test"
 
 
+Gsd = Annotated[
+    float | None,
+    typer.Option("--gsd", metavar="M", help="Metres per pixel of the images; default: read from each file."),
+]
+Height = Annotated[
+    float | None,
+    typer.Option("--height", metavar="M", help="Metres above ground of the camera; default: read from each file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model bundle; default: $DRONESEG_MODEL.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Use the pixels as they are: no rescaling, no view of the whole image.")
+]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot to this file (.png, .svg or .pdf).")]
 Records = Annotated[
     str | None, typer.Option("--records", help="Folder or URL of the records; default: $DRONESEG_RECORDS_URL.")
@@ -62,6 +74,20 @@ def choose_part(split: Path | None, part: Part | None, *, default: Part) -> str:
     if part and not split:
         raise typer.BadParameter("--part requires --split FILE", param_hint="--part")
     return (part or default).value
+
+
+def view_options(gsd: float | None, height: float | None, *, plain: bool) -> ViewOptions:
+    """Return how images are presented to the model.
+
+    Raises:
+        typer.BadParameter: If --gsd and --height are both given, or a value is not above 0.
+    """
+    from droneseg.inference.batch import ViewOptions
+
+    try:
+        return ViewOptions(gsd_m=gsd, height_m=height, plain=plain)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="--gsd" if gsd is not None else "--height") from error
 
 
 def check_plot_suffix(path: Path | None) -> None:

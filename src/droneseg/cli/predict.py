@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Model, Part, Records, SplitFile
+from droneseg.cli.console import Gsd, Height, Json, Model, Part, Plain, Records, SplitFile
 from droneseg.core.errors import DatasetError, DronesegError, ModelError
 from droneseg.core.runtimes import RuntimeName
 
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from droneseg.core.images import Image
     from droneseg.core.prediction import Segmenter
     from droneseg.evaluation.evaluate import Evaluation
-    from droneseg.inference.batch import FileResult
+    from droneseg.inference.batch import FileResult, ViewOptions
     from droneseg.model.bundle import Bundle
     from droneseg.nnunet.paths import NnunetPaths
+
+
+_NAMED = 3
+"""Largest number of images that a line lists by name."""
 
 
 class TruthKind(StrEnum):
@@ -159,6 +163,9 @@ def predict(
     runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
     split: SplitFile = None,
     part: Annotated[Part | None, typer.Option(help="Part of the split to use; default: test.")] = None,
+    gsd: Gsd = None,
+    height: Height = None,
+    plain: Plain = False,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write NAME_overlay.png: the mask drawn over the image.")
     ] = False,
@@ -169,29 +176,59 @@ def predict(
 ) -> None:
     """Segment images and write their masks.
 
-    Images that were already predicted with the same model are skipped. If a file cannot be read, it is reported, the
-    other files are predicted, and the exit code is 1.
+    Images are rescaled to the ground resolution of the model, which needs their metres per pixel: from --gsd or
+    --height, or from the metadata of each file. Images that were already predicted with the same model and options are
+    skipped. If a file cannot be read, it is reported, the other files are predicted, and the exit code is 1.
     """
     from droneseg.inference.batch import require_output
     from droneseg.inference.segmenter import load_segmenter
 
+    view = console.view_options(gsd, height, plain=plain)
     part_name = console.choose_part(split, part, default=Part.TEST)
     settings = console.settings()
     images = _find_images(inputs, split, part_name)
     require_output(images, out, overlay=overlay, force=force)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
-    results = _predict(segmenter, images, out, overlay=overlay, force=force)
-    counts = Counter(result.status for result in results)
+    results = _predict(segmenter, images, out, view=view, overlay=overlay, force=force)
+    _show_warnings(results)
     if json:
-        console.show_json({"model_id": segmenter.model_id, "results": [vars(result) for result in results]})
+        shown = [result.model_dump(mode="json") for result in results]
+        console.show_json({"model_id": segmenter.model_id, "results": shown})
     else:
-        summary = ", ".join(
-            f"{counts[status]} {status}" for status in ("predicted", "skipped", "failed") if counts[status]
-        )
         configuration = f"model {segmenter.model_id}, {segmenter.profile}, {segmenter.runtime}"
-        console.out().print(f"{out}: {summary} ({configuration})", markup=False)
-    if counts["failed"]:
+        _show_results(results, out, configuration, overlay=overlay)
+    if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def _show_warnings(results: Sequence[FileResult]) -> None:
+    """Write each warning once to stderr, with the images it is about."""
+    from droneseg.core.camera import WarningCode
+
+    images = defaultdict(list)
+    for result in results:
+        for warning in result.warnings:
+            images[warning].append(Path(result.source).name)
+    for warning, names in images.items():
+        about = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} images"
+        options = " (--gsd, --height)." if warning.code is WarningCode.UNKNOWN_SCALE else "."
+        console.err().print(f"warning: {about}: {warning.message.removesuffix('.')}{options}", markup=False)
+
+
+def _show_results(results: Sequence[FileResult], out: Path, configuration: str, *, overlay: bool) -> None:
+    """Write the number of images by status, the images with the lowest confidence, and where the overlays are."""
+    counts = Counter[str](result.status for result in results)
+    statuses = ("predicted", "skipped", "failed")
+    summary = ", ".join(f"{counts[status]} {status}" for status in statuses if counts[status])
+    console.out().print(f"{out}: {summary} ({configuration})", markup=False)
+    rated = sorted((result.confidence, Path(result.source).name) for result in results if result.confidence is not None)
+    if len(rated) > 1:
+        lowest = ", ".join(f"{name} {confidence:.1%}" for confidence, name in rated[:_NAMED])
+        console.out().print(f"lowest confidence: {lowest}", markup=False)
+    if overlay and rated:
+        from droneseg.inference.batch import OVERLAY_SUFFIX
+
+        console.out().print(f"overlays: {out / f'*{OVERLAY_SUFFIX}'}", markup=False)
 
 
 def _find_images(inputs: list[str], split: Path | None, part: str) -> list[Path]:
@@ -221,14 +258,18 @@ def _image_folder(entry: str) -> str:
         return entry
 
 
-def _predict(segmenter: Segmenter, images: list[Path], out: Path, *, overlay: bool, force: bool) -> list[FileResult]:
+def _predict(
+    segmenter: Segmenter, images: list[Path], out: Path, *, view: ViewOptions, overlay: bool, force: bool
+) -> list[FileResult]:
     """Predict files with a progress bar; failures are reported as they occur."""
     from droneseg.inference.batch import predict_files
 
     max_pixels = console.settings().max_pixels
     results = []
     with console.progress_bar("images") as progress:
-        for result in predict_files(segmenter, images, out, overlay=overlay, force=force, max_pixels=max_pixels):
+        for result in predict_files(
+            segmenter, images, out, view=view, overlay=overlay, force=force, max_pixels=max_pixels
+        ):
             results.append(result)
             progress(len(results), len(images))
             if result.error:

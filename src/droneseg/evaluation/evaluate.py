@@ -1,7 +1,5 @@
 """Evaluate a folder of masks; baselines, boundary distance, calibration."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +9,11 @@ from numpy.typing import NDArray
 
 from droneseg.core.classes import CLASSES, FOREGROUND
 from droneseg.core.errors import DatasetError, DronesegError, MissingDependencyError, ShapeMismatchError
+from droneseg.core.files import file_sha256
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.core.metrics import Confusion, SegmentationMetrics, compute_metrics, confusion, mean_iou
-from droneseg.inference.batch import LOG_NAME, OVERLAY_SUFFIX
+from droneseg.inference.batch import OVERLAY_SUFFIX, read_log
 
 _BINS = 10  # of confidence, for the calibration error
 _FIT_PIXELS = 100_000
@@ -129,18 +128,13 @@ def _masks(folder: Path, content: str) -> dict[str, Path]:
 
 def _confidences(predictions: Path) -> dict[str, float]:
     """Return the confidence of each mask by stem, from the log that `predict` writes beside the masks."""
-    log = predictions / LOG_NAME
     confidences = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-            stem, logged = str(entry["stem"]), str(entry["mask_sha256"])
-            # the logged confidence is not valid for a mask that was changed later
-            if hashlib.sha256((predictions / f"{stem}.png").read_bytes()).hexdigest() == logged:
-                confidences[stem] = float(entry["prediction"]["confidence"])
-        except (ValueError, KeyError, TypeError, OSError):
-            continue  # a truncated line, or a deleted mask
-    return confidences
+    for entry in read_log(predictions):
+        mask = predictions / f"{entry.stem}.png"
+        # the logged confidence is not valid for a mask that was deleted or changed later
+        if entry.prediction and mask.is_file() and file_sha256(mask) == entry.mask_sha256:
+            confidences[entry.stem] = entry.prediction.confidence
+    return {stem: confidence for stem, confidence in confidences.items() if confidence is not None}
 
 
 def borders(mask: Mask) -> NDArray[np.bool_]:

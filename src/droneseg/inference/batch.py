@@ -1,20 +1,23 @@
 """Batch prediction: files and folders to masks, skipping unchanged images."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, check_scale, read_ground
 from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes
 from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png
 from droneseg.core.masks import encode_mask
-from droneseg.core.overlay import draw_overlay
+from droneseg.core.overlay import draw_prediction
 from droneseg.core.prediction import Prediction, Segmenter
 
 LOG_NAME = "predictions.jsonl"
@@ -23,7 +26,35 @@ _AHEAD = 3  # images read ahead of the network, including the current one
 
 
 @dataclass(frozen=True)
-class FileResult:
+class ViewOptions:
+    """How images are presented to the model; the options change the mask.
+
+    Attributes:
+        gsd_m: Metres per pixel of the images; None to read it from each file.
+        height_m: Height of the camera above ground in metres; None to read it from each file.
+        plain: Whether to use the pixels as they are, see `Segmenter.segment`.
+
+    Raises:
+        ConfigurationError: If both `gsd_m` and `height_m` are given, or a value is not a finite number above 0.
+    """
+
+    gsd_m: float | None = None
+    height_m: float | None = None
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.gsd_m, self.height_m)
+
+    def read_ground(self, data: bytes) -> Ground:
+        """Return the ground resolution of an image file."""
+        return read_ground(data, gsd_m=self.gsd_m, height_m=self.height_m)
+
+
+DEFAULT_VIEW = ViewOptions()
+"""Ground resolution read from each file."""
+
+
+class FileResult(BaseModel):
     """Result for one input file.
 
     Attributes:
@@ -31,18 +62,54 @@ class FileResult:
         mask: Path of the mask, or None if the file failed.
         status: "predicted", "skipped" (predicted earlier by the same model from the same bytes) or "failed".
         error: Error message, if failed.
-        confidence: Mean probability of the predicted class, if predicted.
-        class_fractions: Share of pixels by class name, if predicted.
+        confidence: Mean probability of the predicted class; of the earlier prediction, if skipped.
+        class_fractions: Share of pixels by class name; of the earlier prediction, if skipped.
         timings_s: Seconds by stage, if predicted.
+        ground: Ground resolution, resampling and warning codes, if predicted or skipped.
+        warnings: Warnings about the prediction, in words.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     source: str
-    mask: str | None
-    status: str
+    mask: str | None = None
+    status: Literal["predicted", "skipped", "failed"]
     error: str | None = None
     confidence: float | None = None
     class_fractions: dict[str, float] | None = None
     timings_s: dict[str, float] | None = None
+    ground: Ground | None = None
+    warnings: tuple[PredictionWarning, ...] = ()
+
+
+class LogEntry(BaseModel):
+    """Line of `predictions.jsonl`.
+
+    Attributes:
+        stem: File name of the mask without suffix.
+        model_id: Id of the model.
+        profile: Profile of the bundle.
+        view: How the image was presented to the model. Earlier versions did not write it; they had only bundles of
+            format 1, whose masks do not depend on it.
+        source_sha256: SHA-256 of the image file.
+        mask_sha256: SHA-256 of the mask file.
+        prediction: Result for the image.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    stem: str
+    model_id: str
+    profile: str
+    view: ViewOptions = DEFAULT_VIEW
+    source_sha256: str
+    mask_sha256: str
+    prediction: FileResult | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, ViewOptions, str, str]:
+        """Everything that the mask depends on, and the checksum of the mask."""
+        return self.model_id, self.profile, self.view, self.source_sha256, self.mask_sha256
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -120,14 +187,15 @@ def predict_files(
     sources: Sequence[Path],
     out: Path,
     *,
+    view: ViewOptions = DEFAULT_VIEW,
     overlay: bool = False,
     force: bool = False,
     max_pixels: int,
 ) -> Iterator[FileResult]:
     """Predict images one by one and write `out/STEM.png` for each.
 
-    An image is skipped if `out` contains its unchanged mask, predicted by the same model and profile from the same
-    bytes. `out/predictions.jsonl` logs each mask with its model, profile and checksums.
+    An image is skipped if `out` contains its unchanged mask, predicted by the same model and profile with the same
+    `view` from the same bytes. `out/predictions.jsonl` logs each mask with its model, profile, view and checksums.
 
     Background threads decode images and write masks while the network runs.
 
@@ -135,6 +203,7 @@ def predict_files(
         segmenter: Segmenter to use.
         sources: Image files with distinct stems.
         out: Output folder for masks and overlays.
+        view: How the images are presented to the model.
         overlay: Whether to also write `STEM_overlay.png`.
         force: Whether to predict all images, including those that could be skipped.
         max_pixels: Largest accepted image, in pixels.
@@ -143,23 +212,15 @@ def predict_files(
         One result per image, in the order of `sources`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    previous = {} if force else _previous_entries(out)
+    job = _Job(segmenter, out, view, overlay, {} if force else _previous_entries(out))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        waiting: list[Future[tuple[bytes, Image | DronesegError]]] = []
+        waiting: list[Future[_Input]] = []
         writing: Future[FileResult] | None = None
         upcoming = iter(sources)
-        for source in sources:
+        for _ in sources:
             while len(waiting) < _AHEAD and (following := next(upcoming, None)) is not None:
-                waiting.append(reader.submit(_read, following, max_pixels))
-            data, image = waiting.pop(0).result()
-            finish: Callable[[], FileResult]
-            if isinstance(image, DronesegError):
-                finish = partial(FileResult, str(source), None, "failed", error=str(image))
-            elif _is_up_to_date(source, data, out, previous, segmenter, overlay):
-                finish = partial(FileResult, str(source), str(out / f"{source.stem}.png"), "skipped")
-            else:
-                prediction = segmenter.segment(image)
-                finish = partial(_write, source, data, image, prediction, segmenter.profile, out, overlay)
+                waiting.append(reader.submit(_read, following, view, max_pixels))
+            finish = job.predict(waiting.pop(0).result())
             # the previous mask was written while the network processed this image
             if writing:
                 yield writing.result()
@@ -168,87 +229,122 @@ def predict_files(
             yield writing.result()
 
 
-def _read(source: Path, max_pixels: int) -> tuple[bytes, Image | DronesegError]:
+@dataclass(frozen=True)
+class _Input:
+    """An image file that was read and decoded; `image` is None if that failed."""
+
+    source: Path
+    data: bytes = b""
+    image: Image | None = None
+    ground: Ground = UNKNOWN_GROUND
+    error: str | None = None
+
+
+def _read(source: Path, view: ViewOptions, max_pixels: int) -> _Input:
     try:
         data = source.read_bytes()
     except OSError as error:
-        return b"", DronesegError(f"cannot be read: {error.strerror}")
+        return _Input(source, error=f"cannot be read: {error.strerror}")
     try:
-        return data, decode_image(data, max_pixels=max_pixels)
+        return _Input(source, data, decode_image(data, max_pixels=max_pixels), view.read_ground(data))
     except DronesegError as error:
-        return data, error
+        return _Input(source, error=str(error))
 
 
-def _is_up_to_date(
-    source: Path, data: bytes, out: Path, previous: dict[str, dict[str, str]], segmenter: Segmenter, overlay: bool
-) -> bool:
-    """Return whether `out` has an unchanged mask of this image by this model and profile, and any requested overlay."""
-    target = out / f"{source.stem}.png"
-    if not target.is_file() or (overlay and not (out / f"{source.stem}{OVERLAY_SUFFIX}").is_file()):
-        return False
-    return previous.get(source.stem) == {
-        "model_id": segmenter.model_id,
-        "profile": segmenter.profile,
-        "source_sha256": _sha256(data),
-        "mask_sha256": _sha256(target.read_bytes()),
-    }
+@dataclass(frozen=True)
+class _Job:
+    """A call of `predict_files`."""
+
+    segmenter: Segmenter
+    out: Path
+    view: ViewOptions
+    overlay: bool
+    previous: dict[str, LogEntry]
+
+    def predict(self, photo: _Input) -> Callable[[], FileResult]:
+        """Segment an image unless its mask is up to date; return a function that writes the result and returns it."""
+        if photo.image is None:
+            return partial(FileResult, source=str(photo.source), status="failed", error=photo.error)
+        if earlier := self._earlier(photo):
+            return lambda: earlier
+        prediction = self.segmenter.segment(photo.image, photo.ground, plain=self.view.plain)
+        return partial(self._write, photo, photo.image, prediction)
+
+    def _earlier(self, photo: _Input) -> FileResult | None:
+        """Return the logged result if `out` has the unchanged mask of this image, and any requested overlay."""
+        target, entry = self._target(photo), self.previous.get(photo.source.stem)
+        if entry is None or not target.is_file() or (self.overlay and not self._overlay_file(photo).is_file()):
+            return None
+        if entry.identity != self._entry(photo, target.read_bytes()).identity:
+            return None
+        result = entry.prediction or FileResult(source="", status="skipped")
+        return result.model_copy(
+            update={"source": str(photo.source), "mask": str(target), "status": "skipped", "timings_s": None}
+        )
+
+    def _write(self, photo: _Input, image: Image, prediction: Prediction) -> FileResult:
+        target, encoded = self._target(photo), encode_mask(prediction.mask)
+        result = FileResult(
+            source=str(photo.source),
+            mask=str(target),
+            status="predicted",
+            confidence=prediction.confidence,
+            class_fractions=prediction.class_fractions,
+            timings_s=prediction.timings_s,
+            ground=prediction.ground,
+            warnings=prediction.warnings,
+        )
+        try:
+            # log first: a mask without a log entry would count as written by another program
+            with (self.out / LOG_NAME).open("a", encoding="utf-8") as log:
+                log.write(self._entry(photo, encoded, result).model_dump_json() + "\n")
+            write_bytes(target, encoded)
+            if self.overlay:
+                drawn = draw_prediction(image, prediction, name=photo.source.name)
+                write_bytes(self._overlay_file(photo), encode_png(drawn))
+        except OSError as error:
+            message = f"{target} cannot be written: {error.strerror}"
+            return FileResult(source=str(photo.source), status="failed", error=message)
+        return result
+
+    def _entry(self, photo: _Input, mask: bytes, result: FileResult | None = None) -> LogEntry:
+        return LogEntry(
+            stem=photo.source.stem,
+            model_id=self.segmenter.model_id,
+            profile=self.segmenter.profile,
+            view=self.view,
+            source_sha256=_sha256(photo.data),
+            mask_sha256=_sha256(mask),
+            prediction=result,
+        )
+
+    def _target(self, photo: _Input) -> Path:
+        return self.out / f"{photo.source.stem}.png"
+
+    def _overlay_file(self, photo: _Input) -> Path:
+        return self.out / f"{photo.source.stem}{OVERLAY_SUFFIX}"
 
 
-def _write(
-    source: Path, data: bytes, image: Image, prediction: Prediction, profile: str, out: Path, overlay: bool
-) -> FileResult:
-    target = out / f"{source.stem}.png"
-    encoded = encode_mask(prediction.mask)
-    entry = {
-        "stem": source.stem,
-        "model_id": prediction.model_id,
-        "profile": profile,
-        "source_sha256": _sha256(data),
-        "mask_sha256": _sha256(encoded),
-    }
-    result = FileResult(
-        str(source),
-        str(target),
-        "predicted",
-        confidence=prediction.confidence,
-        class_fractions=prediction.class_fractions,
-        timings_s=prediction.timings_s,
-    )
-    try:
-        # log first: a mask without a log entry would count as written by another program
-        with (out / LOG_NAME).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry | {"prediction": asdict(result)}) + "\n")
-        write_bytes(target, encoded)
-        if overlay:
-            caption = f"{source.name}   confidence {prediction.confidence:.1%}   model {prediction.model_id}"
-            drawn = draw_overlay(image, prediction.mask, prediction.class_fractions, caption=caption)
-            write_bytes(out / f"{source.stem}{OVERLAY_SUFFIX}", encode_png(drawn))
-    except OSError as error:
-        return FileResult(str(source), None, "failed", error=f"{target} cannot be written: {error.strerror}")
-    return result
-
-
-def _previous_entries(out: Path) -> dict[str, dict[str, str]]:
+def _previous_entries(out: Path) -> dict[str, LogEntry]:
     """Return the log entry of the newest mask of each stem."""
-    return dict(_log_entries(out))
+    return {entry.stem: entry for entry in read_log(out)}
 
 
 def _written_hashes(out: Path) -> dict[str, set[str]]:
     """Return the SHA-256 of all masks ever written to `out`, by stem."""
     hashes: dict[str, set[str]] = defaultdict(set)
-    for stem, entry in _log_entries(out):
-        hashes[stem].add(entry["mask_sha256"])
+    for entry in read_log(out):
+        hashes[entry.stem].add(entry.mask_sha256)
     return hashes
 
 
-def _log_entries(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the stem and the provenance of each logged mask, oldest first; truncated lines are skipped."""
+def read_log(out: Path) -> Iterator[LogEntry]:
+    """Yield the entries of the log in a folder of masks, oldest first; truncated lines are skipped."""
     log = out / LOG_NAME
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
-            entry = json.loads(line)
-            yield entry["stem"], {key: entry[key] for key in ("model_id", "profile", "source_sha256", "mask_sha256")}
-        except (ValueError, KeyError, TypeError):
+            yield LogEntry.model_validate_json(line)
+        except ValidationError:
             continue
 
 
