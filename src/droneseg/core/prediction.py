@@ -64,6 +64,7 @@ class ModelInfo:
         framework: Runtime that executes the network.
         license: Licence of the weights.
         quality: Metrics on held-out images, with a description of those images; None if not measured.
+        self_check: Result of the self-check at load, in words.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelInfo:
     framework: str
     license: str
     quality: dict[str, Any] | None
+    self_check: str = "not checked"
 
 
 class Segmenter(Protocol):

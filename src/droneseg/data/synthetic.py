@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageFilter
 
-from droneseg.core.classes import class_id
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, class_id
 from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.images import Image, encode_png
 from droneseg.core.masks import Mask, encode_mask
@@ -23,6 +24,10 @@ SAMPLE_NAME = "sample.json"
 
 # Range of the length of the shorter side in metres, so that objects cover the same share at every size in pixels.
 _SHORT_SIDE_M = (11.0, 15.0)
+
+_SELF_CHECK_SEED = 3_000_000
+_MIN_SHARE = 0.02
+_COLOUR_STEP = 16
 
 OBSTACLE = class_id("obstacles")
 WATER = class_id("water")
@@ -243,6 +248,19 @@ def generate_scene(seed: int, width: int, height: int) -> tuple[Image, Mask]:
         for _ in range(rng.integers(smallest, largest + 1)):
             draw(canvas)
     return _render(canvas), canvas.mask
+
+
+def generate_self_check_image(width: int, height: int) -> Image:
+    """Generate a scene with every class except background, for the self-check of a bundle.
+
+    The scene has few colours, which makes its PNG file four times smaller. For the sizes see `generate_scene`.
+    """
+    for seed in count(_SELF_CHECK_SEED):
+        image, mask = generate_scene(seed, width, height)
+        shares = [(mask == entry.id).mean() for entry in CLASSES if entry.id != BACKGROUND_ID]
+        if min(shares) >= _MIN_SHARE:
+            break
+    return image // _COLOUR_STEP * _COLOUR_STEP + _COLOUR_STEP // 2
 
 
 def _render(canvas: Canvas) -> Image:

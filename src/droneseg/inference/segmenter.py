@@ -16,8 +16,7 @@ from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, ima
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
 from droneseg.inference import sliding_window, views
-from droneseg.inference.runtimes import Network, start_runtime
-from droneseg.inference.runtimes.base import Runtime
+from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Context, read_bundle
 
 
@@ -27,12 +26,12 @@ class BundleSegmenter:
     Args:
         bundle: Model bundle.
         profile: Profile of the bundle; None for its default profile.
-        runtime: Inference runtime.
+        runtime: Inference runtime; `auto` uses one that passes the self-check of the bundle.
         cache: Folder for compiled networks; None disables the cache.
 
     Raises:
         ConfigurationError: If the bundle has no profile of that name.
-        ModelError: If the runtime cannot run the network.
+        ModelError: If the runtime cannot run the network, or fails the self-check of the bundle.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class BundleSegmenter:
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             accumulate_float16=chosen.half_sums,
         )
-        self._runtime = _start(bundle, self._profile, runtime, cache)
+        self._runtime, self._self_check = start_checked_runtime(bundle, self._profile, runtime, cache)
 
     @property
     def model_id(self) -> str:
@@ -85,6 +84,7 @@ class BundleSegmenter:
             description=manifest.description,
             input_shape=(*manifest.patch_size, 3),
             framework=self.runtime,
+            self_check=self._self_check,
             license=manifest.license,
             quality=manifest.quality,
         )
@@ -203,21 +203,6 @@ def _uncrop(mask: Mask, box: tuple[slice, slice], size: tuple[int, int]) -> Mask
     return whole
 
 
-def _start(bundle: Bundle, profile: str, runtime: RuntimeName, cache: Path | None) -> Runtime:
-    manifest = bundle.manifest
-    chosen = manifest.profiles[profile]
-    network = Network(
-        file=bundle.network(profile),
-        sha256=manifest.files[chosen.network].sha256,
-        patch=manifest.patch_size,
-        precision=chosen.precision,
-        takes_bytes=manifest.normalisation == Normalisation.RGB_TO_0_1,
-        wants_logits=bool(chosen.mirroring or chosen.half_sums),
-        cache=cache,
-    )
-    return start_runtime(runtime, network)
-
-
 def load_segmenter(
     settings: Settings, *, model: Path | None = None, profile: str | None = None, runtime: RuntimeName | None = None
 ) -> BundleSegmenter:
@@ -232,7 +217,7 @@ def load_segmenter(
     Raises:
         BundleError: If the bundle cannot be verified.
         ConfigurationError: If the bundle has no profile of that name.
-        ModelError: If the runtime cannot run the network.
+        ModelError: If the runtime cannot run the network, or fails the self-check of the bundle.
     """
     return BundleSegmenter(
         read_bundle(model or settings.model),

@@ -20,6 +20,8 @@ MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
 REFERENCE_NAME = "reference.csv"
+SELF_CHECK_IMAGE_NAME = "self_check.png"
+SELF_CHECK_EXPECTED_NAME = "self_check.json"
 
 _MAX_PATCH_SIDE = 8192
 _RESTORE_HINT = "Export or copy the bundle again; `droneseg models pull --force` restores the champion."
@@ -136,11 +138,16 @@ class Calibration(_Section):
 
 
 class SelfCheck(_Section):
-    """A generated tile and the predictions that each profile must make on it."""
+    """A generated image and the predictions that every runtime must make on it."""
 
-    image: str = Field(pattern=_FILE_NAME, description="PNG file with an image of every class.")
-    expected: str = Field(pattern=_FILE_NAME, description="JSON file with the expected class probabilities by profile.")
-    max_difference: float = Field(gt=0, description="Largest accepted difference of a class probability.")
+    image: str = Field(pattern=_FILE_NAME, description="PNG file of one tile that shows every class.")
+    expected: str = Field(
+        pattern=_FILE_NAME,
+        description="JSON file with the class probabilities by network, class and part of the image.",
+    )
+    max_difference: float = Field(
+        gt=0, lt=1, description="Largest accepted share of the probability that is predicted for another class."
+    )
 
 
 class Manifest(_Section):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from droneseg.core.runtimes import RuntimeName
+from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.inference.runtimes.base import Runtime
 
 
@@ -40,6 +40,14 @@ def start_runtime(name: RuntimeName, network: Network) -> Runtime:
         ModelError: If the runtime cannot run the network.
     """
     return _STARTERS[_automatic() if name is RuntimeName.AUTO else name](network)
+
+
+def runtimes_to_try(name: RuntimeName) -> tuple[RuntimeName, ...]:
+    """Return the runtimes in the order of preference; with `auto` all of them, otherwise only the one named."""
+    if name is not RuntimeName.AUTO:
+        return (name,)
+    first = _automatic()
+    return (first, *(other for other in RUNTIMES if other is not first))
 
 
 def _openvino(network: Network) -> Runtime:
