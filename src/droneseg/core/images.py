@@ -89,7 +89,7 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         opened = pillow.open(BytesIO(data), formats=FORMATS)
     except pillow.DecompressionBombError as error:
         raise errors.ImageTooLargeError(
-            f"Image is far larger than the limit of {max_pixels:,} pixels. Send tiles."
+            f"Image is far larger than the limit of {max_pixels:,} pixels. Scale it down."
         ) from error
     except UnidentifiedImageError as error:
         raise errors.UnsupportedImageError(
@@ -110,7 +110,8 @@ def _require_size(opened: pillow.Image, max_pixels: int) -> None:
     width, height = opened.size
     if width * height > max_pixels:
         raise errors.ImageTooLargeError(
-            f"Image is {width}x{height}; the limit is {max_pixels:,} pixels. Raise DRONESEG_MAX_PIXELS or send tiles."
+            f"Image is {width}x{height}; the limit is {max_pixels:,} pixels. "
+            "Raise DRONESEG_MAX_PIXELS or scale the image down."
         )
 
 
