@@ -1,6 +1,7 @@
 """Segmenter for model bundles."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class BundleSegmenter:
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             accumulate_float16=chosen.half_sums,
         )
+        self._temperature = manifest.calibration.temperature if manifest.calibration else 1.0
         self._runtime, self._self_check = start_checked_runtime(bundle, self._profile, runtime, cache)
 
     @property
@@ -111,11 +113,9 @@ class BundleSegmenter:
         cropped = image[box]
         plan = self._plan(cropped, ground, plain=plain)
         seen = views.resample(cropped, plan.size)
-        context = None if self._is_plain(plain) else self._bundle.manifest.context
-        statistics = image_statistics(seen)  # before the correction: a dark image is dark
-        seen = views.correct_exposure(seen, context.exposure if context else None)
+        statistics = image_statistics(seen)
         prepared = time.perf_counter()
-        result, disagreement = self._run(seen, plan, context)
+        result, disagreement = self._run(seen, plan, None if self._is_plain(plain) else self._bundle.manifest.context)
         mask = _uncrop(views.resample_mask(result.mask, cropped.shape[:2]), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
         outside = 1 - cropped.size / image.size
@@ -143,7 +143,7 @@ class BundleSegmenter:
         Args:
             image: RGB, shape (H, W, 3), dtype uint8.
         """
-        return sliding_window.logit_map(self._runtime, image, self._table(image), self._window)[0]
+        return sliding_window.logit_map(self._runtime, image, self._tables(image, None), self._window)[0]
 
     def _is_plain(self, plain: bool) -> bool:
         manifest = self._bundle.manifest
@@ -157,31 +157,40 @@ class BundleSegmenter:
             manifest.patch_size,
             ground,
             None if self._is_plain(plain) else manifest.ground,
-            context=manifest.context is not None,
+            manifest.context,
         )
 
     def _run(
         self, image: Image, plan: views.ViewPlan, context: Context | None
     ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
         """Return the segmentation of a resampled image, and the share of pixels on which its views disagree."""
-        if context is None or plan.context_size is None:
-            table = self._table(image)
-            return sliding_window.sliding_window_inference(self._runtime, image, table, self._window), None
-        window = replace(self._window, border="mirror")
-        whole = views.resample(image, plan.context_size)
-        logits, seconds = sliding_window.logit_map(self._runtime, whole, self._table(whole), window)
-        calibration = self._bundle.manifest.calibration
-        combiner = views.ContextCombiner(logits, plan.size, context, calibration.temperature if calibration else 1.0)
-        result = sliding_window.sliding_window_inference(
-            self._runtime, image, self._table(image), window, combiner.classify
-        )
-        result.network_s += seconds
+        tables = self._tables(image, context)
+        window = self._window if context is None else replace(self._window, border="mirror")
+        if context is None or not plan.views:
+            return sliding_window.sliding_window_inference(self._runtime, image, tables, window), None
+        coarse, network_s = [], 0.0
+        for view in plan.views:
+            smaller = views.resample(image, view.size)
+            logits, seconds = sliding_window.logit_map(self._runtime, smaller, tables, window)
+            coarse.append((view, logits))
+            network_s += seconds
+        combiner = views.ViewCombiner(coarse, plan.size, context, self._temperature)
+        result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, combiner.classify)
+        result.network_s += network_s
         return result, combiner.disagreement
 
-    def _table(self, image: Image) -> NDArray[np.float32] | None:
+    def _tables(self, image: Image, context: Context | None) -> Sequence[sliding_window.Table]:
+        """Return the look-up tables of the exposure corrections and the normalisation."""
+        exposures = views.exposure_tables(image, context.exposure if context else None)
         if self._takes_bytes:
-            return None
-        return sliding_window.normalisation_table(image, self._bundle.manifest.normalisation)
+            return exposures
+        normalisation = self._bundle.manifest.normalisation
+        corrected = (image if table is None else table[image] for table in exposures)
+        normalised = [sliding_window.normalisation_table(pixels, normalisation) for pixels in corrected]
+        return [
+            table if exposure is None else table[:, exposure]
+            for table, exposure in zip(normalised, exposures, strict=True)
+        ]
 
     def _describe(self, ground: Ground, plan: views.ViewPlan) -> Ground:
         training = self._bundle.manifest.ground

@@ -1,7 +1,7 @@
 """Sliding-window inference with nnU-Net's results: normalisation, tiles, Gaussian weights, logit accumulation."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -21,6 +21,9 @@ _SIGMA_SHARE = 1 / 8
 _TRUNCATE = 4.0
 _PEAK = 10.0
 
+Table: TypeAlias = NDArray[np.float32] | NDArray[np.uint8] | None
+"""Look-up table for the bytes of a tile: normalised values by channel, shape (3, 256), dtype float32, see
+`normalisation_table`; or, if the runtime normalises, other bytes, shape (256,), dtype uint8; None for no change."""
 Classifier: TypeAlias = Callable[[NDArray[np.float32] | NDArray[np.float16], int], tuple[Mask, Probabilities]]
 """Function from the logits of finished rows, shape (C, rows, W), and the index of the first row to classes and their
 probabilities, each of shape (rows, W)."""
@@ -196,7 +199,7 @@ class LogitAccumulator:
 def sliding_window_inference(
     runtime: Runtime,
     image: Image,
-    table: NDArray[np.float32] | None,
+    tables: Sequence[Table],
     window: SlidingWindowConfig,
     classify: Classifier | None = None,
 ) -> SlidingWindowResult:
@@ -205,14 +208,15 @@ def sliding_window_inference(
     Args:
         runtime: Runtime that predicts batches of tiles.
         image: RGB, shape (H, W, 3), dtype uint8.
-        table: Normalisation table, shape (3, 256), see `normalisation_table`; None if the runtime normalises.
+        tables: Look-up tables, at least one; the logits of the tiles are averaged over the tables.
         window: Parameters of the sliding window.
         classify: Function that turns logits into classes; None for the class with the largest logit.
     """
-    tiles = _TileExtractor(image, table, window)
+    tiles = _TileExtractor(image, window)
     result = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
-    if len(tiles.positions) == 1 and not window.mirror_axes and not window.accumulate_float16 and not classify:
-        _one_tile(runtime, tiles, result)
+    single = len(tiles.positions) == len(tables) == 1 and not window.mirror_axes
+    if single and not window.accumulate_float16 and not classify:
+        _one_tile(runtime, tiles, tables[0], result)
         return result
 
     def decide(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> None:
@@ -220,22 +224,22 @@ def sliding_window_inference(
         result.mask[first : first + len(ids)] = ids
         result.probability_sum += float(probabilities.sum(dtype=np.float64))
 
-    result.network_s = _finished_rows(runtime, tiles, window, decide)
+    result.network_s = _finished_rows(runtime, tiles, tables, window, decide)
     return result
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def logit_map(
-    runtime: Runtime, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig
+    runtime: Runtime, image: Image, tables: Sequence[Table], window: SlidingWindowConfig
 ) -> tuple[NDArray[np.float32], float]:
     """Return the logits of every pixel, shape (C, H, W), dtype float32, and the seconds spent in the network.
 
     For the arguments see `sliding_window_inference`.
     """
     bands: list[NDArray[np.float32]] = []
-    tiles = _TileExtractor(image, table, window)
+    tiles = _TileExtractor(image, window)
     network_s = _finished_rows(
-        runtime, tiles, window, lambda logits, _first: bands.append(logits.astype(np.float32, copy=False))
+        runtime, tiles, tables, window, lambda logits, _first: bands.append(logits.astype(np.float32, copy=False))
     )
     return np.concatenate(bands, axis=1), network_s
 
@@ -248,17 +252,17 @@ def central_tile(image: Image, table: NDArray[np.float32], patch: tuple[int, int
         table: Normalisation table, shape (3, 256).
         patch: Height and width of the tile.
     """
-    tiles = _TileExtractor(image, table, SlidingWindowConfig(patch, step=0.5, mirror_axes=(), accumulate_float16=False))
+    tiles = _TileExtractor(image, SlidingWindowConfig(patch, step=0.5, mirror_axes=(), accumulate_float16=False))
     top, left = ((side - tile) // 2 for side, tile in zip(tiles.padded, patch, strict=True))
-    tile: NDArray[np.float32] = tiles.extract([(top, left)])[0].astype(np.float32, copy=False)
+    tile: NDArray[np.float32] = tiles.extract([(top, left)], table)[0].astype(np.float32, copy=False)
     return tile
 
 
 class _TileExtractor:
     """Computes the positions of the tiles of an image and extracts tiles, padded with zeros."""
 
-    def __init__(self, image: Image, table: NDArray[np.float32] | None, window: SlidingWindowConfig) -> None:
-        self._image, self._table, self.patch = image, table, window.patch
+    def __init__(self, image: Image, window: SlidingWindowConfig) -> None:
+        self._image, self.patch = image, window.patch
         self._border = window.border
         self.size = image.shape[:2]
         self.padded = tuple(max(side, patch) for side, patch in zip(self.size, window.patch, strict=True))
@@ -268,28 +272,35 @@ class _TileExtractor:
         )
         self.positions = [(top, left) for top in self.tops for left in self.lefts]
 
-    def extract(self, positions: list[tuple[int, int]]) -> Patches:
+    def extract(self, positions: list[tuple[int, int]], table: Table) -> Patches:
         """Return the tiles at positions (top, left), in the format of the runtime's input."""
         height, width = self.patch
-        pixels = np.zeros((len(positions), height, width, 3), np.uint8)
-        values = None if self._table is None else np.zeros((len(positions), 3, height, width), np.float32)
-        for index, (top, left) in enumerate(positions):
-            (y, rows), (x, columns) = (
-                _inside(start, side, before, patch)
-                for start, side, before, patch in zip(
-                    (top, left), self._image.shape, self.before, self.patch, strict=False
-                )
-            )
-            part = self._image[rows, columns]
-            area = slice(y, y + part.shape[0]), slice(x, x + part.shape[1])
-            if values is None or self._table is None:
-                pixels[index][area] = part
-            else:
-                for channel in range(3):
-                    values[index, channel][area] = self._table[channel][part[..., channel]]
-            if self._border == "mirror" and part.shape[:2] != self.patch:
-                _mirror_border((pixels if values is None else values.transpose(0, 2, 3, 1))[index], area)
-        return pixels if values is None else values
+        pixels: Patches
+        if table is None or table.dtype == np.uint8:
+            pixels = np.zeros((len(positions), height, width, 3), np.uint8)
+            channels_last: Patches = pixels
+        else:
+            pixels = np.zeros((len(positions), 3, height, width), np.float32)
+            channels_last = pixels.transpose(0, 2, 3, 1)
+        for tile, position in zip(channels_last, positions, strict=True):
+            self._fill(tile, position, table)
+        return pixels
+
+    def _fill(self, tile: NDArray[np.uint8] | NDArray[np.float32], position: tuple[int, int], table: Table) -> None:
+        """Write the pixels at a position to a tile, shape (h, w, 3)."""
+        (y, rows), (x, columns) = (
+            _inside(start, side, before, patch)
+            for start, side, before, patch in zip(position, self.size, self.before, self.patch, strict=True)
+        )
+        part = self._image[rows, columns]
+        area = slice(y, y + part.shape[0]), slice(x, x + part.shape[1])
+        if table is None:
+            tile[area] = part
+        else:
+            for channel in range(3):
+                tile[area][..., channel] = (table if table.ndim == 1 else table[channel])[part[..., channel]]
+        if self._border == "mirror" and part.shape[:2] != self.patch:
+            _mirror_border(tile, area)
 
 
 def _mirror_border(tile: NDArray[np.uint8] | NDArray[np.float32], area: tuple[slice, slice]) -> None:
@@ -304,9 +315,9 @@ def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]
     return max(before - start, 0), slice(first, last)
 
 
-def _one_tile(runtime: Runtime, tiles: _TileExtractor, result: SlidingWindowResult) -> None:
+def _one_tile(runtime: Runtime, tiles: _TileExtractor, table: Table, result: SlidingWindowResult) -> None:
     """Segment an image that fits in one tile, with the runtime's argmax: a single tile needs no weights."""
-    patches = tiles.extract(tiles.positions)
+    patches = tiles.extract(tiles.positions, table)
     begin = time.perf_counter()
     ids, probabilities = runtime.argmax(patches)
     result.network_s = time.perf_counter() - begin
@@ -319,6 +330,7 @@ def _one_tile(runtime: Runtime, tiles: _TileExtractor, result: SlidingWindowResu
 def _finished_rows(
     runtime: Runtime,
     tiles: _TileExtractor,
+    tables: Sequence[Table],
     window: SlidingWindowConfig,
     use: Callable[[NDArray[np.float32] | NDArray[np.float16], int], None],
 ) -> float:
@@ -331,7 +343,7 @@ def _finished_rows(
     rows: LogitAccumulator | None = None
     network_s = 0.0
     following = dict(zip(tiles.tops, [*tiles.tops[1:], bottom], strict=True))
-    for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, window):
+    for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, tables, window):
         network_s += seconds
         rows = rows or LogitAccumulator(
             len(logits), tiles.padded[1], gaussian(window.patch), half=window.accumulate_float16
@@ -348,17 +360,25 @@ def _finished_rows(
 
 
 def _logits_by_tile(
-    runtime: Runtime, tiles: _TileExtractor, window: SlidingWindowConfig
+    runtime: Runtime, tiles: _TileExtractor, tables: Sequence[Table], window: SlidingWindowConfig
 ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32], float]]:
     """Yield the position, the logits, shape (C, h, w), and the seconds of each tile. The network runs on batches."""
     for begin in range(0, len(tiles.positions), runtime.batch):
         positions = tiles.positions[begin : begin + runtime.batch]
-        patches = tiles.extract(positions)
-        started = time.perf_counter()
-        logits = _mirrored_mean(runtime, patches, window.mirror_axes)
-        seconds = (time.perf_counter() - started) / len(positions)
+        seconds = 0.0
+        logits: NDArray[np.float32] | None = None
+        for table in tables:
+            patches = tiles.extract(positions, table)
+            started = time.perf_counter()
+            result = _mirrored_mean(runtime, patches, window.mirror_axes)
+            seconds += time.perf_counter() - started
+            logits = result if logits is None else logits + result
+        if logits is None:
+            raise ValueError("There is no look-up table. Pass (None,) for the image as it is.")
+        if len(tables) > 1:
+            logits /= len(tables)
         for position, of_tile in zip(positions, logits, strict=True):
-            yield position, of_tile, seconds
+            yield position, of_tile, seconds / len(positions)
 
 
 def _mirrored_mean(runtime: Runtime, patches: Patches, axes: tuple[int, ...]) -> NDArray[np.float32]:

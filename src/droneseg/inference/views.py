@@ -1,9 +1,10 @@
-"""Views of an image: resampling to the model's ground resolution, the whole image in one tile, exposure correction.
+"""Views of an image: resampling to the model's ground resolution, coarser views for context, exposure correction.
 
-A tile of nothing but lake looks like asphalt, so a large image is seen at two scales: in tiles at the model's ground
-resolution, and as a whole. The predictions of both views are combined.
+A tile of nothing but lake looks like asphalt, so a large image is seen at several scales: in tiles at the model's
+ground resolution, and smaller, down to the whole image in one tile. The predictions of the views are combined.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,22 +12,45 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.camera import Ground, WarningCode
+from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.inference.runtimes.base import Probabilities, require_finite
 from droneseg.model.bundle import Context, Exposure, TrainingGround
 
-_MAX_ENLARGEMENT = 2.0
-_MAX_CONTEXT_REDUCTION = 4.0
-"""Largest reduction of the whole image below the model's resolution; beyond it the network recognises little."""
-_MIN_CONTEXT_REDUCTION = 1.25
-"""Smallest reduction for which the whole image is another view."""
-_UNKNOWN_SCALE_TILES = 2.0
-"""Tiles along the longer side of an image of unknown ground resolution."""
+DEFAULT_CONTEXT = Context(
+    whole_weight=0.6,
+    region_classes=("water", "soft-surfaces", "landing-zones"),
+    exposure=Exposure(methods=("gamma", "stretch"), range=(0.33, 0.54), target=0.44),
+    source="60 training photographs enlarged, reduced and darkened; see docs/experiments.md",
+)
+"""Combination of views for bundles that do not have one. The range covers 90 % of the 218 training photographs."""
+MAX_ENLARGEMENT = 2.0
+"""Largest enlargement of an image that is coarser than the training images."""
+_MAX_REDUCTION = 4.0  # of a view below the model's resolution; the network recognises little in smaller ones
+_MIN_REDUCTION = 1.25  # a view that is hardly smaller adds nothing
+_TWO_STEPS = 2.0  # from this reduction on, there is a view half-way
+_UNKNOWN_SCALE_TILES = 2.0  # along the longer side
 _MIN_TILE_SHARE = 0.5
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _BRIGHTNESS_STEP = 8
 _STRETCH_PERCENTILES = (1, 99)
+_ROWS = 64  # rows combined at once; few enough to fit in the processor's cache
+
+
+@dataclass(frozen=True)
+class View:
+    """A smaller copy of an image, whose prediction is combined with that of the tiles.
+
+    Attributes:
+        size: Height and width.
+        weight: Weight of its logits, 0 to 1; the tiles have the rest.
+        only_regions: Whether the view may only exchange region classes, because objects are too small in it.
+    """
+
+    size: tuple[int, int]
+    weight: float
+    only_regions: bool
 
 
 @dataclass(frozen=True)
@@ -35,13 +59,13 @@ class ViewPlan:
 
     Attributes:
         size: Height and width of the image that is cut into tiles.
-        context_size: Height and width of the reduced image that shows the context; None without this view.
+        views: Smaller views, largest first.
         scale: Factor by which the image is resampled before it is cut into tiles.
         warnings: Warnings about the scale.
     """
 
     size: tuple[int, int]
-    context_size: tuple[int, int] | None
+    views: tuple[View, ...]
     scale: float
     warnings: tuple[WarningCode, ...]
 
@@ -51,38 +75,53 @@ def plan_views(
     patch: tuple[int, int],
     ground: Ground,
     training: TrainingGround | None,
-    *,
-    context: bool,
+    context: Context | None,
 ) -> ViewPlan:
-    """Choose the resampling of an image and whether to add a view of the whole image.
+    """Choose the resampling of an image and its smaller views.
+
+    With a known ground resolution, the tiles have that of the training images. Otherwise the longer side is seen in
+    two tiles, and as a whole; an image is not enlarged for that.
 
     Args:
         size: Height and width of the image.
         patch: Height and width of a tile.
         ground: Ground resolution of the image.
         training: Ground resolution of the training images; None leaves the image as it is.
-        context: Whether to add a view of the whole image if it is larger than a tile.
+        context: How to combine views; None for tiles only.
     """
-    if training is None or ground.gsd_m is None:
-        warnings: tuple[WarningCode, ...] = (WarningCode.UNKNOWN_SCALE,)
-    else:
-        warnings = ()
     if training is None:
-        return ViewPlan(size, None, 1.0, warnings)
+        return ViewPlan(size, (), 1.0, (WarningCode.UNKNOWN_SCALE,))
     tiles = max(side / tile for side, tile in zip(size, patch, strict=True))
     if ground.gsd_m is None:
         scale = min(1.0, _UNKNOWN_SCALE_TILES / tiles)
-    else:
-        scale = min(_MAX_ENLARGEMENT, ground.gsd_m / training.gsd_m)
-        if ground.gsd_m > training.gsd_range_m[1]:
-            warnings += (WarningCode.COARSER_THAN_TRAINED,)
-        elif tiles * scale < _MIN_TILE_SHARE:
-            warnings += (WarningCode.FINER_THAN_TRAINED,)
+        seen = _scaled(size, scale)
+        whole = () if context is None else _whole_view(seen, tiles * scale, context)
+        return ViewPlan(seen, whole, scale, (WarningCode.UNKNOWN_SCALE,))
+    scale = min(MAX_ENLARGEMENT, ground.gsd_m / training.gsd_m)
     seen = _scaled(size, scale)
-    reduction = min(tiles * scale, _MAX_CONTEXT_REDUCTION)
-    if not context or reduction < _MIN_CONTEXT_REDUCTION:
-        return ViewPlan(seen, None, scale, warnings)
-    return ViewPlan(seen, _scaled(seen, 1 / reduction), scale, warnings)
+    warnings: tuple[WarningCode, ...] = ()
+    if ground.gsd_m > training.gsd_range_m[1]:
+        warnings = (WarningCode.COARSER_THAN_TRAINED,)
+    elif tiles * scale < _MIN_TILE_SHARE:
+        warnings = (WarningCode.FINER_THAN_TRAINED,)
+    return ViewPlan(seen, () if context is None else _coarse_views(seen, tiles * scale), scale, warnings)
+
+
+def _whole_view(size: tuple[int, int], tiles: float, context: Context) -> tuple[View, ...]:
+    """Return the view of the whole image in one tile; no view if the image is hardly larger than a tile."""
+    if tiles < _MIN_REDUCTION:
+        return ()
+    return (View(_scaled(size, 1 / tiles), context.whole_weight, only_regions=False),)
+
+
+def _coarse_views(size: tuple[int, int], tiles: float) -> tuple[View, ...]:
+    """Return up to two views that are coarser than the training images, all with the weight of the tiles."""
+    reduction = min(tiles, _MAX_REDUCTION)
+    if reduction < _MIN_REDUCTION:
+        return ()
+    reductions = (reduction**0.5, reduction) if reduction >= _TWO_STEPS else (reduction,)
+    weight = 1 / (len(reductions) + 1)
+    return tuple(View(_scaled(size, 1 / factor), weight, only_regions=True) for factor in reductions)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -118,77 +157,95 @@ def brightness(image: Image) -> float:
     return float((pixels.astype(np.float32) @ _LUMA).mean() / 255) if len(pixels) else 0.0
 
 
-def correct_exposure(image: Image, exposure: Exposure | None) -> Image:
-    """Bring the brightness of a dark or bright image to that of the training images.
+def exposure_tables(image: Image, exposure: Exposure | None) -> tuple[NDArray[np.uint8] | None, ...]:
+    """Return the look-up tables, shape (256,), dtype uint8, that bring an image to the brightness of the training.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
-        exposure: Correction; None returns the image unchanged.
+        exposure: Correction; None for no correction.
+
+    Returns:
+        One table for each method; only None for an image within the range of the training images.
     """
-    if exposure is None:
-        return image
     mean = brightness(image)
-    if exposure.range[0] <= mean <= exposure.range[1] or not 0 < mean < 1:
-        return image
+    if exposure is None or exposure.range[0] <= mean <= exposure.range[1] or not 0 < mean < 1:
+        return (None,)
     values = np.arange(256, dtype=np.float64) / 255
-    if exposure.method == "stretch":
-        low, high = np.percentile(image[::_BRIGHTNESS_STEP, ::_BRIGHTNESS_STEP], _STRETCH_PERCENTILES) / 255
-        values = np.clip((values - low) / max(high - low, 1 / 255), 0, 1)
-    else:
-        values **= np.log(exposure.target) / np.log(mean)
-    return (values * 255).round().astype(np.uint8)[image]
+    low, high = np.percentile(image[::_BRIGHTNESS_STEP, ::_BRIGHTNESS_STEP], _STRETCH_PERCENTILES) / 255
+    tables = {
+        "gamma": values ** (np.log(exposure.target) / np.log(mean)),
+        "stretch": np.clip((values - low) / max(high - low, 1 / 255), 0, 1),
+    }
+    return tuple((tables[method] * 255).round().astype(np.uint8) for method in exposure.methods)
 
 
-class ContextCombiner:
-    """Combines the logits of the tiles with those of the whole image.
+class ViewCombiner:
+    """Combines the logits of the tiles with those of smaller views.
+
+    Logits are averaged, which multiplies the probabilities. In views that are coarser than the training images, objects
+    are too small to be seen; these views only decide between the region classes.
 
     Args:
-        logits: Logits of the whole image, shape (C, h, w), dtype float32.
+        views: Smaller views with their logits, shape (C, h, w), dtype float32.
         size: Height and width of the image that is cut into tiles.
         context: How to combine the views.
         temperature: Number that logits are divided by.
     """
 
     def __init__(
-        self, logits: NDArray[np.float32], size: tuple[int, int], context: Context, temperature: float
+        self,
+        views: Sequence[tuple[View, NDArray[np.float32]]],
+        size: tuple[int, int],
+        context: Context,
+        temperature: float,
     ) -> None:
-        self._context, self._temperature, self._size = context, temperature, size
-        values = logits if context.combine == "logits" else softmax(logits, temperature)
-        self._layers = [pillow.fromarray(values[index]) for index in range(len(values))]
-        self._disagreement = 0.0
+        self._temperature, self._size = temperature, size
+        self._views = [(view, [pillow.fromarray(channel) for channel in logits]) for view, logits in views]
+        self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
+        only_regions = any(view.only_regions for view, _ in views)
+        self._regions = (
+            [entry.id for entry in CLASSES if entry.name in context.region_classes] if only_regions else None
+        )
+        self._disagreeing = 0
 
     @property
     def disagreement(self) -> float:
-        """Share of the pixels for which the two views predict different classes, 0 to 1."""
-        return self._disagreement / (self._size[0] * self._size[1])
+        """Share of the pixels for which the tiles and the smallest view predict different classes, 0 to 1."""
+        return self._disagreeing / (self._size[0] * self._size[1])
 
     def classify(self, logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
         """Return classes and probabilities of a band of rows; see `sliding_window.Classifier`."""
-        context = self._band(first, logits.shape[1])
-        tiles = logits.astype(np.float32, copy=False)
-        weight = np.float32(self._context.weight)
-        if self._context.combine == "logits":
-            self._count_disagreement(tiles, context)
-            combined = softmax((1 - weight) * tiles + weight * context, self._temperature)
-        else:
-            tiles = softmax(tiles, self._temperature)
-            self._count_disagreement(tiles, context)
-            combined = (1 - weight) * tiles + weight * context
-        ids = combined.argmax(axis=0).astype(np.uint8)
-        winning = combined.max(axis=0)
+        shape = logits.shape[1:]
+        ids, winning = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        for top in range(0, shape[0], _ROWS):
+            rows = slice(top, min(top + _ROWS, shape[0]))
+            probabilities = self._combine(logits[:, rows].astype(np.float32, copy=False), first + top)
+            ids[rows], winning[rows] = probabilities.argmax(axis=0), probabilities.max(axis=0)
         require_finite(winning)
         return ids, winning
 
-    def _count_disagreement(self, tiles: NDArray[np.float32], context: NDArray[np.float32]) -> None:
-        self._disagreement += float((tiles.argmax(axis=0) != context.argmax(axis=0)).sum())
+    def _combine(self, tiles: NDArray[np.float32], first: int) -> NDArray[np.float32]:
+        """Return the class probabilities of rows, shape (C, rows, W), from the logits of the tiles."""
+        bands = [self._band(channels, first, tiles.shape[1]) for _, channels in self._views]
+        self._disagreeing += int((tiles.argmax(axis=0) != bands[-1].argmax(axis=0)).sum())
+        mean = self._tile_weight * tiles
+        for (view, _), band in zip(self._views, bands, strict=True):
+            mean += np.float32(view.weight) * band
+        if self._regions is None:
+            return softmax(mean, self._temperature)
+        probabilities = softmax(tiles, self._temperature)
+        regions = softmax(mean[self._regions], self._temperature)
+        regions *= probabilities[self._regions].sum(axis=0)
+        probabilities[self._regions] = regions
+        return probabilities
 
-    def _band(self, first: int, rows: int) -> NDArray[np.float32]:
-        """Return the values of the whole image's view for a band of rows, by bilinear interpolation."""
+    def _band(self, channels: list[pillow.Image], first: int, rows: int) -> NDArray[np.float32]:
+        """Return the logits of a view for a band of rows, by bilinear interpolation."""
         height, width = self._size
-        unit = self._layers[0].height / height
-        box = (0, first * unit, self._layers[0].width, (first + rows) * unit)
+        unit = channels[0].height / height
+        box = (0, first * unit, channels[0].width, (first + rows) * unit)
         return np.stack(
-            [np.asarray(layer.resize((width, rows), pillow.Resampling.BILINEAR, box=box)) for layer in self._layers]
+            [np.asarray(channel.resize((width, rows), pillow.Resampling.BILINEAR, box=box)) for channel in channels]
         )
 
 

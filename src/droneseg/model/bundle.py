@@ -100,16 +100,23 @@ class TrainingGround(_Section):
 class Exposure(_Section):
     """Correction of images that are darker or brighter than the training images."""
 
-    method: Literal["gamma", "stretch"] = Field(description="gamma to the target brightness, or percentile stretch.")
+    methods: tuple[Literal["gamma", "stretch"], ...] = Field(
+        min_length=1,
+        description="Corrections whose predictions are averaged: gamma to the target, or percentile stretch.",
+    )
     range: tuple[float, float] = Field(description="Mean luma of images that are not corrected, 0 to 1.")
-    target: float = Field(gt=0, lt=1, description="Mean luma after the correction, 0 to 1.")
+    target: float = Field(gt=0, lt=1, description="Mean luma after the gamma correction, 0 to 1.")
 
 
 class Context(_Section):
     """How several views of an image are combined."""
 
-    combine: Literal["mean", "logits"] = Field(description="Mean of the probabilities, or of the logits.")
-    weight: float = Field(gt=0, lt=1, description="Weight of the view of the whole image in one tile.")
+    whole_weight: float = Field(
+        gt=0, lt=1, description="Weight of the logits of the whole image if the ground resolution is not known."
+    )
+    region_classes: tuple[str, ...] = Field(
+        min_length=2, description="Classes that views coarser than the training images may exchange for each other."
+    )
     exposure: Exposure | None = None
     source: str = Field(description="How these values were chosen.")
 
