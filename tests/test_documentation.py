@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 
+from droneseg.core.camera import WarningCode
 from droneseg.core.images import encode_png
 from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
@@ -214,6 +216,11 @@ def test_documented_statuses_and_codes_are_all_errors(pages: dict[str, Page]) ->
         assert code == status_code_name(status)
 
 
+def test_documented_warnings_are_all_warnings(pages: dict[str, Page]) -> None:
+    documented = [row[0].get_text() for table in pages["predict"].tables() for row in table]
+    assert [code for code in documented if code in set(WarningCode)] == sorted(WarningCode, key=documented.index)
+
+
 def test_troubleshooting_quotes_messages_of_the_source(pages: dict[str, Page]) -> None:
     texts = templates()
     paragraphs = [item.find("p", recursive=False) for item in pages["troubleshooting"].content.select("li")]
@@ -358,16 +365,36 @@ def test_worked_example_passes_the_tests_of_its_kind(tmp_path: Path, name: str) 
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10  # type: ignore[index]  # it says so
 
 
-def test_python_example_predicts(tmp_path: Path) -> None:
-    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def python_examples() -> list[tuple[str, str]]:
+    """Return the page and the code of each Python example that calls `droneseg.load`."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [
+        (page.name, code) for page in pages for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    ]
+    return [(name, code) for name, code in blocks if "droneseg.load" in code]
+
+
+def test_guide_to_python_has_examples() -> None:
+    assert Counter(name for name, _ in python_examples()) == {"README.md": 1, "install.md": 1, "python.md": 7}
+
+
+@pytest.mark.parametrize(("page", "code"), python_examples())
+def test_python_example_runs(tmp_path: Path, page: str, code: str) -> None:
     (tmp_path / "nnUNet_results").mkdir()
     make_bundle(tmp_path / "nnUNet_results/champion", patch=(64, 64))
-    (tmp_path / "PHOTO.png").write_bytes(encode_png(np.full((50, 70, 3), 90, np.uint8)))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    image = np.zeros((50, 70, 3), np.uint8) + np.arange(0, 210, 3, np.uint8)[:, None]
+    (tmp_path / "photos").mkdir()
+    for name in ("PHOTO.png", "photos/001.png"):
+        (tmp_path / name).write_bytes(encode_png(image))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "(50, 70)" in done.stdout
-    assert read_mask(tmp_path / "mask.png", "ids").shape == (50, 70)
+    assert "False" not in done.stdout
+    masks = [file for file in (tmp_path / "mask.png", tmp_path / "masks/001.png") if file.exists()]
+    assert done.stdout or masks, "an example shows something"
+    assert [read_mask(file, "ids").shape for file in masks] == [(50, 70)] * len(masks)
 
 
 def test_installation_page_lists_every_extra() -> None:
