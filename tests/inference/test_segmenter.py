@@ -15,8 +15,8 @@ from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.model.bundle import Bundle
-from support.bundles import make_bundle, write_network
+from droneseg.model.bundle import Bundle, Calibration, write_bundle
+from support.bundles import BIASES, WEIGHTS, make_bundle, write_network
 
 COLOURS = {1: (5, 5, 5), 2: (0, 0, 250), 3: (0, 250, 0), 4: (250, 0, 0), 5: (250, 250, 250)}
 
@@ -132,6 +132,27 @@ def test_eight_threads_give_the_same_masks_as_one(bundle: Bundle) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda image: segmenter.segment(image).mask, images * 4))
     assert all(np.array_equal(a, b) for a, b in zip(directory_lock * 4, together, strict=True))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("profile", ["exact", "fast"])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_divides_the_logits(
+    bundle: Bundle, tmp_path: Path, runtime: RuntimeName, profile: str, temperature: float
+) -> None:
+    calibration = Calibration(temperature=temperature, source="this test")
+    calibrated = write_bundle(
+        tmp_path / "calibrated",
+        lambda files: bundle.manifest.model_copy(update={"calibration": calibration, "files": files}),
+        {name: bundle.folder / name for name in bundle.manifest.files},
+    )
+    image, ids = picture(16, 24)
+    found = BundleSegmenter(calibrated, profile=profile, runtime=runtime).segment(image)
+    logits = np.einsum("kc,hwc->khw", np.array(WEIGHTS), image / 255) + np.array(BIASES)[:, None, None]
+    exponentials = np.exp(logits / temperature)
+    expected = (exponentials.max(axis=0) / exponentials.sum(axis=0)).mean()
+    assert found.confidence == pytest.approx(expected, abs=2e-3)
+    assert np.array_equal(found.mask, ids)
 
 
 def test_unknown_profile_error_lists_the_profiles(bundle: Bundle) -> None:

@@ -20,11 +20,11 @@ from droneseg.model.bundle import (
 
 # rows: classes 0-5, columns: red, green, blue of 0..1; obstacles are dark, water is blue, soft ground green,
 # moving objects red, landing zones bright
-_WEIGHTS = ((0, 0, 0), (-3, -3, -3), (-2, -2, 4), (-2, 4, -2), (4, -2, -2), (2, 2, 2))
-_BIASES = (-9, 2, 0, 0, 0, -1.5)
+WEIGHTS = ((0, 0, 0), (-3, -3, -3), (-2, -2, 4), (-2, 4, -2), (4, -2, -2), (2, 2, 2))
+BIASES = (-9, 2, 0, 0, 0, -1.5)
 
 
-def write_network(path: Path, weights: object = _WEIGHTS, biases: object = _BIASES, *, padding: int = 0) -> None:
+def write_network(path: Path, weights: object = WEIGHTS, biases: object = BIASES, *, padding: int = 0) -> None:
     """Write an ONNX network that classifies each pixel by its colour, with `padding` unused bytes."""
     kernel = numpy_helper.from_array(np.array(weights, np.float32)[..., None, None], "kernel")
     bias = numpy_helper.from_array(np.array(biases, np.float32), "bias")

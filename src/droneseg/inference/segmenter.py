@@ -57,8 +57,8 @@ class BundleSegmenter:
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             accumulate_float16=chosen.half_sums,
+            temperature=manifest.calibration.temperature if manifest.calibration else 1.0,
         )
-        self._temperature = manifest.calibration.temperature if manifest.calibration else 1.0
         self._runtime, self._self_check = start_checked_runtime(bundle, self._profile, runtime, cache)
 
     @property
@@ -174,7 +174,7 @@ class BundleSegmenter:
             logits, seconds = sliding_window.logit_map(self._runtime, smaller, tables, window)
             coarse.append((view, logits))
             network_s += seconds
-        combiner = views.ViewCombiner(coarse, plan.size, context, self._temperature)
+        combiner = views.ViewCombiner(coarse, plan.size, context, self._window.temperature)
         result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, combiner.classify)
         result.network_s += network_s
         return result, combiner.disagreement

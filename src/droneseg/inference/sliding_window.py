@@ -130,6 +130,7 @@ class SlidingWindowConfig:
         mirror_axes: Image axes along which mirrored passes are averaged; empty for a single pass.
         accumulate_float16: Whether logits are accumulated in float16, as in nnU-Net.
         border: Content of tiles beyond the image: black as in nnU-Net, or the image mirrored at its border.
+        temperature: Number that logits are divided by before the softmax.
     """
 
     patch: tuple[int, int]
@@ -137,6 +138,7 @@ class SlidingWindowConfig:
     mirror_axes: tuple[int, ...]
     accumulate_float16: bool
     border: Literal["black", "mirror"] = "black"
+    temperature: float = 1.0
 
 
 @dataclass
@@ -216,11 +218,13 @@ def sliding_window_inference(
     result = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
     single = len(tiles.positions) == len(tables) == 1 and not window.mirror_axes
     if single and not window.accumulate_float16 and not classify:
-        _one_tile(runtime, tiles, tables[0], result)
+        _one_tile(runtime, tiles, tables[0], window.temperature, result)
         return result
 
+    classify = classify or (lambda logits, _first: argmax_with_confidence(logits, window.temperature))
+
     def decide(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> None:
-        ids, probabilities = classify(logits, first) if classify else argmax_with_confidence(logits)
+        ids, probabilities = classify(logits, first)
         result.mask[first : first + len(ids)] = ids
         result.probability_sum += float(probabilities.sum(dtype=np.float64))
 
@@ -315,11 +319,13 @@ def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]
     return max(before - start, 0), slice(first, last)
 
 
-def _one_tile(runtime: Runtime, tiles: _TileExtractor, table: Table, result: SlidingWindowResult) -> None:
+def _one_tile(
+    runtime: Runtime, tiles: _TileExtractor, table: Table, temperature: float, result: SlidingWindowResult
+) -> None:
     """Segment an image that fits in one tile, with the runtime's argmax: a single tile needs no weights."""
     patches = tiles.extract(tiles.positions, table)
     begin = time.perf_counter()
-    ids, probabilities = runtime.argmax(patches)
+    ids, probabilities = runtime.argmax(patches, temperature)
     result.network_s = time.perf_counter() - begin
     height, width = result.mask.shape
     area = slice(tiles.before[0], tiles.before[0] + height), slice(tiles.before[1], tiles.before[1] + width)

@@ -20,13 +20,16 @@ Patches: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
 _ROWS = 32
 
 
-def argmax_with_confidence(logits: NDArray[np.float32] | NDArray[np.float16]) -> tuple[Mask, Probabilities]:
+def argmax_with_confidence(
+    logits: NDArray[np.float32] | NDArray[np.float16], temperature: float = 1.0
+) -> tuple[Mask, Probabilities]:
     """Return the class with the largest logit of each pixel, and its softmax probability.
 
     The lowest class id wins ties.
 
     Args:
         logits: Logits, shape (C, H, W), dtype float32 or float16.
+        temperature: Number that logits are divided by before the softmax, which does not change the classes.
 
     Returns:
         Class ids, shape (H, W), dtype uint8, and probabilities, shape (H, W), dtype float32.
@@ -41,7 +44,7 @@ def argmax_with_confidence(logits: NDArray[np.float32] | NDArray[np.float16]) ->
         part = logits[:, rows].astype(np.float32, copy=False)
         best = part.max(axis=0)
         ids[rows] = part.argmax(axis=0)
-        winning[rows] = 1 / np.exp(part - best).sum(axis=0)
+        winning[rows] = 1 / np.exp((part - best) / np.float32(temperature)).sum(axis=0)
     require_finite(winning)
     return ids, winning
 
@@ -69,8 +72,12 @@ class Runtime(Protocol):
         """Return the logits of N tiles, a new array of shape (N, C, H, W), dtype float32."""
         ...
 
-    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:
         """Return the predicted classes of N tiles and their probabilities.
+
+        Args:
+            patches: Tiles.
+            temperature: Number that logits are divided by before the softmax.
 
         Returns:
             Class ids, shape (N, H, W), dtype uint8, and probabilities, same shape, dtype float32.

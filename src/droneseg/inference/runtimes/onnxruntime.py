@@ -60,7 +60,7 @@ class OnnxRuntime:
             logits: NDArray[np.float32] = self._session.run(None, {self._input: values})[0]
         return logits
 
-    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:
         """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
-        results = [argmax_with_confidence(logits) for logits in self.logits(patches)]
+        results = [argmax_with_confidence(logits, temperature) for logits in self.logits(patches)]
         return np.stack([ids for ids, _ in results]), np.stack([probabilities for _, probabilities in results])

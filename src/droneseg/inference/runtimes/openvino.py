@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -28,7 +29,8 @@ Output: TypeAlias = Literal["logits", "argmax"]
 """Output of a compiled graph: logits, or the predicted class of each pixel with its probability."""
 
 # part of every cache key; change it when the graph around the network changes
-_VERSION = "2"
+_VERSION = "3"
+_SCALAR = (1, 1, 1, 1)
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _MAX_CACHE_BYTES = 2 * 10**9
 
@@ -147,18 +149,18 @@ class OpenVinoRuntime:
         with self._lock:
             return np.array(self._run("logits", patches).get_output_tensor(0).data, dtype=np.float32)
 
-    def argmax(self, patches: Patches) -> tuple[Mask, Probabilities]:
+    def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:
         """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
         with self._lock:
-            request = self._run("argmax", patches)
+            request = self._run("argmax", patches, np.full(_SCALAR, 1 / temperature, np.float32))
             ids = np.array(request.get_output_tensor(0).data, dtype=np.uint8)
             probabilities = np.array(request.get_output_tensor(1).data, dtype=np.float32)
         require_finite(probabilities)
         return ids, probabilities
 
-    def _run(self, output: Output, patches: Patches) -> ov.InferRequest:
-        request = self._request(output, len(patches))
-        request.infer([ov.Tensor(patches, shared_memory=True)])
+    def _run(self, output: Output, *inputs: NDArray[np.float32] | NDArray[np.uint8]) -> ov.InferRequest:
+        request = self._request(output, len(inputs[0]))
+        request.infer([ov.Tensor(values, shared_memory=True) for values in inputs])
         return request
 
     def _request(self, output: Output, batch: int) -> ov.InferRequest:
@@ -184,13 +186,16 @@ class OpenVinoRuntime:
     def _add_pre_and_postprocessing(self, model: ov.Model, output: Output) -> ov.Model:
         """Add normalisation before the network, and argmax after it if `output` asks for it."""
         logits = model.get_results()[0].input_value(0)
-        outputs = [logits] if output == "logits" else _argmax(logits)
-        ended = ov.Model(outputs, model.get_parameters(), "droneseg")
+        outputs, parameters = [logits], model.get_parameters()
+        if output == "argmax":
+            parameters.append(ops.parameter(_SCALAR, np.float32, "inverse_temperature"))
+            outputs = _argmax(logits, parameters[-1].output(0))
+        ended = ov.Model(outputs, parameters, "droneseg")
         prepared = ov.preprocess.PrePostProcessor(ended)
-        prepared.input().model().set_layout(ov.Layout("NCHW"))
+        prepared.input(0).model().set_layout(ov.Layout("NCHW"))
         if self._takes_bytes:
-            prepared.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-            prepared.input().preprocess().convert_element_type(ov.Type.f32).scale(255.0)
+            prepared.input(0).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+            prepared.input(0).preprocess().convert_element_type(ov.Type.f32).scale(255.0)
         return prepared.build()
 
 
@@ -201,7 +206,7 @@ def _verified_bytes(network: Path, sha256: str) -> bytes:
     return data
 
 
-def _argmax(logits: ov.Output) -> list[ov.Output]:
+def _argmax(logits: ov.Output, inverse_temperature: ov.Output) -> list[ov.Output]:
     """Add the class with the largest logit and its softmax probability to the graph; the lowest class id wins ties.
 
     The graph is built class by class, which OpenVINO fuses into one pass over the pixels. Its own reductions over the
@@ -213,9 +218,8 @@ def _argmax(logits: ov.Output) -> list[ov.Output]:
     for number, logit in enumerate(by_class[1:], start=1):
         ids = ops.select(ops.greater(logit, best), np.float32(number), ids).output(0)
         best = ops.maximum(best, logit).output(0)
-    total = ops.exp(ops.subtract(by_class[0], best))
-    for logit in by_class[1:]:
-        total = ops.add(total, ops.exp(ops.subtract(logit, best)))
+    terms = [ops.exp(ops.multiply(ops.subtract(logit, best), inverse_temperature)) for logit in by_class]
+    total = reduce(ops.add, terms)
     channel = np.array([1])
     probability = ops.squeeze(ops.divide(np.float32(1), total), channel)
     return [ops.squeeze(ops.convert(ids, "u8"), channel).output(0), probability.output(0)]
