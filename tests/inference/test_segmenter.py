@@ -4,19 +4,22 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from droneseg.core.camera import given_ground
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
+from droneseg.inference.runtimes.base import Runtime
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle, Calibration, write_bundle
-from support.bundles import BIASES, WEIGHTS, make_bundle, write_network
+from support.bundles import BIASES, TRAINED_AT, VIEWS, WEIGHTS, make_bundle, write_network
 
 COLOURS = {1: (5, 5, 5), 2: (0, 0, 250), 3: (0, 250, 0), 4: (250, 0, 0), 5: (250, 250, 250)}
 
@@ -153,6 +156,33 @@ def test_temperature_divides_the_logits(
     expected = (exponentials.max(axis=0) / exponentials.sum(axis=0)).mean()
     assert found.confidence == pytest.approx(expected, abs=2e-3)
     assert np.array_equal(found.mask, ids)
+
+
+class _Counting:
+    """Runtime that counts the tiles it predicts."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, self.tiles = runtime, 0
+
+    def __getattr__(self, name: str) -> Callable[[np.ndarray], object]:
+        def run(patches: np.ndarray, *args: object) -> object:
+            self.tiles += len(patches)
+            return getattr(self._runtime, name)(patches, *args)
+
+        return run if name in ("argmax", "logits") else getattr(self._runtime, name)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("gsd_m", [None, 0.01, 0.025, 0.04])
+@pytest.mark.parametrize("size", [(16, 24), (7, 9), (61, 83), (160, 230)])
+def test_tiles_are_counted_before_the_prediction(
+    tmp_path: Path, size: tuple[int, int], gsd_m: float | None, plain: bool
+) -> None:
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", ground=TRAINED_AT, context=VIEWS))
+    counting = segmenter._runtime = _Counting(segmenter._runtime)  # type: ignore[assignment]
+    ground = given_ground(gsd_m)
+    segmenter.segment(picture(*size)[0], ground, plain=plain)
+    assert segmenter.count_tiles(size, ground, plain=plain) == counting.tiles  # type: ignore[attr-defined]
 
 
 def test_unknown_profile_error_lists_the_profiles(bundle: Bundle) -> None:

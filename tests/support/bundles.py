@@ -7,13 +7,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import (
+    FORMAT_VERSION,
     NETWORK_NAME,
     Bundle,
+    Context,
     FileRecord,
     Manifest,
     Profile,
     Provenance,
+    TrainingGround,
     own_classes,
     write_bundle,
 )
@@ -40,7 +44,19 @@ def write_network(path: Path, weights: object = WEIGHTS, biases: object = BIASES
     onnx.save(model, path)
 
 
-def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Path | None = None) -> Bundle:
+TRAINED_AT = TrainingGround(gsd_m=0.025, gsd_range_m=(0.015, 0.037), source="test")
+VIEWS = DEFAULT_CONTEXT.model_copy(update={"exposure": None})
+
+
+def make_bundle(
+    folder: Path,
+    *,
+    patch: tuple[int, int] = (16, 24),
+    network: Path | None = None,
+    ground: TrainingGround | None = None,
+    context: Context | None = None,
+    format_version: int = FORMAT_VERSION,
+) -> Bundle:
     """Write a bundle with the profiles exact and fast, and read it."""
     if network is None:
         network = folder.parent / "network.onnx"
@@ -48,6 +64,7 @@ def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Pat
 
     def manifest(files: dict[str, FileRecord]) -> Manifest:
         return Manifest(
+            format_version=format_version,
             version="0",
             description="looks at colours",
             license="Apache-2.0",
@@ -66,7 +83,7 @@ def make_bundle(folder: Path, *, patch: tuple[int, int] = (16, 24), network: Pat
                 checkpoint_sha256=("0" * 64,), packages={}, agreement_with_torch={},
                 exported=datetime.now(UTC).isoformat(),
             ),
-            files=files,
+            files=files, ground=ground, context=context,
         )  # fmt: skip
 
     return write_bundle(folder, manifest, {NETWORK_NAME: network})

@@ -1,11 +1,12 @@
 """Segmenters without a network."""
 
+import math
 import threading
 
 import numpy as np
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground
-from droneseg.core.prediction import ModelInfo, Prediction, class_fractions
+from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from support.waiting import HANG_S
 
 
@@ -30,6 +31,11 @@ class BrightIsLanding:
             quality=None,
         )
 
+    def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
+        """Return the number of tiles side by side."""
+        del ground, plain
+        return math.prod(-(-side // patch) for side, patch in zip(size, self.info.input_shape, strict=False))
+
     def segment(self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
         """Segment by brightness."""
         self.plain.append(plain)
@@ -37,4 +43,5 @@ class BrightIsLanding:
         if not self.gate.wait(HANG_S):
             raise TimeoutError("nobody opened the gate")
         mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
-        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground)
+        statistics = image_statistics(image)
+        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground, statistics)

@@ -11,8 +11,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 
-STATISTICS_ROW_STEP = 4
-"""Row step of `image_statistics`, which compares neighbours along rows only."""
+_ROW_STEP = 4  # of `image_statistics`, which compares neighbours along rows only
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 # estimates the standard deviation of normally distributed noise from the median absolute second difference: 1.4826 is
 # the ratio of standard deviation to median absolute value, and a second difference has 1 + 4 + 1 times the variance
@@ -30,7 +29,7 @@ class Prediction:
         timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), for the stages that ran.
         model_id: Id of the model.
         ground: Ground resolution, resampling and warning codes.
-        statistics: Statistics of the image as the model saw it, see `image_statistics`; empty if not computed.
+        statistics: Statistics of the image as the model saw it, see `image_statistics`.
         seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
         disagreement: Share of the pixels for which two views of the image predict different classes, 0 to 1; None if
             there is only one view.
@@ -106,6 +105,18 @@ class Segmenter(Protocol):
         """
         ...
 
+    def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
+        """Return the number of tiles that `segment` passes through the network: its work, known before decoding.
+
+        An image whose exposure is corrected needs a multiple of it.
+
+        Args:
+            size: Height and width of the image.
+            ground: Ground resolution of the image.
+            plain: As in `segment`.
+        """
+        ...
+
 
 def class_fractions(mask: Mask) -> dict[str, float]:
     """Return the share of pixels by class name, for all classes; sums to 1."""
@@ -113,12 +124,11 @@ def class_fractions(mask: Mask) -> dict[str, float]:
     return {entry.name: float(counts[entry.id] / mask.size) for entry in CLASSES}
 
 
-def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> dict[str, float]:
+def image_statistics(image: Image) -> dict[str, float]:
     """Return brightness, contrast, saturation, sharpness, noise, warmth and green share of an image.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
-        row_step: Use every `row_step`-th row; 1 if the image already contains only those rows.
 
     Returns:
         `brightness` and `contrast`: mean and standard deviation of the luma, 0 to 1. `saturation`: mean of (largest -
@@ -128,7 +138,7 @@ def image_statistics(image: Image, *, row_step: int = STATISTICS_ROW_STEP) -> di
         `warmth`: red / (red + blue). `green_share`: share of pixels whose largest channel is green.
     """
     # one plane per channel: reductions over an axis of length 3 are slow
-    planes = np.ascontiguousarray(image[::row_step].transpose(2, 0, 1)).astype(np.float32) / 255
+    planes = np.ascontiguousarray(image[::_ROW_STEP].transpose(2, 0, 1)).astype(np.float32) / 255
     red, green, blue = planes
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     highest = planes.max(axis=0)

@@ -111,12 +111,13 @@ class BundleSegmenter:
         image = require_rgb(image)
         box = sliding_window.nonzero_box(image)
         cropped = image[box]
-        plan = self._plan(cropped, ground, plain=plain)
+        height, width = cropped.shape[:2]
+        plan = self._plan((height, width), ground, plain=plain)
         seen = views.resample(cropped, plan.size)
         statistics = image_statistics(seen)
         prepared = time.perf_counter()
         result, disagreement = self._run(seen, plan, None if self._is_plain(plain) else self._bundle.manifest.context)
-        mask = _uncrop(views.resample_mask(result.mask, cropped.shape[:2]), box, image.shape[:2])
+        mask = _uncrop(views.resample_mask(result.mask, (height, width)), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
         outside = 1 - cropped.size / image.size
         fractions = class_fractions(mask)
@@ -145,15 +146,20 @@ class BundleSegmenter:
         """
         return sliding_window.logit_map(self._runtime, image, self._tables(image, None), self._window)[0]
 
+    def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
+        """Return the number of tiles of all views of an image; see `Segmenter`."""
+        plan = self._plan(size, ground, plain=plain)
+        sizes = (plan.size, *(view.size for view in plan.views))
+        return sum(sliding_window.count_tiles(size, self._window) for size in sizes)
+
     def _is_plain(self, plain: bool) -> bool:
         manifest = self._bundle.manifest
         return plain or manifest.ground is None or manifest.profiles[self._profile].half_sums
 
-    def _plan(self, image: Image, ground: Ground, *, plain: bool) -> views.ViewPlan:
+    def _plan(self, size: tuple[int, int], ground: Ground, *, plain: bool) -> views.ViewPlan:
         manifest = self._bundle.manifest
-        height, width = image.shape[:2]
         return views.plan_views(
-            (height, width),
+            size,
             manifest.patch_size,
             ground,
             None if self._is_plain(plain) else manifest.ground,
@@ -197,7 +203,7 @@ class BundleSegmenter:
         return ground.model_copy(
             update={
                 "model_gsd_m": training.gsd_m if training else None,
-                "scale": round(plan.scale, 5),
+                "scale": float(f"{plan.scale:.5g}"),
                 "warnings": tuple(dict.fromkeys((*plan.warnings, *ground.warnings))),
             }
         )

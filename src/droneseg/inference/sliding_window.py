@@ -196,6 +196,14 @@ class LogitAccumulator:
         return result
 
 
+def count_tiles(size: tuple[int, int], window: SlidingWindowConfig) -> int:
+    """Return the number of tiles of an image of this height and width."""
+    rows, columns = (
+        len(window_starts(max(side, patch), patch, window.step)) for side, patch in zip(size, window.patch, strict=True)
+    )
+    return rows * columns
+
+
 # logits that overflow raise an error in `require_finite`
 @np.errstate(over="ignore", invalid="ignore")
 def sliding_window_inference(
