@@ -21,6 +21,7 @@ from PIL import ImageFilter
 from rich.console import Console
 from rich.table import Table
 
+from droneseg.core.camera import UNKNOWN_GROUND
 from droneseg.core.images import Image, read_image
 from droneseg.core.prediction import image_statistics
 from droneseg.data.dataset import list_pairs
@@ -122,7 +123,8 @@ def main() -> None:
         return {name: np.array([row[name] for row in rows]) for name in IMAGE_FEATURES}
 
     def of_validation(change: Change) -> FeatureTable:
-        table = measure_reference(segmenter, (change(read_image(pairs[stem])) for stem in split.val), "").table
+        images = ((change(read_image(pairs[stem])), UNKNOWN_GROUND) for stem in split.val)
+        table = measure_reference(segmenter, images, "").table
         return {name: np.array(values) for name, values in table.items()}
 
     console = Console(width=120)

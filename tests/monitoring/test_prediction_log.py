@@ -1,6 +1,7 @@
 """The prediction log writes in the background; its storage may fail without failing the service."""
 
 import json
+import math
 import re
 import threading
 import time
@@ -12,7 +13,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from droneseg.core.prediction import Prediction, class_fractions, image_statistics
+from droneseg.core.camera import Ground, WarningCode
+from droneseg.core.prediction import Prediction, class_fractions
 from droneseg.monitoring import prediction_log
 from droneseg.monitoring.prediction_log import PredictionLog
 from support.buckets import bucket
@@ -31,7 +33,7 @@ def log_widths(log: PredictionLog, *widths: int) -> None:
     for width in widths:
         mask = np.full((1, width), 5, np.uint8)
         prediction = Prediction(mask, class_fractions(mask), 0.5, {}, "abc")
-        log.log(None, np.zeros((1, width, 3), np.uint8), prediction)
+        log.log(None, prediction)
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -142,64 +144,53 @@ def test_records_are_written_to_a_bucket(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [json.loads(line)["width"] for line in store.cat(name).splitlines()] == [1, 2, 3]
 
 
-def test_the_memory_of_waiting_images_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts, computing = Counts(), threading.Event()
-    monkeypatch.setattr(prediction_log, "_MAX_PENDING_BYTES", 300)
-    monkeypatch.setattr(prediction_log, "image_statistics", lambda image, row_step: computing.wait(HANG_S) and {})
-    log = PredictionLog(str(tmp_path), count_records=counts)
-    image, mask = np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8)
-    prediction = Prediction(mask, class_fractions(mask), 0.75, {}, "abc")
-    for _ in range(5):  # three rows of 30 bytes each
-        log.log(None, image, prediction)
-    assert counts == {"dropped": 2}
-    computing.set()
-    log.close(HANG_S)
-    log.log(None, image, prediction)
-    assert counts == {"dropped": 3, "written": 3}
+def test_records_that_wait_for_a_slow_write_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, writing, release = Counts(), threading.Event(), threading.Event()
+    real = prediction_log.write_file
 
-
-def test_close_writes_the_records_made_so_far_if_statistics_take_too_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts, computing, release = Counts(), threading.Event(), threading.Event()
-
-    def compute(image: np.ndarray, *, row_step: int) -> dict[str, float]:
-        computing.set()
+    def write(*arguments: object) -> None:
+        writing.set()
         release.wait(HANG_S)
-        return {}
+        real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prediction_log, "image_statistics", compute)
-    log = PredictionLog(str(tmp_path), count_records=counts)
-    log_widths(log, 1, 2, 3)
-    assert computing.wait(HANG_S)
-    closing = threading.Thread(target=log.close, args=(2 * HANG_S,))
-    closing.start()
-    wait_until(lambda: log._closed)
-    log._statistics_until = 0.0  # half of the time has passed
-    release.set()
-    closing.join(HANG_S)
-    assert widths(tmp_path) == [1]
-    assert counts == {"written": 1, "dropped": 2}
-
-
-def test_a_record_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = Counts()
-    monkeypatch.setattr(prediction_log, "image_statistics", lambda image, row_step: {}["missing"])
+    monkeypatch.setattr(prediction_log, "write_file", write)
+    monkeypatch.setattr(prediction_log, "_MAX_RECORDS", 3)
     log = PredictionLog(str(tmp_path), count_records=counts)
     log_widths(log, 1)
+    assert writing.wait(HANG_S)
+    log_widths(log, 2, 3, 4, 5, 6)
+    assert counts == {"dropped": 2}
+    release.set()
     log.close(HANG_S)
-    assert counts == {"dropped": 1}
+    log_widths(log, 7)
+    assert counts == {"dropped": 3, "written": 4}
+    assert sorted(map(int, map(str, widths(tmp_path)))) == [1, 2, 3, 4]
+
+
+def test_a_record_that_cannot_be_made_is_counted(tmp_path: Path) -> None:
+    counts, mask = Counts(), np.full((1, 1), 5, np.uint8)
+    log = PredictionLog(str(tmp_path), count_records=counts)
+    log.log(None, Prediction(mask, class_fractions(mask), math.nan, {}, "abc"))
+    log_widths(log, 2)
+    log.close(HANG_S)
+    assert widths(tmp_path) == [2]
+    assert counts == {"dropped": 1, "written": 1}
 
 
 def test_a_record_holds_a_hash_of_the_name_and_no_image(tmp_path: Path) -> None:
     log = PredictionLog(str(tmp_path), count_records=Counts())
-    image = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     mask = np.full((8, 10), 5, np.uint8)
-    log.log("my garden.png", image, Prediction(mask, class_fractions(mask), 0.75, {}, "abc"))
+    statistics = {"brightness": 0.5}
+    ground = Ground(gsd_m=0.0125, source="argument", scale=0.5, warnings=(WarningCode.OBLIQUE,))
+    log.log(
+        "my garden.png", Prediction(mask, class_fractions(mask), 0.75, {}, "abc", ground, statistics, seen_size=(4, 5))
+    )
     log.close(HANG_S)
     (record,) = lines(tmp_path)
     assert "garden" not in json.dumps(record)
     assert len(str(record["source"])) == 64
     assert (record["width"], record["height"], record["confidence"]) == (10, 8, 0.75)
+    assert (record["seen_width"], record["seen_height"]) == (5, 4)
     assert record["class_fractions"]["landing-zones"] == 1  # type: ignore[index]
-    assert record["statistics"] == image_statistics(image)
+    assert record["statistics"] == statistics
+    assert Ground.model_validate(record["ground"]) == ground

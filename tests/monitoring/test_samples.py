@@ -14,7 +14,7 @@ from PIL import Image as pillow
 
 from droneseg.core.errors import OutputExistsError, RecordsError
 from droneseg.core.masks import encode_mask
-from droneseg.core.prediction import Prediction, class_fractions
+from droneseg.core.prediction import Prediction, class_fractions, image_statistics
 from droneseg.monitoring.log_reader import fetch_hard_cases, find_hard_cases, read_recent_records
 from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.retention import prune
@@ -32,6 +32,10 @@ def as_jpeg(image: np.ndarray) -> bytes:
     return data.getvalue()
 
 
+def predicted(confidence: float, image: np.ndarray = IMAGE) -> Prediction:
+    return Prediction(MASK, class_fractions(MASK), confidence, {}, "abc", statistics=image_statistics(image))
+
+
 def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, names: bool = False) -> Counter[str]:
     """Log predictions of images a.jpg, b.jpg, ...; return the number of samples by outcome."""
     counts: Counter[str] = Counter()
@@ -43,8 +47,7 @@ def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, 
         keep_names=names,
     )
     for index, confidence in enumerate(confidences):
-        prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        log.log(f"{chr(97 + index)}.jpg", IMAGE, prediction, Sample(as_jpeg(IMAGE + index), encode_mask(MASK)))
+        log.log(f"{chr(97 + index)}.jpg", predicted(confidence), Sample(as_jpeg(IMAGE + index), encode_mask(MASK)))
         log.flush(10)
     log.close(10)
     return counts
@@ -111,8 +114,7 @@ def test_hard_cases_are_sorted_and_list_each_image_once(tmp_path: Path) -> None:
 def test_images_with_equal_names_are_different_hard_cases(tmp_path: Path) -> None:
     log = PredictionLog(str(tmp_path), count_records=lambda *_: None, keep_names=True)
     for brightness, confidence in ((10, 0.5), (60, 0.3), (60, 0.2), (110, 0.4)):
-        prediction = Prediction(MASK, class_fractions(MASK), confidence, {}, "abc")
-        log.log("DJI_0001.JPG", np.full((8, 10, 3), brightness, np.uint8), prediction)
+        log.log("DJI_0001.JPG", predicted(confidence, np.full((8, 10, 3), brightness, np.uint8)))
     log.close(10)
     cases = find_hard_cases(str(tmp_path), 9, last=100)
     assert [case.confidence for case in cases] == [0.2, 0.4, 0.5]

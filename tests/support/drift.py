@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from droneseg.core.camera import UNKNOWN_GROUND
 from droneseg.core.images import Image
 from droneseg.flows.export import take_reference
 from droneseg.model.bundle import REFERENCE_NAME, Bundle, write_bundle
@@ -28,7 +29,8 @@ def make_bundle_with_reference(folder: Path, images: list[Image] | None = None) 
     """Write a bundle with a drift reference measured on these images."""
     plain = make_bundle(folder.parent / f"{folder.name}-plain")
     table = folder.parent / REFERENCE_NAME
-    reference = take_reference(plain, images or photographs(), "40 photographs of noise", table)
+    photos = [(image, UNKNOWN_GROUND) for image in images or photographs()]
+    reference = take_reference(plain, photos, "40 photographs of noise", table)
     files = {name: plain.folder / name for name in plain.manifest.files} | {REFERENCE_NAME: table}
     return write_bundle(
         folder,

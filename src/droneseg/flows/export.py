@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core.camera import Ground, read_ground
 from droneseg.core.errors import ConfigurationError, DatasetError, DriftError
 from droneseg.core.files import check_writable
 from droneseg.core.images import Image, read_image
@@ -149,13 +150,13 @@ def _select_evenly(cases: list[str], count: int) -> list[str]:
 
 
 def take_reference(
-    bundle: bundle_format.Bundle, images: Iterable[Image], source: str, file: Path
+    bundle: bundle_format.Bundle, images: Iterable[tuple[Image, Ground]], source: str, file: Path
 ) -> bundle_format.DriftReference:
     """Predict images with the bundle's default profile, and write the table of their drift features.
 
     Args:
         bundle: Bundle of the model.
-        images: RGB images, each of shape (H, W, 3), dtype uint8.
+        images: RGB images, each of shape (H, W, 3), dtype uint8, with their ground resolutions.
         source: Description of the images.
         file: CSV file to write.
 
@@ -203,10 +204,10 @@ def add_reference(
     if len(pairs) < MIN_RECORDS:
         raise DriftError(f"{len(pairs)} images are too few for a drift reference; at least {MIN_RECORDS} are needed.")
 
-    def images() -> Iterator[Image]:
+    def images() -> Iterator[tuple[Image, Ground]]:
         for done, pair in enumerate(pairs):
             progress(done, len(pairs))
-            yield read_image(pair.image, max_pixels=max_pixels)
+            yield read_image(pair.image, max_pixels=max_pixels), read_ground(pair.image.read_bytes())
         progress(len(pairs), len(pairs))
 
     source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
@@ -274,9 +275,8 @@ def export_model(
         if images_of_reference := validation_images(paths, model.folds[0].number, _REFERENCE_IMAGES):
             on_step(f"computing the drift reference from {len(images_of_reference)} images")
             files[bundle_format.REFERENCE_NAME] = staging_dir / bundle_format.REFERENCE_NAME
-            reference = take_reference(
-                draft, map(read_image, images_of_reference), samples.source, files[bundle_format.REFERENCE_NAME]
-            )
+            photographs = ((read_image(file), read_ground(file.read_bytes())) for file in images_of_reference)
+            reference = take_reference(draft, photographs, samples.source, files[bundle_format.REFERENCE_NAME])
         return bundle_format.write_bundle(
             out,
             lambda records: description.manifest(

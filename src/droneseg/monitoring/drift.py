@@ -16,10 +16,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from statistics import median
 
+from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DriftError
 from droneseg.core.images import Image
-from droneseg.core.prediction import Segmenter, image_statistics
+from droneseg.core.prediction import Segmenter
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.prediction_log import Record
 
@@ -58,7 +59,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("warmth", "red relative to red and blue", "are bluer", "are redder"),
     Feature("green_share", "share of green pixels", "are less green", "are greener"),
     # all validation images may have the same size, so an additional row of pixels must not count as a change
-    Feature("megapixels", "image size", "are smaller", "are larger", digits=2),
+    Feature("megapixels", "image size at the model's resolution", "are smaller", "are larger", digits=2),
     *(
         Feature(
             f"share_{name}",
@@ -95,9 +96,9 @@ def compute_features(
     """Return the features of an image by name.
 
     Args:
-        statistics: Image statistics as `image_statistics` returns them.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
+        statistics: Statistics of the image as resampled for the model, see `image_statistics`.
+        width: Width of the resampled image in pixels.
+        height: Height of the resampled image in pixels.
         class_fractions: Share of the predicted pixels by class name.
         confidence: Mean probability of the predicted class.
 
@@ -121,8 +122,8 @@ def record_features(record: Record) -> dict[str, float]:
     """
     return compute_features(
         record.statistics,
-        width=record.width,
-        height=record.height,
+        width=record.width if record.seen_width is None else record.seen_width,
+        height=record.height if record.seen_height is None else record.seen_height,
         class_fractions=record.class_fractions,
         confidence=record.confidence,
     )
@@ -146,23 +147,30 @@ class Reference:
         return len(self.table[NAMES[0]])
 
 
-def measure_reference(segmenter: Segmenter, images: Iterable[Image], source: str) -> Reference:
+def measure_reference(segmenter: Segmenter, images: Iterable[tuple[Image, Ground]], source: str) -> Reference:
     """Predict images and compute their features.
 
     Args:
         segmenter: Model to predict with.
-        images: RGB images, shape (H, W, 3), dtype uint8.
+        images: RGB images, shape (H, W, 3), dtype uint8, with their ground resolutions.
         source: Description of the images.
     """
-    rows = [_image_features(segmenter, image) for image in images]
+    rows = [image_features(segmenter, image, ground) for image, ground in images]
     return Reference(source, {name: [row[name] for row in rows] for name in NAMES})
 
 
-def _image_features(segmenter: Segmenter, image: Image) -> dict[str, float]:
-    prediction = segmenter.segment(image)
-    height, width = prediction.mask.shape
+def image_features(segmenter: Segmenter, image: Image, ground: Ground = UNKNOWN_GROUND) -> dict[str, float]:
+    """Predict an image and return its features by name.
+
+    Args:
+        segmenter: Model to predict with.
+        image: RGB, shape (H, W, 3), dtype uint8.
+        ground: Ground resolution of the image.
+    """
+    prediction = segmenter.segment(image, ground)
+    height, width = prediction.seen_size or prediction.mask.shape
     return compute_features(
-        image_statistics(image),
+        prediction.statistics,
         width=width,
         height=height,
         class_fractions=prediction.class_fractions,

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import queue
 import random
 import threading
@@ -19,8 +18,8 @@ from typing import Literal, TypeAlias
 from PIL import Image as pillow
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from droneseg.core.images import Image
-from droneseg.core.prediction import STATISTICS_ROW_STEP, Prediction, image_statistics
+from droneseg.core.camera import Ground
+from droneseg.core.prediction import Prediction
 from droneseg.monitoring.storage import write_file
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ SAMPLES_FOLDER = "samples"
 MASK_SUFFIX = ".mask.png"
 _FLUSH_S = 0.5
 _MAX_PAUSE_S = 30.0
-_MAX_PENDING_BYTES = 256 * 2**20  # total size of images that wait for their statistics
 _MAX_SAMPLE_BYTES = 128 * 2**20  # total size of samples that wait to be written
 _MAX_RECORDS = 10_000  # in memory while the storage is unavailable
 _MAX_RECORDS_PER_FILE = 1_000
@@ -48,9 +46,12 @@ class Record(BaseModel):
         model_id: Id of the model.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
+        seen_width: Width of the image as resampled for the model; None in records of earlier versions.
+        seen_height: Height of the image as resampled for the model; None in records of earlier versions.
+        ground: Ground resolution and warnings; None in records of earlier versions.
         class_fractions: Share of the predicted pixels by class name, 0 to 1.
         confidence: Mean probability of the predicted class, 0 to 1.
-        statistics: Image statistics as `image_statistics` returns them.
+        statistics: Statistics of the image as resampled for the model, see `image_statistics`.
         source: SHA-256 of the file name, or the name itself if names are kept; None for an upload without a name.
         sample: Path of the stored image, relative to the log; None if the image was not sampled.
     """
@@ -61,6 +62,9 @@ class Record(BaseModel):
     model_id: str
     width: int = Field(ge=0, le=_MAX_SIDE)
     height: int = Field(ge=0, le=_MAX_SIDE)
+    seen_width: int | None = Field(None, ge=0, le=_MAX_SIDE)
+    seen_height: int | None = Field(None, ge=0, le=_MAX_SIDE)
+    ground: Ground | None = None
     class_fractions: dict[str, float]
     confidence: float
     statistics: dict[str, float]
@@ -84,21 +88,6 @@ class Sample:
     def size_bytes(self) -> int:
         """Size of both files."""
         return len(self.data) + len(self.mask_png)
-
-
-@dataclass(frozen=True)
-class _PendingRecord:
-    """A prediction whose record has not been created yet; `rows` are the image rows that the statistics use."""
-
-    time: datetime
-    filename: str | None
-    rows: Image
-    prediction: Prediction
-    sample: Sample | None
-
-    @property
-    def size_bytes(self) -> int:
-        return self.rows.nbytes + (self.sample.size_bytes if self.sample else 0)
 
 
 class PredictionLog:
@@ -134,37 +123,33 @@ class PredictionLog:
         self._records = _RecordWriter(url, self._record_count, capacity=max_records)
         self._samples = _SampleWriter(url, self._sample_count)
         # an event requests a flush, None ends the thread
-        self._queue: queue.Queue[_PendingRecord | threading.Event | None] = queue.Queue()
+        self._queue: queue.Queue[Record | threading.Event | None] = queue.Queue()
         self._lock = threading.Lock()
-        self._pending_bytes = 0
         self._closed = False
-        self._statistics_until = math.inf
         self._worker = threading.Thread(target=self._work, name="prediction-log", daemon=True)
         self._worker.start()
 
-    def log(self, filename: str | None, image: Image, prediction: Prediction, sample: Sample | None = None) -> None:
-        """Queue a prediction and return immediately. It is dropped and counted if too many images are waiting.
+    def log(self, filename: str | None, prediction: Prediction, sample: Sample | None = None) -> None:
+        """Queue a prediction and return immediately.
 
         Args:
             filename: Name of the uploaded file, if any.
-            image: RGB, shape (H, W, 3), dtype uint8.
             prediction: Prediction for the image.
             sample: Files to store if this image is sampled.
         """
         if random.random() >= self._sample_share:
             sample = None
-        # the statistics need only a quarter of the rows; copying these lets the image be freed
-        rows = image[::STATISTICS_ROW_STEP].copy()
-        pending = _PendingRecord(datetime.now(UTC), filename, rows, prediction, sample)
         with self._lock:
-            fits = not self._pending_bytes or self._pending_bytes + pending.size_bytes <= _MAX_PENDING_BYTES
-            queued = fits and not self._closed
-            if queued:
-                self._pending_bytes += pending.size_bytes
-                self._record_count.accept()
-                self._queue.put(pending)
-        if not queued:
-            self._record_count.reject()
+            # the queue grows only while a write takes long
+            if self._closed or self._queue.qsize() >= _MAX_RECORDS:
+                self._record_count.reject()
+                return
+            self._record_count.accept()
+            try:
+                self._queue.put(self._create_record(filename, prediction, sample))
+            except Exception:
+                logger.exception("dropped a record: it cannot be created")
+                self._record_count.settle("dropped", 1)
 
     def flush(self, timeout_s: float) -> None:
         """Write all records logged so far, or return after `timeout_s` seconds."""
@@ -178,12 +163,9 @@ class PredictionLog:
     def close(self, timeout_s: float) -> None:
         """Write all queued records and samples; drop and count those that cannot be written in time.
 
-        Computing statistics stops after half of the time, so that the finished records can still be written.
-
         Args:
             timeout_s: Time limit in seconds.
         """
-        self._statistics_until = time.monotonic() + timeout_s / 2
         with self._lock:
             if not self._closed:
                 self._queue.put(None)
@@ -207,35 +189,30 @@ class PredictionLog:
                 break
             if isinstance(item, threading.Event):
                 self._records.flush(item)
-            elif time.monotonic() < self._statistics_until:
-                self._add_record(item)
+            else:
+                self._records.add(item)
         while self._records.pending and self._records.write():
             pass
         while self._samples.pending:
             self._samples.write()
 
-    def _add_record(self, pending: _PendingRecord) -> None:
-        try:
-            self._records.add(self._create_record(pending))
-        except Exception:
-            logger.exception("dropped a record: it cannot be created")
-            self._record_count.settle("dropped", 1)
-        with self._lock:
-            self._pending_bytes -= pending.size_bytes
-
-    def _create_record(self, pending: _PendingRecord) -> Record:
-        prediction = pending.prediction
+    def _create_record(self, filename: str | None, prediction: Prediction, sample: Sample | None) -> Record:
+        now = datetime.now(UTC)
         height, width = prediction.mask.shape
+        seen_height, seen_width = prediction.seen_size or (height, width)
         return Record(
-            time=pending.time,
+            time=now,
             model_id=prediction.model_id,
             width=width,
             height=height,
+            seen_width=seen_width,
+            seen_height=seen_height,
+            ground=prediction.ground,
             class_fractions={name: round(share, 6) for name, share in prediction.class_fractions.items()},
             confidence=round(prediction.confidence, 6),
-            statistics=image_statistics(pending.rows, row_step=1),
-            source=self._source(pending.filename),
-            sample=self._samples.add(pending.time, pending.sample) if pending.sample else None,
+            statistics=prediction.statistics,
+            source=self._source(filename),
+            sample=self._samples.add(now, sample) if sample else None,
         )
 
     def _source(self, filename: str | None) -> str | None:
@@ -341,10 +318,11 @@ class _RecordWriter:
 
 
 class _SampleWriter:
-    """Writes samples one by one; used only by the worker thread."""
+    """Writes samples one by one. Samples are added by any thread and written by the worker thread."""
 
     def __init__(self, url: str, count: _OutcomeCounter) -> None:
         self._url, self._count = url, count
+        self._lock = threading.Lock()
         self._samples: deque[tuple[str, str, Sample]] = deque()
         self._size_bytes = 0
 
@@ -365,18 +343,20 @@ class _SampleWriter:
         """
         name = f"{SAMPLES_FOLDER}/{_name_by_time(moment)}"
         image_name = f"{name}{_suffix(sample.data)}"
-        if self._samples and self._size_bytes + sample.size_bytes > _MAX_SAMPLE_BYTES:
-            self._count.reject()
-            return None
-        self._count.accept()
-        self._samples.append((image_name, f"{name}{MASK_SUFFIX}", sample))
-        self._size_bytes += sample.size_bytes
+        with self._lock:
+            if self._samples and self._size_bytes + sample.size_bytes > _MAX_SAMPLE_BYTES:
+                self._count.reject()
+                return None
+            self._count.accept()
+            self._samples.append((image_name, f"{name}{MASK_SUFFIX}", sample))
+            self._size_bytes += sample.size_bytes
         return image_name
 
     def write(self) -> None:
         """Write the oldest sample; drop it if the storage is unavailable."""
-        image_name, mask_name, sample = self._samples.popleft()
-        self._size_bytes -= sample.size_bytes
+        with self._lock:
+            image_name, mask_name, sample = self._samples.popleft()
+            self._size_bytes -= sample.size_bytes
         try:
             write_file(self._url, mask_name, sample.mask_png)
             write_file(self._url, image_name, sample.data)

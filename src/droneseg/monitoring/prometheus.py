@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, write_to_textfile
 from prometheus_client.exposition import choose_encoder
 
+from droneseg.core.camera import WarningCode
 from droneseg.core.prediction import Prediction
 
 STAGES = ("queue", "decode", "preprocess", "network", "postprocess", "encode")
@@ -87,6 +88,7 @@ class ServiceMetrics:
         self._confidence = histogram(
             "droneseg_confidence", "Mean probability of the predicted class of an image.", buckets=_CONFIDENCES
         )
+        self._warnings = counter("droneseg_prediction_warnings", "Warnings about predictions, by code.", ("code",))
 
     def _add_model_metrics(self) -> None:
         gauge = partial(Gauge, registry=self._registry)
@@ -121,6 +123,8 @@ class ServiceMetrics:
             self._reloads.labels(result)
         for code in ("internal_error", "model_failed"):
             self._faults.labels(code)
+        for warning in WarningCode:
+            self._warnings.labels(warning.value)
 
     def watch_queue(self, waiting: Callable[[], float], seconds: Callable[[], float]) -> None:
         """Register functions that report the state of the queue whenever the metrics are read.
@@ -160,7 +164,7 @@ class ServiceMetrics:
         self._faults.labels(code).inc()
 
     def count_prediction(self, prediction: Prediction) -> None:
-        """Count a prediction with its class shares, confidence and stage times."""
+        """Count a prediction with its class shares, confidence, stage times and warnings."""
         self._images.inc()
         self._pixels.inc(prediction.mask.size)
         self._confidence.observe(prediction.confidence)
@@ -168,6 +172,8 @@ class ServiceMetrics:
             self._shares.labels(name).observe(share)
         for stage, seconds in prediction.timings_s.items():
             self._stage_seconds.labels(stage).observe(seconds)
+        for code in prediction.ground.warnings:
+            self._warnings.labels(code.value).inc()
 
     def count_records(self, result: str, number: int) -> None:
         """Count records; `result` is "written" or "dropped"."""

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 
 from droneseg.core import errors
-from droneseg.core.images import Image
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
 from droneseg.core.system import background_command, background_environment
@@ -74,10 +73,10 @@ class PredictionLogger:
         if settings.retention_days or settings.retention_mb:
             threading.Thread(target=self._run_retention, name="retention", daemon=True).start()
 
-    def log(self, upload: Upload, image: Image, prediction: Prediction, mask_png: bytes) -> None:
+    def log(self, upload: Upload, prediction: Prediction, mask_png: bytes) -> None:
         """Log a prediction in the background."""
         if self._prediction_log:
-            self._prediction_log.log(upload.filename, image, prediction, Sample(upload.data, mask_png))
+            self._prediction_log.log(upload.filename, prediction, Sample(upload.data, mask_png))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until the records of all earlier predictions are written, at most `timeout_s` seconds."""

@@ -282,7 +282,7 @@ class PredictionService:
         encode_s = time.perf_counter() - predicted_at
         prediction = _with_timings(prediction, queue=waited_s, decode=decode_s, encode=encode_s)
         self.metrics.count_prediction(prediction)
-        self._prediction_logger.log(upload, image, prediction, mask_png)
+        self._prediction_logger.log(upload, prediction, mask_png)
         return schemas.PredictionResult.of(upload.filename, prediction, mask_png)
 
 
