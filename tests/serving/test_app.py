@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,18 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from droneseg.core.errors import BundleError, ConfigurationError
+from droneseg.core.camera import WARNING_MESSAGES, Ground, WarningCode, given_ground
+from droneseg.core.errors import BundleError, ConfigurationError, ImageTooLargeError
 from droneseg.core.masks import encode_mask
+from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
+from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
 from droneseg.serving.middleware import RequestMiddleware
-from droneseg.serving.service import PredictionService
+from droneseg.serving.schemas import PredictionOptions, Upload
+from droneseg.serving.service import PredictionService, count_tiles
+from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.hostile import Hostile, corpus
 from support.images import png
 from support.segmenters import BrightIsLanding
@@ -69,6 +75,8 @@ def test_predict_returns_every_field(client: TestClient) -> None:
     assert result["class_fractions"]["water"] == result["class_fractions"]["landing-zones"] == 0.5
     assert set(result["timings_s"]) == {"queue", "decode", "network", "encode"}
     assert (result["confidence"], result["model_id"]) == (0.9, "aaa")
+    assert result["ground"]["source"] == "unknown"
+    assert result["warnings"] == []  # the segmenter adds them
 
 
 def test_predict_returns_mask_file_for_accept_png(client: TestClient) -> None:
@@ -81,6 +89,114 @@ def test_mask_none_omits_the_mask(client: TestClient) -> None:
     assert "segmentation_mask" not in client.post("/predict?mask=none", files=[file()]).json()
     assert "segmentation_mask" not in client.post("/batch_predict?mask=none", files=[file()]).json()[0]
     assert error(client.post("/predict?mask=all", files=[file()])) == (422, "invalid_request")
+
+
+def test_options_reach_the_segmenter_and_the_response(start: Start) -> None:
+    segmenter = BrightIsLanding()
+    client = start(segmenter)
+    result = client.post("/predict", files=[file()], data={"gsd_m": " 0.02 ", "plain": "true", "height_m": ""}).json()
+    assert (result["ground"]["gsd_m"], result["ground"]["source"]) == (0.02, "argument")
+    assert result["warnings"] == []
+    assert segmenter.plain[-1]
+    assert client.post("/predict", files=[file()]).json()["ground"]["gsd_m"] is None
+    assert not segmenter.plain[-1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"gsd_m": "0.02"}, [0.02, 0.02]),
+        ({"gsd_m": ["0.02", "0.03"]}, [0.02, 0.03]),
+        ({"gsd_m": ["", "0.03"]}, [None, 0.03]),
+        ({}, [None, None]),
+    ],
+)
+def test_batch_takes_one_scale_for_all_files_or_one_per_file(
+    client: TestClient, sent: dict[str, object], expected: list[float | None]
+) -> None:
+    items = client.post("/batch_predict", files=[file(), file()], data=sent).json()
+    assert [item["ground"]["gsd_m"] for item in items] == expected
+
+
+GSD = "Send metres per pixel, 1e-06 to 10000, for example 0.025."
+WRONG_COUNT = "3 values for 2 files. Send one for all, or one per file."
+HEIGHT = "Send the height above ground in metres, 0.001 to 100000, for example 40."
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        *(
+            ({"gsd_m": text}, f"gsd_m is {text!r}. {GSD}")
+            for text in ("nan", "inf", "-inf", "0", "-1", "2 cm", "1e999", "5e-324", "1e9")
+        ),
+        ({"height_m": "0"}, f"height_m is '0'. {HEIGHT}"),
+        ({"plain": "maybe"}, "plain is 'maybe'. Send true or false."),
+        ({"gsd_m": "x" * 99}, f"gsd_m is '{40 * 'x'}'. {GSD}"),
+        ({"gsd_m": "x", "height_m": "y"}, f"gsd_m is 'x'. {GSD} height_m is 'y'. {HEIGHT}"),
+        ({"gsd_m": "0.02", "height_m": "40"}, "gsd_m and height_m are both given. Send one of them."),
+        (
+            {"gsd_m": ["1", "2", "3"], "height_m": ["1", "2", "3"], "plain": "x"},
+            f"gsd_m has {WRONG_COUNT} height_m has {WRONG_COUNT} plain is 'x'. Send true or false.",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_with_all_problems(client: TestClient, sent: dict[str, object], message: str) -> None:
+    response = client.post("/batch_predict", files=[file(), file()], data=sent)
+    assert error(response) == (422, "invalid_request")
+    assert response.json()["error"]["message"] == message
+
+
+def test_option_sent_as_a_file_is_refused(client: TestClient) -> None:
+    response = client.post("/predict", files=[file(), ("gsd_m", ("gsd.txt", b"0.02"))])
+    assert error(response) == (422, "invalid_request")
+    assert "gsd_m is 'file gsd.txt'." in response.text
+
+
+def test_every_file_of_the_largest_batch_may_have_its_own_options(start: Start) -> None:
+    client = start(max_batch=40)
+    sent = {"gsd_m": ["0.02"] * 20 + [""] * 20, "height_m": [""] * 20 + ["40"] * 20, "plain": ["true"] * 40}
+    response = client.post("/batch_predict?mask=none", files=[file()] * 40, data=sent)
+    assert response.status_code == 200, response.text
+    assert len(response.json()) == 40
+
+
+def test_warnings_are_in_every_response_and_counted(start: Start) -> None:
+    class Warns(BrightIsLanding):
+        def segment(self, image: np.ndarray, *args: object, **options: object) -> Prediction:  # type: ignore[override]
+            codes = (WarningCode.UNKNOWN_SCALE, WarningCode.OBLIQUE)
+            return replace(super().segment(image), ground=Ground(warnings=codes))
+
+    client = start(Warns())
+    result = client.post("/predict", files=[file()]).json()
+    assert result["ground"]["warnings"] == ["unknown_scale", "oblique"]
+    assert [(item["code"], item["message"]) for item in result["warnings"]] == [
+        (code, WARNING_MESSAGES[code]) for code in (WarningCode.UNKNOWN_SCALE, WarningCode.OBLIQUE)
+    ]
+    (item,) = client.post("/batch_predict", files=[file()]).json()
+    assert item["warnings"] == result["warnings"]
+    mask_file = client.post("/predict", files=[file()], headers={"Accept": "image/png"})
+    assert mask_file.headers["x-warnings"] == "unknown_scale,oblique"
+    lines = client.get("/metrics").text.splitlines()
+    assert 'droneseg_prediction_warnings_total{code="unknown_scale"} 3.0' in lines
+    assert 'droneseg_prediction_warnings_total{code="finer_than_trained"} 0.0' in lines
+
+
+def test_queue_size_is_the_number_of_tiles_of_the_planned_views(tmp_path: Path) -> None:
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", patch=(64, 64), ground=TRAINED_AT, context=VIEWS))
+    large = png(np.full((640, 640, 3), 200, np.uint8))
+
+    def size(**options: object) -> int:
+        upload = Upload("a.png", large, PredictionOptions(**options))  # type: ignore[arg-type]
+        return count_tiles(upload, given_ground(upload.options.gsd_m), segmenter, 500_000)
+
+    assert size(plain=True) == 19 * 19
+    assert size(gsd_m=0.025) > 19 * 19  # and the whole image
+    assert size(gsd_m=0.025) > size(gsd_m=0.0125) > 9 * 9 > size()
+    strip = Upload("a.png", png(np.full((1, 400_000, 3), 200, np.uint8)), PredictionOptions(gsd_m=0.025))
+    with pytest.raises(ImageTooLargeError, match=r"Image is 400000x1 and needs \d\d,\d{3} tiles; the limit is 1,\d{3}\."):
+        count_tiles(strip, given_ground(0.025), segmenter, 500_000)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/model_info", "/metrics", "/ui", "/docs"])
@@ -195,10 +311,10 @@ def test_service_without_model_returns_503(tmp_path: Path) -> None:
 
 def test_failing_model_returns_500_without_internal_details(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(BrightIsLanding):
-        def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
+        def segment(self, image: np.ndarray, *args: object, **options: object) -> object:  # type: ignore[override]
             if self.calls >= 2:
                 raise RuntimeError("secret inside")
-            return super().segment(image)
+            return super().segment(image, *args, **options)  # type: ignore[arg-type]
 
     client = start(Fails())
     response = client.post("/predict", files=[file()])
@@ -293,10 +409,10 @@ def test_metrics_count_requests_with_a_fixed_set_of_labels(client: TestClient) -
 
 def test_request_duration_includes_the_prediction(start: Start) -> None:
     class Slow(BrightIsLanding):
-        def segment(self, image: np.ndarray) -> object:  # type: ignore[override]
+        def segment(self, image: np.ndarray, *args: object, **options: object) -> object:  # type: ignore[override]
             if self.calls >= 2:
                 time.sleep(0.3)
-            return super().segment(image)
+            return super().segment(image, *args, **options)  # type: ignore[arg-type]
 
     client = start(Slow())
     client.post("/predict", files=[file()])
@@ -426,7 +542,5 @@ def test_openapi_declares_the_api_key_where_it_is_required(start: Start, client:
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 
-def _upload() -> object:
-    from droneseg.serving.schemas import Upload
-
+def _upload() -> Upload:
     return Upload("a.png", PHOTO)

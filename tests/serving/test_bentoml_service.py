@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import re
 import subprocess
@@ -60,8 +61,40 @@ def test_predict_base64_returns_every_field(server: Server) -> None:
         "confidence",
         "model_id",
         "timings_s",
+        "ground",
+        "warnings",
         "model_loaded",
     }
+    assert [item["code"] for item in result["warnings"]] == ["unknown_scale"]
+
+
+def test_options_are_fields_of_the_json_or_headers_of_a_raw_body(server: Server) -> None:
+    for response in (
+        post(server, {"req": {"image_b64": encoded(PHOTO), "gsd_m": 0.02, "plain": True}}),
+        httpx.post(
+            f"{server.url}/predict_image_bytes",
+            content=PHOTO,
+            headers={"Content-Type": "image/png", "X-GSD-M": "0.02", "X-Plain": "true"},
+        ),
+    ):
+        ground = response.json()["ground"]
+        assert (ground["gsd_m"], ground["gsd_error"], ground["source"]) == (0.02, 0, "argument")
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ([("X-GSD-M", "2 cm")], "gsd_m is '2 cm'. Send metres per pixel, 1e-06 to 10000, for example 0.025."),
+        ([("X-GSD-M", "1"), ("X-GSD-M", "2")], "gsd_m is '1, 2'. Send metres per pixel, 1e-06 to 10000"),
+        ([("X-Plain", "x"), ("X-Height-M", "0")], "height_m is '0'. Send the height above ground in metres, 0"),
+        ([("X-GSD-M", "0.02"), ("X-Height-M", "40")], "gsd_m and height_m are both given. Send one of them."),
+    ],
+)
+def test_wrong_option_headers_are_refused(server: Server, headers: list[tuple[str, str]], message: str) -> None:
+    headers = [*headers, ("Content-Type", "image/png")]
+    response = httpx.post(f"{server.url}/predict_image_bytes", content=PHOTO, headers=headers)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
+    assert message in response.json()["error"]["message"]
 
 
 IN_PROCESS = """
@@ -102,6 +135,13 @@ UNUSABLE = [
     ({"req": {"image_b64": encoded(PHOTO), "content_type": "text/plain"}}, 415, "wrong_content_type", "text/plain"),
     ({"req": {"image_b64": 5}}, 422, "invalid_request", "req.image_b64"),
     ({"req": {}}, 422, "invalid_request", "req.image_b64"),
+    ({"req": {"image_b64": encoded(PHOTO), "gsd_m": 0}}, 422, "invalid_request", "req.gsd_m is '0'. Send metres per"),
+    ({"req": {"image_b64": encoded(PHOTO), "gsd_m": "2 cm"}}, 422, "invalid_request", "req.gsd_m is '2 cm'. Send"),
+    ({"req": {"image_b64": encoded(PHOTO), "gsd_m": True}}, 422, "invalid_request", "req.gsd_m is 'True'. Send"),
+    ({"req": {"image_b64": encoded(PHOTO), "height_m": -4}}, 422, "invalid_request", "req.height_m is '-4'. Send"),
+    ({"req": {"image_b64": encoded(PHOTO), "height_m": math.nan}}, 422, "invalid_request", "req.height_m is 'nan'."),
+    ({"req": {"image_b64": encoded(PHOTO), "plain": 1}}, 422, "invalid_request", "req.plain is '1'. Send true or"),
+    ({"req": {"image_b64": encoded(PHOTO), "gsd_m": 1, "height_m": 9}}, 422, "invalid_request", "both given"),
     ({"request": {"image_b64": encoded(PHOTO)}}, 422, "invalid_request", "req"),
     ({}, 422, "invalid_request", "req"),
     ([1, 2], 422, "invalid_request", "body"),

@@ -102,7 +102,10 @@ def explain(codes: tuple[WarningCode, ...]) -> tuple[PredictionWarning, ...]:
     return tuple(PredictionWarning(code=code, message=WARNING_MESSAGES[code]) for code in codes)
 
 
-_GIVEN_RANGES = {"metres per pixel": (1e-6, 1e4), "height above ground in metres": (1e-3, 1e5)}
+GSD_RANGE_M = (1e-6, 1e4)
+"""Plausible metres per pixel."""
+GIVEN_HEIGHT_RANGE_M = (1e-3, 1e5)
+"""Heights above ground in metres that a user may give."""
 
 
 def check_scale(gsd_m: float | None, height_m: float | None) -> None:
@@ -119,7 +122,10 @@ def check_scale(gsd_m: float | None, height_m: float | None) -> None:
         raise ConfigurationError(
             f"Both metres per pixel ({gsd_m:g}) and a height above ground ({height_m:g} m) are given. Pass one of them."
         )
-    for (name, (low, high)), value in zip(_GIVEN_RANGES.items(), (gsd_m, height_m), strict=True):
+    for name, (low, high), value in (
+        ("metres per pixel", GSD_RANGE_M, gsd_m),
+        ("height above ground in metres", GIVEN_HEIGHT_RANGE_M, height_m),
+    ):
         if value is not None and not low <= value <= high:
             raise ConfigurationError(
                 f"The {name} must be above 0 ({low:g} to {high:g}), not {value:g}. Correct the value or leave it out."
@@ -586,7 +592,6 @@ _PROJECTED, _METRE, _USER_DEFINED = 1, 9001, 32767
 # Mercator and equidistant cylindrical systems have metres that are not ground metres
 _STRETCHED_SYSTEMS = {3395, 3785, 3832, 3857, 3994, 4087, 4088, 32662}
 _TRUE_PROJECTIONS = {1, 8, 9, 11}  # transverse Mercator, Lambert conic (2SP, 1SP), Albers
-_GSD_RANGE_M = (1e-6, 1e4)
 
 
 def _georeferenced_gsd(opened: pillow.Image) -> float | None:
@@ -601,7 +606,7 @@ def _georeferenced_gsd(opened: pillow.Image) -> float | None:
     else:
         return None
     gsd_m = math.sqrt(area)
-    return gsd_m if _GSD_RANGE_M[0] <= gsd_m <= _GSD_RANGE_M[1] else None
+    return gsd_m if GSD_RANGE_M[0] <= gsd_m <= GSD_RANGE_M[1] else None
 
 
 def _geo_keys(opened: TiffImageFile) -> dict[int, int]:

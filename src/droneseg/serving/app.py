@@ -129,31 +129,19 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
     router = APIRouter(tags=["predict"], dependencies=key)
     budget = UploadBudget(service.settings.max_upload_bytes)
 
-    async def segment(
-        request: Request, max_files: int | None
-    ) -> tuple[list[schemas.Upload], list[schemas.PredictionResult | Exception]]:
-        service.check_capacity()
-        with budget.reserve() as reservation:
-            uploads = await read_files(request, service.settings, reservation)
-            if max_files and len(uploads) > max_files:
-                raise MissingInputError(
-                    f"The form has {len(uploads)} files. Send one file, or send all files to /batch_predict."
-                )
-            return uploads, await cancel_on_disconnect(service.predict(uploads), request.receive)
-
     @router.post(
         "/predict", response_model=schemas.PredictionResponse, responses=openapi.PREDICT, openapi_extra=openapi.ONE_FILE
     )
     async def predict(request: Request, mask: MaskOption = "png") -> Response:
         """Segment one image.
 
-        With `Accept: image/png` the response is the mask file itself.
+        With `Accept: image/png` the response is the mask file itself, and `X-Warnings` holds the codes of the warnings.
         """
-        _, (result,) = await segment(request, max_files=1)
+        _, (result,) = await _segment(service, budget, request, max_files=1)
         if isinstance(result, Exception):
             raise result
         if _accepts_only_png(request.headers.get("accept", "")):
-            return Response(result.mask_png, media_type=PNG, headers={"X-Model-ID": result.model_id})
+            return _mask_file(result)
         return _json(_prediction_json(result, mask))
 
     @router.post(
@@ -164,7 +152,7 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
     )
     async def batch_predict(request: Request, mask: MaskOption = "png") -> Response:
         """Segment several images. A file that cannot be segmented gets an error item; the others are unaffected."""
-        uploads, results = await segment(request, max_files=None)
+        uploads, results = await _segment(service, budget, request, max_files=None)
         items = []
         for upload, result in zip(uploads, results, strict=True):
             if isinstance(result, schemas.PredictionResult):
@@ -175,6 +163,20 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
         return _json("[" + ",".join(items) + "]")
 
     return router
+
+
+async def _segment(
+    service: PredictionService, budget: UploadBudget, request: Request, *, max_files: int | None
+) -> tuple[list[schemas.Upload], list[schemas.PredictionResult | Exception]]:
+    """Read the files of a request and return them with their results or errors."""
+    service.check_capacity()
+    with budget.reserve() as reservation:
+        uploads = await read_files(request, service.settings, reservation)
+        if max_files and len(uploads) > max_files:
+            raise MissingInputError(
+                f"The form has {len(uploads)} files. Send one file, or send all files to /batch_predict."
+            )
+        return uploads, await cancel_on_disconnect(service.predict(uploads), request.receive)
 
 
 def _info_router(service: PredictionService, key: list[Depends]) -> APIRouter:
@@ -284,6 +286,13 @@ def _add_exception_handlers(app: FastAPI, service: PredictionService) -> None:
     @app.exception_handler(ClientDisconnect)
     async def handle_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _mask_file(result: schemas.PredictionResult) -> Response:
+    headers = {"X-Model-ID": result.model_id}
+    if result.ground.warnings:
+        headers["X-Warnings"] = ",".join(result.ground.warnings)
+    return Response(result.mask_png, media_type=PNG, headers=headers)
 
 
 def _prediction_json(result: schemas.PredictionResult, mask: str) -> str:

@@ -31,7 +31,14 @@ from droneseg.serving import request_body
 from droneseg.serving.background import check_storage
 from droneseg.serving.error_responses import error_response, path_error_response
 from droneseg.serving.middleware import CLIENT_CLOSED_REQUEST, METRICS, RequestMiddleware
-from droneseg.serving.schemas import BentoPredictionResponse, HealthResponse, ModelResponse, Upload
+from droneseg.serving.schemas import (
+    DEFAULT_OPTIONS,
+    BentoPredictionResponse,
+    HealthResponse,
+    ModelResponse,
+    PredictionOptions,
+    Upload,
+)
 from droneseg.serving.server import configure_bentoml_server
 from droneseg.serving.service import START_S, PredictionService
 
@@ -41,11 +48,13 @@ PUBLIC_PATHS = ("/", "/livez", "/readyz", "/healthz", "/schema.json", "/docs.jso
 _LINKS = {"documentation": "/docs.json", "model": MODEL_INFO, "metrics": METRICS, "ready": "/readyz"}
 _WEB_PAGE = "/static_content"  # files of BentoML's web page, which are not served
 _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
-_BODY_PARSERS: dict[str, Callable[[str, bytes], bytes]] = {
+_BODY_PARSERS: dict[str, Callable[[Headers, bytes], Upload]] = {
     PREDICT_BASE64: request_body.parse_base64_body,
     PREDICT_BYTES: request_body.parse_image_body,
 }
-_OWN_ERROR = "error_in_our_format"  # key in a request's `state`: the endpoint has returned an error response
+# keys in a request's `state`
+_OPTIONS = "options"  # options of the image, read by BentoMLMiddleware
+_OWN_ERROR = "error_in_our_format"  # whether the endpoint has returned an error response
 
 
 def load_bentoml_settings() -> Settings:
@@ -117,12 +126,12 @@ class DroneSegService:
     async def predict_base64(self, req: request_body.Base64Image) -> BentoPredictionResponse:
         """Segment one image, sent as base64 in JSON."""
         # over HTTP, BentoMLMiddleware decodes the image and calls `predict_image_bytes`
-        return await self._predict(request_body.decode_base64(req.image_b64))
+        return await self._predict(req.decode())
 
     @bentoml.api(route=PREDICT_BYTES)
     async def predict_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> BentoPredictionResponse:
         """Segment one image, sent as the request body."""
-        return await self._predict(image)
+        return await self._predict(Upload(None, image, _options_of_request()))
 
     @bentoml.api(route=MODEL_INFO)
     async def model_info(self) -> ModelResponse:
@@ -132,9 +141,9 @@ class DroneSegService:
         except Exception as error:  # noqa: BLE001  # as in `_predict`
             return cast(ModelResponse, self._error_response(error))
 
-    async def _predict(self, image: bytes) -> BentoPredictionResponse:
+    async def _predict(self, upload: Upload) -> BentoPredictionResponse:
         try:
-            (result,) = await self._service.predict([Upload(None, image)])
+            (result,) = await self._service.predict([upload])
             if isinstance(result, Exception):
                 raise result
             return result.to_bento_response()
@@ -199,13 +208,14 @@ class BentoMLMiddleware:
         """Read the image and pass on a request for `/predict_image_bytes` whose body is the image."""
         self._service.check_capacity()
         with self._budget.reserve() as reservation:
-            reservation.check_headers(Headers(scope=scope))
+            headers = Headers(scope=scope)
+            reservation.check_headers(headers)
             chunks = reservation.read(_chunks(receive))
             body = await request_body.read_with_timeout(_join(chunks), self._service.settings.timeout_seconds)
-            receive_image = _with_body(
-                _BODY_PARSERS[scope["path"]](request_body.media_type(Headers(scope=scope)), body), receive
-            )
-            del body  # the request waits in the queue, and BentoML keeps the image
+            upload = _BODY_PARSERS[scope["path"]](headers, body)
+            scope.setdefault("state", {})[_OPTIONS] = upload.options
+            receive_image = _with_body(upload.data, receive)
+            del body, upload  # the request waits in the queue, and BentoML keeps the image
             scope = {**scope, "path": PREDICT_BYTES, "raw_path": PREDICT_BYTES.encode()}
             call = self._call_bentoml(scope, receive_image, send, content_type=b"application/octet-stream")
             await request_body.cancel_on_disconnect(call, receive)
@@ -262,6 +272,15 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
 
 
 DroneSegService.add_asgi_middleware(_with_middleware)  # type: ignore[attr-defined]  # set by the decorator
+
+
+def _options_of_request() -> PredictionOptions:
+    """Return the options that BentoMLMiddleware has read; the defaults outside HTTP requests."""
+    try:
+        state = DroneSegService.context.request.state  # type: ignore[attr-defined]  # set by the decorator
+    except LookupError:
+        return DEFAULT_OPTIONS
+    return cast(PredictionOptions, getattr(state, _OPTIONS, DEFAULT_OPTIONS))
 
 
 async def _join(chunks: AsyncIterator[bytes]) -> bytes:

@@ -3,10 +3,11 @@
 from typing import Any
 
 from droneseg.core import errors
+from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, WarningCode, explain
 from droneseg.core.classes import CLASSES, NAMES
 from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL_ERROR, ErrorSpec
 from droneseg.serving.request_body import FILE_FIELD
-from droneseg.serving.schemas import ErrorResponse
+from droneseg.serving.schemas import ErrorResponse, PredictionOptions
 
 _Responses = dict[int | str, dict[str, Any]]
 
@@ -27,17 +28,44 @@ _PREDICTION = {
     "confidence": 0.93,
     "model_id": "0123456789ab",
     "timings_s": {"queue": 0.0, "decode": 0.03, "preprocess": 0.0, "network": 0.05, "postprocess": 0.0, "encode": 0.01},
+    "ground": {
+        "gsd_m": 0.0172,
+        "gsd_error": 0.25,
+        "source": "height",
+        "height_m": 40.0,
+        "pitch_deg": -90.0,
+        "model_gsd_m": 0.025,
+        "scale": 0.688,
+        "warnings": [WarningCode.HEIGHT_ABOVE_TAKEOFF],
+    },
+    "warnings": [warning.model_dump() for warning in explain((WarningCode.HEIGHT_ABOVE_TAKEOFF,))],
 }
 
 
-def _form_body(schema: dict[str, Any]) -> dict[str, Any]:
-    content = {"schema": {"type": "object", "required": [FILE_FIELD], "properties": {FILE_FIELD: schema}}}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
+def _form_body(files: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "required": [FILE_FIELD], "properties": {FILE_FIELD: files, **options}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _option(name: str, kind: dict[str, Any]) -> dict[str, Any]:
+    return {**kind, "description": PredictionOptions.model_fields[name].description}
+
+
+def _per_file(name: str, kind: dict[str, Any]) -> dict[str, Any]:
+    option = _option(name, {"type": "array", "items": kind})
+    return {**option, "description": f"{option['description']} One value for all files, or one per file."}
 
 
 _FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, TIFF or BMP image."}
-ONE_FILE = _form_body(_FILE)
-MANY_FILES = _form_body({"type": "array", "items": _FILE, "minItems": 1})
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "gsd_m": {"type": "number", "minimum": GSD_RANGE_M[0], "maximum": GSD_RANGE_M[1]},
+    "height_m": {"type": "number", "minimum": GIVEN_HEIGHT_RANGE_M[0], "maximum": GIVEN_HEIGHT_RANGE_M[1]},
+    "plain": {"type": "boolean"},
+}
+ONE_FILE = _form_body(_FILE, {name: _option(name, kind) for name, kind in _OPTIONS.items()})
+MANY_FILES = _form_body(
+    {"type": "array", "items": _FILE, "minItems": 1}, {name: _per_file(name, kind) for name, kind in _OPTIONS.items()}
+)
 
 
 def _error_responses(*kinds: type[Exception]) -> _Responses:
@@ -133,6 +161,13 @@ PREDICT: _Responses = {
         "content": {
             "application/json": {"example": _PREDICTION},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
+        },
+        "headers": {
+            "X-Warnings": {
+                "description": "Codes of the warnings, separated by commas; only with `image/png`, absent without any.",
+                "schema": {"type": "string"},
+                "example": "unknown_scale",
+            }
         },
     },
     **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),

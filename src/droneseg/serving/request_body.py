@@ -1,4 +1,4 @@
-"""Request bodies: size limits, multipart forms, raw images, base64 JSON, read timeout and disconnects."""
+"""Request bodies: size limits, multipart forms, raw images, base64 JSON, options, read timeout and disconnects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import binascii
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,14 +17,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from droneseg.core import errors
+from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M
 from droneseg.core.images import EMPTY_FILE
 from droneseg.core.settings import Settings
-from droneseg.serving.schemas import Upload
+from droneseg.serving.schemas import TWO_SCALES, PredictionOptions, Upload
 
 FILE_FIELD = "data"
 _BUDGET_BODIES = 8  # size of the budget, in bodies of the largest allowed size
 _MAX_FIELDS = 32
 _MAX_TEXT_BYTES = 64 * 1024
+_REMEDIES = {
+    "gsd_m": "Send metres per pixel, {:g} to {:g}, for example 0.025.".format(*GSD_RANGE_M),
+    "height_m": "Send the height above ground in metres, {:g} to {:g}, for example 40.".format(*GIVEN_HEIGHT_RANGE_M),
+    "plain": "Send true or false.",
+}
+_OPTION_HEADERS = {"gsd_m": "X-GSD-M", "height_m": "X-Height-M", "plain": "X-Plain"}
 _JSON = "application/json"
 _RAW_TYPES = ("application/octet-stream", "text/plain")  # BentoML's client sends bytes as text/plain
 _BASE64 = re.compile(r"^[A-Za-z0-9+/]*=*\Z")
@@ -109,12 +116,14 @@ class Reservation:
 
 
 async def read_files(request: Request, settings: Settings, reservation: Reservation) -> list[Upload]:
-    """Read the files in the field `data` of a multipart form.
+    """Read the files in the field `data` of a multipart form, and their options in fields of the same names.
+
+    An option has one value for all files, or one value per file in their order; an empty value is a missing one.
 
     Raises:
         WrongContentTypeError: If the body is not a multipart form.
         MalformedRequestError: If the body is truncated or malformed.
-        MissingInputError: If the field has no file.
+        MissingInputError: If the field has no file, or an option has a wrong value or number of values.
         TooManyFilesError: If there are more files than allowed.
         RequestTooLargeError: If the body is larger than allowed.
         SlowRequestError: If the body does not arrive in time.
@@ -142,7 +151,54 @@ def _uploads(form: FormData) -> list[Upload]:
     if not files:
         names = ", ".join(sorted({repr(name[:40]) for name in form})) or "none"
         raise errors.MissingInputError(f"The field {FILE_FIELD!r} has no file; fields sent: {names}.")
-    return [Upload(file.filename, file.file.read()) for file in files]
+    return [
+        Upload(file.filename, file.file.read(), options)
+        for file, options in zip(files, _form_options(form, len(files)), strict=True)
+    ]
+
+
+def _form_options(form: FormData, files: int) -> list[PredictionOptions]:
+    """Return the options of each file; the message of an error lists all problems."""
+    problems, columns = [], {}
+    for name in PredictionOptions.model_fields:
+        values = [_text(value) for value in form.getlist(name)]
+        if len(values) in (0, 1, files):
+            columns[name] = values if len(values) == files else (values or [""]) * files
+        else:
+            problems.append(f"{name} has {len(values)} values for {files} files. Send one for all, or one per file.")
+    options = []
+    for row in zip(*columns.values(), strict=True):
+        try:
+            options.append(_validate_options(dict(zip(columns, row, strict=True))))
+        except ValidationError as error:
+            problems += _describe_problems(error)
+    if problems:
+        raise errors.MissingInputError(" ".join(dict.fromkeys(problems)))
+    return options
+
+
+def _text(value: str | UploadFile) -> str:
+    return f"file {value.filename}" if isinstance(value, UploadFile) else value.strip()
+
+
+def _validate_options(texts: Mapping[str, str]) -> PredictionOptions:
+    """Return the options in these texts, by name; an empty text is a missing option."""
+    return PredictionOptions.model_validate_strings({name: text for name, text in texts.items() if text})
+
+
+def _describe_problems(error: ValidationError) -> list[str]:
+    """Return a message for each invalid field: its name, the problem and, for an option, its value and a remedy."""
+    messages = []
+    for item in error.errors(include_url=False, include_context=False):
+        name = ".".join(map(str, item["loc"]))
+        remedy = _REMEDIES.get(name.rpartition(".")[2])
+        if remedy:
+            messages.append(f"{name} is {str(item['input'])[:40]!r}. {remedy}")
+        elif item["type"] == TWO_SCALES:
+            messages.append(item["msg"])
+        else:
+            messages.append(f"{name or 'body'}: {item['msg']}")
+    return messages
 
 
 class _FormParser(MultiPartParser):
@@ -159,7 +215,7 @@ class _FormParser(MultiPartParser):
             Headers({"content-type": content_type}),
             stream,
             max_files=math.inf,  # counted in `on_part_end`
-            max_fields=_MAX_FIELDS,
+            max_fields=_MAX_FIELDS + len(PredictionOptions.model_fields) * settings.max_batch,
             max_part_size=_MAX_TEXT_BYTES,
         )
         self.spool_max_size = settings.max_upload_bytes  # never written to disk
@@ -197,11 +253,20 @@ class _FormParser(MultiPartParser):
             )
 
 
-class Base64Image(BaseModel):
-    """JSON request with a base64-encoded image."""
+class Base64Image(PredictionOptions):
+    """JSON request with a base64-encoded image and its options."""
 
     image_b64: str = Field(description="Base64-encoded image file.")
     content_type: str = Field("image/jpeg", description="Media type. The format is detected from the file itself.")
+
+    def decode(self) -> Upload:
+        """Return the image file and its options.
+
+        Raises:
+            MalformedRequestError: If the text is not valid base64.
+        """
+        options = PredictionOptions(gsd_m=self.gsd_m, height_m=self.height_m, plain=self.plain)
+        return Upload(None, decode_base64(self.image_b64), options)
 
 
 class Base64Request(BaseModel):
@@ -215,54 +280,64 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def parse_image_body(content_type: str, body: bytes) -> bytes:
-    """Check that a body is an image file, and return it.
+def parse_image_body(headers: Headers, body: bytes) -> Upload:
+    """Return the image file that is a body, and the options in the headers.
 
     Raises:
         WrongContentTypeError: If the media type is not that of an image.
+        MissingInputError: If an option has a wrong value.
         BrokenImageError: If the body is empty.
     """
+    content_type = media_type(headers)
     if content_type and not content_type.startswith("image/") and content_type not in _RAW_TYPES:
         raise errors.WrongContentTypeError(
             f"The content type is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
         )
-    if not body:
-        raise errors.BrokenImageError(EMPTY_FILE)
-    return body
+    texts = {name: ", ".join(headers.getlist(header)) for name, header in _OPTION_HEADERS.items()}
+    try:
+        options = _validate_options(texts)
+    except ValidationError as error:
+        raise errors.MissingInputError(" ".join(_describe_problems(error))) from error
+    return _require_content(Upload(None, body, options))
 
 
-def parse_base64_body(content_type: str, body: bytes) -> bytes:
-    """Return the image file in a JSON body; see `Base64Request`.
+def parse_base64_body(headers: Headers, body: bytes) -> Upload:
+    """Return the image file and the options in a JSON body; see `Base64Request`.
 
     Raises:
         WrongContentTypeError: If the body is not JSON or the file is not an image, by their media types.
         MalformedRequestError: If the body is not valid JSON or the file not valid base64.
-        MissingInputError: If a field is missing or has a wrong type.
+        MissingInputError: If a field is missing or has a wrong type or value.
         BrokenImageError: If the file is empty.
     """
+    content_type = media_type(headers)
     if content_type != _JSON:
         problem = f"The content type is {content_type[:40]}" if content_type else "The body has no content type"
         raise errors.WrongContentTypeError(f"{problem}. Send {_JSON}.")
     if sum(body.count(character) for character in b"[{,") > _MAX_JSON_PARTS:
-        raise errors.MalformedRequestError("The JSON body has too many elements. Send only image_b64 and content_type.")
+        names = ", ".join(Base64Image.model_fields)
+        raise errors.MalformedRequestError(f"The JSON body has too many elements. Send only {names}.")
     image = _validate_base64_request(body).req
     if not image.content_type.lower().startswith("image/"):
         raise errors.WrongContentTypeError(
             f"content_type is {image.content_type[:40]!r}. Send the media type of an image."
         )
-    return parse_image_body("", decode_base64(image.image_b64))
+    return _require_content(image.decode())
+
+
+def _require_content(upload: Upload) -> Upload:
+    if not upload.data:
+        raise errors.BrokenImageError(EMPTY_FILE)
+    return upload
 
 
 def _validate_base64_request(body: bytes) -> Base64Request:
     try:
         return Base64Request.model_validate_json(body)
     except ValidationError as error:
-        # without the input, which may be 30 MB
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        if problems[0]["type"] == "json_invalid":
+        if error.errors(include_input=False)[0]["type"] == "json_invalid":
             raise errors.MalformedRequestError("The body is not valid JSON. Send a JSON object.") from error
-        messages = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in problems]
-        raise errors.MissingInputError("; ".join(messages)) from error
+        raise errors.MissingInputError("; ".join(_describe_problems(error))) from error
 
 
 def decode_base64(text: str) -> bytes:

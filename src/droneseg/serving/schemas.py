@@ -6,8 +6,10 @@ import base64
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic_core import PydanticCustomError
 
+from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, Ground, PredictionWarning, explain
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
 
@@ -35,6 +37,10 @@ class _PredictionFields(_Response):
     confidence: Share = Field(description="Mean probability of the predicted class over all pixels.")
     model_id: str = Field(description="Id of the model that made the prediction.")
     timings_s: dict[str, float] = Field(description="Duration of each processing stage in seconds.")
+    ground: Ground = Field(description="Ground resolution of the image, and how it was resampled for the model.")
+    warnings: tuple[PredictionWarning, ...] = Field(
+        description="Reasons not to rely on the result, in words; empty if there are none."
+    )
 
 
 class PredictionResponse(_PredictionFields):
@@ -132,12 +138,49 @@ class ReloadResponse(_Response):
     changed: bool = Field(description="Whether the active model changed.")
 
 
+TWO_SCALES = "two_scales"
+"""Type of the validation error of options with both a ground resolution and a height."""
+
+
+class PredictionOptions(BaseModel):
+    """What the client says about an image, and how to segment it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    gsd_m: float | None = Field(
+        None,
+        ge=GSD_RANGE_M[0],
+        le=GSD_RANGE_M[1],
+        description="Metres per pixel of the image; replaces what its metadata says.",
+    )
+    height_m: float | None = Field(
+        None,
+        ge=GIVEN_HEIGHT_RANGE_M[0],
+        le=GIVEN_HEIGHT_RANGE_M[1],
+        description="Height of the camera above ground in metres; replaces the height in the metadata.",
+    )
+    plain: bool = Field(
+        False, description="Apply the network to the pixels as they are: no resampling, context or exposure correction."
+    )
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> PredictionOptions:
+        if self.gsd_m is not None and self.height_m is not None:
+            raise PydanticCustomError(TWO_SCALES, "gsd_m and height_m are both given. Send one of them.")
+        return self
+
+
+DEFAULT_OPTIONS = PredictionOptions()
+"""Options of an image about which the client says nothing."""
+
+
 @dataclass(frozen=True)
 class Upload:
-    """Image file as sent by the client."""
+    """Image file and options as sent by the client."""
 
     filename: str | None
     data: bytes
+    options: PredictionOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -151,6 +194,7 @@ class PredictionResult:
         confidence: Mean probability of the predicted class over all pixels.
         model_id: Id of the model.
         timings_s: Duration of each processing stage in seconds.
+        ground: Ground resolution, resampling and warning codes.
         mask_png: Encoded mask, byte for byte the file that `droneseg predict` writes.
     """
 
@@ -160,6 +204,7 @@ class PredictionResult:
     confidence: float
     model_id: str
     timings_s: dict[str, float]
+    ground: Ground
     mask_png: bytes
 
     @classmethod
@@ -173,6 +218,7 @@ class PredictionResult:
             prediction.confidence,
             prediction.model_id,
             prediction.timings_s,
+            prediction.ground,
             mask_png,
         )
 
@@ -193,6 +239,8 @@ class PredictionResult:
             "confidence": min(1.0, self.confidence),
             "model_id": self.model_id,
             "timings_s": self.timings_s,
+            "ground": self.ground,
+            "warnings": explain(self.ground.warnings),
         }
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from importlib.metadata import version
 
 import numpy as np
 
 from droneseg.core import errors
+from droneseg.core.camera import Ground, read_ground
 from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, Segmenter
@@ -36,6 +38,15 @@ STOP_S = 9.0  # to write the last records
 
 _BAD_INPUT_STATUSES = frozenset({400, 408, 413, 415, 422})
 _MIN_ALLOWED_TILES = 4  # always allowed, regardless of the pixel limit
+_SHAPE_MARGIN = 2  # an image may need this many times the tiles of a square of the largest size
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An admitted upload and the ground resolution that its metadata or the client gives."""
+
+    upload: schemas.Upload
+    ground: Ground
 
 
 class PredictionService:
@@ -61,7 +72,7 @@ class PredictionService:
     ) -> None:
         self.settings, self._load, self.metrics, self._fetch = settings, load, metrics, fetch
         self._segmenter: Segmenter | None = None
-        self._queue: WorkQueue[schemas.Upload, schemas.PredictionResult] | None = None
+        self._queue: WorkQueue[_Job, schemas.PredictionResult] | None = None
         self._unavailable_reason = "the model is loading."
         self._reload_lock = threading.Lock()
         self._inference_lock = threading.Lock()
@@ -185,14 +196,16 @@ class PredictionService:
         """
         queue, segmenter = self._require_queue(), self._require_model()
         futures: list[Future[schemas.PredictionResult]] = [Future() for _ in uploads]
-        sizes = {}
+        jobs: dict[int, tuple[_Job, float]] = {}
         for index, upload in enumerate(uploads):
+            options = upload.options
+            ground = read_ground(upload.data, gsd_m=options.gsd_m, height_m=options.height_m)
             try:
-                sizes[index] = estimate_work(upload, segmenter, self.settings.max_pixels)
+                jobs[index] = _Job(upload, ground), count_tiles(upload, ground, segmenter, self.settings.max_pixels)
             except errors.ImageError as error:
                 futures[index].set_exception(error)
-        admitted = queue.submit([(uploads[index], size) for index, size in sizes.items()])
-        for index, future in zip(sizes, admitted, strict=True):
+        admitted = queue.submit(list(jobs.values()))
+        for index, future in zip(jobs, admitted, strict=True):
             futures[index] = future
         return futures
 
@@ -251,7 +264,7 @@ class PredictionService:
             raise errors.NotReadyError(f"No verified model is loaded: {self._unavailable_reason}")
         return self._segmenter
 
-    def _require_queue(self) -> WorkQueue[schemas.Upload, schemas.PredictionResult]:
+    def _require_queue(self) -> WorkQueue[_Job, schemas.PredictionResult]:
         if self._stop_deadline is not None:
             raise errors.NotReadyError("The service is shutting down. Retry with another instance.")
         self._require_model()
@@ -259,7 +272,7 @@ class PredictionService:
             raise errors.NotReadyError("The model is still warming up. Retry in a few seconds.")
         return self._queue
 
-    def _create_queue(self, seconds_per_unit: float) -> WorkQueue[schemas.Upload, schemas.PredictionResult]:
+    def _create_queue(self, seconds_per_unit: float) -> WorkQueue[_Job, schemas.PredictionResult]:
         queue = WorkQueue(
             self._predict,
             limit_s=self.settings.queue_seconds,
@@ -269,14 +282,14 @@ class PredictionService:
         self.metrics.watch_queue(lambda: queue.waiting, lambda: queue.seconds)
         return queue
 
-    def _predict(self, upload: schemas.Upload, waited_s: float) -> schemas.PredictionResult:
-        started_at = time.perf_counter()
+    def _predict(self, job: _Job, waited_s: float) -> schemas.PredictionResult:
+        started_at, upload = time.perf_counter(), job.upload
         image = decode_image(upload.data, max_pixels=self.settings.max_pixels)
         decode_s = time.perf_counter() - started_at
         # one image is in the network while another is decoded or encoded; waiting for the lock counts as queueing
         with self._inference_lock:
             waited_s += time.perf_counter() - started_at - decode_s
-            prediction = self._require_model().segment(image)
+            prediction = self._require_model().segment(image, job.ground, plain=upload.options.plain)
         predicted_at = time.perf_counter()
         mask_png = encode_mask(prediction.mask)
         encode_s = time.perf_counter() - predicted_at
@@ -286,23 +299,23 @@ class PredictionService:
         return schemas.PredictionResult.of(upload.filename, prediction, mask_png)
 
 
-def estimate_work(upload: schemas.Upload, segmenter: Segmenter, max_pixels: int) -> float:
-    """Return the work for an image in units of the network's input size; smaller images count as one unit.
+def count_tiles(upload: schemas.Upload, ground: Ground, segmenter: Segmenter, max_pixels: int) -> int:
+    """Return the number of tiles that the network has to process for an image: its size in the queue.
 
     Raises:
         ImageError: If the file is not an image or is too large.
     """
     width, height = open_image(upload.data, max_pixels=max_pixels).size
-    patch_height, patch_width, _ = segmenter.info.input_shape
-    padded_height, padded_width = max(height, patch_height), max(width, patch_width)
-    # a strip that is one pixel wide has few pixels but is padded to whole tiles
-    if padded_height * padded_width > max(max_pixels, _MIN_ALLOWED_TILES * patch_height * patch_width):
+    plain, side = upload.options.plain, math.isqrt(max_pixels)
+    tiles = segmenter.count_tiles((height, width), ground, plain=plain)
+    # a strip that is one pixel wide has few pixels, but is padded to many tiles
+    limit = max(_MIN_ALLOWED_TILES, _SHAPE_MARGIN * segmenter.count_tiles((side, side), ground, plain=plain))
+    if tiles > limit:
         raise errors.ImageTooLargeError(
-            f"Image is {width}x{height}; padded to tiles of {patch_width}x{patch_height} it has "
-            f"{padded_height * padded_width:,} pixels, and the limit is {max_pixels:,}. "
-            "Send tiles that are less narrow."
+            f"Image is {width}x{height} and needs {tiles:,} tiles; the limit is {limit:,}. "
+            "Send parts that are less narrow."
         )
-    return padded_height * padded_width / (patch_height * patch_width)
+    return tiles
 
 
 def measure_seconds_per_unit(segmenter: Segmenter) -> float:
