@@ -185,6 +185,21 @@ def test_ground_resolution_is_that_of_the_argument(model: droneseg.Model, photog
         model(photograph, gsd_m=0.02, height_m=20)
 
 
+def test_pillow_images_keep_the_metadata_of_their_files(model: droneseg.Model, scene: np.ndarray) -> None:
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:d="http://www.dji.com/drone-dji/1.0/" d:RelativeAltitude="+4.00" '
+        'd:GimbalPitchDegree="-90.00" d:CalibratedFocalLength="100.00"/></rdf:RDF></x:xmpmeta>'
+    )
+    buffer = BytesIO()
+    Image.fromarray(scene).save(buffer, "JPEG", xmp=xmp.encode())
+    of_file = model(buffer.getvalue()).ground
+    assert (of_file.gsd_m, of_file.source) == (0.04, "height")  # 4 m / 100 px
+    opened = Image.open(buffer)
+    assert model(opened).ground == model(opened.copy()).ground == of_file
+    assert model(np.asarray(opened)).ground.gsd_m is None
+
+
 def test_save_writes_a_file_or_into_a_folder_but_never_over_the_photograph(
     model: droneseg.Model, photograph: Path, scene: np.ndarray, tmp_path: Path
 ) -> None:

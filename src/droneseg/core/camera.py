@@ -148,7 +148,7 @@ def given_ground(gsd_m: float | None) -> Ground:
 _MAX_OFF_NADIR_DEG = 20.0
 
 
-def read_ground(data: bytes, *, gsd_m: float | None = None, height_m: float | None = None) -> Ground:
+def read_ground(data: bytes | pillow.Image, *, gsd_m: float | None = None, height_m: float | None = None) -> Ground:
     """Read the ground resolution of an image file from its metadata; no pixel is decoded.
 
     The first of these sources that gives metres is used: `gsd_m`, `height_m`, the georeference of a GeoTIFF, a laser
@@ -157,7 +157,7 @@ def read_ground(data: bytes, *, gsd_m: float | None = None, height_m: float | No
     `height_m` and a georeference give metres. The altitude of GPS is above the sea and never used.
 
     Args:
-        data: Content of an image file.
+        data: Content of an image file, or an image opened with Pillow.
         gsd_m: Metres per pixel that the user gives.
         height_m: Height of the camera above ground in metres that the user gives.
 
@@ -259,10 +259,10 @@ class _Header:
     gsd_m: float | None = None
 
 
-def _read_header(data: bytes) -> _Header:
+def _read_header(data: bytes | pillow.Image) -> _Header:
     opened: pillow.Image | None = None
     with suppress(*_BROKEN, *_HOSTILE):
-        opened = pillow.open(BytesIO(data), formats=FORMATS)
+        opened = data if isinstance(data, pillow.Image) else pillow.open(BytesIO(data), formats=FORMATS)
     if opened is None:
         return _Header()
     tags: _Tags = {}

@@ -207,7 +207,7 @@ class Model:
             return require_rgb(photo), given_ground(gsd_m), None
         if isinstance(photo, pillow.Image):
             name = getattr(photo, "filename", "")
-            ground = read_ground(b"", gsd_m=gsd_m, height_m=height_m)
+            ground = read_ground(photo, gsd_m=gsd_m, height_m=height_m)
             return pillow_to_rgb(photo, max_pixels=self._max_pixels), ground, Path(name) if name else None
         if isinstance(photo, bytes):
             return self._decode(photo), read_ground(photo, gsd_m=gsd_m, height_m=height_m), None
