@@ -65,7 +65,7 @@ class Mode:
         begin = time.perf_counter()
         if self.halved:
             image = np.asarray(pillow.fromarray(image).resize((width // 2, height // 2), pillow.Resampling.BOX))
-        prediction = self.segmenter.segment(image)
+        prediction = self.segmenter.segment(image, plain=True)
         mask = prediction.mask
         if self.halved:
             mask = np.asarray(pillow.fromarray(mask).resize((width, height), pillow.Resampling.NEAREST))

@@ -13,8 +13,10 @@ import pytest
 
 from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
-from droneseg.flows.promote import EvaluationSpec, promote_model, roll_back
-from droneseg.model.bundle import model_id_of, read_bundle
+from droneseg.flows.promote import EvaluationSpec, compare_models, promote_model, roll_back
+from droneseg.flows.upgrade import add_blocks
+from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
+from droneseg.model.bundle import TrainingGround, model_id_of, read_bundle
 from droneseg.model.dvc_remote import DvcOutput, read_dvc_file
 from droneseg.model.registry import (
     RegisteredModel,
@@ -29,6 +31,7 @@ from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, ma
 from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
+GROUND = TrainingGround(gsd_m=0.02, gsd_range_m=(0.015, 0.03), source="a tape measure")
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +186,54 @@ def test_force_promotes_a_worse_candidate_and_is_recorded(
     assert entry.forced
     assert entry.reason == "the other one is licensed wrongly"
     assert read_bundle(settings.model).model_id == worse.model_id
+
+
+def test_a_manifest_that_alone_has_changed_is_promoted_by_force(
+    project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
+) -> None:
+    before = state(project)
+    champion = read_bundle(settings.model)
+    upgraded = add_blocks(champion, tmp_path / "upgraded", ground=GROUND)
+    with pytest.raises(PromotionRefusedError) as refused:
+        promote(upgraded.folder, spec, settings)
+    assert "its networks are those of the champion; only the manifest differs: ground, context, self_check" in str(
+        refused.value
+    )
+    assert state(project) == before
+    entry = promote(upgraded.folder, spec, settings, "images are rescaled")
+    assert (entry.forced, entry.reason, entry.model.model_id) == (True, "images are rescaled", upgraded.model_id)
+    promoted = read_bundle(settings.model)
+    assert promoted.model_id == upgraded.model_id
+    assert promoted.manifest.files["model.onnx"] == champion.manifest.files["model.onnx"]
+    assert git(project, "status", "--porcelain") == ""
+    versions = list_models(settings.model, None)
+    assert [(version.model_id, version.state) for version in versions] == [
+        (upgraded.model_id, "champion"),
+        (before[0], "previous"),
+    ]
+    assert roll_back(settings, "too slow").model.model_id == before[0] == read_bundle(settings.model).model_id
+
+
+def test_the_images_are_presented_as_the_options_say(spec: EvaluationSpec, settings: Settings, tmp_path: Path) -> None:
+    # every pixel of the images has a colour of its own, which rescaling destroys
+    rescales = add_blocks(make_model(tmp_path / "good", GOOD), tmp_path / "rescales", ground=GROUND).folder
+    miou = {}
+    for view in (DEFAULT_VIEW, ViewOptions(gsd_m=0.01), ViewOptions(gsd_m=0.01, plain=True)):
+        report = compare_models(
+            settings.model,
+            rescales,
+            spec.data,
+            spec.report,
+            settings=settings,
+            view=view,
+            replace=True,
+            progress=lambda *_: None,
+        )
+        miou[str(view)] = report.figures[1]["miou"].value
+        assert report.about[3:] == ([f"options: {view}"] if str(view) else [])
+    assert set(miou) == {"", "--gsd 0.01", "--gsd 0.01 --plain"}
+    assert miou["--gsd 0.01"] < 0.5
+    assert miou["--gsd 0.01 --plain"] == 1
 
 
 def test_each_rollback_restores_one_earlier_model(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from droneseg.core.settings import Settings
     from droneseg.inference.batch import ViewOptions
+    from droneseg.model.bundle import TrainingGround
 
 
 class Part(StrEnum):
@@ -52,6 +53,19 @@ Records = Annotated[
     str | None, typer.Option("--records", help="Folder or URL of the records; default: $DRONESEG_RECORDS_URL.")
 ]
 SplitFile = Annotated[Path | None, typer.Option("--split", help="Use only one part of this split file.")]
+TrainGsd = Annotated[
+    float | None,
+    typer.Option(
+        "--train-gsd", metavar="M", help="Metres per pixel of the training images, to which images are rescaled."
+    ),
+]
+TrainGsdRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--train-gsd-range", metavar="LOW HIGH", help="Metres per pixel in the training images, from, to."),
+]
+TrainGsdSource = Annotated[
+    str | None, typer.Option("--train-gsd-source", help="How the metres per pixel were determined.")
+]
 ValPart = Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: val.")]
 
 _PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -88,6 +102,29 @@ def view_options(gsd: float | None, height: float | None, *, plain: bool) -> Vie
         return ViewOptions(gsd_m=gsd, height_m=height, plain=plain)
     except ConfigurationError as error:
         raise typer.BadParameter(str(error), param_hint="--gsd" if gsd is not None else "--height") from error
+
+
+def training_ground(
+    gsd: float | None, gsd_range: tuple[float, float] | None, source: str | None
+) -> TrainingGround | None:
+    """Return the ground resolution of training images; None without --train-gsd.
+
+    Raises:
+        typer.BadParameter: If only some of the three options are given, or the range does not contain the value.
+    """
+    from pydantic import ValidationError
+
+    from droneseg.model.bundle import TrainingGround
+
+    if gsd is None and gsd_range is None and source is None:
+        return None
+    if gsd is None or gsd_range is None or not source:
+        raise typer.BadParameter("requires --train-gsd-range and --train-gsd-source, too", param_hint="--train-gsd")
+    try:
+        return TrainingGround(gsd_m=gsd, gsd_range_m=gsd_range, source=source)
+    except ValidationError as error:
+        message = "; ".join(item["msg"] for item in error.errors())
+        raise typer.BadParameter(message, param_hint="--train-gsd") from error
 
 
 def check_plot_suffix(path: Path | None) -> None:

@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Part, SplitFile, ValPart
+from droneseg.cli.console import (
+    Gsd,
+    Height,
+    Json,
+    Part,
+    Plain,
+    SplitFile,
+    TrainGsd,
+    TrainGsdRange,
+    TrainGsdSource,
+    ValPart,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from droneseg.core.settings import Settings
     from droneseg.evaluation.comparison import ComparisonReport
+    from droneseg.flows.upgrade import CalibrationImages
+    from droneseg.model.bundle import Bundle, Manifest
     from droneseg.model.registry import ModelVersion, RegistryEntry
 
 Remote = Annotated[
@@ -26,12 +39,12 @@ EvaluationData = Annotated[
     Path, typer.Option("--data", help="Dataset folder; use images not seen in training.", show_default=False)
 ]
 
-app = typer.Typer(help="Fetch, upload, compare, promote and blend models.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, upload, compare, promote, upgrade and blend models.", no_args_is_help=True)
 
 
 @app.callback()
 def models() -> None:
-    """Fetch, upload, compare, promote and blend models."""
+    """Fetch, upload, compare, promote, upgrade and blend models."""
     console.exit_on_sigterm()
 
 
@@ -128,6 +141,9 @@ def compare(
     data: EvaluationData,
     split: SplitFile = None,
     part: ValPart = None,
+    gsd: Gsd = None,
+    height: Height = None,
+    plain: Plain = False,
     report: ReportFolder = Path("comparison"),
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     json: Json = False,
@@ -140,6 +156,7 @@ def compare(
     from droneseg.evaluation.report import REPORT_MARKER
     from droneseg.flows.promote import compare_models
 
+    view = console.view_options(gsd, height, plain=plain)
     part_name = console.choose_part(split, part, default=Part.VAL)
     check_writable(report, marker=REPORT_MARKER, replace=force)
     with console.progress_bar("images") as progress:
@@ -151,6 +168,7 @@ def compare(
             settings=console.settings(),
             split_file=split,
             part=part_name,
+            view=view,
             replace=force,
             progress=lambda _name, done, total: progress(done, total),
         )
@@ -185,6 +203,9 @@ def promote(
     data: EvaluationData,
     split: SplitFile = None,
     part: ValPart = None,
+    gsd: Gsd = None,
+    height: Height = None,
+    plain: Plain = False,
     force: Annotated[
         str | None,
         typer.Option("--force", metavar="REASON", help="Promote the candidate regardless of the comparison."),
@@ -199,13 +220,14 @@ def promote(
     """
     from droneseg.flows.promote import EvaluationSpec, promote_model
 
+    view = console.view_options(gsd, height, plain=plain)
     part_name = console.choose_part(split, part, default=Part.VAL)
     if force is not None and not force.strip():
         raise typer.BadParameter("give a reason; it is written to the registry", param_hint="--force")
     with console.progress_bar("images") as progress:
         entry = promote_model(
             candidate,
-            EvaluationSpec(data, split, part_name, report),
+            EvaluationSpec(data, split, part_name, report, view),
             settings=console.settings(),
             force=force,
             progress=lambda _name, done, total: progress(done, total),
@@ -267,6 +289,78 @@ def reference(
     drift_reference = bundle.manifest.drift_reference
     images = f", reference from {drift_reference.images} images ({drift_reference.data})" if drift_reference else ""
     console.out().print(f"{bundle.folder}: model {bundle.model_id}{images}", markup=False)
+
+
+@app.command()
+def upgrade(
+    model: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model, of any format.")],
+    out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
+    train_gsd: TrainGsd = None,
+    train_gsd_range: TrainGsdRange = None,
+    train_gsd_source: TrainGsdSource = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Dataset folder; calibrates the confidence and the warnings.")
+    ] = None,
+    split: SplitFile = None,
+    part: Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: train.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+) -> None:
+    """Write a copy of a model in the current bundle format.
+
+    The networks stay the same. With --train-gsd, images are rescaled to the ground resolution of the training images,
+    and large images are also seen as a whole. With --data, the model learns its usual confidence and which images are
+    unlike its training images.
+    """
+    from droneseg.core.files import check_writable
+    from droneseg.flows.upgrade import add_blocks
+    from droneseg.model.bundle import MANIFEST_NAME, read_bundle
+
+    ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
+    part_name = console.choose_part(split, part, default=Part.TRAIN)
+    bundle = read_bundle(model)
+    check_writable(out, marker=MANIFEST_NAME, replace=force)
+    images = _calibration_images(data, split, part_name) if data else None
+    with console.progress_bar("images") as progress:
+        upgraded = add_blocks(bundle, out, ground=ground, images=images, progress=progress)
+    show_blocks(upgraded)
+
+
+def _calibration_images(data: Path, split: Path | None, part: str) -> CalibrationImages:
+    from droneseg.flows.export import choose_pairs
+    from droneseg.flows.upgrade import CalibrationImages
+
+    source = f"{part} part of {split.name}" if split else f"photographs of {data.name}"
+    seen = ", which the network was trained on" if part == Part.TRAIN else ""
+    pairs = choose_pairs(data, split, part)
+    return CalibrationImages(f"{len(pairs)} images, {source}{seen}", pairs, max_pixels=console.settings().max_pixels)
+
+
+def show_blocks(bundle: Bundle) -> None:
+    """Write what a bundle knows about scale, calibration and self-check."""
+    console.out().print(f"{bundle.folder}: model {bundle.model_id}", markup=False)
+    for name, finding in describe_blocks(bundle.manifest).items():
+        console.out().print(f"{name}: {finding}", markup=False)
+
+
+def describe_blocks(manifest: Manifest) -> dict[str, str]:
+    """Return what a manifest says about format, ground resolution, calibration and self-check, in words."""
+    ground, calibration = manifest.ground, manifest.calibration
+    limits = "with" if calibration and calibration.unlike_training else "without"
+    return {
+        "bundle format": str(manifest.format_version),
+        "ground resolution": (
+            f"{ground.gsd_m:g} m per pixel, {ground.gsd_range_m[0]:g} to {ground.gsd_range_m[1]:g} ({ground.source})"
+            if ground
+            else "unknown, so images are not rescaled; set it with `droneseg models upgrade --train-gsd`"
+        ),
+        "calibration": (
+            f"temperature {calibration.temperature:g}, {limits} limits for images unlike the training "
+            f"({calibration.source})"
+            if calibration
+            else "none; add it with `droneseg models upgrade --data`"
+        ),
+        "self-check": "present" if manifest.self_check else "none; add it with `droneseg models upgrade`",
+    }
 
 
 @app.command()

@@ -13,7 +13,8 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import features_of, fit_ranges
 from droneseg.model.bundle import Bundle, Calibration
 
-_MIN_IMAGES = 20
+MIN_IMAGES = 20
+"""Smallest number of images for a calibration."""
 _PIXEL_STEP = 16
 """Distance of the pixels, in rows and columns, that the temperature is fitted on."""
 _TEMPERATURES = np.arange(1.0, 3.005, 0.01)
@@ -42,8 +43,8 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
         of_pixels = segmenter.logits(image)[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
         logits.append(of_pixels.reshape(len(of_pixels), -1))
         truths.append(truth[::_PIXEL_STEP, ::_PIXEL_STEP].reshape(-1))
-    if len(rows) < _MIN_IMAGES:
-        raise DatasetError(f"{len(rows)} images are too few for a calibration; use at least {_MIN_IMAGES}.")
+    if len(rows) < MIN_IMAGES:
+        raise DatasetError(f"{len(rows)} images are too few for a calibration; use at least {MIN_IMAGES}.")
     return Calibration(
         temperature=fit_temperature(np.concatenate(logits, axis=1), np.concatenate(truths)),
         source=source,

@@ -17,7 +17,7 @@ from droneseg.evaluation.evaluate import Evaluation, evaluate_folder
 from droneseg.evaluation.report import REPORT_MARKER
 from droneseg.flows import transaction
 from droneseg.flows.export import choose_pairs
-from droneseg.inference.batch import predict_files
+from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions, predict_files
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model import registry
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
@@ -37,12 +37,14 @@ class EvaluationSpec:
         split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
         report: Folder of the report; an earlier report is replaced.
+        view: How the images are presented to the models.
     """
 
     data: Path
     split_file: Path | None
     part: str
     report: Path
+    view: ViewOptions = DEFAULT_VIEW
 
 
 def compare_models(
@@ -54,6 +56,7 @@ def compare_models(
     settings: Settings,
     split_file: Path | None = None,
     part: str = "val",
+    view: ViewOptions = DEFAULT_VIEW,
     replace: bool = False,
     progress: ImageProgress,
 ) -> comparison.ComparisonReport:
@@ -67,6 +70,7 @@ def compare_models(
         settings: Application settings.
         split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
+        view: How the images are presented to the models.
         replace: Whether an earlier report may be replaced.
         progress: Progress callback, called after each image.
 
@@ -83,7 +87,7 @@ def compare_models(
     pairs = choose_pairs(data, split_file, part)
     names = _model_names(first, second)
     evaluations = [
-        _evaluate(segmenter, pairs, max_pixels=settings.max_pixels, progress=partial(progress, name))
+        _evaluate(segmenter, pairs, view=view, max_pixels=settings.max_pixels, progress=partial(progress, name))
         for name, segmenter in zip(names, segmenters, strict=True)
     ]
     models = [
@@ -91,7 +95,8 @@ def compare_models(
         for letter, name, segmenter in zip("AB", names, segmenters, strict=True)
     ]
     dataset = f"{pairs[0].mask.parents[1]}" + (f", part {part} of {split_file.name}" if split_file else "")
-    report = comparison.compare_evaluations(evaluations[0], evaluations[1], names, about=[*models, f"on: {dataset}"])
+    about = [*models, f"on: {dataset}", *([f"options: {view}"] if str(view) else [])]
+    report = comparison.compare_evaluations(evaluations[0], evaluations[1], names, about=about)
     comparison.write_comparison(report, out, replace=replace)
     return report
 
@@ -104,12 +109,18 @@ def _model_names(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _evaluate(
-    segmenter: Segmenter, pairs: Sequence[Pair], *, max_pixels: int, progress: Callable[[int, int], None]
+    segmenter: Segmenter,
+    pairs: Sequence[Pair],
+    *,
+    view: ViewOptions,
+    max_pixels: int,
+    progress: Callable[[int, int], None],
 ) -> Evaluation:
     """Predict the images of a dataset and compare the masks with the ground truth."""
     with TemporaryDirectory() as temporary:
         masks = Path(temporary, "masks")
-        results = predict_files(segmenter, [pair.image for pair in pairs], masks, max_pixels=max_pixels)
+        images = [pair.image for pair in pairs]
+        results = predict_files(segmenter, images, masks, view=view, max_pixels=max_pixels)
         for done, result in enumerate(results, start=1):
             if result.error:
                 raise DronesegError(f"{result.source}: {result.error}")
@@ -275,10 +286,26 @@ def _examine(
         settings=settings,
         split_file=spec.split_file,
         part=spec.part,
+        view=spec.view,
         replace=True,
         progress=progress,
     )
-    return previous, report, comparison.promotion_blockers(report)
+    blockers = comparison.promotion_blockers(report)
+    if blockers and (changed := _changed_blocks(read_bundle(champion), candidate)):
+        blockers.append(f"its networks are those of the champion; only the manifest differs: {', '.join(changed)}")
+    return previous, report, blockers
+
+
+def _changed_blocks(champion: Bundle, candidate: Bundle) -> list[str]:
+    """Return the names of the manifest's entries that differ; none if the networks differ."""
+    before, after = (
+        {name: bundle.manifest.files[profile.network] for name, profile in bundle.manifest.profiles.items()}
+        for bundle in (champion, candidate)
+    )
+    if before != after:
+        return []
+    old, new = champion.manifest, candidate.manifest
+    return [name for name in type(old).model_fields if name != "files" and getattr(old, name) != getattr(new, name)]
 
 
 def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:

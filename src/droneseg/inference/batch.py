@@ -49,6 +49,12 @@ class ViewOptions:
         """Return the ground resolution of an image file."""
         return read_ground(data, gsd_m=self.gsd_m, height_m=self.height_m)
 
+    def __str__(self) -> str:
+        """Return the options as they are given on the command line; empty without options."""
+        numbers = {"--gsd": self.gsd_m, "--height": self.height_m}
+        given = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+        return " ".join([*given, *(["--plain"] if self.plain else [])])
+
 
 DEFAULT_VIEW = ViewOptions()
 """Ground resolution read from each file."""

@@ -96,6 +96,13 @@ class TrainingGround(_Section):
     )
     source: str = Field(description="How the ground resolution was determined.")
 
+    @model_validator(mode="after")
+    def _check_range(self) -> "TrainingGround":
+        low, high = self.gsd_range_m
+        if not 0 < low <= self.gsd_m <= high:
+            raise ValueError(f"gsd_range_m is {low:g} to {high:g}; it must contain gsd_m, {self.gsd_m:g}")
+        return self
+
 
 class Exposure(_Section):
     """Correction of images that are darker or brighter than the training images."""

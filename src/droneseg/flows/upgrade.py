@@ -1,0 +1,91 @@
+"""Blocks of bundle format 2 (ground resolution, context, self-check, calibration), and the upgrade of older bundles."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, read_image
+from droneseg.core.masks import Mask, MaskKind, read_mask
+from droneseg.data.dataset import Pair
+from droneseg.data.synthetic import generate_self_check_image
+from droneseg.flows.calibrate import fit_calibration
+from droneseg.inference.self_check import build_self_check
+from droneseg.inference.views import DEFAULT_CONTEXT
+from droneseg.model import bundle as bundle_format
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images with true masks that a calibration is fitted on.
+
+    Attributes:
+        source: Description of the images, and whether the network was trained on them.
+        pairs: Files of the images and masks.
+        mask_kind: Encoding of the masks.
+        max_pixels: Maximum number of pixels of an image.
+    """
+
+    source: str
+    pairs: Sequence[Pair]
+    mask_kind: MaskKind = "colours"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def read(self, progress: Callable[[int, int], None]) -> Iterator[tuple[Image, Mask]]:
+        """Yield each image, RGB, with its mask of class ids."""
+        for done, pair in enumerate(self.pairs, start=1):
+            image = read_image(pair.image, max_pixels=self.max_pixels)
+            yield image, read_mask(pair.mask, self.mask_kind, max_pixels=self.max_pixels)
+            progress(done, len(self.pairs))
+
+
+def add_blocks(
+    bundle: bundle_format.Bundle,
+    out: Path,
+    *,
+    ground: bundle_format.TrainingGround | None = None,
+    images: CalibrationImages | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> bundle_format.Bundle:
+    """Write a copy of a bundle in the current format with all blocks.
+
+    Args:
+        bundle: Bundle of any format.
+        out: Folder of the copy; an earlier bundle is replaced.
+        ground: Ground resolution of the training images; None keeps that of the bundle. If there is none, images are
+            not rescaled, and large images are not also seen as a whole.
+        images: Images for the block `calibration`. Without them, the calibration of the bundle is kept if images are
+            still presented to the network in the same way.
+        progress: Progress callback with the number of images used for the calibration and the total.
+
+    Raises:
+        DatasetError: If there are fewer than 20 images for the calibration.
+        ModelError: If a runtime cannot run a network, or if the runtimes disagree.
+    """
+    old = bundle.manifest
+    ground = ground or old.ground
+    context = DEFAULT_CONTEXT if ground else None
+    unchanged = (ground, context) == (old.ground, old.context)
+    with TemporaryDirectory() as temporary:
+        height, width = old.patch_size
+        self_check, new = build_self_check(bundle, generate_self_check_image(width, height), Path(temporary))
+        files = {name: bundle.folder / name for name in old.files} | new
+        blocks: dict[str, object] = {
+            "format_version": bundle_format.FORMAT_VERSION,
+            "ground": ground,
+            "context": context,
+            "self_check": self_check,
+            "calibration": old.calibration if unchanged and not images else None,
+        }
+        if images:
+            draft = _write(bundle, Path(temporary, "draft"), blocks, files)
+            blocks["calibration"] = fit_calibration(draft, images.read(progress), source=images.source)
+        return _write(bundle, out, blocks, files)
+
+
+def _write(
+    bundle: bundle_format.Bundle, out: Path, blocks: dict[str, object], files: dict[str, Path]
+) -> bundle_format.Bundle:
+    return bundle_format.write_bundle(
+        out, lambda records: bundle.manifest.model_copy(update=blocks | {"files": records}), files
+    )
