@@ -128,21 +128,34 @@ class OpenVinoRuntime:
     ) -> None:
         self.batch = batch_for(patch)
         self._lock = threading.Lock()
-        core = ov.Core()
-        bf16 = precision == "fastest" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._options: dict[str, object] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "INFERENCE_NUM_THREADS": usable_cores(),
-        }
-        self.name = f"OpenVINO {'bf16' if bf16 else 'f32'}"
-        self._core, self._network, self._patch, self._takes_bytes = core, network, patch, takes_bytes
+        self._core, self._network, self._patch, self._takes_bytes = ov.Core(), network, patch, takes_bytes
         # kept in memory because the file may be replaced before the second graph is compiled
         self._bytes = _verified_bytes(network, network_sha256)
-        key = self._options | {"patch": patch, "takes_bytes": takes_bytes}
-        self._cache = CompiledNetworks(cache, network_sha256, key) if cache else None
+        self._cache_folder, self._network_sha256 = cache, network_sha256
+        bf16 = precision == "fastest" and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._configure("bf16" if bf16 else "f32")
+        try:
+            self._request(first, 1)
+        except ModelError:
+            if not bf16:
+                raise
+            # for example if ONEDNN_MAX_CPU_ISA disables the instructions that OpenVINO found in the processor
+            self._configure("f32")
+            self._request(first, 1)
+            logger.warning("OpenVINO cannot run %s in bfloat16 on this processor; float32 is used", network)
+
+    def _configure(self, precision: Literal["bf16", "f32"]) -> None:
+        """Set the precision of the graphs that are compiled from now on."""
+        self._options: dict[str, object] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": usable_cores(),
+        }
+        self.name = f"OpenVINO {precision}"
+        key = self._options | {"patch": self._patch, "takes_bytes": self._takes_bytes}
+        folder = self._cache_folder
+        self._cache = CompiledNetworks(folder, self._network_sha256, key) if folder else None
         self._requests: dict[tuple[Output, int], ov.InferRequest] = {}
-        self._request(first, 1)
 
     def logits(self, patches: Patches) -> NDArray[np.float32]:
         """Return the logits of N tiles, shape (N, C, H, W), dtype float32."""
