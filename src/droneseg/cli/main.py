@@ -102,7 +102,7 @@ def start(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Show installed packages, devices and folders."""
+    """Show installed packages, devices and folders, and load the model to check it."""
     from droneseg.core.system import usable_cores
 
     settings = console.settings()
@@ -113,6 +113,7 @@ def doctor(json: Json = False) -> None:
         **_packages(),
         **_devices(),
         **_folders(settings),
+        **_model(settings),
     }
     if json:
         console.show_json(findings)
@@ -157,6 +158,22 @@ def _folders(settings: Settings) -> dict[str, str]:
         "nnUNet_results": f"{len(trained_folders(paths.results))} trained model(s) in {paths.results}",
         "DRONESEG_MODEL": _path_or_remedy(settings.model, "choose a model with --model"),
         "free disk": f"{free_gb:.0f} GB",
+    }
+
+
+def _model(settings: Settings) -> dict[str, str]:
+    """Load the model, and return its runtime and the result of its self-check."""
+    from droneseg.inference.segmenter import load_segmenter
+
+    if not settings.model.exists():
+        return {}
+    try:
+        segmenter = load_segmenter(settings)
+    except DronesegError as error:
+        return {"model": f"cannot be used: {error}"}
+    return {
+        "model": f"{segmenter.model_id}, profile {segmenter.profile}, {segmenter.runtime}",
+        "self-check": segmenter.info.self_check,
     }
 
 

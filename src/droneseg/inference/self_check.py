@@ -31,7 +31,7 @@ from droneseg.model.bundle import (
 logger = logging.getLogger(__name__)
 
 UNCHECKED = "not checked: the bundle has no self-check"
-MAX_DIFFERENCE = 0.1
+MAX_DIFFERENCE = 0.08
 """Accepted difference; docs/experiments.md lists what right and wrong runtimes measured."""
 _GRID = (6, 8)
 

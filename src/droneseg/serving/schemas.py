@@ -102,6 +102,7 @@ class ModelResponse(_Response):
         description="Height and width of the mask; the same as those of the image."
     )
     framework: str
+    self_check: str = Field(description="Result of the check of the runtime at load; names refused runtimes.")
     license: str
     classes: tuple[ClassInfo, ...]
     quality: dict[str, Any] | None = Field(description="Metrics on held-out images and a description of these images.")
@@ -261,6 +262,7 @@ def model_response(segmenter: Segmenter) -> ModelResponse:
         input_shape=info.input_shape,
         output_shape=("H", "W"),
         framework=info.framework,
+        self_check=info.self_check,
         license=info.license,
         classes=class_infos(),
         quality=info.quality,
