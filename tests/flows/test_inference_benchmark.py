@@ -8,7 +8,7 @@ import pytest
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
 from droneseg.flows.inference_benchmark import BaselineModel, run_benchmark
-from droneseg.flows.training_benchmark import TrainingBenchmark, plot_benchmark, plot_training_benchmark
+from droneseg.flows.training_benchmark import TrainingBenchmark, plot_benchmark
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_each_trainer_is_timed_and_trained(workspace: Workspace) -> None:
         assert seconds
         assert all(0 <= epoch["dice"] <= 1 for epoch in row["dice"])
     # nnU-Net changes matplotlib's defaults, which must not change our plots
-    plot_training_benchmark(TrainingBenchmark(**report), workspace.root / "again.png")
+    plot_benchmark(TrainingBenchmark(**report), workspace.root / "again.png")
     assert (workspace.root / "training.png").read_bytes() == (workspace.root / "again.png").read_bytes()
     # the user's models are left alone
     assert not list((workspace.root / "nnUNet_results").rglob("*nnUNetTrainer__*"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Plot
+from droneseg.cli.console import Json, Overrides, Plot
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="With --training: configuration, as for `droneseg train`.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     model: Annotated[Path | None, typer.Option(help="Bundle to measure as well, such as your own model.")] = None,
     image: Annotated[Path | None, typer.Option(help="Image to predict; default: a generated one, 960x736.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of predictions per configuration.")] = 5,
@@ -137,7 +130,7 @@ def _benchmark_training(
     *,
     json: bool,
 ) -> None:
-    from droneseg.flows.training_benchmark import benchmark_training, plot_training_benchmark
+    from droneseg.flows.training_benchmark import benchmark_training, plot_benchmark
     from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.config import load_config
 
@@ -151,7 +144,7 @@ def _benchmark_training(
         on_step=console.show_step,
     )
     if plot:
-        plot_training_benchmark(result, plot)
+        plot_benchmark(result, plot)
     if json:
         console.show_json(result.model_dump(exclude_unset=True))  # no reached_s without training
     else:

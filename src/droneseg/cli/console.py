@@ -45,6 +45,15 @@ Height = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model bundle; default: $DRONESEG_MODEL.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Training configuration: preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ...; "
+        "`droneseg train --show` lists all keys.",
+        show_default=False,
+    ),
+]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Use the pixels as they are: no rescaling, no view of the whole image.")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json
+from droneseg.cli.console import Json, Overrides
 
 if TYPE_CHECKING:
     from droneseg.flows.demo import DemoResult
@@ -72,14 +72,7 @@ def preprocess(
 
 
 def train(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ...; --show lists all keys.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--show", help="Show the resolved configuration and exit.")] = False,
 ) -> None:
     """Train a model with nnU-Net.
@@ -107,14 +100,7 @@ def train(
 
 
 def sweep(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="KEY=VALUE",
-            help="Configuration of all trials, as for `droneseg train`.",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Overrides = None,
     trials: Annotated[int, typer.Option(min=1, help="Number of trials to finish, including earlier runs.")] = 20,
     config: Annotated[Path | None, typer.Option(help="Search space; default: configs/sweep.yaml.")] = None,
     name: Annotated[str, typer.Option(help="Name of the study; the name of an earlier study resumes it.")] = "sweep",

@@ -41,7 +41,8 @@ DronesegError
 Each message states the problem, the offending value and a remedy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class DronesegError(Exception):
@@ -157,6 +158,20 @@ class MissingDependencyError(DronesegError):
         super().__init__(
             f"{package} is not installed. In the clone: uv sync --extra {extra}, or pip install '.[{extra}]'"
         )
+
+
+@contextmanager
+def optional_import(package: str, extra: str) -> Iterator[None]:
+    """Raise `MissingDependencyError` if an import in the block fails.
+
+    Args:
+        package: Name of the package that the block imports.
+        extra: Extra of droneseg that installs the package.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(package, extra) from error
 
 
 class DriftError(DronesegError):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import optional_import
 from droneseg.core.files import write_bytes
 from droneseg.core.images import decode_image
 from droneseg.core.system import usable_cores
@@ -213,10 +213,8 @@ def _save(file: Path, **arrays: NDArray[Any]) -> None:
 
 def _single_threads() -> AbstractContextManager[Any]:
     """Limit the thread pools of native libraries to one thread while the block runs."""
-    try:
+    with optional_import("threadpoolctl", "train"):
         from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise MissingDependencyError("threadpoolctl", "train") from error
     limits: AbstractContextManager[Any] = threadpool_limits(limits=1)
     return limits
 
@@ -227,8 +225,6 @@ def _opencv() -> Any:
     Raises:
         MissingDependencyError: If it is not installed.
     """
-    try:
+    with optional_import("opencv-python-headless", "train"):
         import cv2
-    except ImportError as error:
-        raise MissingDependencyError("opencv-python-headless", "train") from error
     return cv2

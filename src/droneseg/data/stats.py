@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from droneseg.core.classes import CLASSES, SegmentationClass
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import optional_import
 from droneseg.data.dataset import PairFacts
 
 if TYPE_CHECKING:
@@ -65,10 +65,8 @@ def plot_stats(facts: Sequence[PairFacts], path: Path) -> None:
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
-    try:
+    with optional_import("matplotlib", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "train") from error
     stats = compute_stats(facts)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     sizes, overall, spread = figure.subplots(1, 3)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.classes import CLASSES, FOREGROUND
-from droneseg.core.errors import DatasetError, DronesegError, MissingDependencyError, ShapeMismatchError
+from droneseg.core.errors import DatasetError, DronesegError, ShapeMismatchError, optional_import
 from droneseg.core.files import file_sha256
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask, MaskKind, read_mask
@@ -177,10 +177,8 @@ def boundary_error(truth: Mask, prediction: Mask) -> float:
 
 def _distance_to(pixels: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return the distance of each pixel to the nearest True pixel, shape (H, W)."""
-    try:
+    with optional_import("opencv-python-headless", "train"):
         import cv2
-    except ImportError as error:
-        raise MissingDependencyError("opencv-python-headless", "train") from error
     # OpenCV measures the distance to the nearest zero
     distance = cv2.distanceTransform((~pixels).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(distance, dtype=np.float32)
@@ -273,10 +271,8 @@ def _fit_colour_table(pixels: NDArray[np.uint8], ids: Mask, *, balanced: bool) -
 
     With 5 bits per channel, there are only 32,768 colours, so the classifier predicts each colour once.
     """
-    try:
+    with optional_import("scikit-learn", "train"):
         from sklearn.ensemble import HistGradientBoostingClassifier
-    except ImportError as error:
-        raise MissingDependencyError("scikit-learn", "train") from error
     weights = "balanced" if balanced else None
     model = HistGradientBoostingClassifier(class_weight=weights, max_iter=40, early_stopping=False, random_state=0)
     model.fit(pixels, ids)

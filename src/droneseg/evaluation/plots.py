@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from droneseg.core.classes import CLASSES
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import optional_import
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.core.metrics import Confusion
@@ -23,10 +23,8 @@ _TINT = "#0e87cc"
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
+    with optional_import("matplotlib", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "train") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

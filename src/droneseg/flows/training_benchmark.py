@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import optional_import
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.core.system import describe_machine
 from droneseg.data.convert import convert_dataset
@@ -190,16 +190,22 @@ def _prepare_data(paths: NnunetPaths, temporary: Path, on_step: StepCallback) ->
     return "generated scenes, {}x{}".format(*_SIZE), paths
 
 
-def plot_benchmark(benchmark: InferenceBenchmark, path: Path) -> None:
-    """Plot time and memory of each configuration.
+def plot_benchmark(benchmark: InferenceBenchmark | TrainingBenchmark, path: Path) -> None:
+    """Plot time and memory of each predictor, or the parts of an iteration and the Dice over time of each trainer.
 
     Args:
-        benchmark: Result of the inference benchmark.
+        benchmark: Result of a benchmark.
         path: File to write, PNG, SVG or PDF.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
     """
+    drawn = _draw_training(benchmark) if isinstance(benchmark, TrainingBenchmark) else _draw_inference(benchmark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=120)
+
+
+def _draw_inference(benchmark: InferenceBenchmark) -> Figure:
     rows = benchmark.rows
     names = [row.name for row in rows]
     colours = [_STOCK if name.startswith("stock") else _OURS for name in names]
@@ -215,25 +221,16 @@ def plot_benchmark(benchmark: InferenceBenchmark, path: Path) -> None:
     memory.bar_label(bars, [f"{row.peak_mb:.0f}" for row in rows], padding=4)
     memory.set(title="Peak memory", xlabel="MB")
     memory.margins(x=0.25)
-    _save(figure, path)
+    return figure
 
 
-def plot_training_benchmark(benchmark: TrainingBenchmark, path: Path) -> None:
-    """Plot the parts of an iteration, and the Dice over time.
-
-    Args:
-        benchmark: Result of the training benchmark.
-        path: File to write, PNG, SVG or PDF.
-
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
-    """
+def _draw_training(benchmark: TrainingBenchmark) -> Figure:
     figure = _figure(3.8)
     figure.suptitle(f"{benchmark.configuration}, {benchmark.machine['cores']} cores")
     stages, dice = figure.subplots(1, 2, width_ratios=(1, 1))
     _plot_stages(stages, benchmark.trainers)
     _plot_dice(dice, benchmark)
-    _save(figure, path)
+    return figure
 
 
 def _plot_stages(axes: Axes, trainers: Sequence[TrainerResult]) -> None:
@@ -261,13 +258,6 @@ def _plot_dice(axes: Axes, benchmark: TrainingBenchmark) -> None:
 
 
 def _figure(height: float) -> Figure:
-    try:
+    with optional_import("matplotlib", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("matplotlib", "train") from error
     return Figure(figsize=(11, height), layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

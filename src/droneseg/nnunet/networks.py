@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import optional_import
 
 EncoderName = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 
@@ -144,10 +144,8 @@ class EfficientNetLite(nn.Module):
             MissingDependencyError: If the package is not installed.
         """
         variant = _ENCODERS[self.name]
-        try:
+        with optional_import(variant.package.replace("_", "-"), "train"):
             package = importlib.import_module(variant.package)
-        except ImportError as error:
-            raise MissingDependencyError(variant.package.replace("_", "-"), "train") from error
         file = getattr(package, variant.file_class).get_model_file_path()
         weights = torch.load(file, map_location="cpu", weights_only=True)
         # the package has the same layers in the same order under other names, followed by its classifier

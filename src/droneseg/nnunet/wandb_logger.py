@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from droneseg.core.errors import MissingDependencyError, TrainingError
+from droneseg.core.errors import TrainingError, optional_import
 from droneseg.core.files import write_text
 from droneseg.core.images import Image
 
@@ -179,10 +179,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _wandb() -> Any:
-    try:
+    with optional_import("wandb", "train"):
         import wandb
-    except ImportError as error:
-        raise MissingDependencyError("wandb", "train") from error
     return wandb
 
 

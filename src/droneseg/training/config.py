@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from droneseg.core.errors import ConfigurationError, MissingDependencyError
+from droneseg.core.errors import ConfigurationError, optional_import
 from droneseg.nnunet.plans import CONVS_PER_STAGE, DECODER_LEVELS, DOWNSCALE, NetworkName
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
@@ -148,13 +148,11 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
         ConfigurationError: If a key or value is invalid; the message lists all of them.
         MissingDependencyError: If Hydra is not installed.
     """
-    try:
+    with optional_import("hydra-core", "train"):
         from hydra import compose, initialize_config_dir
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
-    except ImportError as error:
-        raise MissingDependencyError("hydra-core", "train") from error
     folder = folder or config_folder()
     problems = [problem for override in overrides if (problem := _override_problem(override, folder))]
     if problems:

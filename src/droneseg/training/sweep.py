@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from droneseg.core.errors import ConfigurationError, MissingDependencyError, TrainingError
+from droneseg.core.errors import ConfigurationError, TrainingError, optional_import
 from droneseg.core.files import write_text
 from droneseg.model.dvc_remote import summarize_error
 from droneseg.nnunet.callbacks import EpochMetrics
@@ -169,10 +169,8 @@ def import_optuna() -> Any:
     Raises:
         MissingDependencyError: If Optuna is not installed.
     """
-    try:
+    with optional_import("optuna", "train"):
         import optuna
-    except ImportError as error:
-        raise MissingDependencyError("optuna", "train") from error
     return optuna
 
 
