@@ -15,6 +15,7 @@ from droneseg.cli.main import app
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.training.config import training_keys
 from support.bundles import make_bundle
+from support.projects import make_photographs
 from support.waiting import HANG_S, wait_until
 from support.workspace import Workspace
 
@@ -130,6 +131,41 @@ def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
     findings = json.loads(droneseg("doctor", "--json", cwd=tmp_path).stdout)
     assert findings["training device"] in ("cpu", "cuda", "mps")
     assert "run `droneseg data convert`" in findings["nnUNet_raw"]
+
+
+def test_doctor_describes_the_model(tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "old", format_version=1)
+    findings = json.loads(Workspace(tmp_path).run("doctor", "--json", DRONESEG_MODEL="old").stdout)
+    assert findings["model"].startswith(f"{old.model_id}, profile fast, ")
+    assert findings["bundle format"] == "1"
+    assert "images are not rescaled" in findings["ground resolution"]
+    assert "--data" in findings["unlike-training check"]
+    options = ("--train-gsd", "0.02", "--train-gsd-range", "0.015", "0.03", "--train-gsd-source", "a tape measure")
+    photographs = ("--data", str(make_photographs(tmp_path / "photographs", 20)))
+    done = droneseg("models", "upgrade", "old", "--out", "new", *options, *photographs, cwd=tmp_path)
+    assert "ground resolution: 0.02 m per pixel, 0.015 to 0.03 (a tape measure)" in done.stdout
+    assert "photographs of photographs" in done.stdout
+    findings = json.loads(Workspace(tmp_path).run("doctor", "--json", DRONESEG_MODEL="new").stdout)
+    assert findings["bundle format"] == "2"
+    assert findings["ground resolution"] == "0.02 m per pixel, 0.015 to 0.03 (a tape measure)"
+    assert findings["unlike-training check"].startswith("present (20 images, photographs of photographs")
+    assert "passed" in findings["self-check"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--train-gsd", "0.02"), "requires --train-gsd-range and --train-gsd-source"),
+        (("--train-gsd", "0.02", "--train-gsd-range", "0.03", "0.04", "--train-gsd-source", "x"), "must contain gsd_m"),
+        (("--part", "val"), "--part requires --split"),
+    ],
+)
+def test_upgrade_refuses_incomplete_options(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "old")
+    done = droneseg("models", "upgrade", "old", "--out", "new", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_error_of_the_file_system_is_one_line(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ def _folders(settings: Settings) -> dict[str, str]:
 
 
 def _model(settings: Settings) -> dict[str, str]:
-    """Load the model, and return its runtime and the result of its self-check."""
+    """Load the model, and return its runtime, the blocks of its manifest and the result of its self-check."""
     from droneseg.inference.segmenter import load_segmenter
+    from droneseg.model.bundle import read_bundle
 
     if not settings.model.exists():
         return {}
@@ -173,6 +174,7 @@ def _model(settings: Settings) -> dict[str, str]:
         return {"model": f"cannot be used: {error}"}
     return {
         "model": f"{segmenter.model_id}, profile {segmenter.profile}, {segmenter.runtime}",
+        **models.describe_blocks(read_bundle(settings.model).manifest),
         "self-check": segmenter.info.self_check,
     }
 

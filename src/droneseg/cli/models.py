@@ -343,9 +343,9 @@ def show_blocks(bundle: Bundle) -> None:
 
 
 def describe_blocks(manifest: Manifest) -> dict[str, str]:
-    """Return what a manifest says about format, ground resolution, calibration and self-check, in words."""
+    """Return what a manifest says about format, scale, calibration and self-check, in words."""
     ground, calibration = manifest.ground, manifest.calibration
-    limits = "with" if calibration and calibration.unlike_training else "without"
+    uncalibrated = "none; add it with `droneseg models upgrade --data`"
     return {
         "bundle format": str(manifest.format_version),
         "ground resolution": (
@@ -353,11 +353,11 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
             if ground
             else "unknown, so images are not rescaled; set it with `droneseg models upgrade --train-gsd`"
         ),
-        "calibration": (
-            f"temperature {calibration.temperature:g}, {limits} limits for images unlike the training "
-            f"({calibration.source})"
-            if calibration
-            else "none; add it with `droneseg models upgrade --data`"
+        "temperature": f"{calibration.temperature:g} ({calibration.source})" if calibration else uncalibrated,
+        "unlike-training check": (
+            f"present ({calibration.unlike_training.source})"
+            if calibration and calibration.unlike_training
+            else uncalibrated
         ),
         "self-check": "present" if manifest.self_check else "none; add it with `droneseg models upgrade`",
     }
