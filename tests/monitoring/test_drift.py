@@ -9,8 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from PIL import Image as pillow
+from PIL import ImageFilter
 
+from droneseg.core.camera import given_ground
 from droneseg.core.errors import DriftError
+from droneseg.data.synthetic import generate_scene
+from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle, file_record, read_bundle
 from droneseg.monitoring.drift import (
     FEATURES,
@@ -19,15 +24,17 @@ from droneseg.monitoring.drift import (
     THRESHOLD,
     Reference,
     find_drift,
+    image_features,
     p_value,
     read_reference,
     record_features,
 )
 from droneseg.monitoring.drift_report import make_report, sentences, verdict
 from droneseg.monitoring.log_reader import read_recent_records
-from droneseg.monitoring.prediction_log import Record
-from support.bundles import make_bundle
+from droneseg.monitoring.prediction_log import PredictionLog, Record
+from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.drift import NOON, darker, keep, make_bundle_with_reference, photographs, records_like, with_statistics
+from support.waiting import HANG_S
 from support.workspace import Workspace
 
 
@@ -48,6 +55,39 @@ def test_reference_holds_image_statistics_and_predictions(bundle: Bundle, refere
     shares = np.sum([reference.table[name] for name in NAMES if name.startswith("share_")], axis=0)
     assert shares == pytest.approx(np.ones(40), abs=1e-5)
     assert set(reference.table["megapixels"]) == {24 * 32 / 1e6}
+
+
+def test_a_camera_with_more_pixels_is_not_drift_by_itself(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", patch=(768, 960), ground=TRAINED_AT, context=VIEWS)
+    segmenter = BundleSegmenter(bundle)
+    # a lens blurs each point over about a pixel; generated scenes have noise in single pixels, which enlarging removes
+    blurred = pillow.fromarray(generate_scene(3, 960, 736)[0]).filter(ImageFilter.GaussianBlur(1))
+    scene, enlarged = np.asarray(blurred), np.asarray(blurred.resize((3840, 2944), pillow.Resampling.BICUBIC))
+    log = PredictionLog(str(tmp_path / "records"), count_records=lambda *_: None)
+    for image, gsd_m in ((scene, 0.025), (enlarged, 0.025 / 4), (enlarged, None)):
+        log.log(None, segmenter.segment(image, given_ground(gsd_m)))
+    log.close(HANG_S)
+    own, known, unknown = read_recent_records(str(tmp_path / "records"), 3).records
+    assert (known.width, known.height) == (3840, 2944)
+    assert (known.seen_width, known.seen_height) == (960, 736)
+    assert record_features(known) == pytest.approx(record_features(own), rel=0.02, abs=0.003)
+    assert record_features(known) == pytest.approx(image_features(segmenter, enlarged, given_ground(0.025 / 4)))
+    assert unknown.seen_width == 1920  # nothing says that it shows the same scene
+    assert [code.value for code in unknown.ground.warnings] == ["unknown_scale"]  # type: ignore[union-attr]
+
+
+def test_records_of_earlier_versions_are_read(bundle: Bundle, reference: Reference, tmp_path: Path) -> None:
+    records = records_like(bundle, 30)
+    (file,) = keep(tmp_path, records, in_a_file=30)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        for name in ("seen_width", "seen_height", "ground"):
+            assert line.pop(name) is None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = read_recent_records(str(tmp_path), 100, bundle.model_id)
+    assert (page.records, page.unreadable) == (records, [])
+    assert record_features(page.records[0])["megapixels"] == pytest.approx(32 * 24 / 1e6, abs=1e-6)
+    assert not find_drift(reference, page.records).drifted
 
 
 def test_unchanged_images_are_not_drift(bundle: Bundle, reference: Reference) -> None:

@@ -195,9 +195,7 @@ def test_queue_size_is_the_number_of_tiles_of_the_planned_views(tmp_path: Path) 
     assert size(gsd_m=0.025) > 19 * 19  # and the whole image
     assert size(gsd_m=0.025) > size(gsd_m=0.0125) > 9 * 9 > size()
     strip = Upload("a.png", png(np.full((1, 400_000, 3), 200, np.uint8)), PredictionOptions(gsd_m=0.025))
-    with pytest.raises(
-        ImageTooLargeError, match=r"Image is 400000x1 and needs \d\d,\d{3} tiles; the limit is 1,\d{3}\."
-    ):
+    with pytest.raises(ImageTooLargeError, match=r"Image is 400000x1 and needs \d+,\d{3} tiles; the limit is 1,\d{3}"):
         count_tiles(strip, given_ground(0.025), segmenter, 500_000)
 
 
