@@ -119,8 +119,10 @@ def test_missing_body_returns_408_and_is_logged_with_request_id(tmp_path: Path, 
     with serving(
         tmp_path, backend=backend, model=tmp_path / "champion", timeout_seconds=1, log_format="json"
     ) as server:
-        _, kind = backend.body(b"")
-        head = headers_of(server, "X-Request-ID: flight-7", "Content-Length: 1000", f"Content-Type: {kind}")
+        _, fields = backend.body(b"", {})
+        head = headers_of(
+            server, "X-Request-ID: flight-7", "Content-Length: 1000", f"Content-Type: {fields['Content-Type']}"
+        )
         answer = exchange(server, head)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"code":"slow_request"' in answer
@@ -179,11 +181,11 @@ def test_no_path_buffers_an_unlimited_body(server: Server) -> None:
 def test_missing_body_does_not_delay_shutdown(tmp_path: Path, backend: Backend) -> None:
     make_bundle(tmp_path / "champion")
     with serving(tmp_path, backend=backend, model=tmp_path / "champion") as server:
-        _, kind = backend.body(b"")
+        _, fields = backend.body(b"", {})
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
-            fields = ("Content-Length: 1000", f"Content-Type: {kind}", "Expect: 100-continue")
-            connection.sendall(headers_of(server, *fields))
+            lines = ("Content-Length: 1000", f"Content-Type: {fields['Content-Type']}", "Expect: 100-continue")
+            connection.sendall(headers_of(server, *lines))
             assert connection.recv(65536).startswith(b"HTTP/1.1 100"), "sent when the service reads the body"
             server.terminate()
             assert server.process.wait(HANG_S) == 0
@@ -193,8 +195,8 @@ def test_missing_body_does_not_delay_shutdown(tmp_path: Path, backend: Backend) 
 def test_connection_is_reusable_after_early_rejection(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(3):
-            body, kind = server.backend.body(LARGE)
-            refused = client.post(server.backend.path, content=body, headers={"Content-Type": kind})
+            body, fields = server.backend.body(LARGE, {})
+            refused = client.post(server.backend.path, content=body, headers=fields)
             assert refused.status_code == 401
             assert client.get("/livez").status_code == 200
 
@@ -291,8 +293,9 @@ def exchange(server: Server, data: bytes) -> bytes:
 
 def disconnect(server: Server) -> None:
     """Send a prediction request and disconnect before the response."""
-    body, kind = server.backend.body(LARGE)
-    head = headers_of(server, "X-API-Key: open sesame", f"Content-Type: {kind}", f"Content-Length: {len(body)}")
+    body, fields = server.backend.body(LARGE, {})
+    lines = ("X-API-Key: open sesame", f"Content-Type: {fields['Content-Type']}", f"Content-Length: {len(body)}")
+    head = headers_of(server, *lines)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head + body)

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import httpx
 import psutil
@@ -20,21 +21,30 @@ from urllib3.filepost import encode_multipart_formdata
 from support.waiting import HANG_S
 from support.workspace import COMMAND
 
-
-def as_form(data: bytes) -> tuple[bytes, str]:
-    """Return a multipart body with an image, and its content type."""
-    return encode_multipart_formdata([("data", ("a.png", data, "image/png"))])
+Body: TypeAlias = tuple[bytes, dict[str, str]]
+"""Body of a request and its headers."""
 
 
-def as_itself(data: bytes) -> tuple[bytes, str]:
-    """Return the image itself as the body, and its content type."""
-    return data, "image/png"
+def as_form(data: bytes, options: Mapping[str, object]) -> Body:
+    """Return a multipart body with an image and its options."""
+    fields = [(name, json.dumps(value)) for name, value in options.items()]
+    body, content_type = encode_multipart_formdata([("data", ("a.png", data, "image/png")), *fields])
+    return body, {"Content-Type": content_type}
 
 
-def as_base64(data: bytes) -> tuple[bytes, str]:
-    """Return a JSON body with an image in base64, and its content type."""
-    request = {"image_b64": base64.b64encode(data).decode(), "content_type": "image/png"}
-    return json.dumps({"req": request}).encode(), "application/json"
+def as_itself(data: bytes, options: Mapping[str, object]) -> Body:
+    """Return the image itself as the body, and its options in headers."""
+    headers = {f"X-{name.replace('_', '-')}": json.dumps(value) for name, value in options.items()}
+    return data, {"Content-Type": "image/png"} | headers
+
+
+def as_base64(data: bytes, options: Mapping[str, object]) -> Body:
+    """Return a JSON body with an image in base64 and its options."""
+    request = {"image_b64": base64.b64encode(data).decode(), "content_type": "image/png", **options}
+    return json.dumps({"req": request}).encode(), {"Content-Type": "application/json"}
+
+
+NO_OPTIONS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Backend:
     name: str
     command: Sequence[str]
     path: str
-    body: Callable[[bytes], tuple[bytes, str]]
+    body: Callable[[bytes, Mapping[str, object]], Body]
 
 
 _BENTO_COMMAND = (
@@ -74,11 +84,10 @@ class Server:
         """Send SIGTERM, as Cloud Run does."""
         self.process.send_signal(signal.SIGTERM)
 
-    def predict(self, data: bytes, **headers: str) -> httpx.Response:
-        """Send an image to the prediction endpoint."""
-        body, content_type = self.backend.body(data)
-        headers = {"Content-Type": content_type} | headers
-        return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=headers, timeout=HANG_S)
+    def predict(self, data: bytes, options: Mapping[str, object] = NO_OPTIONS, **headers: str) -> httpx.Response:
+        """Send an image and its options to the prediction endpoint."""
+        body, own_headers = self.backend.body(data, options)
+        return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=own_headers | headers, timeout=HANG_S)
 
     @property
     def memory_mb(self) -> float:
