@@ -97,9 +97,17 @@ UNKNOWN_GROUND = Ground()
 """Ground of an image without any information about its scale."""
 
 
-def explain(codes: tuple[WarningCode, ...]) -> tuple[PredictionWarning, ...]:
-    """Return the warnings with these codes, in words."""
-    return tuple(PredictionWarning(code=code, message=WARNING_MESSAGES[code]) for code in codes)
+def explain(codes: tuple[WarningCode, ...], unlike_training: tuple[str, ...] = ()) -> tuple[PredictionWarning, ...]:
+    """Return the warnings with these codes, in words.
+
+    Args:
+        codes: Codes of the warnings.
+        unlike_training: How the image is unlike the training images, such as "darker".
+    """
+    messages = dict(WARNING_MESSAGES)
+    if unlike_training:
+        messages[WarningCode.UNLIKE_TRAINING] += f" It is {' and '.join(unlike_training)}."
+    return tuple(PredictionWarning(code=code, message=messages[code]) for code in codes)
 
 
 GSD_RANGE_M = (1e-6, 1e4)

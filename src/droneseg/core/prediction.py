@@ -12,6 +12,16 @@ from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 
 _ROW_STEP = 4  # of `image_statistics`, which compares neighbours along rows only
+STATISTIC_WORDS: dict[str, tuple[str, str]] = {
+    "brightness": ("darker", "brighter"),
+    "contrast": ("lower in contrast", "higher in contrast"),
+    "saturation": ("less saturated", "more saturated"),
+    "sharpness": ("less sharp", "sharper"),
+    "noise": ("less noisy", "noisier"),
+    "warmth": ("bluer", "redder"),
+    "green_share": ("less green", "greener"),
+}
+"""Words for an image with a smaller and with a larger value, by name of the statistic."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 # estimates the standard deviation of normally distributed noise from the median absolute second difference: 1.4826 is
 # the ratio of standard deviation to median absolute value, and a second difference has 1 + 4 + 1 times the variance
@@ -33,6 +43,7 @@ class Prediction:
         seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
         disagreement: Share of the pixels for which two views of the image predict different classes, 0 to 1; None if
             there is only one view.
+        unlike_training: How the image is unlike the training images, such as "darker"; empty if it is like them.
     """
 
     mask: Mask
@@ -44,11 +55,12 @@ class Prediction:
     statistics: dict[str, float] = field(default_factory=dict)
     seen_size: tuple[int, int] | None = None
     disagreement: float | None = None
+    unlike_training: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[PredictionWarning, ...]:
         """Warnings about this prediction, in words."""
-        return explain(self.ground.warnings)
+        return explain(self.ground.warnings, self.unlike_training)
 
 
 @dataclass(frozen=True)

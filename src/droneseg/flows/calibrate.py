@@ -39,7 +39,8 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     ground = Ground(gsd_m=training.gsd_m, source="argument") if training else UNKNOWN_GROUND
     rows, logits, truths = [], [], []
     for image, truth in samples:
-        rows.append(features_of(segmenter.segment(image, ground)))
+        prediction = segmenter.segment(image, ground)
+        rows.append(features_of(prediction.statistics, prediction.disagreement))
         of_pixels = segmenter.logits(image)[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
         logits.append(of_pixels.reshape(len(of_pixels), -1))
         truths.append(truth[::_PIXEL_STEP, ::_PIXEL_STEP].reshape(-1))

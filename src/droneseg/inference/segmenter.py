@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.camera import UNKNOWN_GROUND, Ground
+from droneseg.core.camera import UNKNOWN_GROUND, Ground, WarningCode
 from droneseg.core.classes import BACKGROUND_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image, require_rgb
@@ -16,7 +16,7 @@ from droneseg.core.masks import Mask
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
-from droneseg.inference import sliding_window, views
+from droneseg.inference import sliding_window, unlike_training, views
 from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Context, read_bundle
 
@@ -59,6 +59,7 @@ class BundleSegmenter:
             accumulate_float16=chosen.half_sums,
             temperature=manifest.calibration.temperature if manifest.calibration else 1.0,
         )
+        self._ranges = manifest.calibration.unlike_training if manifest.calibration else None
         self._runtime, self._self_check = start_checked_runtime(bundle, self._profile, runtime, cache)
 
     @property
@@ -117,6 +118,7 @@ class BundleSegmenter:
         statistics = image_statistics(seen)
         prepared = time.perf_counter()
         result, disagreement = self._run(seen, plan, None if self._is_plain(plain) else self._bundle.manifest.context)
+        unlike = unlike_training.describe(unlike_training.features_of(statistics, disagreement), self._ranges)
         mask = _uncrop(views.resample_mask(result.mask, (height, width)), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
         outside = 1 - cropped.size / image.size
@@ -132,10 +134,11 @@ class BundleSegmenter:
                 "postprocess": round(time.perf_counter() - prepared - network_s, 5),
             },
             model_id=self.model_id,
-            ground=self._describe(ground, plan),
+            ground=self._describe(ground, plan, unlike),
             statistics=statistics,
             seen_size=plan.size,
             disagreement=disagreement,
+            unlike_training=unlike,
         )
 
     def logits(self, image: Image) -> NDArray[np.float32]:
@@ -198,13 +201,14 @@ class BundleSegmenter:
             for table, exposure in zip(normalised, exposures, strict=True)
         ]
 
-    def _describe(self, ground: Ground, plan: views.ViewPlan) -> Ground:
+    def _describe(self, ground: Ground, plan: views.ViewPlan, unlike: tuple[str, ...]) -> Ground:
         training = self._bundle.manifest.ground
+        warnings = (*plan.warnings, *ground.warnings, *([WarningCode.UNLIKE_TRAINING] if unlike else []))
         return ground.model_copy(
             update={
                 "model_gsd_m": training.gsd_m if training else None,
                 "scale": float(f"{plan.scale:.5g}"),
-                "warnings": tuple(dict.fromkeys((*plan.warnings, *ground.warnings))),
+                "warnings": tuple(dict.fromkeys(warnings)),
             }
         )
 

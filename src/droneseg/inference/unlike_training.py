@@ -1,4 +1,4 @@
-"""Check whether an image is unlike the training images, from its statistics and the network's predictions.
+"""Check whether an image is unlike the training images, from its statistics and the disagreement of its views.
 
 Each feature has a range, fitted on the training images. An image with a feature outside its range is unlike the
 training images, and the feature tells why. The check knows nothing about the content of an image: a surface that the
@@ -10,37 +10,45 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.prediction import Prediction
+from droneseg.core.prediction import STATISTIC_WORDS
 from droneseg.model.bundle import FeatureRange, UnlikeTraining
 
-_FALSE_ALARMS = 0.02
-"""Share of the training images outside the ranges."""
-_LOGARITHMIC = ("sharpness", "noise")
-"""Features whose ratio to the usual value matters, rather than the difference."""
+_DISAGREEMENT = "disagreement"
+_WORDS = STATISTIC_WORDS | {_DISAGREEMENT: ("", "classified differently as a whole than in parts")}
+_FEATURES = ("brightness", "contrast", "saturation", "sharpness", "noise", "warmth")
+"""Statistics that are checked. The share of green pixels tells about the content of an image, not about its quality."""
+_FALSE_ALARMS = 0.01
+"""Share of the training images outside the ranges. On images of other places it is larger."""
+_TAIL = 0.02
+_TAIL_DEVIATIONS = 2.054
+"""Distance of the 2 % quantile from the median of a normal distribution, in standard deviations."""
+_MIN_DEVIATION = 0.01
+"""Smallest deviation of a logarithm, for images that hardly differ: 1 % of the value."""
 _SMALLEST = 1e-5
-_TAIL = 0.05
-_TAIL_DEVIATIONS = 1.645
-"""Distance of the 5 % quantile from the median of a normal distribution, in standard deviations."""
+"""Smallest value whose logarithm is used; statistics have five decimals."""
 
 
-def features_of(prediction: Prediction) -> dict[str, float]:
-    """Return the features of a prediction by name."""
-    values = {**prediction.statistics, "confidence": prediction.confidence}
-    if prediction.disagreement is not None:
-        values["disagreement"] = prediction.disagreement
-    return values
+def features_of(statistics: Mapping[str, float], disagreement: float | None) -> dict[str, float]:
+    """Return the features of an image by name.
+
+    Args:
+        statistics: Image statistics as `image_statistics` returns them.
+        disagreement: Share of the pixels for which two views predict different classes; None for a single view.
+    """
+    values = {name: statistics[name] for name in _FEATURES}
+    return values if disagreement is None else values | {_DISAGREEMENT: disagreement}
 
 
 def scores(values: Mapping[str, float], ranges: UnlikeTraining) -> dict[str, float]:
-    """Return the distance of each feature from its centre by name.
+    """Return the position of each feature within its range by name.
 
     Args:
         values: Features by name; features that are missing are not checked.
         ranges: Ranges of the features.
 
     Returns:
-        0 at the centre, -1 at the low end of the range, 1 at the high end; beyond -1 or 1 the image is unlike the
-        training images. 0 on a side without a limit.
+        0 at the median of the training images, -1 at the low end of the range, 1 at its high end, proportionally beyond
+        it; 0 on a side without a limit.
     """
     return {name: _score(values[name], entry) for name, entry in ranges.features.items() if name in values}
 
@@ -50,41 +58,53 @@ def _score(value: float, entry: FeatureRange) -> float:
     return 0.0 if limit is None else (value - entry.centre) / abs(limit - entry.centre)
 
 
-def fit_ranges(rows: Sequence[Mapping[str, float]], source: str) -> UnlikeTraining:
-    """Fit the range of each feature so that 2 % of the training images are outside any of them.
+def describe(values: Mapping[str, float], ranges: UnlikeTraining | None) -> tuple[str, ...]:
+    """Return how an image is unlike the training images, such as "darker", largest deviation first; empty if it is not.
 
-    The distance of a value from the median is measured in deviations, estimated from the 5 % quantile of its side. All
-    limits are the same number of deviations away.
+    Args:
+        values: Features by name.
+        ranges: Ranges of the features; None for no check.
+    """
+    found = scores(values, ranges) if ranges else {}
+    outside = sorted((name for name, score in found.items() if abs(score) > 1), key=lambda name: -abs(found[name]))
+    return tuple(_WORDS[name][found[name] > 0] for name in outside)
+
+
+def fit_ranges(rows: Sequence[Mapping[str, float]], source: str) -> UnlikeTraining:
+    """Fit the range of each feature so that 1 % of the training images are outside any of them.
+
+    Values are compared by their logarithms. Their distance from the median is measured in deviations, estimated from
+    the 2 % quantile of the same side. All limits are the same number of deviations away.
 
     Args:
         rows: Features by name, one mapping per training image.
         source: Description of the images.
     """
-    table = {name: np.array([row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)}
-    scales = {name: _Scale(name, values) for name, values in table.items()}
+    table = {name: _logarithm([row[name] for row in rows]) for name in rows[0]}
+    scales = {name: _Scale(values) for name, values in table.items()}
     farthest = np.max([np.abs(scales[name].deviations(values)) for name, values in table.items()], axis=0)
-    limit = float(np.quantile(farthest, 1 - _FALSE_ALARMS))
+    limit = max(1.0, float(np.quantile(farthest, 1 - _FALSE_ALARMS)))
     return UnlikeTraining(features={name: scale.range(limit) for name, scale in scales.items()}, source=source)
 
 
-class _Scale:
-    """Deviations of a feature from its median, separately below and above it."""
+def _logarithm(values: Sequence[float]) -> NDArray[np.float64]:
+    return np.log(np.maximum(values, _SMALLEST))
 
-    def __init__(self, name: str, values: NDArray[np.float64]) -> None:
-        self._logarithmic = name in _LOGARITHMIC
-        low, self._centre, high = np.quantile(self._transformed(values), (_TAIL, 0.5, 1 - _TAIL))
-        self._below = max(self._centre - low, _SMALLEST) / _TAIL_DEVIATIONS
-        self._above = max(high - self._centre, _SMALLEST) / _TAIL_DEVIATIONS
+
+class _Scale:
+    """Deviations of logarithms from their median, separately below and above it."""
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        low, self._centre, high = np.quantile(values, (_TAIL, 0.5, 1 - _TAIL))
+        self._below = max((self._centre - low) / _TAIL_DEVIATIONS, _MIN_DEVIATION)
+        self._above = max((high - self._centre) / _TAIL_DEVIATIONS, _MIN_DEVIATION)
 
     def deviations(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        distance: NDArray[np.float64] = self._transformed(values) - self._centre
+        distance: NDArray[np.float64] = values - self._centre
         distance /= np.where(distance < 0, self._below, self._above)
         return distance
 
     def range(self, limit: float) -> FeatureRange:
         ends = (self._centre - limit * self._below, self._centre, self._centre + limit * self._above)
-        low, centre, high = (round(float(np.exp(end) if self._logarithmic else end), 5) for end in ends)
-        return FeatureRange(centre=centre, low=low, high=high)
-
-    def _transformed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.log(np.maximum(values, _SMALLEST)) if self._logarithmic else values
+        low, centre, high = (float(f"{np.exp(end):.4g}") for end in ends)
+        return FeatureRange(low=low, centre=centre, high=high)

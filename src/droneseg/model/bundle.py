@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,13 @@ class FeatureRange(_Section):
     centre: float = Field(description="Median of the training images.")
     low: float | None = Field(None, description="Smallest accepted value; null if small values are accepted.")
     high: float | None = Field(None, description="Largest accepted value; null if large values are accepted.")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "FeatureRange":
+        limits = [value for value in (self.low, self.centre, self.high) if value is not None]
+        if not all(smaller < larger for smaller, larger in pairwise(limits)):
+            raise ValueError(f"low, centre and high are {limits}; each must be larger than the one before")
+        return self
 
 
 class UnlikeTraining(_Section):
