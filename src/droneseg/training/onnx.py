@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import nn
 
 from droneseg.core.errors import MissingDependencyError, ModelError
@@ -139,7 +141,8 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
     """Quantise an ONNX network to INT8, calibrated on tiles.
 
     Weights and activations become 8-bit integers: NNCF's mixed preset, with symmetric weights and asymmetric
-    activations.
+    activations, which are then made unsigned; see `make_activations_unsigned`. Weights use half of their range, so that
+    the 16-bit sums of processors without VNNI do not overflow.
 
     Args:
         network: ONNX file with an input named `patch`.
@@ -155,7 +158,6 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
             import openvino  # noqa: F401  # NNCF imports it later, outside `no_telemetry`
     except ImportError as error:
         raise MissingDependencyError("nncf", "train") from error
-    import onnx
 
     with redirect_stdout_to_log():
         quantised = nncf.quantize(
@@ -163,5 +165,37 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
             nncf.Dataset([{"patch": patch[None]} for patch in patches]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(patches),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
+    make_activations_unsigned(quantised)
     onnx.save(quantised, str(target))
+
+
+def make_activations_unsigned(model: onnx.ModelProto) -> int:
+    """Store the signed activations of a quantised network as unsigned integers, in place. No value changes.
+
+    OpenVINO (2026.4) computes the convolution of concatenated signed activations wrongly, without an error, on
+    processors without AMX: 10 % of the standard deviation in one layer. With unsigned activations it is right.
+
+    Args:
+        model: Network with `QuantizeLinear` and `DequantizeLinear` nodes.
+
+    Returns:
+        Number of tensors that were changed.
+    """
+    nodes = model.graph.node
+    quantised = {node.output[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    activations = [node for node in nodes if quantised & {*node.input[:1], *node.output}]
+    zero_points = {node.input[2] for node in activations if len(node.input) > 2}
+    changed = 0
+    for initializer in model.graph.initializer:
+        values = numpy_helper.to_array(initializer)
+        if initializer.name in zero_points and values.dtype == np.int8:
+            shifted = (values.astype(np.int16) + 128).astype(np.uint8)
+            initializer.CopyFrom(numpy_helper.from_array(shifted, initializer.name))
+            changed += 1
+    # the inferred types of quantised tensors are no longer right
+    kept = [value for value in model.graph.value_info if value.name not in quantised]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    return changed
