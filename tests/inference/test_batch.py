@@ -184,7 +184,7 @@ def test_ground_and_warnings_are_logged_and_kept_for_skipped_images(photos: Path
     for result in (*first, *again):
         assert result.ground == Ground(warnings=(WarningCode.UNKNOWN_SCALE,))
         assert [warning.code for warning in result.warnings] == ["unknown_scale"]
-        assert "ground resolution is unknown" in result.warnings[0].message
+        assert "ground resolution of the image or of the model is unknown" in result.warnings[0].message
     logged = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])["prediction"]
     assert [PredictionWarning(**warning) for warning in logged["warnings"]] == list(first[0].warnings)
     assert logged["ground"]["warnings"] == ["unknown_scale"]

@@ -41,13 +41,14 @@ class WarningCode(StrEnum):
 
 
 WARNING_MESSAGES: dict[WarningCode, str] = {
-    WarningCode.UNKNOWN_SCALE: "The ground resolution is unknown, so nothing is given in metres and the scale may not "
+    WarningCode.UNKNOWN_SCALE: "The ground resolution of the image or of the model is unknown, so the scale may not "
     "suit the model. Pass the metres per pixel or the height above ground.",
-    WarningCode.HEIGHT_ABOVE_TAKEOFF: "The height is relative to the take-off point, not to the ground below; metres "
-    "can be off by a quarter.",
-    WarningCode.FINER_THAN_TRAINED: "The image shows more detail than the model was trained on.",
-    WarningCode.COARSER_THAN_TRAINED: "The image shows less detail than the model was trained on; small objects can be "
-    "missed.",
+    WarningCode.HEIGHT_ABOVE_TAKEOFF: "The height is relative to the take-off point, not to the ground below, so "
+    "metres can be off by a quarter.",
+    WarningCode.FINER_THAN_TRAINED: "The image shows a much smaller area than the images the model was trained on, so "
+    "it lacks context.",
+    WarningCode.COARSER_THAN_TRAINED: "The image shows less detail than the images the model was trained on, so small "
+    "objects can be missed.",
     WarningCode.OBLIQUE: "The camera does not look straight down, so nothing is given in metres.",
     WarningCode.UNKNOWN_PITCH: "The metadata gives a height but not where the camera looks, so nothing is given in "
     "metres. If it looks straight down, pass the height above ground or the metres per pixel.",
