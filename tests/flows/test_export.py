@@ -18,7 +18,13 @@ KAGGLE = "data/classes_dataset/classes_dataset"
 def test_the_manifest_states_provenance_and_quality(exported: Workspace) -> None:
     manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
     assert set(manifest["profiles"]) == {"exact", "fast", "int8"}
-    assert set(manifest["files"]) == {"model.onnx", "model.int8.onnx", "reference.csv"}
+    assert set(manifest["files"]) == {
+        "model.onnx",
+        "model.int8.onnx",
+        "reference.csv",
+        "self_check.json",
+        "self_check.png",
+    }
     assert manifest["normalisation"] == "rgb_to_0_1"
     assert manifest["patch_size"] == [64, 64]
     assert manifest["mirror_axes"] == [0, 1]

@@ -22,9 +22,10 @@ from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Confusion, compute_metrics, confusion
 from droneseg.data.dataset import Pair, list_pairs
 from droneseg.data.splits import read_split
-from droneseg.data.synthetic import generate_scene
+from droneseg.data.synthetic import generate_scene, generate_self_check_image
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.inference.self_check import build_self_check
 from droneseg.inference.sliding_window import central_tile, normalisation_table
 from droneseg.model import bundle as bundle_format
 from droneseg.monitoring.drift import MIN_RECORDS, measure_reference, write_reference
@@ -277,12 +278,15 @@ def export_model(
             files[bundle_format.REFERENCE_NAME] = staging_dir / bundle_format.REFERENCE_NAME
             photographs = ((read_image(file), read_ground(file.read_bytes())) for file in images_of_reference)
             reference = take_reference(draft, photographs, samples.source, files[bundle_format.REFERENCE_NAME])
+        on_step("computing the self-check")
+        image = generate_self_check_image(*model.plan.patch_size[::-1])
+        check, check_files = build_self_check(draft, image, staging_dir)
         return bundle_format.write_bundle(
             out,
             lambda records: description.manifest(
-                records, profiles=measured, quality=quality, drift_reference=reference
+                records, profiles=measured, quality=quality, drift_reference=reference, self_check=check
             ),
-            files,
+            files | check_files,
         )
 
 
@@ -330,6 +334,7 @@ class _Description:
         profiles: dict[str, bundle_format.Profile] | None = None,
         quality: dict[str, Any] | None = None,
         drift_reference: bundle_format.DriftReference | None = None,
+        self_check: bundle_format.SelfCheck | None = None,
     ) -> bundle_format.Manifest:
         """Return the manifest of a bundle with these files and measurements."""
         model = self.model
@@ -348,6 +353,7 @@ class _Description:
             provenance=self._provenance(),
             quality=quality,
             drift_reference=drift_reference,
+            self_check=self_check,
             files=files,
         )
 
