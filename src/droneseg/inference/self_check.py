@@ -61,7 +61,7 @@ def start_checked_runtime(bundle: Bundle, profile: str, name: RuntimeName, cache
     check = bundle.manifest.self_check
     if check is None:
         return start_runtime(name, network_of(bundle, profile, cache)), UNCHECKED
-    image, expected = _read(bundle, check, profile)
+    image, expected = read_self_check(bundle, profile)
     refusals: list[str] = []
     for candidate in runtimes_to_try(name):
         try:
@@ -124,6 +124,31 @@ def difference(expected: ClassProbabilities, found: ClassProbabilities) -> float
     return float(np.abs(expected - found).sum(axis=0).mean() / 2)
 
 
+def read_self_check(bundle: Bundle, profile: str) -> tuple[Image, ClassProbabilities]:
+    """Read the image of a bundle's self-check, and the expected probabilities of a profile's network.
+
+    Raises:
+        BundleError: If the bundle has no self-check, or a malformed one.
+    """
+    check = bundle.manifest.self_check
+    if check is None:
+        raise BundleError(f"{bundle.folder} has no self-check. Add one with `droneseg models upgrade`.")
+    image = read_image(bundle.folder / check.image)
+    network = bundle.manifest.profiles[profile].network
+    try:
+        expected = np.array(json.loads((bundle.folder / check.expected).read_bytes())[network], np.float32)
+    except (ValueError, KeyError, TypeError):
+        expected = np.empty(0, np.float32)
+    shapes = image.shape[:2], expected.shape
+    wanted = bundle.manifest.patch_size, (len(bundle.manifest.classes), *_GRID)
+    if shapes != wanted:
+        raise BundleError(
+            f"The self-check of {bundle.folder} has an image and probabilities of {network} of shapes {shapes}, not "
+            f"{wanted}. Export the model again."
+        )
+    return image, expected
+
+
 def build_self_check(bundle: Bundle, image: Image, folder: Path) -> tuple[SelfCheck, dict[str, Path]]:
     """Measure what the networks of a bundle predict on an image, for the block `self_check` of its manifest.
 
@@ -172,24 +197,6 @@ def _measure(bundle: Bundle, profile: str, image: Image) -> ClassProbabilities:
 def _wants_logits(bundle: Bundle, profile: str) -> bool:
     chosen = bundle.manifest.profiles[profile]
     return chosen.mirroring or chosen.half_sums
-
-
-def _read(bundle: Bundle, check: SelfCheck, profile: str) -> tuple[Image, ClassProbabilities]:
-    """Read the image of a self-check, and the expected probabilities of a profile's network."""
-    image = read_image(bundle.folder / check.image)
-    network = bundle.manifest.profiles[profile].network
-    try:
-        expected = np.array(json.loads((bundle.folder / check.expected).read_bytes())[network], np.float32)
-    except (ValueError, KeyError, TypeError):
-        expected = np.empty(0, np.float32)
-    shapes = image.shape[:2], expected.shape
-    wanted = bundle.manifest.patch_size, (len(bundle.manifest.classes), *_GRID)
-    if shapes != wanted:
-        raise BundleError(
-            f"The self-check of {bundle.folder} has an image and probabilities of {network} of shapes {shapes}, not "
-            f"{wanted}. Export the model again."
-        )
-    return image, expected
 
 
 def _as_patches(image: Image, normalisation: Normalisation) -> Patches:
