@@ -22,6 +22,7 @@ import droneseg
 from droneseg.core.masks import encode_mask
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.views import DEFAULT_CONTEXT
+from droneseg.model.bundle import Calibration, FeatureRange, UnlikeTraining
 from support.bundles import BIASES, TRAINED_AT, WEIGHTS, make_bundle
 from support.hostile import OK, Hostile, corpus
 from support.server import BENTO, BENTO_BASE64, FASTAPI, Server, serving
@@ -55,7 +56,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 @pytest.fixture(scope="module")
 def bundle_with_views(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("views") / "champion"
-    return make_bundle(folder, patch=(64, 64), ground=TRAINED_AT, context=DEFAULT_CONTEXT).folder
+    usual = UnlikeTraining(features={"brightness": FeatureRange(low=0.3, centre=0.4)}, source="test")
+    calibration = Calibration(temperature=1.5, source="test", unlike_training=usual)
+    return make_bundle(
+        folder, patch=(64, 64), ground=TRAINED_AT, context=DEFAULT_CONTEXT, calibration=calibration
+    ).folder
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +187,7 @@ def test_services_command_and_python_give_the_same_answer(
 
 def test_answers_depend_on_the_options(bundle_with_views: Path) -> None:
     model = droneseg.load(bundle_with_views)
+    assert model(PHOTOGRAPHS["dark"]).warnings[-1].message.endswith("do not rely on the result. It is darker.")
     masks = {name: answer_of_python(model, PHOTOGRAPHS["at 25 m"], options)[0] for name, options in OPTIONS.items()}
     assert len(set(masks.values())) == len(masks)
 

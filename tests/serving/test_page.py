@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from droneseg.core.camera import WARNING_MESSAGES, WarningCode
 from droneseg.core.masks import read_mask
-from support.bundles import make_bundle
+from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.images import png
 from support.programs import require_program
 from support.server import Server, serving
@@ -27,7 +28,7 @@ PIXELS[:, 80:, 2] = 230
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page")
-    make_bundle(folder / "champion", patch=(64, 64))
+    make_bundle(folder / "champion", patch=(64, 64), ground=TRAINED_AT, context=VIEWS)
     with serving(folder, model=folder / "champion") as server:
         yield server
 
@@ -82,6 +83,58 @@ def test_photo_is_shown_with_its_classes(page: Page) -> None:
     assert np.abs(np.subtract(left[:3], (169, 169, 169))).max() <= 2
     assert np.abs(np.subtract(right[:3], (14, 135, 204))).max() <= 2
     assert left[3] == right[3] == round(0.55 * 255)
+
+
+def test_warnings_are_shown_in_words_above_picture_and_figures(page: Page) -> None:
+    choose(page)
+    warning = page.locator("#warnings li")
+    expect(warning).to_have_count(1)
+    expect(warning).to_contain_text(WARNING_MESSAGES[WarningCode.UNKNOWN_SCALE])
+    for below in ("#stage", "#headline"):
+        assert warning.bounding_box()["y"] < page.locator(below).bounding_box()["y"]  # type: ignore[index]
+    expect(page.locator("#facts")).to_contain_text("Groundunknown")
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert warning.bounding_box()["y"] < page.locator("#stage").bounding_box()["y"]  # type: ignore[index]
+    choose(page, b"not an image", "notes.txt")
+    expect(page.get_by_role("alert")).to_contain_text("Unknown image format")
+    expect(warning).to_have_count(0)
+
+
+def test_scale_that_the_user_enters_is_sent_and_shown(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    with page.expect_response("**/predict") as sent:
+        page.get_by_label("Metres per pixel").fill("0,02")
+        page.keyboard.press("Enter")
+    assert sent.value.json()["ground"]["gsd_m"] == 0.02
+    expect(page.locator("#facts")).to_contain_text("2 cm per pixel (given)")
+    expect(page.locator("#warnings li")).to_have_count(0)
+    with page.expect_response("**/predict") as sent:
+        page.get_by_label("height above ground").fill("40")
+        page.keyboard.press("Enter")
+    assert sent.value.json()["ground"]["height_m"] == 40  # the camera is unknown
+    expect(page.get_by_label("Metres per pixel")).to_have_value("")
+    expect(page.locator("#warnings li")).to_contain_text([WARNING_MESSAGES[WarningCode.UNKNOWN_CAMERA]])
+
+
+def test_wrong_scale_is_refused_with_a_remedy(page: Page) -> None:
+    page.get_by_label("Metres per pixel").fill("2 cm")
+    choose(page)
+    expect(page.get_by_role("alert")).to_have_text(
+        "field.png: gsd_m is '2 cm'. Send metres per pixel, 1e-06 to 10000, for example 0.025."
+    )
+
+
+def test_plain_switch_uses_the_pixels_as_they_are(page: Page) -> None:
+    page.get_by_label("Metres per pixel").fill("0.05")
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    with page.expect_response("**/predict") as sent:
+        page.get_by_label("Use the pixels as they are").check()
+    assert sent.value.json()["ground"]["scale"] == 1
+    with page.expect_response("**/predict") as sent:
+        page.get_by_label("Use the pixels as they are").uncheck()
+    assert sent.value.json()["ground"]["scale"] == 2
 
 
 def test_opacity_and_class_selection_change_the_overlay(page: Page) -> None:
@@ -179,7 +232,7 @@ def test_all_controls_are_reachable_by_keyboard(page: Page) -> None:
     expect(page.locator("#result")).to_be_visible()
     page.locator("body").press("Tab")
     reached = []
-    for _ in range(11):  # the twelfth is the first one again
+    for _ in range(14):  # the fifteenth is the first one again
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.value"))
         page.keyboard.press("Tab")
     assert [name for name in reached if name in ("file", "opacity", "0", "5", "save-mask", "save-overlay")] == [
@@ -208,6 +261,8 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page, scheme: str
     for selector, background in (
         ("h1", "body"),
         (".quiet", "body"),
+        ("#warnings strong", "#warnings li"),
+        ("#options legend", "body"),
         ("#headline", "#panel"),
         ("dt", "#panel"),
         ("button#save-overlay", "button#save-overlay"),

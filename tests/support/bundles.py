@@ -12,6 +12,7 @@ from droneseg.model.bundle import (
     FORMAT_VERSION,
     NETWORK_NAME,
     Bundle,
+    Calibration,
     Context,
     FileRecord,
     Manifest,
@@ -55,6 +56,7 @@ def make_bundle(
     network: Path | None = None,
     ground: TrainingGround | None = None,
     context: Context | None = None,
+    calibration: Calibration | None = None,
     format_version: int = FORMAT_VERSION,
 ) -> Bundle:
     """Write a bundle with the profiles exact and fast, and read it."""
@@ -83,7 +85,7 @@ def make_bundle(
                 checkpoint_sha256=("0" * 64,), packages={}, agreement_with_torch={},
                 exported=datetime.now(UTC).isoformat(),
             ),
-            files=files, ground=ground, context=context,
+            files=files, ground=ground, context=context, calibration=calibration,
         )  # fmt: skip
 
     return write_bundle(folder, manifest, {NETWORK_NAME: network})

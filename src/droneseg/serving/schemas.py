@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
-from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, Ground, PredictionWarning, explain
+from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, Ground, PredictionWarning
 from droneseg.core.classes import CLASSES
 from droneseg.core.prediction import Prediction, Segmenter
 
@@ -196,6 +196,7 @@ class PredictionResult:
         model_id: Id of the model.
         timings_s: Duration of each processing stage in seconds.
         ground: Ground resolution, resampling and warning codes.
+        warnings: Warnings in words.
         mask_png: Encoded mask, byte for byte the file that `droneseg predict` writes.
     """
 
@@ -206,6 +207,7 @@ class PredictionResult:
     model_id: str
     timings_s: dict[str, float]
     ground: Ground
+    warnings: tuple[PredictionWarning, ...]
     mask_png: bytes
 
     @classmethod
@@ -220,6 +222,7 @@ class PredictionResult:
             prediction.model_id,
             prediction.timings_s,
             prediction.ground,
+            prediction.warnings,
             mask_png,
         )
 
@@ -241,7 +244,7 @@ class PredictionResult:
             "model_id": self.model_id,
             "timings_s": self.timings_s,
             "ground": self.ground,
-            "warnings": explain(self.ground.warnings),
+            "warnings": self.warnings,
         }
 
 

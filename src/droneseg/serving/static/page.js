@@ -4,6 +4,7 @@
 const at = (id) => document.getElementById(id);
 const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
 const LANDING = "landing-zones";
+const SOURCES = { argument: "given", georeference: "from the georeference", laser: "from the laser rangefinder", height: "height above ground" };
 
 let classes = [];
 let shown = null; // result on display, returned by `prepare`
@@ -18,6 +19,10 @@ function begin() {
     if (file) send(file);
   });
   at("opacity").addEventListener("input", drawSoon);
+  // one length is enough; the service refuses two
+  at("gsd").addEventListener("input", () => { at("height").value = ""; });
+  at("height").addEventListener("input", () => { at("gsd").value = ""; });
+  at("options").addEventListener("change", () => chosenFile && send(chosenFile));
   at("save-overlay").addEventListener("click", saveOverlay);
   at("key-form").addEventListener("submit", useKey);
   at("stage").addEventListener("pointermove", showClassAtPointer);
@@ -48,6 +53,9 @@ function send(file) {
   chosenFile = file;
   const body = new FormData();
   body.append("data", file);
+  body.append("gsd_m", decimal(at("gsd")));
+  body.append("height_m", decimal(at("height")));
+  body.append("plain", at("plain").checked);
   const xhr = new XMLHttpRequest();
   request = xhr;
   xhr.open("POST", "/predict");
@@ -89,6 +97,10 @@ async function handleResponse(xhr, file) {
   return setStatus(`Done: ${file.name}`);
 }
 
+function decimal(input) {
+  return input.value.replace(",", "."); // many languages write 0,025
+}
+
 function setStatus(text) {
   at("status").textContent = text;
 }
@@ -96,6 +108,7 @@ function setStatus(text) {
 function fail(text) {
   at("working").hidden = true;
   at("result").hidden = true; // it belongs to another photo
+  at("warnings").replaceChildren();
   document.body.classList.remove("has-result");
   setStatus("");
   at("error").textContent = text;
@@ -124,6 +137,7 @@ function show(result) {
   at("result").hidden = false;
   at("save-mask").href = shown.mask;
   at("save-mask").download = `${shown.name}.png`;
+  showWarnings(shown.response.warnings);
   showClasses(shown.response);
   draw();
 }
@@ -139,6 +153,22 @@ function idsOf(bitmap, width, height) {
     ids[index] = idOf.get((pixels[4 * index] << 16) | (pixels[4 * index + 1] << 8) | pixels[4 * index + 2]);
   }
   return ids;
+}
+
+function showWarnings(warnings) {
+  const rows = warnings.map(({ message }) => {
+    const row = document.createElement("li");
+    row.append(Object.assign(document.createElement("strong"), { textContent: "Warning" }), message);
+    return row;
+  });
+  at("warnings").replaceChildren(...rows);
+}
+
+function groundInWords({ gsd_m: gsd, source, warnings }) {
+  if (gsd === null) return "unknown";
+  const takeoff = source === "height" && warnings.includes("height_above_takeoff");
+  const length = gsd < 1 ? `${Number((100 * gsd).toPrecision(2))} cm` : `${gsd.toFixed(1)} m`;
+  return `${length} per pixel (${takeoff ? "height above take-off" : SOURCES[source]})`;
 }
 
 function showClasses(response) {
@@ -163,6 +193,7 @@ function showClasses(response) {
   const seconds = Object.values(response.timings_s).reduce((sum, part) => sum + part, 0);
   const facts = {
     "Confidence": percent(response.confidence),
+    "Ground": groundInWords(response.ground),
     "Size": `${shown.width} × ${shown.height}`,
     "Time": `${Math.round(1000 * seconds)} ms (network ${Math.round(1000 * response.timings_s.network)} ms)`,
     "Model": response.model_id,
