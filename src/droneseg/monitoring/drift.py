@@ -20,7 +20,7 @@ from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DriftError
 from droneseg.core.images import Image
-from droneseg.core.prediction import Segmenter
+from droneseg.core.prediction import STATISTIC_WORDS, Segmenter
 from droneseg.model.bundle import Bundle
 from droneseg.monitoring.prediction_log import Record
 
@@ -50,14 +50,19 @@ class Feature:
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
+def _of_image(name: str, meaning: str) -> Feature:
+    lower, higher = STATISTIC_WORDS[name]
+    return Feature(name, meaning, f"are {lower}", f"are {higher}")
+
+
 FEATURES: tuple[Feature, ...] = (
-    Feature("brightness", "mean luma", "are darker", "are brighter"),
-    Feature("contrast", "standard deviation of the luma", "have less contrast", "have more contrast"),
-    Feature("saturation", "mean saturation", "are less saturated", "are more saturated"),
-    Feature("sharpness", "second difference of the luma", "are less sharp", "are sharper"),
-    Feature("noise", "standard deviation of the noise", "are less noisy", "are noisier"),
-    Feature("warmth", "red relative to red and blue", "are bluer", "are redder"),
-    Feature("green_share", "share of green pixels", "are less green", "are greener"),
+    _of_image("brightness", "mean luma"),
+    _of_image("contrast", "standard deviation of the luma"),
+    _of_image("saturation", "mean saturation"),
+    _of_image("sharpness", "second difference of the luma"),
+    _of_image("noise", "standard deviation of the noise"),
+    _of_image("warmth", "red relative to red and blue"),
+    _of_image("green_share", "share of green pixels"),
     # all validation images may have the same size, so an additional row of pixels must not count as a change
     Feature("megapixels", "image size at the model's resolution", "are smaller", "are larger", digits=2),
     *(
