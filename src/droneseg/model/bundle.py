@@ -108,12 +108,13 @@ class TrainingGround(_Section):
 class Exposure(_Section):
     """Correction of images that are darker or brighter than the training images."""
 
-    methods: tuple[Literal["gamma", "stretch"], ...] = Field(
+    methods: tuple[Literal["gamma", "stretch", "mixed"], ...] = Field(
         min_length=1,
-        description="Corrections whose predictions are averaged: gamma to the target, or percentile stretch.",
+        description="Corrections whose predictions are averaged: gamma to the target, percentile stretch, or the mean "
+        "of both.",
     )
-    range: tuple[float, float] = Field(description="Mean luma of images that are not corrected, 0 to 1.")
-    target: float = Field(gt=0, lt=1, description="Mean luma after the gamma correction, 0 to 1.")
+    range: tuple[float, float] = Field(description="Median luma of images that are not corrected, 0 to 1.")
+    target: float = Field(gt=0, lt=1, description="Median luma after the gamma correction, 0 to 1.")
 
 
 class Context(_Section):
