@@ -24,7 +24,7 @@ DEFAULT_CONTEXT = Context(
     exposure=Exposure(methods=("mixed",), range=(0.41, 0.48), target=0.44),
     source="60 training photographs enlarged, reduced and darkened; see docs/experiments.md",
 )
-"""Combination of views for bundles that do not have one. The range covers the middle half of the 218 training photographs."""
+"""Default combination of views; the exposure range covers the middle half of the 218 training photographs."""
 MAX_ENLARGEMENT = 2.0
 """Largest enlargement of an image that is coarser than the training images."""
 _MAX_REDUCTION = 4.0  # of a view below the model's resolution; the network recognises little in smaller ones
