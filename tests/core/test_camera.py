@@ -468,9 +468,15 @@ def test_no_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def geotiff(
-    *, scale: tuple[float, ...] | None = (0.05, 0.05, 0.0), keys: dict[int, int], transformation: object = None
+    *,
+    scale: tuple[float, ...] | None = (0.05, 0.05, 0.0),
+    keys: dict[int, int],
+    transformation: object = None,
+    exif: dict[int, object] | None = None,
 ) -> bytes:
     tags = ImageFileDirectory_v2()
+    if exif:
+        tags[0x8769] = exif
     if scale:
         tags[33550], tags.tagtype[33550] = scale, 12
         tags[33922], tags.tagtype[33922] = (0.0, 0.0, 0.0, 500000.0, 4649776.0, 0.0), 12
@@ -530,6 +536,10 @@ def test_the_order_of_arguments_and_georeference() -> None:
     assert read_ground(data, gsd_m=0.07).source == "argument"
     # an orthophoto has no focal length, so a height cannot replace what its georeference says
     assert read_ground(data, height_m=50) == Ground(gsd_m=0.05, gsd_error=0.0, source="georeference", height_m=50.0)
+    # 24 mm at 40x30 px: 27.735 px
+    ground = read_ground(geotiff(keys=UTM, exif={EQUIVALENT: 24}), height_m=50)
+    assert ground.gsd_m == pytest.approx(50 / 27.735, rel=1e-4)
+    assert ground.source == "argument"
 
 
 # Hostile metadata
@@ -575,6 +585,13 @@ def test_xmp_beyond_a_mebibyte_is_ignored(excess: int) -> None:
     buffer = BytesIO()
     Image.new("L", (400, 300)).save(buffer, "WEBP", xmp=xmp)
     assert (read_ground(buffer.getvalue()).gsd_m is None) == bool(excess)
+
+
+def test_a_long_number_is_read_in_linear_time() -> None:
+    start = time.perf_counter()
+    ground = read_ground(jpeg((400, 300), xmp=dji_xmp(height="9" * 60_000 + "x", more=CALIBRATED)))
+    assert ground == Ground(pitch_deg=-90.0)
+    assert time.perf_counter() - start < 5
 
 
 def test_padding_and_another_packet_behind_the_xmp_do_no_harm() -> None:

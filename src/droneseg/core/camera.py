@@ -246,8 +246,7 @@ _EXIF_TAGS = {
     0xA405: "exif:FocalLengthIn35mmFilm",
 }
 # a sign is common, Parrot writes fractions, and a unit can follow
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:/(\d+))?\s*(?:m|deg)?", re.ASCII)
-_MAX_NUMBER_CHARACTERS = 64
+_NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)(?:/(\d+))?\s*(?:m|deg)?", re.ASCII)
 # what Pillow raises on corrupt files and tags; its warnings are errors where the caller makes them so
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError)
 _HOSTILE = (AssertionError, RecursionError, struct.error, pillow.DecompressionBombError, Warning)
@@ -343,7 +342,7 @@ def _number(tags: _Tags, *names: str) -> float | None:
     for name in names:
         value = tags.get(name, "")
         if isinstance(value, str):
-            match = _NUMBER.fullmatch(value.strip()) if len(value) <= _MAX_NUMBER_CHARACTERS else None
+            match = _NUMBER.fullmatch(value.strip())
             value = float(match[1]) / (float(match[2] or 1) or math.nan) if match else math.nan
         if math.isfinite(value):
             return value
@@ -569,13 +568,8 @@ def _from_equivalent(tags: _Tags, taken: _Size) -> float | None:
     if millimetres is None:
         return None
     sensor = _sensor(tags, taken)
-    if sensor:
-        frame = sensor.frame
-    elif abs(taken[0] / taken[1] - 3 / 2) < _ASPECT_TOLERANCE:
-        frame = taken
-    else:
-        long = max(taken[0], taken[1] * 4 / 3)
-        frame = (long, long * 3 / 4)
+    is_three_to_two = abs(taken[0] / taken[1] - 3 / 2) < _ASPECT_TOLERANCE
+    frame = sensor.frame if sensor else (3.0, 2.0) if is_three_to_two else (4.0, 3.0)
     return millimetres * math.hypot(*frame) / _FILM_DIAGONAL_MM * _scale_of_frame(taken, frame)
 
 
