@@ -64,7 +64,8 @@ class Ground(BaseModel):
     Attributes:
         gsd_m: Ground sample distance in metres per pixel of the image; None if it is not known.
         gsd_error: Relative error of `gsd_m`: 0 for an argument or a georeference, 0.03 for a laser, 0.1 for a height
-            above ground, 0.25 for a height above take-off; None if `gsd_m` is None.
+            above ground, 0.25 for a height above take-off, and at least 0.05 with the focal length of a 35 mm
+            equivalent; None if `gsd_m` is None.
         source: Origin of `gsd_m`.
         height_m: Height of the camera above ground in metres, if known.
         pitch_deg: Pitch of the camera in degrees, -90 for straight down, if known.
