@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _NAMED = 3
 """Largest number of images that a line lists by name."""
+_REMEDIES = {"unknown_scale": "--gsd, --height", "unknown_pitch": "--height, --gsd", "unknown_camera": "--gsd"}
+"""Options that replace missing metadata, by the code of the warning."""
 
 
 class TruthKind(StrEnum):
@@ -202,16 +204,14 @@ def predict(
 
 
 def _show_warnings(results: Sequence[FileResult]) -> None:
-    """Write each warning once to stderr, with the images it is about."""
-    from droneseg.core.camera import WarningCode
-
+    """Write each warning once to stderr, with the images it is about and the options that help."""
     images = defaultdict(list)
     for result in results:
         for warning in result.warnings:
             images[warning].append(Path(result.source).name)
     for warning, names in images.items():
         about = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} images"
-        options = " (--gsd, --height)." if warning.code is WarningCode.UNKNOWN_SCALE else "."
+        options = f" ({_REMEDIES[warning.code]})." if warning.code in _REMEDIES else "."
         console.err().print(f"warning: {about}: {warning.message.removesuffix('.')}{options}", markup=False)
 
 
