@@ -1,6 +1,7 @@
 """Tests of the export of a trained model, and of prediction, evaluation and comparison with its bundle."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ KAGGLE = "data/classes_dataset/classes_dataset"
 
 def test_the_manifest_states_provenance_and_quality(exported: Workspace) -> None:
     manifest = json.loads((exported.root / "nnUNet_results/champion/manifest.json").read_text())
+    assert manifest["format_version"] == 2
+    assert manifest["ground"] is None
+    assert manifest["calibration"] is None, "calibrated on fewer than 20 images"
     assert set(manifest["profiles"]) == {"exact", "fast", "int8"}
     assert set(manifest["files"]) == {
         "model.onnx",
@@ -67,7 +71,27 @@ def test_the_test_part_is_predicted_and_evaluated(exported: Workspace) -> None:
 def test_two_models_are_compared_on_the_same_images(exported: Workspace) -> None:
     champion, other = "nnUNet_results/champion", "other"
     model = str(exported.fold().parent)
-    exported.run("export", "--from", model, "--out", other, "--images", "4", "--default-profile", "exact")
+    scale = ("--train-gsd", "0.02", "--train-gsd-range", "0.01", "0.03", "--train-gsd-source", "a tape measure")
+    exported.run(
+        "export",
+        "--from",
+        model,
+        "--out",
+        other,
+        "--images",
+        "4",
+        "--default-profile",
+        "exact",
+        *scale,
+        "--gsd",
+        "0.04",
+    )
+    manifests = [json.loads((exported.root / name / "manifest.json").read_text()) for name in (champion, other)]
+    assert manifests[1]["ground"] == {"gsd_m": 0.02, "gsd_range_m": [0.01, 0.03], "source": "a tape measure"}
+    assert manifests[1]["context"] is not None
+    exact, fast = ([manifest["profiles"][name]["figures"] for manifest in manifests] for name in ("exact", "fast"))
+    assert exact[0] == exact[1]
+    assert fast[0] != fast[1], "the images were not rescaled"
     options = ("--data", "data", "--split", "split.json", "--part", "test", "--report", "compared")
     found = json.loads(exported.run("models", "compare", champion, other, *options, "--json").stdout)
     split = json.loads((exported.root / "split.json").read_text())
@@ -97,8 +121,6 @@ def test_predict_reports_a_bad_file_and_exits_1(exported: Workspace) -> None:
 
 
 def test_a_checkpoint_that_can_run_code_is_refused(trained: Workspace, tmp_path: Path) -> None:
-    import shutil
-
     import torch
 
     spoilt = tmp_path / "spoilt"
@@ -131,3 +153,21 @@ def independent_miou(root: Path, stems: list[str]) -> float:
                 pixels[predicted_class][1].add((stem, index))
     ious = [len(t & p) / len(t | p) for t, p in pixels.values() if t | p]
     return sum(ious) / len(ious)
+
+
+def test_a_model_with_enough_validation_images_is_calibrated(trained: Workspace, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(trained.root, tmp_path / "copy", symlinks=True))
+    raw, preprocessed = (root / folder / "Dataset101_DroneSeg" for folder in ("nnUNet_raw", "nnUNet_preprocessed"))
+    splits = json.loads((preprocessed / "splits_final.json").read_text())
+    case = splits[0]["val"][0]
+    splits[0]["val"] = [f"copy{index:02d}" for index in range(20)]
+    for name in splits[0]["val"]:
+        shutil.copy(raw / f"imagesTr/{case}_0000.png", raw / f"imagesTr/{name}_0000.png")
+        shutil.copy(raw / f"labelsTr/{case}.png", raw / f"labelsTr/{name}.png")
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    model = trained.fold().parent.relative_to(trained.root)
+    Workspace(root).run("export", "--from", str(model), "--out", "bundle", "--images", "4")
+    calibration = json.loads((root / "bundle/manifest.json").read_text())["calibration"]
+    assert 1 <= calibration["temperature"] <= 3
+    assert calibration["source"] == "20 images, validation part of fold 0"
+    assert "brightness" in calibration["unlike_training"]["features"]

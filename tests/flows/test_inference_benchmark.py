@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
+from droneseg.flows.benchmark_worker import BundlePredictor, Task
 from droneseg.flows.inference_benchmark import BaselineModel, run_benchmark
 from droneseg.flows.training_benchmark import TrainingBenchmark, plot_benchmark
+from droneseg.inference.segmenter import BundleSegmenter
+from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
@@ -52,6 +56,17 @@ def test_every_runtime_and_profile_is_compared_with_stock(exported: Workspace, t
     assert rows["model-exact"]["agreement"] is None
     plot_benchmark(benchmark, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_bundles_get_the_same_pixels_as_the_predictor_of_nnunet(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", ground=TRAINED_AT, context=VIEWS)
+    image = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    (tmp_path / "image.png").write_bytes(encode_png(image))
+    task = Task("bundle", str(bundle.folder), str(tmp_path / "image.png"), "", runtime="auto", cache=str(tmp_path))
+    mask, _ = BundlePredictor(task).predict()
+    segmenter = BundleSegmenter(bundle)
+    assert np.array_equal(mask, segmenter.segment(image, plain=True).mask)
+    assert not np.array_equal(mask, segmenter.segment(image).mask)
 
 
 def test_each_trainer_is_timed_and_trained(workspace: Workspace) -> None:

@@ -265,6 +265,8 @@ def reference(
     out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
     split: SplitFile = None,
     part: ValPart = None,
+    gsd: Gsd = None,
+    height: Height = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
 ) -> None:
     """Write a copy of a model with a new drift reference.
@@ -274,6 +276,7 @@ def reference(
     """
     from droneseg.flows.export import add_reference
 
+    view = console.view_options(gsd, height, plain=False)
     part_name = console.choose_part(split, part, default=Part.VAL)
     with console.progress_bar("images") as progress:
         bundle = add_reference(
@@ -282,6 +285,7 @@ def reference(
             out,
             split_file=split,
             part=part_name,
+            view=view,
             max_pixels=console.settings().max_pixels,
             replace=force,
             progress=progress,

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Gsd, Height, Json, Model, Part, Plain, Records, SplitFile
+from droneseg.cli.console import (
+    Gsd,
+    Height,
+    Json,
+    Model,
+    Part,
+    Plain,
+    Records,
+    SplitFile,
+    TrainGsd,
+    TrainGsdRange,
+    TrainGsdSource,
+)
 from droneseg.core.errors import DatasetError, DronesegError, ModelError
 from droneseg.core.runtimes import RuntimeName
 
@@ -52,7 +64,13 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", help="Licence of the weights.")
     ] = "the terms of the data it was trained on",
+    train_gsd: TrainGsd = None,
+    train_gsd_range: TrainGsdRange = None,
+    train_gsd_source: TrainGsdSource = None,
     images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
+    gsd: Gsd = None,
+    height: Height = None,
+    plain: Plain = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
     ] = False,
@@ -62,11 +80,14 @@ def export(
     """Export a trained model to a bundle for inference.
 
     The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
-    profile is measured on the validation images.
+    profile is measured on the validation images, for which --gsd, --height and --plain are. With --train-gsd, the
+    bundle rescales images to the ground resolution of the training images.
     """
     from droneseg.core.files import check_writable
     from droneseg.model.bundle import MANIFEST_NAME
 
+    ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
+    view = console.view_options(gsd, height, plain=plain)
     settings = console.settings()
     target = out or settings.model
     check_writable(target, marker=MANIFEST_NAME, replace=force)
@@ -86,6 +107,8 @@ def export(
         int8=int8,
         default_profile=default_profile,
         licence=licence,
+        ground=ground,
+        view=view,
         images=images,
         on_step=console.show_step,
     )

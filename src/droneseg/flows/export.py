@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.camera import Ground, read_ground
+from droneseg.core.camera import Ground
 from droneseg.core.errors import ConfigurationError, DatasetError, DriftError
 from droneseg.core.files import check_writable
-from droneseg.core.images import Image, read_image
+from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, decode_image, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Confusion, compute_metrics, confusion
 from droneseg.data.dataset import Pair, list_pairs
 from droneseg.data.splits import read_split
-from droneseg.data.synthetic import generate_scene, generate_self_check_image
+from droneseg.data.synthetic import generate_scene
 from droneseg.evaluation.bootstrap import bootstrap_intervals
+from droneseg.flows.calibrate import MIN_IMAGES
+from droneseg.flows.upgrade import CalibrationImages, add_blocks
+from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.self_check import build_self_check
 from droneseg.inference.sliding_window import central_tile, normalisation_table
 from droneseg.model import bundle as bundle_format
 from droneseg.monitoring.drift import MIN_RECORDS, measure_reference, write_reference
@@ -37,8 +39,8 @@ from droneseg.training.run import git_revision, package_versions
 _GENERATED_SEED = 1_000_000
 _GENERATED_SIZE = (480, 368)
 _CHECKED_PATCHES = 4
-_REFERENCE_IMAGES = 500
-"""Maximum number of images of a drift reference."""
+_MOST_IMAGES = 500
+"""Maximum number of images of a calibration and a drift reference."""
 
 PROFILES = {
     "exact": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
@@ -57,45 +59,50 @@ class Samples:
     Attributes:
         source: Description of the images, such as "generated scenes".
         images: RGB images, each of shape (H, W, 3), dtype uint8.
+        grounds: Ground resolution of each image.
         truths: Ground truth masks, each of shape (H, W), dtype uint8.
         calibration: Other RGB images, for INT8 calibration.
     """
 
     source: str
     images: tuple[Image, ...]
+    grounds: tuple[Ground, ...]
     truths: tuple[Mask, ...]
     calibration: tuple[Image, ...]
 
 
-def take_samples(paths: NnunetPaths, fold: int, count: int) -> Samples:
+def take_samples(paths: NnunetPaths, fold: int, count: int, view: ViewOptions = DEFAULT_VIEW) -> Samples:
     """Read images of the validation part of a fold, or generate scenes if there is no raw dataset.
 
     Args:
         paths: nnU-Net's folders.
         fold: Number of the fold.
         count: Maximum number of images.
+        view: Ground resolution of the images, if their files do not tell it.
     """
-    folds = _read_folds(paths)
-    if not folds:
-        return _generate(count)
-    chosen = folds[fold if fold < len(folds) else 0]
-    validation, training = _select_evenly(chosen["val"], count), _select_evenly(chosen["train"], count)
-    raw = paths.raw_dataset
+    validation, training = (_pairs_of_fold(paths, fold, part, count) for part in ("val", "train"))
+    if not validation:
+        return _generate(count, view)
+    files = [pair.image.read_bytes() for pair in validation]
     return Samples(
         f"validation part of fold {fold}",
-        tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in validation),
-        tuple(read_mask(raw / "labelsTr" / f"{case}.png", "ids") for case in validation),
-        tuple(read_image(raw / "imagesTr" / f"{case}_0000.png") for case in training),
+        tuple(map(decode_image, files)),
+        tuple(map(view.read_ground, files)),
+        tuple(read_mask(pair.mask, "ids") for pair in validation),
+        tuple(read_image(pair.image) for pair in training),
     )
 
 
-def validation_images(paths: NnunetPaths, fold: int, count: int) -> list[Path]:
-    """Return at most `count` image files of the validation part of a fold; none without the raw dataset."""
+def _pairs_of_fold(paths: NnunetPaths, fold: int, part: str, count: int) -> list[Pair]:
+    """Return at most `count` cases of one part of a fold; none without the raw dataset."""
     folds = _read_folds(paths)
     if not folds:
         return []
-    cases = _select_evenly(folds[fold if fold < len(folds) else 0]["val"], count)
-    return [paths.raw_dataset / "imagesTr" / f"{case}_0000.png" for case in cases]
+    raw = paths.raw_dataset
+    return [
+        Pair(case, raw / "imagesTr" / f"{case}_0000.png", raw / "labelsTr" / f"{case}.png")
+        for case in _select_evenly(folds[fold if fold < len(folds) else 0][part], count)
+    ]
 
 
 def choose_pairs(data: Path, split_file: Path | None, part: str) -> list[Pair]:
@@ -134,11 +141,12 @@ def _read_folds(paths: NnunetPaths) -> list[dict[str, list[str]]]:
     return []
 
 
-def _generate(count: int) -> Samples:
+def _generate(count: int, view: ViewOptions) -> Samples:
     scenes = [generate_scene(_GENERATED_SEED + index, *_GENERATED_SIZE) for index in range(2 * count)]
     return Samples(
         "generated scenes",
         tuple(image for image, _ in scenes[:count]),
+        (view.read_ground(b""),) * count,
         tuple(mask for _, mask in scenes[:count]),
         tuple(image for image, _ in scenes[count:]),
     )
@@ -176,6 +184,7 @@ def add_reference(
     *,
     split_file: Path | None,
     part: str,
+    view: ViewOptions = DEFAULT_VIEW,
     max_pixels: int,
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -188,6 +197,7 @@ def add_reference(
         out: Folder of the copy.
         split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
+        view: Ground resolution of the images, if their files do not tell it.
         max_pixels: Maximum number of pixels of an image.
         replace: Whether an earlier bundle in `out` may be replaced.
         progress: Progress callback with the number of processed images and the total.
@@ -204,23 +214,36 @@ def add_reference(
     pairs = choose_pairs(data, split_file, part)
     if len(pairs) < MIN_RECORDS:
         raise DriftError(f"{len(pairs)} images are too few for a drift reference; at least {MIN_RECORDS} are needed.")
-
-    def images() -> Iterator[tuple[Image, Ground]]:
-        for done, pair in enumerate(pairs):
-            progress(done, len(pairs))
-            yield read_image(pair.image, max_pixels=max_pixels), read_ground(pair.image.read_bytes())
-        progress(len(pairs), len(pairs))
-
+    images = _read_photographs(pairs, view, max_pixels=max_pixels, progress=progress)
     source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
     with TemporaryDirectory() as temporary:
         table = Path(temporary, bundle_format.REFERENCE_NAME)
-        reference = take_reference(bundle, images(), source, table)
+        reference = take_reference(bundle, images, source, table)
         files = {name: bundle.folder / name for name in bundle.manifest.files} | {bundle_format.REFERENCE_NAME: table}
         return bundle_format.write_bundle(
             out,
-            lambda records: bundle.manifest.model_copy(update={"files": records, "drift_reference": reference}),
+            lambda records: bundle.manifest.model_copy(
+                update={
+                    "format_version": bundle_format.FORMAT_VERSION,
+                    "files": records,
+                    "drift_reference": reference,
+                }
+            ),
             files,
         )
+
+
+def _read_photographs(
+    pairs: Sequence[Pair],
+    view: ViewOptions = DEFAULT_VIEW,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Iterator[tuple[Image, Ground]]:
+    """Yield the image of each pair with its ground resolution."""
+    for done, pair in enumerate(pairs, start=1):
+        yield read_image(pair.image, max_pixels=max_pixels), view.read_ground(pair.image.read_bytes())
+        progress(done, len(pairs))
 
 
 def export_model(
@@ -234,13 +257,16 @@ def export_model(
     int8: bool = False,
     default_profile: str = "fast",
     licence: str,
+    ground: bundle_format.TrainingGround | None = None,
+    view: ViewOptions = DEFAULT_VIEW,
     images: int = 8,
     on_step: StepCallback,
 ) -> bundle_format.Bundle:
     """Export a trained model to a bundle.
 
     The bundle is written only if the exported network agrees with the trained one. Its profiles are measured on the
-    validation part of the raw dataset, or on generated scenes if there is none.
+    validation part of the raw dataset, or on generated scenes if there is none. With at least 20 validation images, it
+    is also calibrated on them.
 
     Args:
         folder: nnU-Net's model folder.
@@ -253,6 +279,8 @@ def export_model(
         int8: Whether to add an INT8 network.
         default_profile: Name of the default profile.
         licence: Licence of the weights.
+        ground: Ground resolution of the training images; without it, images are not rescaled.
+        view: How the validation images are presented to the model.
         images: Maximum number of images to measure the profiles on.
         on_step: Callback, called when a step begins.
 
@@ -265,29 +293,45 @@ def export_model(
     profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
     if default_profile not in profiles:
         raise ConfigurationError(f"There is no profile {default_profile!r}; choose one of {', '.join(profiles)}.")
-    samples = take_samples(paths, model.folds[0].number, images)
+    fold = model.folds[0].number
+    samples = take_samples(paths, fold, images, view)
     with TemporaryDirectory() as temporary:
         staging_dir = Path(temporary)
-        files, agreement = _export_networks(model, samples, staging_dir, int8=int8, on_step=on_step)
+        networks, agreement = _export_networks(model, samples, staging_dir, int8=int8, on_step=on_step)
         description = _Description(model, profiles, default_profile, licence, agreement)
-        draft = bundle_format.write_bundle(staging_dir / "draft", description.manifest, files)
-        measured, quality = _measure(draft, samples, on_step)
-        reference = None
-        if images_of_reference := validation_images(paths, model.folds[0].number, _REFERENCE_IMAGES):
-            on_step(f"computing the drift reference from {len(images_of_reference)} images")
+        draft = bundle_format.write_bundle(staging_dir / "networks", description.manifest, networks)
+        validation = _pairs_of_fold(paths, fold, "val", _MOST_IMAGES)
+        draft = _add_blocks(draft, staging_dir / "draft", ground, validation, samples.source, on_step)
+        measured, quality = _measure(draft, samples, on_step, plain=view.plain)
+        changes: dict[str, object] = {"profiles": measured, "quality": quality}
+        files = {name: draft.folder / name for name in draft.manifest.files}
+        if validation:
+            on_step(f"computing the drift reference from {len(validation)} images")
             files[bundle_format.REFERENCE_NAME] = staging_dir / bundle_format.REFERENCE_NAME
-            photographs = ((read_image(file), read_ground(file.read_bytes())) for file in images_of_reference)
-            reference = take_reference(draft, photographs, samples.source, files[bundle_format.REFERENCE_NAME])
-        on_step("computing the self-check")
-        image = generate_self_check_image(*model.plan.patch_size[::-1])
-        check, check_files = build_self_check(draft, image, staging_dir)
+            changes["drift_reference"] = take_reference(
+                draft, _read_photographs(validation, view), samples.source, files[bundle_format.REFERENCE_NAME]
+            )
         return bundle_format.write_bundle(
-            out,
-            lambda records: description.manifest(
-                records, profiles=measured, quality=quality, drift_reference=reference, self_check=check
-            ),
-            files | check_files,
+            out, lambda records: draft.manifest.model_copy(update=changes | {"files": records}), files
         )
+
+
+def _add_blocks(
+    bundle: bundle_format.Bundle,
+    out: Path,
+    ground: bundle_format.TrainingGround | None,
+    validation: Sequence[Pair],
+    source: str,
+    on_step: StepCallback,
+) -> bundle_format.Bundle:
+    """Add the self-check, and the calibration if there are enough images."""
+    images = None
+    if len(validation) >= MIN_IMAGES:
+        on_step(f"computing the self-check, and the calibration from {len(validation)} images")
+        images = CalibrationImages(f"{len(validation)} images, {source}", validation, "ids")
+    else:
+        on_step("computing the self-check")
+    return add_blocks(bundle, out, ground=ground, images=images)
 
 
 def _export_networks(
@@ -330,13 +374,8 @@ class _Description:
     def manifest(
         self,
         files: dict[str, bundle_format.FileRecord],
-        *,
-        profiles: dict[str, bundle_format.Profile] | None = None,
-        quality: dict[str, Any] | None = None,
-        drift_reference: bundle_format.DriftReference | None = None,
-        self_check: bundle_format.SelfCheck | None = None,
     ) -> bundle_format.Manifest:
-        """Return the manifest of a bundle with these files and measurements."""
+        """Return the manifest of a bundle with these files."""
         model = self.model
         folds = ", ".join(str(fold.number) for fold in model.folds)
         return bundle_format.Manifest(
@@ -348,12 +387,9 @@ class _Description:
             patch_size=model.plan.patch_size,
             divisor=model.plan.divisor,
             mirror_axes=model.mirror_axes,
-            profiles=profiles or self.profiles,
+            profiles=self.profiles,
             default_profile=self.default_profile,
             provenance=self._provenance(),
-            quality=quality,
-            drift_reference=drift_reference,
-            self_check=self_check,
             files=files,
         )
 
@@ -378,7 +414,7 @@ class _Description:
 
 
 def _measure(
-    draft: bundle_format.Bundle, samples: Samples, on_step: StepCallback
+    draft: bundle_format.Bundle, samples: Samples, on_step: StepCallback, *, plain: bool
 ) -> tuple[dict[str, bundle_format.Profile], dict[str, Any]]:
     """Predict the samples with every profile.
 
@@ -389,7 +425,10 @@ def _measure(
     for name in draft.manifest.profiles:
         on_step(f"measuring profile {name} on {len(samples.images)} images ({samples.source})")
         segmenter = BundleSegmenter(draft, profile=name)
-        masks[name] = [segmenter.segment(image).mask for image in samples.images]
+        masks[name] = [
+            segmenter.segment(image, ground, plain=plain).mask
+            for image, ground in zip(samples.images, samples.grounds, strict=True)
+        ]
     measured, quality = {}, {}
     for name, profile in draft.manifest.profiles.items():
         agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])
