@@ -227,7 +227,8 @@ def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path
     require_program("curl")
     (block,) = re.findall(r"```bash\n(echo .*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     result = run_in_shell(block, server, tmp_path)
-    assert result.count('"classes_found":[5]') == 2
+    assert result.count('"classes_found":[5]') == 3
+    assert result.count('"height_m":40.0') == 1
     assert '"license":"Apache-2.0"' in result
 
 
