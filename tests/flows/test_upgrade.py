@@ -11,10 +11,13 @@ from droneseg.core.errors import DatasetError, ModelError
 from droneseg.core.images import read_image
 from droneseg.data.dataset import list_pairs
 from droneseg.data.synthetic import generate_scene
+from droneseg.flows.export import add_reference
 from droneseg.flows.upgrade import CalibrationImages, add_blocks
+from droneseg.inference.batch import ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import Bundle, TrainingGround, model_id_of, read_bundle, write_bundle
+from droneseg.monitoring.drift import read_reference
 from support.bundles import make_bundle
 from support.projects import make_photographs
 
@@ -118,3 +121,29 @@ def test_too_few_images_for_a_calibration_write_nothing(old: Bundle, tmp_path: P
 def test_a_range_must_contain_the_ground_resolution(values: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"it must contain gsd_m, 0\.02"):
         TrainingGround(gsd_m=0.02, gsd_range_m=values, source="a tape measure")
+
+
+@pytest.mark.parametrize(("gsd_m", "pixels"), [(None, 1200), (0.01, 300)], ids=["unknown", "half as coarse"])
+def test_a_drift_reference_describes_images_at_the_resolution_of_the_model(
+    old: Bundle, tmp_path: Path, gsd_m: float | None, pixels: int
+) -> None:
+    upgraded = add_blocks(old, tmp_path / "new", ground=GROUND)
+    bundle = add_reference(
+        upgraded.folder,
+        make_photographs(tmp_path / "photographs", 24),
+        tmp_path / "reference",
+        split_file=None,
+        part="val",
+        view=ViewOptions(gsd_m=gsd_m),
+        max_pixels=10_000,
+    )
+    assert set(read_reference(bundle).table["megapixels"]) == {pixels / 1e6}
+    assert bundle.manifest.ground == GROUND
+
+
+def test_a_bundle_of_format_1_with_a_new_drift_reference_has_format_2(old: Bundle, tmp_path: Path) -> None:
+    photographs = make_photographs(tmp_path / "photographs", 24)
+    bundle = add_reference(old.folder, photographs, tmp_path / "new", split_file=None, part="val", max_pixels=10_000)
+    assert bundle.manifest.format_version == 2
+    assert bundle.manifest.drift_reference is not None
+    assert bundle.manifest.drift_reference.images == 24
