@@ -140,9 +140,8 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
         _, (result,) = await _segment(service, budget, request, max_files=1)
         if isinstance(result, Exception):
             raise result
-        if _accepts_only_png(request.headers.get("accept", "")):
-            return _mask_file(result)
-        return _json(_prediction_json(result, mask))
+        only_png = _accepts_only_png(request.headers.get("accept", ""))
+        return _mask_file(result) if only_png else _json(_prediction_json(result, mask))
 
     @router.post(
         "/batch_predict",
@@ -152,13 +151,9 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
     )
     async def batch_predict(request: Request, mask: MaskOption = "png") -> Response:
         """Segment several images. A file that cannot be segmented gets an error item; the others are unaffected."""
-        uploads, results = await _segment(service, budget, request, max_files=None)
         items = []
-        for upload, result in zip(uploads, results, strict=True):
-            if isinstance(result, schemas.PredictionResult):
-                items.append(_prediction_json(result, mask))
-            else:
-                items.append(service.batch_item_error(upload, result).model_dump_json())
+        for upload, result in zip(*await _segment(service, budget, request, max_files=None), strict=True):
+            items.append(_item_json(service, upload, result, mask))
             await asyncio.sleep(0)  # lets other requests run while a batch of large masks is encoded
         return _json("[" + ",".join(items) + "]")
 
@@ -299,6 +294,14 @@ def _prediction_json(result: schemas.PredictionResult, mask: str) -> str:
     if mask == "none":
         return result.to_response(with_mask=False).model_dump_json(exclude={"segmentation_mask"})
     return result.to_response().model_dump_json()
+
+
+def _item_json(
+    service: PredictionService, upload: schemas.Upload, result: schemas.PredictionResult | Exception, mask: str
+) -> str:
+    if isinstance(result, schemas.PredictionResult):
+        return _prediction_json(result, mask)
+    return service.batch_item_error(upload, result).model_dump_json()
 
 
 def _accepts_only_png(accept: str) -> bool:
