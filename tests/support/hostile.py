@@ -207,7 +207,11 @@ def _odd_but_good() -> Iterator[Hostile]:
     yield Hostile("one pixel", _png(1, 1), OK)
     # the pixels are readable even if the metadata is not
     yield Hostile("PNG with garbage for EXIF", _png(8, 8, extra=_chunk(b"eXIf", b"garbage!")), OK)
+    bomb = "".join(f'<!ENTITY e{n + 1} "{10 * f"&e{n};"}">' for n in range(9))
+    entities = f'<!DOCTYPE x [<!ENTITY e0 "x">{bomb}]><x>&e9;</x>'.encode()
     for kind in ("JPEG", "WEBP"):
+        yield Hostile(f"{kind} with an XML bomb for XMP", _encoded(kind, xmp=entities), OK)
+        yield Hostile(f"{kind} with garbage for XMP", _encoded(kind, xmp=b"<x:xmpmeta \xff\0"), OK)
         yield Hostile(f"{kind} with garbage for EXIF", _exif(kind, b"Exif\0\0garbage!garbage!"), OK)
         yield Hostile(f"{kind} with EXIF cut off", _exif(kind, b"Exif\0\0II*\0"), OK)
         odd = _tags((0x0100, 9, 0xFFFFFFFF), (0x0111, 7, 1), (0x0112, 3, 6))
