@@ -1,5 +1,7 @@
 """Calibration on images with true masks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.flows.calibrate import fit_calibration, fit_temperature
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import describe, features_of
-from droneseg.model.bundle import Bundle
+from droneseg.inference.views import DEFAULT_CONTEXT
+from droneseg.model.bundle import Bundle, Calibration, FeatureRange
 from support.bundles import make_bundle
 
 CLASSES = 6
@@ -33,6 +36,11 @@ def drawn(temperature: float, pixels: int = 100_000) -> tuple[np.ndarray, np.nda
     return logits, (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=0).astype(np.uint8)
 
 
+def ranges_of(calibration: Calibration) -> dict[str, FeatureRange]:
+    assert calibration.unlike_training is not None
+    return calibration.unlike_training.features
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0])
 def test_temperature_of_drawn_classes_is_found(temperature: float) -> None:
     assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, abs=0.03)
@@ -53,6 +61,15 @@ def test_calibration_has_a_temperature_and_ranges_for_new_images(bundle: Bundle)
         images = [(generate_scene(seed, 96, 72)[0] * factor).astype(np.uint8) for seed in range(1000, 1020)]
         new = [features_of(segmenter.segment(image).statistics, None) for image in images]
         assert least <= sum(bool(describe(values, found.unlike_training)) for values in new) <= most
+
+
+def test_calibration_of_a_bundle_with_several_views_limits_their_disagreement(bundle: Bundle, tmp_path: Path) -> None:
+    assert "disagreement" not in ranges_of(fit_calibration(bundle, scenes(20), source=""))
+    several = make_bundle(tmp_path / "bundle", context=DEFAULT_CONTEXT)
+    found = ranges_of(fit_calibration(several, scenes(20), source=""))["disagreement"]
+    assert found.low is None
+    assert found.high is not None
+    assert 0 < found.centre < found.high < 1
 
 
 def test_too_few_images_are_an_error(bundle: Bundle) -> None:

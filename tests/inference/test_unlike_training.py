@@ -13,12 +13,13 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import describe, features_of, fit_ranges, scores
 from droneseg.inference.views import DEFAULT_CONTEXT
-from droneseg.model.bundle import Bundle, Calibration, FeatureRange, TrainingGround, UnlikeTraining, write_bundle
+from droneseg.model.bundle import Calibration, FeatureRange, TrainingGround, UnlikeTraining
 from support.bundles import make_bundle
 
 SIZE = (96, 72)
 TRAINING = [generate_scene(seed, *SIZE)[0] for seed in range(100)]
 OTHERS = [generate_scene(seed, *SIZE)[0] for seed in range(1000, 1040)]
+GROUND = TrainingGround(gsd_m=0.02, gsd_range_m=(0.01, 0.03), source="test")
 CHANGES = {
     "darker": lambda image: (image * 0.1).astype(np.uint8),
     "brighter": lambda image: 255 - (255 - image) // 8,
@@ -38,12 +39,6 @@ def features(image: np.ndarray, disagreement: float | None = None) -> dict[str, 
 @pytest.fixture(scope="module")
 def ranges() -> UnlikeTraining:
     return fit_ranges([features(image) for image in TRAINING], "100 generated scenes")
-
-
-def with_blocks(bundle: Bundle, folder: Path, **blocks: object) -> Bundle:
-    """Return a copy of a bundle with these blocks in its manifest."""
-    files = {name: bundle.folder / name for name in bundle.manifest.files}
-    return write_bundle(folder, lambda records: bundle.manifest.model_copy(update=blocks | {"files": records}), files)
 
 
 def calibration(**features: FeatureRange) -> Calibration:
@@ -90,6 +85,34 @@ def test_equal_images_do_not_make_the_ranges_empty() -> None:
     assert describe(features(CHANGES["darker"](TRAINING[0])), limits)
 
 
+def test_views_that_agree_are_not_reported_and_views_that_disagree_are() -> None:
+    image = features(TRAINING[0])
+    rows = [image | {"disagreement": 0.001 * step} for step in range(100)]
+    limits = fit_ranges(rows, "").features["disagreement"]
+    assert limits.low is None
+    assert limits.high == pytest.approx(0.1, abs=0.01)
+
+
+def test_prediction_counts_pixels_whose_region_changes_with_the_view(tmp_path: Path) -> None:
+    bundle = make_bundle(
+        tmp_path / "bundle",
+        ground=GROUND,
+        context=DEFAULT_CONTEXT.model_copy(update={"exposure": None}),
+        calibration=calibration(disagreement=FeatureRange(centre=0.01, high=0.2)),
+    )
+    segmenter = BundleSegmenter(bundle)
+    checks = np.indices((32, 48)).sum(axis=0) % 2 == 0
+    lawn, roof, shade = (0, 250, 0), (250, 250, 250), (5, 5, 5)
+    # in the smaller view, neighbours are averaged: all is landing zone
+    found = segmenter.segment(np.where(checks[..., None], lawn, roof).astype(np.uint8))
+    assert found.disagreement == 0.5
+    assert found.unlike_training == ("classified differently as a whole than in parts",)
+    # obstacles are no region: they are expected to vanish
+    found = segmenter.segment(np.where(checks[..., None], shade, roof).astype(np.uint8))
+    assert found.disagreement == 0
+    assert not found.unlike_training
+
+
 def test_a_side_without_a_limit_is_not_checked() -> None:
     limits = UnlikeTraining(features={"disagreement": FeatureRange(centre=0.1, high=0.3)}, source="")
     assert describe({"disagreement": 0.0}, limits) == ()
@@ -104,9 +127,7 @@ def test_ranges_out_of_order_are_malformed(low: float, high: float) -> None:
 
 def test_prediction_carries_the_warning_and_its_reason(tmp_path: Path) -> None:
     limits = {"brightness": FeatureRange(low=0.2, centre=0.4, high=0.6)}
-    segmenter = BundleSegmenter(
-        with_blocks(make_bundle(tmp_path / "bundle"), tmp_path / "new", calibration=calibration(**limits))
-    )
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", calibration=calibration(**limits)))
     like = segmenter.segment(np.full((16, 24, 3), 100, np.uint8))
     assert like.statistics == image_statistics(np.full((16, 24, 3), 100, np.uint8))
     assert WarningCode.UNLIKE_TRAINING not in like.ground.warnings
@@ -122,12 +143,13 @@ def test_bundle_without_ranges_does_not_report(tmp_path: Path) -> None:
 
 
 def test_features_are_those_of_the_resampled_image_before_the_exposure_correction(tmp_path: Path) -> None:
-    blocks = {
-        "ground": TrainingGround(gsd_m=0.02, gsd_range_m=(0.01, 0.03), source="test"),
-        "context": DEFAULT_CONTEXT,
-        "calibration": calibration(brightness=FeatureRange(low=0.2, centre=0.4, high=0.6)),
-    }
-    segmenter = BundleSegmenter(with_blocks(make_bundle(tmp_path / "bundle"), tmp_path / "new", **blocks))
+    bundle = make_bundle(
+        tmp_path / "bundle",
+        ground=GROUND,
+        context=DEFAULT_CONTEXT,
+        calibration=calibration(brightness=FeatureRange(low=0.2, centre=0.4, high=0.6)),
+    )
+    segmenter = BundleSegmenter(bundle)
     checks = np.indices((32, 48)).sum(axis=0) % 2 * 80
     image = np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)
     found = segmenter.segment(image, Ground(gsd_m=0.01, source="argument"))

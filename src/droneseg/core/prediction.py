@@ -41,8 +41,8 @@ class Prediction:
         ground: Ground resolution, resampling and warning codes.
         statistics: Statistics of the image as the model saw it, see `image_statistics`.
         seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
-        disagreement: Share of the pixels for which two views of the image predict different classes, 0 to 1; None if
-            there is only one view.
+        disagreement: Share of the pixels for which the views of the image predict different region classes, 0 to 1;
+            None if there is only one view.
         unlike_training: How the image is unlike the training images, such as "darker"; empty if it is like them.
     """
 

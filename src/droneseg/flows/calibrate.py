@@ -5,13 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.camera import UNKNOWN_GROUND, Ground
 from droneseg.core.errors import DatasetError
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
+from droneseg.core.prediction import image_statistics
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import features_of, fit_ranges
-from droneseg.model.bundle import Bundle, Calibration
+from droneseg.inference.views import MAX_REDUCTION, View, ViewCombiner, resample
+from droneseg.model.bundle import Bundle, Calibration, Context
 
 MIN_IMAGES = 20
 """Smallest number of images for a calibration."""
@@ -24,7 +25,7 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     """Fit the calibration of a bundle's default profile.
 
     Args:
-        bundle: Bundle with the blocks `ground` and `context` that it is to have.
+        bundle: Bundle with the block `context` that it is to have.
         samples: Images at the model's ground resolution, RGB, shape (H, W, 3), dtype uint8, and their true masks of
             class ids, shape (H, W), dtype uint8.
         source: Description of the images, and whether the network was trained on them.
@@ -35,14 +36,13 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     Raises:
         DatasetError: If there are fewer than 20 images.
     """
-    segmenter, training = BundleSegmenter(bundle), bundle.manifest.ground
-    ground = Ground(gsd_m=training.gsd_m, source="argument") if training else UNKNOWN_GROUND
+    segmenter = BundleSegmenter(bundle)
     rows, logits, truths = [], [], []
     for image, truth in samples:
-        prediction = segmenter.segment(image, ground)
-        rows.append(features_of(prediction.statistics, prediction.disagreement))
-        of_pixels = segmenter.logits(image)[:, ::_PIXEL_STEP, ::_PIXEL_STEP]
-        logits.append(of_pixels.reshape(len(of_pixels), -1))
+        of_image = segmenter.logits(image)
+        disagreement = _measure_disagreement(segmenter, image, of_image, bundle.manifest.context)
+        rows.append(features_of(image_statistics(image), disagreement))
+        logits.append(of_image[:, ::_PIXEL_STEP, ::_PIXEL_STEP].reshape(len(of_image), -1))
         truths.append(truth[::_PIXEL_STEP, ::_PIXEL_STEP].reshape(-1))
     if len(rows) < MIN_IMAGES:
         raise DatasetError(f"{len(rows)} images are too few for a calibration; use at least {MIN_IMAGES}.")
@@ -51,6 +51,24 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
         source=source,
         unlike_training=fit_ranges(rows, source),
     )
+
+
+def _measure_disagreement(
+    segmenter: BundleSegmenter, image: Image, logits: NDArray[np.float32], context: Context | None
+) -> float | None:
+    """Return the disagreement of an image with its smallest view; None for a bundle that uses a single view.
+
+    Small views disagree most, so the range suits larger ones, too.
+    """
+    if context is None:
+        return None
+    height, width = image.shape[:2]
+    size = max(round(height / MAX_REDUCTION), 1), max(round(width / MAX_REDUCTION), 1)
+    view = View(size, weight=0.5, only_regions=True)
+    smallest = segmenter.logits(resample(image, size))
+    combiner = ViewCombiner([(view, smallest)], (height, width), context, temperature=1.0)
+    combiner.classify(logits, 0)
+    return combiner.disagreement
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: Mask) -> float:

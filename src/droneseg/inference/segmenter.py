@@ -147,7 +147,8 @@ class BundleSegmenter:
         Args:
             image: RGB, shape (H, W, 3), dtype uint8.
         """
-        return sliding_window.logit_map(self._runtime, image, self._tables(image, None), self._window)[0]
+        window = self._window_for(self._bundle.manifest.context)
+        return sliding_window.logit_map(self._runtime, image, self._tables(image, None), window)[0]
 
     def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
         """Return the number of tiles of all views of an image; see `Segmenter`."""
@@ -172,9 +173,9 @@ class BundleSegmenter:
     def _run(
         self, image: Image, plan: views.ViewPlan, context: Context | None
     ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
-        """Return the segmentation of a resampled image, and the share of pixels on which its views disagree."""
+        """Return the segmentation of a resampled image, and the disagreement of its views."""
         tables = self._tables(image, context)
-        window = self._window if context is None else replace(self._window, border="mirror")
+        window = self._window_for(context)
         if context is None or not plan.views:
             return sliding_window.sliding_window_inference(self._runtime, image, tables, window), None
         coarse, network_s = [], 0.0
@@ -187,6 +188,9 @@ class BundleSegmenter:
         result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, combiner.classify)
         result.network_s += network_s
         return result, combiner.disagreement
+
+    def _window_for(self, context: Context | None) -> sliding_window.SlidingWindowConfig:
+        return self._window if context is None else replace(self._window, border="mirror")
 
     def _tables(self, image: Image, context: Context | None) -> Sequence[sliding_window.Table]:
         """Return the look-up tables of the exposure corrections and the normalisation."""

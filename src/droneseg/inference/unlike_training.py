@@ -23,7 +23,7 @@ _TAIL = 0.02
 _TAIL_DEVIATIONS = 2.054
 """Distance of the 2 % quantile from the median of a normal distribution, in standard deviations."""
 _MIN_DEVIATION = 0.01
-"""Smallest deviation of a logarithm, for images that hardly differ: 1 % of the value."""
+"""Smallest deviation, for images that hardly differ: 1 % of a statistic, 0.01 of a share."""
 _SMALLEST = 1e-5
 """Smallest value whose logarithm is used; statistics have five decimals."""
 
@@ -33,7 +33,7 @@ def features_of(statistics: Mapping[str, float], disagreement: float | None) -> 
 
     Args:
         statistics: Image statistics as `image_statistics` returns them.
-        disagreement: Share of the pixels for which two views predict different classes; None for a single view.
+        disagreement: Share of the pixels for which the views predict different region classes; None for a single view.
     """
     values = {name: statistics[name] for name in _FEATURES}
     return values if disagreement is None else values | {_DISAGREEMENT: disagreement}
@@ -73,38 +73,39 @@ def describe(values: Mapping[str, float], ranges: UnlikeTraining | None) -> tupl
 def fit_ranges(rows: Sequence[Mapping[str, float]], source: str) -> UnlikeTraining:
     """Fit the range of each feature so that 1 % of the training images are outside any of them.
 
-    Values are compared by their logarithms. Their distance from the median is measured in deviations, estimated from
-    the 2 % quantile of the same side. All limits are the same number of deviations away.
+    Statistics are compared by their logarithms. The distance of a value from the median is measured in deviations,
+    estimated from the 2 % quantile of the same side. All limits are the same number of deviations away.
 
     Args:
         rows: Features by name, one mapping per training image.
         source: Description of the images.
     """
-    table = {name: _logarithm([row[name] for row in rows]) for name in rows[0]}
-    scales = {name: _Scale(values) for name, values in table.items()}
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    scales = {name: _Scale(name, values) for name, values in table.items()}
     farthest = np.max([np.abs(scales[name].deviations(values)) for name, values in table.items()], axis=0)
     limit = max(1.0, float(np.quantile(farthest, 1 - _FALSE_ALARMS)))
     return UnlikeTraining(features={name: scale.range(limit) for name, scale in scales.items()}, source=source)
 
 
-def _logarithm(values: Sequence[float]) -> NDArray[np.float64]:
-    return np.log(np.maximum(values, _SMALLEST))
-
-
 class _Scale:
-    """Deviations of logarithms from their median, separately below and above it."""
+    """Deviations of a feature from its median, separately below and above it."""
 
-    def __init__(self, values: NDArray[np.float64]) -> None:
-        low, self._centre, high = np.quantile(values, (_TAIL, 0.5, 1 - _TAIL))
+    def __init__(self, name: str, values: NDArray[np.float64]) -> None:
+        self._is_share = name == _DISAGREEMENT
+        low, self._centre, high = np.quantile(self._transform(values), (_TAIL, 0.5, 1 - _TAIL))
         self._below = max((self._centre - low) / _TAIL_DEVIATIONS, _MIN_DEVIATION)
         self._above = max((high - self._centre) / _TAIL_DEVIATIONS, _MIN_DEVIATION)
 
     def deviations(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        distance: NDArray[np.float64] = values - self._centre
+        distance: NDArray[np.float64] = self._transform(values) - self._centre
         distance /= np.where(distance < 0, self._below, self._above)
         return distance
 
     def range(self, limit: float) -> FeatureRange:
         ends = (self._centre - limit * self._below, self._centre, self._centre + limit * self._above)
-        low, centre, high = (float(f"{np.exp(end):.4g}") for end in ends)
-        return FeatureRange(low=low, centre=centre, high=high)
+        low, centre, high = (float(f"{end if self._is_share else np.exp(end):.4g}") for end in ends)
+        # views that agree are no reason for a warning
+        return FeatureRange(low=None if self._is_share else low, centre=centre, high=high)
+
+    def _transform(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values if self._is_share else np.log(np.maximum(values, _SMALLEST))

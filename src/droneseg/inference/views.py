@@ -27,7 +27,8 @@ DEFAULT_CONTEXT = Context(
 """Default combination of views; the exposure range covers the middle half of the 218 training photographs."""
 MAX_ENLARGEMENT = 2.0
 """Largest enlargement of an image that is coarser than the training images."""
-_MAX_REDUCTION = 4.0  # of a view below the model's resolution; the network recognises little in smaller ones
+MAX_REDUCTION = 4.0
+"""Largest reduction of a view below the model's resolution; the network recognises little in smaller ones."""
 _MIN_REDUCTION = 1.25  # a view that is hardly smaller adds nothing
 _TWO_STEPS = 2.0  # from this reduction on, there is a view half-way
 _UNKNOWN_SCALE_TILES = 2.0  # along the longer side
@@ -116,7 +117,7 @@ def _whole_view(size: tuple[int, int], tiles: float, context: Context) -> tuple[
 
 def _coarse_views(size: tuple[int, int], tiles: float) -> tuple[View, ...]:
     """Return up to two views that are coarser than the training images, all with the weight of the tiles."""
-    reduction = min(tiles, _MAX_REDUCTION)
+    reduction = min(tiles, MAX_REDUCTION)
     if reduction < _MIN_REDUCTION:
         return ()
     reductions = (reduction**0.5, reduction) if reduction >= _TWO_STEPS else (reduction,)
@@ -204,15 +205,14 @@ class ViewCombiner:
         self._temperature, self._size = temperature, size
         self._views = [(view, [pillow.fromarray(channel) for channel in logits]) for view, logits in views]
         self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
-        only_regions = any(view.only_regions for view, _ in views)
-        self._regions = (
-            [entry.id for entry in CLASSES if entry.name in context.region_classes] if only_regions else None
-        )
+        self._only_regions = any(view.only_regions for view, _ in views)
+        self._regions = [entry.id for entry in CLASSES if entry.name in context.region_classes]
+        self._is_region = np.isin(np.arange(len(CLASSES)), self._regions)
         self._disagreeing = 0
 
     @property
     def disagreement(self) -> float:
-        """Share of the pixels for which the tiles and the smallest view predict different classes, 0 to 1."""
+        """Share of the pixels for which the tiles and the smallest view predict different region classes, 0 to 1."""
         return self._disagreeing / (self._size[0] * self._size[1])
 
     def classify(self, logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
@@ -229,17 +229,22 @@ class ViewCombiner:
     def _combine(self, tiles: NDArray[np.float32], first: int) -> NDArray[np.float32]:
         """Return the class probabilities of rows, shape (C, rows, W), from the logits of the tiles."""
         bands = [self._band(channels, first, tiles.shape[1]) for _, channels in self._views]
-        self._disagreeing += int((tiles.argmax(axis=0) != bands[-1].argmax(axis=0)).sum())
+        self._count_disagreeing(tiles.argmax(axis=0), bands[-1].argmax(axis=0))
         mean = self._tile_weight * tiles
         for (view, _), band in zip(self._views, bands, strict=True):
             mean += np.float32(view.weight) * band
-        if self._regions is None:
+        if not self._only_regions:
             return softmax(mean, self._temperature)
         probabilities = softmax(tiles, self._temperature)
         regions = softmax(mean[self._regions], self._temperature)
         regions *= probabilities[self._regions].sum(axis=0)
         probabilities[self._regions] = regions
         return probabilities
+
+    def _count_disagreeing(self, ids: NDArray[np.intp], others: NDArray[np.intp]) -> None:
+        # objects are lost in small views, so only an exchange of regions tells something
+        exchanged = self._is_region[ids] & self._is_region[others] & (ids != others)
+        self._disagreeing += int(exchanged.sum())
 
     def _band(self, channels: list[pillow.Image], first: int, rows: int) -> NDArray[np.float32]:
         """Return the logits of a view for a band of rows, by bilinear interpolation."""
