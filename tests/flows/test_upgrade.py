@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from droneseg.core.camera import given_ground
 from droneseg.core.errors import DatasetError, ModelError
@@ -16,7 +18,15 @@ from droneseg.flows.upgrade import CalibrationImages, add_blocks
 from droneseg.inference.batch import ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import DEFAULT_CONTEXT
-from droneseg.model.bundle import Bundle, TrainingGround, model_id_of, read_bundle, write_bundle
+from droneseg.model.bundle import (
+    INT8_NETWORK_NAME,
+    Bundle,
+    Profile,
+    TrainingGround,
+    model_id_of,
+    read_bundle,
+    write_bundle,
+)
 from droneseg.monitoring.drift import read_reference
 from support.bundles import make_bundle
 from support.projects import make_photographs
@@ -147,3 +157,37 @@ def test_a_bundle_of_format_1_with_a_new_drift_reference_has_format_2(old: Bundl
     assert bundle.manifest.format_version == 2
     assert bundle.manifest.drift_reference is not None
     assert bundle.manifest.drift_reference.images == 24
+
+
+def with_signed_int8(bundle: Bundle, folder: Path) -> Bundle:
+    """Write a copy of a bundle with an INT8 network whose input is quantised to signed integers."""
+    model = onnx.load(bundle.network("fast"))
+    model.graph.node[0].input[0] = "dequantised"
+    for kind, source, target in (
+        ("DequantizeLinear", "quantised", "dequantised"), ("QuantizeLinear", "patch", "quantised")
+    ):  # fmt: skip
+        model.graph.node.insert(0, helper.make_node(kind, [source, "scale", "zero"], [target]))
+    constants = {"scale": np.float32(1 / 255), "zero": np.array(-128, np.int8)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    onnx.save(model, folder.parent / INT8_NETWORK_NAME)
+    profiles = bundle.manifest.profiles | {"int8": Profile(network=INT8_NETWORK_NAME, mirroring=False, precision="f32")}
+    files = {name: bundle.folder / name for name in bundle.manifest.files}
+    return write_bundle(
+        folder,
+        lambda records: bundle.manifest.model_copy(update={"profiles": profiles, "files": records}),
+        files | {INT8_NETWORK_NAME: folder.parent / INT8_NETWORK_NAME},
+    )
+
+
+def test_the_upgrade_stores_int8_activations_as_unsigned_integers(old: Bundle, tmp_path: Path) -> None:
+    signed = with_signed_int8(old, tmp_path / "signed")
+    upgraded = add_blocks(signed, tmp_path / "new")
+    constants = onnx.load(upgraded.network("int8")).graph.initializer
+    zero = next(numpy_helper.to_array(constant) for constant in constants if constant.name == "zero")
+    assert (zero.dtype, zero) == (np.uint8, 0)
+    assert upgraded.manifest.files["model.onnx"] == old.manifest.files["model.onnx"]
+    image = generate_scene(0, 70, 50)[0]
+    masks = [BundleSegmenter(each, profile="int8").segment(image).mask for each in (signed, upgraded)]
+    assert np.array_equal(*masks)
+    again = add_blocks(upgraded, tmp_path / "again")
+    assert again.manifest.files == upgraded.manifest.files

@@ -311,9 +311,9 @@ def upgrade(
 ) -> None:
     """Write a copy of a model in the current bundle format.
 
-    The networks stay the same. With --train-gsd, images are rescaled to the ground resolution of the training images,
-    and large images are also seen as a whole. With --data, the model learns its usual confidence and which images are
-    unlike its training images.
+    The networks stay the same, except an INT8 network that OpenVINO would compute wrongly. With --train-gsd, images are
+    rescaled to the ground resolution of the training images, and large images are also seen as a whole. With --data,
+    the model learns its usual confidence and which images are unlike its training images.
     """
     from droneseg.core.files import check_writable
     from droneseg.flows.upgrade import add_blocks

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from droneseg.core.errors import MissingDependencyError
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, read_image
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.data.dataset import Pair
@@ -49,6 +50,8 @@ def add_blocks(
 ) -> bundle_format.Bundle:
     """Write a copy of a bundle in the current format with all blocks.
 
+    An INT8 network with signed activations, which OpenVINO computes wrongly, is stored with unsigned ones.
+
     Args:
         bundle: Bundle of any format.
         out: Folder of the copy; an earlier bundle is replaced.
@@ -60,6 +63,7 @@ def add_blocks(
 
     Raises:
         DatasetError: If there are fewer than 20 images for the calibration.
+        MissingDependencyError: If the bundle has an INT8 network and the extra `train` is not installed.
         ModelError: If a runtime cannot run a network, or if the runtimes disagree.
     """
     old = bundle.manifest
@@ -67,6 +71,7 @@ def add_blocks(
     context = DEFAULT_CONTEXT if ground else None
     unchanged = (ground, context) == (old.ground, old.context)
     with TemporaryDirectory() as temporary:
+        bundle = _with_unsigned_int8(bundle, Path(temporary))
         height, width = old.patch_size
         self_check, new = build_self_check(bundle, generate_self_check_image(width, height), Path(temporary))
         files = {name: bundle.folder / name for name in old.files} | new
@@ -81,6 +86,21 @@ def add_blocks(
             draft = _write(bundle, Path(temporary, "draft"), blocks, files)
             blocks["calibration"] = fit_calibration(draft, images.read(progress), source=images.source)
         return _write(bundle, out, blocks, files)
+
+
+def _with_unsigned_int8(bundle: bundle_format.Bundle, folder: Path) -> bundle_format.Bundle:
+    """Return the bundle; if its INT8 network has signed activations, a copy in `folder` with unsigned ones."""
+    name = bundle_format.INT8_NETWORK_NAME
+    if name not in bundle.manifest.files:
+        return bundle
+    try:
+        from droneseg.training.onnx import make_network_unsigned
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "onnx", "train") from error
+    if not make_network_unsigned(bundle.folder / name, folder / name):
+        return bundle
+    files = {other: bundle.folder / other for other in bundle.manifest.files} | {name: folder / name}
+    return _write(bundle, folder / "unsigned", {}, files)
 
 
 def _write(

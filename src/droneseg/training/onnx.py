@@ -171,6 +171,15 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
     onnx.save(quantised, str(target))
 
 
+def make_network_unsigned(network: Path, target: Path) -> bool:
+    """Write a quantised network with unsigned activations, and return True; False if it has no signed ones."""
+    model = onnx.load(str(network))
+    changed = make_activations_unsigned(model)
+    if changed:
+        onnx.save(model, str(target))
+    return changed > 0
+
+
 def make_activations_unsigned(model: onnx.ModelProto) -> int:
     """Store the signed activations of a quantised network as unsigned integers, in place. No value changes.
 
