@@ -11,6 +11,8 @@ from onnx import helper, numpy_helper
 from droneseg.core.camera import given_ground
 from droneseg.core.errors import DatasetError, ModelError
 from droneseg.core.images import read_image
+from droneseg.core.masks import read_mask
+from droneseg.core.metrics import compute_metrics, confusion
 from droneseg.data.dataset import list_pairs
 from droneseg.data.synthetic import generate_scene
 from droneseg.flows.export import add_reference
@@ -191,3 +193,18 @@ def test_the_upgrade_stores_int8_activations_as_unsigned_integers(old: Bundle, t
     assert np.array_equal(*masks)
     again = add_blocks(upgraded, tmp_path / "again")
     assert again.manifest.files == upgraded.manifest.files
+
+
+def test_quality_is_measured_again_together_with_the_drift_reference(old: Bundle, tmp_path: Path) -> None:
+    photographs = make_photographs(tmp_path / "photographs", 24)
+    bundle = add_reference(
+        old.folder, photographs, tmp_path / "new", split_file=None, part="val", quality=True, max_pixels=10_000
+    )
+    truths = [read_mask(pair.mask, "colours") for pair in list_pairs(photographs).pairs]
+    masks = [BundleSegmenter(old).segment(read_image(pair.image)).mask for pair in list_pairs(photographs).pairs]
+    expected = compute_metrics([confusion(truth, mask) for truth, mask in zip(truths, masks, strict=True)])
+    quality = bundle.manifest.quality
+    assert quality is not None
+    assert (quality["images"], quality["miou"]) == (24, expected.miou)
+    assert quality["data"] == "photographs of photographs"
+    assert bundle.manifest.profiles[old.manifest.default_profile].figures["miou"] == round(expected.miou or 0, 4)

@@ -267,12 +267,15 @@ def reference(
     part: ValPart = None,
     gsd: Gsd = None,
     height: Height = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Also measure the model again on these images, with their true masks.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
 ) -> None:
     """Write a copy of a model with a new drift reference.
 
-    Use it when the images have changed permanently. `droneseg export` makes the first reference from the validation
-    images.
+    Use it when the images have changed permanently, or after `droneseg models upgrade`. `droneseg export` makes the
+    first reference from the validation images.
     """
     from droneseg.flows.export import add_reference
 
@@ -286,6 +289,7 @@ def reference(
             split_file=split,
             part=part_name,
             view=view,
+            quality=quality,
             max_pixels=console.settings().max_pixels,
             replace=force,
             progress=progress,

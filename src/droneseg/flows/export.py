@@ -185,6 +185,7 @@ def add_reference(
     split_file: Path | None,
     part: str,
     view: ViewOptions = DEFAULT_VIEW,
+    quality: bool = False,
     max_pixels: int,
     replace: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -198,6 +199,7 @@ def add_reference(
         split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
         view: Ground resolution of the images, if their files do not tell it.
+        quality: Whether to also measure all profiles on these images, for the manifest's metrics.
         max_pixels: Maximum number of pixels of an image.
         replace: Whether an earlier bundle in `out` may be replaced.
         progress: Progress callback with the number of processed images and the total.
@@ -218,19 +220,24 @@ def add_reference(
     source = f"{part} part of {split_file.name}" if split_file else f"photographs of {data.name}"
     with TemporaryDirectory() as temporary:
         table = Path(temporary, bundle_format.REFERENCE_NAME)
-        reference = take_reference(bundle, images, source, table)
+        blocks: dict[str, object] = {
+            "format_version": bundle_format.FORMAT_VERSION,
+            "drift_reference": take_reference(bundle, images, source, table),
+        }
+        if quality:
+            samples = _read_samples(pairs, source, view, max_pixels=max_pixels)
+            blocks["profiles"], blocks["quality"] = _measure(bundle, samples, lambda _step: None, plain=view.plain)
         files = {name: bundle.folder / name for name in bundle.manifest.files} | {bundle_format.REFERENCE_NAME: table}
         return bundle_format.write_bundle(
-            out,
-            lambda records: bundle.manifest.model_copy(
-                update={
-                    "format_version": bundle_format.FORMAT_VERSION,
-                    "files": records,
-                    "drift_reference": reference,
-                }
-            ),
-            files,
+            out, lambda records: bundle.manifest.model_copy(update=blocks | {"files": records}), files
         )
+
+
+def _read_samples(pairs: Sequence[Pair], source: str, view: ViewOptions, *, max_pixels: int) -> Samples:
+    """Read the images and true masks of a dataset."""
+    images, grounds = zip(*_read_photographs(pairs, view, max_pixels=max_pixels), strict=True)
+    truths = tuple(read_mask(pair.mask, "colours", max_pixels=max_pixels) for pair in pairs)
+    return Samples(source, images, grounds, truths, ())
 
 
 def _read_photographs(
