@@ -36,6 +36,12 @@ def drawn(temperature: float, pixels: int = 100_000) -> tuple[np.ndarray, np.nda
     return logits, (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=0).astype(np.uint8)
 
 
+def test_calibration_of_a_network_that_is_right_keeps_the_temperature(bundle: Bundle) -> None:
+    colours = np.array([(0, 0, 0), (5, 5, 5), (0, 0, 250), (0, 250, 0), (250, 0, 0), (250, 250, 250)], np.uint8)
+    truths = [np.random.default_rng(seed).integers(1, CLASSES, (72, 96)).astype(np.uint8) for seed in range(20)]
+    assert fit_calibration(bundle, ((colours[truth], truth) for truth in truths), source="").temperature == 1
+
+
 def ranges_of(calibration: Calibration) -> dict[str, FeatureRange]:
     assert calibration.unlike_training is not None
     return calibration.unlike_training.features
