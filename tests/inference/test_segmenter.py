@@ -76,6 +76,21 @@ def test_unreadable_cache_only_slows_the_start(bundle: Bundle, tmp_path: Path, m
     assert np.array_equal(BundleSegmenter(bundle, cache=tmp_path).segment(image).mask, ids)
 
 
+def test_float32_is_used_where_bfloat16_cannot_be_compiled(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_graph = OpenVinoRuntime._compile
+
+    def fail_in_bf16(runtime: OpenVinoRuntime, *args: object) -> object:
+        if runtime._options["INFERENCE_PRECISION_HINT"] == "bf16":
+            raise ModelError("object is not initialized")
+        return compile_graph(runtime, *args)
+
+    monkeypatch.setattr(OpenVinoRuntime, "_compile", fail_in_bf16)
+    image, ids = picture(40, 60)
+    segmenter = BundleSegmenter(bundle, runtime=RuntimeName.OPENVINO)
+    assert segmenter.runtime == "OpenVINO f32"
+    assert np.array_equal(segmenter.segment(image).mask, ids)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty"])
 def test_corrupt_compiled_network_is_recompiled(
     bundle: Bundle,

@@ -23,7 +23,7 @@ from droneseg.data.synthetic import generate_self_check_image
 from droneseg.inference.runtimes.onnxruntime import OnnxRuntime
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.self_check import build_self_check
+from droneseg.inference.self_check import build_self_check, read_self_check
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
     NETWORK_NAME,
@@ -75,14 +75,24 @@ def test_right_runtime_passes(bundle: Bundle, runtime: RuntimeName, profile: str
     assert segmenter.info.self_check.startswith(f"{segmenter.runtime} passed; its difference is 0.0")
 
 
-def test_normalised_image_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalisation", list(Normalisation))
+def test_expected_probabilities_are_those_of_a_prediction(tmp_path: Path, normalisation: Normalisation) -> None:
     plain = make_bundle(tmp_path / "unchecked", patch=PATCH)
     plain = write_bundle(
         tmp_path / "normalised",
-        lambda files: plain.manifest.model_copy(update={"normalisation": Normalisation.ZSCORE, "files": files}),
+        lambda files: plain.manifest.model_copy(update={"normalisation": normalisation, "files": files}),
         {NETWORK_NAME: plain.network("fast")},
     )
-    assert "passed" in BundleSegmenter(with_self_check(plain, tmp_path / "new" / "bundle")).info.self_check
+    bundle = with_self_check(plain, tmp_path / "new" / "bundle")
+    image, expected = read_self_check(bundle, "fast")
+    segmenter = BundleSegmenter(bundle, runtime=RuntimeName.ONNXRUNTIME)
+    assert segmenter.info.self_check.startswith("ONNX Runtime f32 (CPU) passed; its difference is 0.0000")
+    prediction = segmenter.segment(image)
+    assert expected.sum(axis=0).mean() == pytest.approx(prediction.confidence, abs=1e-3)
+    cells = prediction.mask.reshape(6, PATCH[0] // 6, 8, PATCH[1] // 8).swapaxes(1, 2).reshape(48, -1)
+    shares = np.array([(cells == number).mean(axis=1) for number in range(6)]).reshape(expected.shape)
+    assert np.array_equal(expected > 0, shares > 0)
+    assert (expected < shares + 1e-3).all()
 
 
 @pytest.mark.parametrize("profile", ["exact", "fast"])
