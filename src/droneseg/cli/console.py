@@ -55,7 +55,8 @@ Overrides = Annotated[
     ),
 ]
 Plain = Annotated[
-    bool, typer.Option("--plain", help="Use the pixels as they are: no rescaling, no view of the whole image.")
+    bool,
+    typer.Option("--plain", help="Use the pixels as they are: no rescaling, smaller views or exposure correction."),
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot to this file (.png, .svg or .pdf).")]
 Records = Annotated[

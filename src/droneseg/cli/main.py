@@ -102,7 +102,7 @@ def start(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Show installed packages, devices and folders, and load the model to check it."""
+    """Show packages, devices and folders, and check the model."""
     from droneseg.core.system import usable_cores
 
     settings = console.settings()

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import (
-    Gsd,
-    Height,
-    Json,
-    Part,
-    Plain,
-    SplitFile,
-    TrainGsd,
-    TrainGsdRange,
-    TrainGsdSource,
-    ValPart,
-)
+from droneseg.cli.console import Json, Part, SplitFile, ValPart
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,9 +130,9 @@ def compare(
     data: EvaluationData,
     split: SplitFile = None,
     part: ValPart = None,
-    gsd: Gsd = None,
-    height: Height = None,
-    plain: Plain = False,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
     report: ReportFolder = Path("comparison"),
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     json: Json = False,
@@ -203,9 +192,9 @@ def promote(
     data: EvaluationData,
     split: SplitFile = None,
     part: ValPart = None,
-    gsd: Gsd = None,
-    height: Height = None,
-    plain: Plain = False,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
     force: Annotated[
         str | None,
         typer.Option("--force", metavar="REASON", help="Promote the candidate regardless of the comparison."),
@@ -265,8 +254,8 @@ def reference(
     out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
     split: SplitFile = None,
     part: ValPart = None,
-    gsd: Gsd = None,
-    height: Height = None,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
     quality: Annotated[
         bool, typer.Option("--quality", help="Also measure the model again on these images, with their true masks.")
     ] = False,
@@ -303,9 +292,9 @@ def reference(
 def upgrade(
     model: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model, of any format.")],
     out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
-    train_gsd: TrainGsd = None,
-    train_gsd_range: TrainGsdRange = None,
-    train_gsd_source: TrainGsdSource = None,
+    train_gsd: console.TrainGsd = None,
+    train_gsd_range: console.TrainGsdRange = None,
+    train_gsd_source: console.TrainGsdSource = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="Dataset folder; calibrates the confidence and the warnings.")
     ] = None,

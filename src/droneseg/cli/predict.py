@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import (
-    Gsd,
-    Height,
-    Json,
-    Model,
-    Part,
-    Plain,
-    Records,
-    SplitFile,
-    TrainGsd,
-    TrainGsdRange,
-    TrainGsdSource,
-)
+from droneseg.cli.console import Json, Model, Part, Records, SplitFile
 from droneseg.core.errors import DatasetError, DronesegError, ModelError
 from droneseg.core.runtimes import RuntimeName
 
@@ -64,13 +52,13 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", help="Licence of the weights.")
     ] = "the terms of the data it was trained on",
-    train_gsd: TrainGsd = None,
-    train_gsd_range: TrainGsdRange = None,
-    train_gsd_source: TrainGsdSource = None,
+    train_gsd: console.TrainGsd = None,
+    train_gsd_range: console.TrainGsdRange = None,
+    train_gsd_source: console.TrainGsdSource = None,
     images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
-    gsd: Gsd = None,
-    height: Height = None,
-    plain: Plain = False,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
     ] = False,
@@ -188,9 +176,9 @@ def predict(
     runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
     split: SplitFile = None,
     part: Annotated[Part | None, typer.Option(help="Part of the split to use; default: test.")] = None,
-    gsd: Gsd = None,
-    height: Height = None,
-    plain: Plain = False,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write NAME_overlay.png: the mask drawn over the image.")
     ] = False,
