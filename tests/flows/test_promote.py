@@ -196,7 +196,7 @@ def test_a_manifest_that_alone_has_changed_is_promoted_by_force(
     upgraded = add_blocks(champion, tmp_path / "upgraded", ground=GROUND)
     with pytest.raises(PromotionRefusedError) as refused:
         promote(upgraded.folder, spec, settings)
-    assert "its networks are those of the champion; only the manifest differs: ground, context, self_check" in str(
+    assert "it has the network of the champion; only the manifest differs: ground, context, self_check" in str(
         refused.value
     )
     assert state(project) == before

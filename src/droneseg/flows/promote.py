@@ -292,14 +292,14 @@ def _examine(
     )
     blockers = comparison.promotion_blockers(report)
     if blockers and (changed := _changed_blocks(read_bundle(champion), candidate)):
-        blockers.append(f"its networks are those of the champion; only the manifest differs: {', '.join(changed)}")
+        blockers.append(f"it has the network of the champion; only the manifest differs: {', '.join(changed)}")
     return previous, report, blockers
 
 
 def _changed_blocks(champion: Bundle, candidate: Bundle) -> list[str]:
-    """Return the names of the manifest's entries that differ; none if the networks differ."""
+    """Return the names of the manifest's entries that differ; none if the networks of the default profiles differ."""
     before, after = (
-        {name: bundle.manifest.files[profile.network] for name, profile in bundle.manifest.profiles.items()}
+        bundle.manifest.files[bundle.manifest.profiles[bundle.manifest.default_profile].network]
         for bundle in (champion, candidate)
     )
     if before != after:
