@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from droneseg.core.camera import given_ground
+from droneseg.core.camera import UNKNOWN_GROUND, given_ground
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
@@ -270,3 +270,22 @@ def test_model_replaced_on_disk_does_not_change_the_loaded_one(tmp_path: Path) -
     assert np.array_equal(segmenter.segment(large).mask, expected)
     with pytest.raises(BundleError, match="changed while it was being loaded"):
         BundleSegmenter(bundle)
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "codes"),
+    [
+        (None, ["unknown_scale"]),
+        (TRAINED_AT.gsd_m, []),
+        (TRAINED_AT.gsd_range_m[0] / 2, ["finer_than_trained"]),
+        (TRAINED_AT.gsd_range_m[1] * 2, ["coarser_than_trained"]),
+    ],
+)
+@pytest.mark.parametrize("profile", ["exact", "fast"])
+def test_pixels_used_as_they_are_get_a_warning_about_their_scale(
+    tmp_path: Path, profile: str, gsd_m: float | None, codes: list[str]
+) -> None:
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", ground=TRAINED_AT, context=VIEWS), profile=profile)
+    result = segmenter.segment(picture(40, 60)[0], given_ground(gsd_m) if gsd_m else UNKNOWN_GROUND, plain=True)
+    assert list(result.ground.warnings) == codes
+    assert result.ground.scale == 1

@@ -45,8 +45,8 @@ WARNING_MESSAGES: dict[WarningCode, str] = {
     "suit the model. Pass the metres per pixel or the height above ground.",
     WarningCode.HEIGHT_ABOVE_TAKEOFF: "The height is relative to the take-off point, not to the ground below, so "
     "metres can be off by a quarter.",
-    WarningCode.FINER_THAN_TRAINED: "The image shows a much smaller area than the images the model was trained on, so "
-    "it lacks context.",
+    WarningCode.FINER_THAN_TRAINED: "The network sees a much smaller area at once than in the training images, so it "
+    "lacks context.",
     WarningCode.COARSER_THAN_TRAINED: "The image shows less detail than the images the model was trained on, so small "
     "objects can be missed.",
     WarningCode.OBLIQUE: "The camera does not look straight down, so nothing is given in metres.",

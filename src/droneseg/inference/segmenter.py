@@ -166,8 +166,9 @@ class BundleSegmenter:
             size,
             manifest.patch_size,
             ground,
-            None if self._is_plain(plain) else manifest.ground,
+            manifest.ground,
             manifest.context,
+            plain=self._is_plain(plain),
         )
 
     def _run(

@@ -77,6 +77,8 @@ def plan_views(
     ground: Ground,
     training: TrainingGround | None,
     context: Context | None,
+    *,
+    plain: bool = False,
 ) -> ViewPlan:
     """Choose the resampling of an image and its smaller views.
 
@@ -89,9 +91,10 @@ def plan_views(
         ground: Ground resolution of the image.
         training: Ground resolution of the training images; None leaves the image as it is.
         context: How to combine views; None for tiles only.
+        plain: Whether to leave the image as it is.
     """
-    if training is None:
-        return ViewPlan(size, (), 1.0, (WarningCode.UNKNOWN_SCALE,))
+    if plain or training is None:
+        return ViewPlan(size, (), 1.0, _unscaled_warnings(ground, training))
     tiles = max(side / tile for side, tile in zip(size, patch, strict=True))
     if ground.gsd_m is None:
         scale = min(1.0, _UNKNOWN_SCALE_TILES / tiles)
@@ -106,6 +109,15 @@ def plan_views(
     elif tiles * scale < _MIN_TILE_SHARE:
         warnings = (WarningCode.FINER_THAN_TRAINED,)
     return ViewPlan(seen, () if context is None else _coarse_views(seen, tiles * scale), scale, warnings)
+
+
+def _unscaled_warnings(ground: Ground, training: TrainingGround | None) -> tuple[WarningCode, ...]:
+    """Return the warnings about the scale of an image that is not resampled."""
+    if training is None or ground.gsd_m is None:
+        return (WarningCode.UNKNOWN_SCALE,)
+    if ground.gsd_m > training.gsd_range_m[1]:
+        return (WarningCode.COARSER_THAN_TRAINED,)
+    return (WarningCode.FINER_THAN_TRAINED,) if ground.gsd_m < training.gsd_range_m[0] else ()
 
 
 def _whole_view(size: tuple[int, int], tiles: float, context: Context) -> tuple[View, ...]:
