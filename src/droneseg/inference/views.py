@@ -32,6 +32,7 @@ MAX_REDUCTION = 4.0
 _MIN_REDUCTION = 1.25  # a view that is hardly smaller adds nothing
 _TWO_STEPS = 2.0  # from this reduction on, there is a view half-way
 _UNKNOWN_SCALE_TILES = 2.0  # along the longer side
+_MAX_ENLARGED_TILES = 6.0  # along the longer side; bounds the time for a large image that is coarse
 _MIN_TILE_SHARE = 0.5
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _BRIGHTNESS_STEP = 8
@@ -82,8 +83,8 @@ def plan_views(
 ) -> ViewPlan:
     """Choose the resampling of an image and its smaller views.
 
-    With a known ground resolution, the tiles have that of the training images. Otherwise the longer side is seen in
-    two tiles, and as a whole; an image is not enlarged for that.
+    With a known ground resolution, the tiles have that of the training images; an image is at most doubled in size for
+    that, a large one less. Otherwise the longer side is seen in two tiles, and as a whole.
 
     Args:
         size: Height and width of the image.
@@ -101,7 +102,7 @@ def plan_views(
         seen = _scaled(size, scale)
         whole = () if context is None else _whole_view(seen, tiles * scale, context)
         return ViewPlan(seen, whole, scale, (WarningCode.UNKNOWN_SCALE,))
-    scale = min(MAX_ENLARGEMENT, ground.gsd_m / training.gsd_m)
+    scale = min(ground.gsd_m / training.gsd_m, MAX_ENLARGEMENT, max(1.0, _MAX_ENLARGED_TILES / tiles))
     seen = _scaled(size, scale)
     warnings: tuple[WarningCode, ...] = ()
     if ground.gsd_m > training.gsd_range_m[1]:
