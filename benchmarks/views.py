@@ -10,6 +10,7 @@ brought to 500 pixels in width, where they are combined and judged.
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TypeAlias
@@ -58,7 +59,9 @@ def main() -> None:
     parser.add_argument("split", type=Path)
     parser.add_argument("--images", type=int, default=60)
     options = parser.parse_args()
-    segmenter = BundleSegmenter(read_bundle(options.bundle))
+    bundle = read_bundle(options.bundle)
+    alone = bundle.manifest.model_copy(update={"context": None})  # black borders, as in nnU-Net
+    segmenter = BundleSegmenter(replace(bundle, manifest=alone))
     combinations = {**view_combinations(), **exposure_combinations()}
     totals: dict[str, Confusion] = {}
     for stem in choose_photographs(options.photographs, options.split, options.images):

@@ -110,10 +110,10 @@ def serve(task: Task, commands: TextIO, replies: TextIO) -> None:
         encode_mask(mask)
         end = time.perf_counter()
         reply(seconds=end - begin, parts_s=parts_s and {**parts_s, "encode": end - predicted})
-    reply(peak_mb=_peak_mb())
+    reply(peak_mb=peak_memory_mb())
 
 
-def _peak_mb() -> float:
+def peak_memory_mb() -> float:
     """Return the peak memory of this process in megabytes; NaN on Windows."""
     status = Path("/proc/self/status")
     if status.is_file():
