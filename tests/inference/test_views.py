@@ -117,6 +117,11 @@ def test_plan_without_context_has_no_smaller_views(gsd_m: float | None) -> None:
     assert plan_views((1000, 2000), PATCH, given_ground(gsd_m), TRAINED_AT, None).views == ()
 
 
+def known_or_unknown_scale(gsd_m: float | None, tiles: float) -> float:
+    """An image of known scale is at most doubled, and not beyond 6 tiles; any other is reduced to 2 tiles."""
+    return min(1, 2 / tiles) if gsd_m is None else min(2, max(1, 6 / tiles), gsd_m / 0.025)
+
+
 @given(
     size=st.tuples(st.integers(1, 9000), st.integers(1, 9000)),
     patch=st.tuples(st.integers(8, 1024), st.integers(8, 1024)),
@@ -125,7 +130,7 @@ def test_plan_without_context_has_no_smaller_views(gsd_m: float | None) -> None:
 def test_plans_stay_within_their_limits(size: tuple[int, int], patch: tuple[int, int], gsd_m: float | None) -> None:
     plan = plan_views(size, patch, given_ground(gsd_m), TRAINED_AT, DEFAULT_CONTEXT)
     tiles = max(side / tile for side, tile in zip(size, patch, strict=True))
-    assert plan.scale == pytest.approx(min(1, 2 / tiles) if gsd_m is None else min(2, gsd_m / 0.025))
+    assert plan.scale == pytest.approx(known_or_unknown_scale(gsd_m, tiles))
     assert all(abs(seen - max(1, side * plan.scale)) <= 0.5 for seen, side in zip(plan.size, size, strict=True))
     assert len(plan.views) <= 2
     assert all(0 < view.weight < 1 for view in plan.views)
@@ -537,7 +542,7 @@ def test_exposure_is_corrected_before_the_normalisation(
         assert table is not None
         copy = table[image]
         lookup = None if normalisation == Normalisation.RGB_TO_0_1 else normalisation_table(copy, normalisation)
-        logits += logit_map(segmenter._runtime, copy, (lookup,), window((16, 24)))[0] / len(methods)
+        logits += logit_map(segmenter._runtime, copy, (lookup,), window((16, 24), "black"))[0] / len(methods)
     found = segmenter.segment(image, given_ground(0.025)).mask
     assert (found == logits.argmax(axis=0)).mean() > 0.99
     assert (found == segmenter.segment(image, plain=True).mask).mean() < 0.97
@@ -556,9 +561,8 @@ def test_mask_has_the_size_of_the_image(segmenter: BundleSegmenter, size: tuple[
     assert (found.mask.shape, found.mask.dtype) == (size, np.uint8)
     assert 0 < found.confidence <= 1
     assert sum(found.class_fractions.values()) == pytest.approx(1)
-    assert found.ground.scale == pytest.approx(
-        min(1, 2 / max(size[0] / 16, size[1] / 24)) if gsd_m is None else min(2, gsd_m / 0.025), rel=1e-4
-    )
+    tiles = max(size[0] / 16, size[1] / 24)
+    assert found.ground.scale == pytest.approx(known_or_unknown_scale(gsd_m, tiles), rel=1e-4)
 
 
 @pytest.mark.parametrize("gsd_m", [0.0125, 0.05])

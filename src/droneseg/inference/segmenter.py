@@ -142,13 +142,13 @@ class BundleSegmenter:
         )
 
     def logits(self, image: Image) -> NDArray[np.float32]:
-        """Return the logits of every pixel, shape (C, H, W), dtype float32, of an image that is used as it is.
+        """Return the logits of every pixel, shape (C, H, W), dtype float32, of an image that is not resampled.
 
         Args:
             image: RGB, shape (H, W, 3), dtype uint8.
         """
-        window = self._window_for(self._bundle.manifest.context)
-        return sliding_window.logit_map(self._runtime, image, self._tables(image, None), window)[0]
+        tables = self._tables(image, self._bundle.manifest.context)
+        return sliding_window.logit_map(self._runtime, image, tables, self._window)[0]
 
     def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
         """Return the number of tiles of all views of an image; see `Segmenter`."""
@@ -176,9 +176,9 @@ class BundleSegmenter:
     ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
         """Return the segmentation of a resampled image, and the disagreement of its views."""
         tables = self._tables(image, context)
-        window = self._window_for(context)
         if context is None or not plan.views:
-            return sliding_window.sliding_window_inference(self._runtime, image, tables, window), None
+            return sliding_window.sliding_window_inference(self._runtime, image, tables, self._window), None
+        window = replace(self._window, border="mirror")
         coarse, network_s = [], 0.0
         for view in plan.views:
             smaller = views.resample(image, view.size)
@@ -189,9 +189,6 @@ class BundleSegmenter:
         result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, combiner.classify)
         result.network_s += network_s
         return result, combiner.disagreement
-
-    def _window_for(self, context: Context | None) -> sliding_window.SlidingWindowConfig:
-        return self._window if context is None else replace(self._window, border="mirror")
 
     def _tables(self, image: Image, context: Context | None) -> Sequence[sliding_window.Table]:
         """Return the look-up tables of the exposure corrections and the normalisation."""
