@@ -66,6 +66,9 @@ REGIONS = [2, 3, 5]  # water, soft surfaces, landing zones
         ((100, 200), 0.0371, 1.484, (148, 297), [(100, 200)], (COARSER,)),
         # 0.1 m per pixel would need four times the size
         ((200, 400), 0.1, 2.0, (400, 800), [(200, 400), (100, 200)], (COARSER,)),
+        # enlarged to six tiles, or not at all if there are more
+        ((400, 800), 0.05, 1.5, (600, 1200), [(300, 600), (150, 300)], (COARSER,)),
+        ((1000, 2000), 0.05, 1.0, (1000, 2000), [(500, 1000), (250, 500)], (COARSER,)),
         # half a tile, and less than that
         ((100, 200), 0.0125, 0.5, (50, 100), [], ()),
         ((100, 200), 0.012, 0.48, (48, 96), [], (FINER,)),
@@ -229,6 +232,12 @@ def test_exposure_tables_have_the_computed_values(method: str, values: dict[int,
     assert {value: int(table[value]) for value in values} == values
 
 
+def test_stretch_ignores_the_darkest_and_the_brightest_percent() -> None:
+    (table,) = exposure_tables(blocks(*range(200)), exposure("stretch", low=0.9, high=1))
+    assert table is not None
+    assert [int(table[value]) for value in (1, 2, 3, 196, 198)] == [0, 0, 1, 254, 255]
+
+
 def test_exposure_tables_are_in_the_order_of_the_methods() -> None:
     tables = exposure_tables(FIVE, exposure("stretch", "gamma"))
     assert [int(table[60]) for table in tables if table is not None] == [64, 135]
@@ -360,7 +369,7 @@ def test_combined_probabilities_sum_to_one(only_regions: bool) -> None:
     rng = np.random.default_rng(2)
     view = View((5, 4), 0.4, only_regions)
     combiner = ViewCombiner([(view, rng.normal(0, 9, (6, 5, 4)).astype(np.float32))], (20, 16), VIEWS, 0.7)
-    combined = combiner._combine(rng.normal(0, 9, (6, 20, 16)).astype(np.float32), 0)
+    combined, _ = combiner._combine(rng.normal(0, 9, (6, 20, 16)).astype(np.float32), 0)
     assert combined.min() >= 0
     assert combined.sum(axis=0) == pytest.approx(np.ones((20, 16)), abs=1e-5)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from droneseg.core.classes import Normalisation
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
+from droneseg.core.system import usable_cores
 from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence
 
 _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
@@ -166,34 +168,47 @@ class LogitAccumulator:
         classes: Number of classes C.
         width: Width of the padded image.
         weights: Weight of each pixel of a tile, shape (h, w), dtype float16.
+        threads: Threads that add the classes.
         half: Whether to accumulate in float16.
     """
 
-    def __init__(self, classes: int, width: int, weights: NDArray[np.float16], *, half: bool) -> None:
+    def __init__(
+        self, classes: int, width: int, weights: NDArray[np.float16], threads: ThreadPoolExecutor, *, half: bool
+    ) -> None:
         dtype = np.float16 if half else np.float32
+        self._threads = threads
         self._weights = weights
         self._factor = weights.astype(np.float32)
+        self._weighted = np.empty((classes, *weights.shape), np.float32)
         self._logits = np.zeros((classes, weights.shape[0], width), dtype)
         self._total = np.zeros((weights.shape[0], width), dtype)
 
     def add(self, left: int, logits: Logits) -> None:
         """Add the logits of a tile, shape (C, h, w), whose left edge is at column `left`."""
         columns = slice(left, left + self._weights.shape[1])
-        target, total = self._logits[:, :, columns], self._total[:, columns]
-        # float16 sums are computed in float32 and rounded at each step, as in torch
-        np.add(target, logits * self._factor, out=target, casting="same_kind")
+        targets, total = self._logits[:, :, columns], self._total[:, columns]
+
+        def add_plane(index: int) -> None:
+            weighted = np.multiply(logits[index], self._factor, out=self._weighted[index])
+            # float16 sums are computed in float32 and rounded at each step, as in torch
+            np.add(targets[index], weighted, out=targets[index], casting="same_kind")
+
+        list(self._threads.map(add_plane, range(len(logits))))
         np.add(total, self._factor, out=total, casting="same_kind")
 
-    def pop_rows(self, rows: int) -> NDArray[np.float32] | NDArray[np.float16]:
-        """Return the mean logits of the first `rows` rows, shape (C, rows, W), and remove them from the buffer."""
-        result = self._logits[:, :rows].copy()
-        np.divide(result, self._total[:rows], out=result)
+    def finish_rows(self, rows: int) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Return the mean logits of the first `rows` rows, shape (C, rows, W), a view of the sums until `drop_rows`."""
+        finished = self._logits[:, :rows]
+        np.divide(finished, self._total[:rows], out=finished)
+        return finished
+
+    def drop_rows(self, rows: int) -> None:
+        """Remove the first `rows` rows and shift the others to the top."""
         remaining = self._logits.shape[1] - rows
-        for buffer in (self._logits, self._total):
-            # shifts the remaining rows to the top of the buffer
-            buffer[..., :remaining, :] = buffer[..., rows:, :].copy() if remaining else 0
-            buffer[..., remaining:, :] = 0
-        return result
+        # plane by plane, because NumPy copies whole arrays whose parts might overlap
+        for plane in (*self._logits, self._total):
+            plane[:remaining] = plane[rows:]
+            plane[remaining:] = 0
 
 
 def count_tiles(size: tuple[int, int], window: SlidingWindowConfig) -> int:
@@ -250,8 +265,9 @@ def logit_map(
     """
     bands: list[NDArray[np.float32]] = []
     tiles = _TileExtractor(image, window)
+    # a copy, because the rows are valid during the call only
     network_s = _finished_rows(
-        runtime, tiles, tables, window, lambda logits, _first: bands.append(logits.astype(np.float32, copy=False))
+        runtime, tiles, tables, window, lambda logits, _first: bands.append(logits.astype(np.float32))
     )
     return np.concatenate(bands, axis=1), network_s
 
@@ -350,26 +366,30 @@ def _finished_rows(
 ) -> float:
     """Pass the logits of the image to `use`, band by band from the top, with the index of the first row of each band.
 
+    A band is valid during the call only.
+
     Returns:
         Seconds spent in the network.
     """
     (height, width), (above, beside), bottom = tiles.size, tiles.before, tiles.padded[0]
-    rows: LogitAccumulator | None = None
     network_s = 0.0
     following = dict(zip(tiles.tops, [*tiles.tops[1:], bottom], strict=True))
-    for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, tables, window):
-        network_s += seconds
-        rows = rows or LogitAccumulator(
-            len(logits), tiles.padded[1], gaussian(window.patch), half=window.accumulate_float16
-        )
-        rows.add(left, logits)
-        if left != tiles.lefts[-1]:
-            continue
-        band = rows.pop_rows(following[top] - top)
-        # the finished rows, without padding
-        first, last = max(top, above), min(following[top], above + height)
-        if first < last:
-            use(band[:, first - top : last - top, beside : beside + width], first - above)
+    rows: LogitAccumulator | None = None
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, tables, window):
+            network_s += seconds
+            rows = rows or LogitAccumulator(
+                len(logits), tiles.padded[1], gaussian(window.patch), threads, half=window.accumulate_float16
+            )
+            rows.add(left, logits)
+            if left != tiles.lefts[-1]:
+                continue
+            band = rows.finish_rows(following[top] - top)
+            # the finished rows, without padding
+            first, last = max(top, above), min(following[top], above + height)
+            if first < last:
+                use(band[:, first - top : last - top, beside : beside + width], first - above)
+            rows.drop_rows(following[top] - top)
     return network_s
 
 

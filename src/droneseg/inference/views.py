@@ -5,6 +5,7 @@ ground resolution, and smaller, down to the whole image in one tile. The predict
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from droneseg.core.camera import Ground, WarningCode
 from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.inference.runtimes.base import Probabilities, require_finite
+from droneseg.core.system import usable_cores
+from droneseg.inference.runtimes.base import Probabilities, argmax_and_max, require_finite
 from droneseg.model.bundle import Context, Exposure, TrainingGround
 
 DEFAULT_CONTEXT = Context(
@@ -219,8 +221,9 @@ class ViewCombiner:
         self._views = [(view, [pillow.fromarray(channel) for channel in logits]) for view, logits in views]
         self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
         self._only_regions = any(view.only_regions for view, _ in views)
-        self._regions = [entry.id for entry in CLASSES if entry.name in context.region_classes]
-        self._is_region = np.isin(np.arange(len(CLASSES)), self._regions)
+        self._is_region = np.array([entry.name in context.region_classes for entry in CLASSES])
+        # classes that the smaller views have a say in
+        self._combined = [entry.id for entry in CLASSES if not self._only_regions or self._is_region[entry.id]]
         self._disagreeing = 0
 
     @property
@@ -232,32 +235,42 @@ class ViewCombiner:
         """Return classes and probabilities of a band of rows; see `sliding_window.Classifier`."""
         shape = logits.shape[1:]
         ids, winning = np.empty(shape, np.uint8), np.empty(shape, np.float32)
-        for top in range(0, shape[0], _ROWS):
+
+        def classify_rows(top: int) -> int:
             rows = slice(top, min(top + _ROWS, shape[0]))
-            probabilities = self._combine(logits[:, rows].astype(np.float32, copy=False), first + top)
-            ids[rows], winning[rows] = probabilities.argmax(axis=0), probabilities.max(axis=0)
+            probabilities, disagreeing = self._combine(logits[:, rows].astype(np.float32, copy=False), first + top)
+            ids[rows], winning[rows] = argmax_and_max(probabilities)
+            return disagreeing
+
+        with ThreadPoolExecutor(usable_cores()) as pool:  # the network does not run meanwhile
+            self._disagreeing += sum(pool.map(classify_rows, range(0, shape[0], _ROWS)))
         require_finite(winning)
         return ids, winning
 
-    def _combine(self, tiles: NDArray[np.float32], first: int) -> NDArray[np.float32]:
-        """Return the class probabilities of rows, shape (C, rows, W), from the logits of the tiles."""
-        bands = [self._band(channels, first, tiles.shape[1]) for _, channels in self._views]
-        self._count_disagreeing(tiles.argmax(axis=0), bands[-1].argmax(axis=0))
-        mean = self._tile_weight * tiles
-        for (view, _), band in zip(self._views, bands, strict=True):
-            mean += np.float32(view.weight) * band
-        if not self._only_regions:
-            return softmax(mean, self._temperature)
-        probabilities = softmax(tiles, self._temperature)
-        regions = softmax(mean[self._regions], self._temperature)
-        regions *= probabilities[self._regions].sum(axis=0)
-        probabilities[self._regions] = regions
-        return probabilities
+    def _combine(self, tiles: NDArray[np.float32], first: int) -> tuple[NDArray[np.float32], int]:
+        """Combine rows of the logits of the tiles, shape (C, rows, W), with the smaller views.
 
-    def _count_disagreeing(self, ids: NDArray[np.intp], others: NDArray[np.intp]) -> None:
+        Returns:
+            Class probabilities, shape (C, rows, W), and the number of pixels on which the views disagree.
+        """
+        (*larger, (view, channels)), rows = self._views, tiles.shape[1]
+        smallest = self._band(channels, first, rows)
+        mean = self._tile_weight * tiles[self._combined]
+        for other, its_channels in larger:
+            mean += np.float32(other.weight) * self._band([its_channels[i] for i in self._combined], first, rows)
+        mean += np.float32(view.weight) * smallest[self._combined]
+        combined = softmax(mean, self._temperature)
+        disagreeing = self._count_disagreeing(argmax_and_max(tiles)[0], argmax_and_max(smallest)[0])
+        if not self._only_regions:
+            return combined, disagreeing
+        probabilities = softmax(tiles, self._temperature)
+        combined *= probabilities[self._combined].sum(axis=0)
+        probabilities[self._combined] = combined
+        return probabilities, disagreeing
+
+    def _count_disagreeing(self, ids: Mask, others: Mask) -> int:
         # objects are lost in small views, so only an exchange of regions tells something
-        exchanged = self._is_region[ids] & self._is_region[others] & (ids != others)
-        self._disagreeing += int(exchanged.sum())
+        return int((self._is_region[ids] & self._is_region[others] & (ids != others)).sum())
 
     def _band(self, channels: list[pillow.Image], first: int, rows: int) -> NDArray[np.float32]:
         """Return the logits of a view for a band of rows, by bilinear interpolation."""

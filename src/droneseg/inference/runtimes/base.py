@@ -42,11 +42,25 @@ def argmax_with_confidence(
     for top in range(0, height, _ROWS):
         rows = slice(top, top + _ROWS)
         part = logits[:, rows].astype(np.float32, copy=False)
-        best = part.max(axis=0)
-        ids[rows] = part.argmax(axis=0)
+        ids[rows], best = argmax_and_max(part)
         winning[rows] = 1 / np.exp((part - best) / np.float32(temperature)).sum(axis=0)
     require_finite(winning)
     return ids, winning
+
+
+def argmax_and_max(scores: NDArray[np.float32]) -> tuple[Mask, NDArray[np.float32]]:
+    """Return the class with the largest score of each pixel, shape (H, W), dtype uint8, and that score.
+
+    The lowest class id wins ties. Faster than NumPy's argmax along the first axis.
+
+    Args:
+        scores: Scores of the classes, shape (C, H, W), dtype float32.
+    """
+    best: NDArray[np.float32] = scores.max(axis=0)
+    ids = np.zeros(best.shape, np.uint8)
+    for class_id in reversed(range(len(scores))):
+        np.copyto(ids, np.uint8(class_id), where=scores[class_id] == best)
+    return ids, best
 
 
 def require_finite(winning: Probabilities) -> None:
