@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from droneseg.core.classes import Normalisation
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.core.system import usable_cores
 from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence
 
 _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
@@ -168,32 +166,25 @@ class LogitAccumulator:
         classes: Number of classes C.
         width: Width of the padded image.
         weights: Weight of each pixel of a tile, shape (h, w), dtype float16.
-        threads: Threads that add the classes.
         half: Whether to accumulate in float16.
     """
 
-    def __init__(
-        self, classes: int, width: int, weights: NDArray[np.float16], threads: ThreadPoolExecutor, *, half: bool
-    ) -> None:
+    def __init__(self, classes: int, width: int, weights: NDArray[np.float16], *, half: bool) -> None:
         dtype = np.float16 if half else np.float32
-        self._threads = threads
         self._weights = weights
         self._factor = weights.astype(np.float32)
-        self._weighted = np.empty((classes, *weights.shape), np.float32)
+        self._weighted = np.empty(weights.shape, np.float32)
         self._logits = np.zeros((classes, weights.shape[0], width), dtype)
         self._total = np.zeros((weights.shape[0], width), dtype)
 
     def add(self, left: int, logits: Logits) -> None:
         """Add the logits of a tile, shape (C, h, w), whose left edge is at column `left`."""
         columns = slice(left, left + self._weights.shape[1])
-        targets, total = self._logits[:, :, columns], self._total[:, columns]
-
-        def add_plane(index: int) -> None:
-            weighted = np.multiply(logits[index], self._factor, out=self._weighted[index])
-            # float16 sums are computed in float32 and rounded at each step, as in torch
-            np.add(targets[index], weighted, out=targets[index], casting="same_kind")
-
-        list(self._threads.map(add_plane, range(len(logits))))
+        # float16 sums are computed in float32 and rounded at each step, as in torch
+        for target, plane in zip(self._logits[:, :, columns], logits, strict=True):
+            np.multiply(plane, self._factor, out=self._weighted)
+            np.add(target, self._weighted, out=target, casting="same_kind")
+        total = self._total[:, columns]
         np.add(total, self._factor, out=total, casting="same_kind")
 
     def finish_rows(self, rows: int) -> NDArray[np.float32] | NDArray[np.float16]:
@@ -375,21 +366,20 @@ def _finished_rows(
     network_s = 0.0
     following = dict(zip(tiles.tops, [*tiles.tops[1:], bottom], strict=True))
     rows: LogitAccumulator | None = None
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, tables, window):
-            network_s += seconds
-            rows = rows or LogitAccumulator(
-                len(logits), tiles.padded[1], gaussian(window.patch), threads, half=window.accumulate_float16
-            )
-            rows.add(left, logits)
-            if left != tiles.lefts[-1]:
-                continue
-            band = rows.finish_rows(following[top] - top)
-            # the finished rows, without padding
-            first, last = max(top, above), min(following[top], above + height)
-            if first < last:
-                use(band[:, first - top : last - top, beside : beside + width], first - above)
-            rows.drop_rows(following[top] - top)
+    for (top, left), logits, seconds in _logits_by_tile(runtime, tiles, tables, window):
+        network_s += seconds
+        rows = rows or LogitAccumulator(
+            len(logits), tiles.padded[1], gaussian(window.patch), half=window.accumulate_float16
+        )
+        rows.add(left, logits)
+        if left != tiles.lefts[-1]:
+            continue
+        band = rows.finish_rows(following[top] - top)
+        # the finished rows, without padding
+        first, last = max(top, above), min(following[top], above + height)
+        if first < last:
+            use(band[:, first - top : last - top, beside : beside + width], first - above)
+        rows.drop_rows(following[top] - top)
     return network_s
 
 
