@@ -15,6 +15,7 @@ from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ModelError
 from droneseg.core.runtimes import RuntimeName
 from droneseg.data.synthetic import generate_scene
+from droneseg.inference.runtimes.base import argmax_and_max
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import (
     SlidingWindowConfig,
@@ -381,6 +382,13 @@ def test_logits_that_are_not_finite_raise_an_error(broken: str) -> None:
     combiner = ViewCombiner([(View((1, 1), 0.7, only_regions=False), coarse)], (4, 4), VIEWS, 1.0)
     with pytest.raises(ModelError, match="non-finite"):
         combiner.classify(tiles, 0)
+
+
+def test_lowest_class_wins_ties() -> None:
+    scores = np.random.default_rng(3).integers(-2, 2, (6, 40, 50)).astype(np.float32)
+    ids, best = argmax_and_max(scores)
+    assert np.array_equal(ids, scores.argmax(axis=0))
+    assert np.array_equal(best, scores.max(axis=0))
 
 
 # Tiles
