@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as pillow
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, explain
 from droneseg.core.classes import CLASSES
@@ -120,7 +121,7 @@ class Segmenter(Protocol):
     def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
         """Return the number of tiles that `segment` passes through the network: its work, known before decoding.
 
-        An image whose exposure is corrected needs a multiple of it.
+        An image with several exposure corrections needs a multiple of it.
 
         Args:
             size: Height and width of the image.
@@ -132,8 +133,8 @@ class Segmenter(Protocol):
 
 def class_fractions(mask: Mask) -> dict[str, float]:
     """Return the share of pixels by class name, for all classes; sums to 1."""
-    counts = np.bincount(mask.ravel(), minlength=len(CLASSES))
-    return {entry.name: float(counts[entry.id] / mask.size) for entry in CLASSES}
+    counts = pillow.fromarray(mask).histogram()  # NumPy's bincount copies the mask to 64-bit integers first
+    return {entry.name: counts[entry.id] / mask.size for entry in CLASSES}
 
 
 def image_statistics(image: Image) -> dict[str, float]:
