@@ -106,7 +106,7 @@ def test_prediction_counts_pixels_whose_region_changes_with_the_view(tmp_path: P
     # in the smaller view, neighbours are averaged: all is landing zone
     found = segmenter.segment(np.where(checks[..., None], lawn, roof).astype(np.uint8))
     assert found.disagreement == 0.5
-    assert found.unlike_training == ("classified differently as a whole than in parts",)
+    assert found.unlike_training == ("classified differently at a smaller size",)
     # obstacles are no region: they are expected to vanish
     found = segmenter.segment(np.where(checks[..., None], shade, roof).astype(np.uint8))
     assert found.disagreement == 0
@@ -116,7 +116,7 @@ def test_prediction_counts_pixels_whose_region_changes_with_the_view(tmp_path: P
 def test_a_side_without_a_limit_is_not_checked() -> None:
     limits = UnlikeTraining(features={"disagreement": FeatureRange(centre=0.1, high=0.3)}, source="")
     assert describe({"disagreement": 0.0}, limits) == ()
-    assert describe({"disagreement": 0.31}, limits) == ("classified differently as a whole than in parts",)
+    assert describe({"disagreement": 0.31}, limits) == ("classified differently at a smaller size",)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.7), (0.3, 0.5), (0.6, 0.4)])

@@ -1,7 +1,7 @@
 """Ground resolution of an image: from arguments, EXIF, XMP and GeoTIFF tags to metres per pixel, and warnings about it.
 
 At height H above ground and focal length f in pixels, an image has H / f metres per pixel straight below the camera.
-A height above the sea or a camera that looks elsewhere gives no metres.
+A height above sea level, or a camera that does not look straight down, gives no metres.
 """
 
 import math
@@ -50,8 +50,8 @@ WARNING_MESSAGES: dict[WarningCode, str] = {
     WarningCode.COARSER_THAN_TRAINED: "The image shows less detail than the images the model was trained on, so small "
     "objects can be missed.",
     WarningCode.OBLIQUE: "The camera does not look straight down, so nothing is given in metres.",
-    WarningCode.UNKNOWN_PITCH: "The metadata gives a height but not where the camera looks, so nothing is given in "
-    "metres. If it looks straight down, pass the height above ground or the metres per pixel.",
+    WarningCode.UNKNOWN_PITCH: "The metadata gives a height but no camera angle, so nothing is given in metres. If "
+    "the camera looks straight down, pass the height above ground or the metres per pixel.",
     WarningCode.UNKNOWN_CAMERA: "The height is known, but the focal length is not, or the image was cropped, so "
     "nothing is given in metres. Pass the metres per pixel.",
     WarningCode.UNLIKE_TRAINING: "The image is unlike the images the model was trained on; do not rely on the result.",
@@ -162,9 +162,9 @@ def read_ground(data: bytes | pillow.Image, *, gsd_m: float | None = None, heigh
     """Read the ground resolution of an image file from its metadata; no pixel is decoded.
 
     The first of these sources that gives metres is used: `gsd_m`, `height_m`, the georeference of a GeoTIFF, a laser
-    range, a height above ground, a height above the take-off point. Heights need a focal length. Metres are refused
-    when the camera looks more than 20 degrees off straight down; where its angle is not known, only `gsd_m`,
-    `height_m` and a georeference give metres. The altitude of GPS is above the sea and never used.
+    range, a height above ground, a height above the take-off point. Heights need a focal length. If the camera looks
+    more than 20 degrees off straight down, only a georeference gives metres; if its angle is unknown, only `gsd_m`,
+    `height_m` and a georeference do. The GPS altitude is relative to sea level and never used.
 
     Args:
         data: Content of an image file, or an image opened with Pillow.
@@ -172,7 +172,7 @@ def read_ground(data: bytes | pillow.Image, *, gsd_m: float | None = None, heigh
         height_m: Height of the camera above ground in metres that the user gives.
 
     Returns:
-        Ground of the upright image. Missing, malformed or hostile metadata gives what is known, never an error.
+        Ground of the upright image. Missing, malformed or hostile metadata leaves fields unknown and never raises.
 
     Raises:
         ConfigurationError: If both `gsd_m` and `height_m` are given, or a value is not a plausible number above 0.
@@ -226,7 +226,7 @@ _Tags: TypeAlias = dict[str, str | float]
 
 _MAX_XMP_BYTES = 2**20
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}RDF"
-# DJI and Autel use one namespace under different prefixes; addresses occur with and without the closing slash
+# DJI and Autel use one namespace under different prefixes; URIs occur with and without the closing slash
 _XMP_PREFIXES = {
     "www.dji.com/drone-dji/1.0": "dji",
     "pix4d.com/camera/1.0": "pix4d",
@@ -300,7 +300,7 @@ def _read_exif(opened: pillow.Image) -> _Tags:
 
 
 def _read_xmp(opened: pillow.Image) -> _Tags:
-    """Parse XMP: attributes, elements and the members of structures, by the address of their namespace."""
+    """Parse XMP: attributes, elements and the members of structures, by the URI of their namespace."""
     packet = opened.info.get("xmp")
     if not isinstance(packet, bytes) or len(packet) > _MAX_XMP_BYTES:
         return {}
@@ -501,9 +501,9 @@ _SENSORS = {
 def _focal_length(tags: _Tags, size: _Size) -> _FocalLength | None:
     """Return the focal length in pixels of an image of this size.
 
-    EXIF keeps the size at which the photograph was taken, so a copy that was made smaller is recognised. A copy of
-    another aspect was cropped or squeezed, and its focal length is not known. Nor is it where the tags contradict
-    each other, or where a digital zoom may or may not be part of the 35 mm equivalent.
+    EXIF keeps the size at which the photograph was taken, so a smaller copy is recognised. A copy with another
+    aspect ratio was cropped or squeezed, and its focal length is unknown. It is also unknown if the tags contradict
+    each other, or if a digital zoom may or may not be part of the 35 mm equivalent.
     """
     taken = _sides(_number(tags, "exif:PixelXDimension") or 0.0, _number(tags, "exif:PixelYDimension") or 0.0)
     if taken[1] <= 0:
@@ -562,8 +562,8 @@ def _from_millimetres(tags: _Tags, taken: _Size) -> float | None:
 def _from_equivalent(tags: _Tags, taken: _Size) -> float | None:
     """Return the focal length in pixels from the 35 mm equivalent, which compares diagonals.
 
-    The diagonal is that of the sensor's full frame. A photograph of a camera that is not in the table is taken for
-    one of the full 3:2 frame if it has this aspect, else for one of a 4:3 frame that was cut on one axis.
+    The diagonal is that of the sensor's full frame. For a camera that is not in the table, the
+    frame is assumed to be 3:2 if the photograph has this aspect ratio, else 4:3 and cropped along one axis.
     """
     millimetres = _between(*_PLAUSIBLE_MM, tags, "exif:FocalLengthIn35mmFilm")
     if millimetres is None:
@@ -583,7 +583,7 @@ def _sensor(tags: _Tags, taken: _Size) -> _Sensor | None:
 
 
 def _scale_of_frame(taken: _Size, frame: _Size) -> float:
-    """Return by how much the full frame was resampled; a photograph of another aspect is cut on one axis only."""
+    """Return the factor by which the full frame was resampled; another aspect ratio means a crop along one axis."""
     scale = max(taken[0] / frame[0], taken[1] / frame[1])
     return 1.0 if abs(scale - 1) < _FRAME_TOLERANCE else scale
 

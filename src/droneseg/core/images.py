@@ -178,7 +178,7 @@ def to_rgb(opened: pillow.Image) -> Image:
 
 
 def pillow_to_rgb(picture: pillow.Image, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
-    """Convert a Pillow image like `decode_image` converts a file; `picture` itself is not changed.
+    """Convert a Pillow image as `decode_image` converts a file; `picture` is not changed.
 
     Raises:
         UnsupportedImageError: If the pixel type has no fixed range.

@@ -76,7 +76,7 @@ def draw_overlay(
 ) -> Image:
     """Blend a mask over its image and append a legend of the classes that occur, with their shares of the image.
 
-    The text grows with the image, so that it can be read when the overlay is fitted to a screen.
+    The size of the text grows with the image, so that the text is readable when the overlay is fitted to a screen.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.

@@ -40,8 +40,8 @@ class Prediction:
         timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), for the stages that ran.
         model_id: Id of the model.
         ground: Ground resolution, resampling and warning codes.
-        statistics: Statistics of the image as the model saw it, see `image_statistics`.
-        seen_size: Height and width of the image as the model saw it, in pixels; None for the size of the mask.
+        statistics: Statistics of the image as resampled for the model, see `image_statistics`.
+        seen_size: Height and width of the image as resampled for the model; None for the size of the mask.
         disagreement: Share of the pixels for which the views of the image predict different region classes, 0 to 1;
             None if there is only one view.
         unlike_training: How the image is unlike the training images, such as "darker"; empty if it is like them.
@@ -119,9 +119,9 @@ class Segmenter(Protocol):
         ...
 
     def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
-        """Return the number of tiles that `segment` passes through the network: its work, known before decoding.
+        """Return the number of tiles that `segment` passes through the network, known before decoding.
 
-        An image with several exposure corrections needs a multiple of it.
+        If the model averages several exposure corrections, an image that is corrected needs a multiple of it.
 
         Args:
             size: Height and width of the image.

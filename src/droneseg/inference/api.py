@@ -33,7 +33,7 @@ class Result:
     """Prediction for one photograph, together with the photograph.
 
     Attributes:
-        prediction: Prediction, with everything that the properties below return.
+        prediction: Prediction; the properties below return parts of it.
         image: The upright photograph, RGB, shape (H, W, 3), dtype uint8.
         source: Path of the photograph; None if it was not read from a file.
     """

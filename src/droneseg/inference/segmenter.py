@@ -95,8 +95,9 @@ class BundleSegmenter:
     def segment(self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
         """Predict the class of every pixel.
 
-        The image is resampled to the model's ground resolution and, if it is larger than a tile, also seen as a whole;
-        the mask has the size of the image. `exact`, bundles of format 1 and `plain` use the pixels as they are.
+        The image is resampled to the model's ground resolution. If it is larger than a tile, the predictions of smaller
+        views are combined with those of the tiles. The mask has the size of the image. The profile `exact`, bundles
+        without a ground resolution and `plain` use the pixels as they are.
 
         Args:
             image: RGB, shape (H, W, 3), dtype uint8.

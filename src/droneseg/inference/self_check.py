@@ -1,7 +1,7 @@
-"""Self-check of a model at every load: a runtime must predict on a generated image what the bundle expects.
+"""Self-check of a model at every load: compares a runtime's predictions for a generated image with the bundle's.
 
-A runtime can be wrong without an error, for example with a quantised network on a processor that nobody tested. The
-bundle therefore contains a generated image and the class probabilities of each network on it. A runtime whose
+A runtime can give wrong results without an error, for example with a quantised network on an untested processor. The
+bundle therefore contains a generated image and the class probabilities of each network for it. A runtime whose
 probabilities differ too much is refused, and another one is used.
 """
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 UNCHECKED = "not checked: the bundle has no self-check"
 MAX_DIFFERENCE = 0.08
-"""Accepted difference; docs/experiments.md lists what right and wrong runtimes measured."""
+"""Accepted difference; docs/experiments.md lists the differences of correct and faulty runtimes."""
 _GRID = (6, 8)
 
 ClassProbabilities: TypeAlias = NDArray[np.float32]
@@ -150,7 +150,7 @@ def read_self_check(bundle: Bundle, profile: str) -> tuple[Image, ClassProbabili
 
 
 def build_self_check(bundle: Bundle, image: Image, folder: Path) -> tuple[SelfCheck, dict[str, Path]]:
-    """Measure what the networks of a bundle predict on an image, for the block `self_check` of its manifest.
+    """Measure the predictions of a bundle's networks for an image, for the block `self_check` of its manifest.
 
     ONNX Runtime gives the expected probabilities. OpenVINO must agree, except on the INT8 network.
 

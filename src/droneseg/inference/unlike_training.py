@@ -1,8 +1,8 @@
 """Check whether an image is unlike the training images, from its statistics and the disagreement of its views.
 
 Each feature has a range, fitted on the training images. An image with a feature outside its range is unlike the
-training images, and the feature tells why. The check knows nothing about the content of an image: a surface that the
-network misjudges in a photograph of usual brightness and sharpness is not noticed.
+training images, and the feature is the reason. The content of an image is not checked: a misclassified surface in a
+photograph of usual brightness and sharpness is not reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from droneseg.core.prediction import STATISTIC_WORDS
 from droneseg.model.bundle import FeatureRange, UnlikeTraining
 
 _DISAGREEMENT = "disagreement"
-_WORDS = STATISTIC_WORDS | {_DISAGREEMENT: ("", "classified differently as a whole than in parts")}
+_WORDS = STATISTIC_WORDS | {_DISAGREEMENT: ("", "classified differently at a smaller size")}
 _FEATURES = ("brightness", "contrast", "saturation", "sharpness", "noise", "warmth")
-"""Statistics that are checked. The share of green pixels tells about the content of an image, not about its quality."""
+"""Statistics that are checked. The share of green pixels describes the content of an image, not its quality."""
 _FALSE_ALARMS = 0.01
 """Share of the training images outside the ranges. On images of other places it is larger."""
 _TAIL = 0.02
 _TAIL_DEVIATIONS = 2.054
 """Distance of the 2 % quantile from the median of a normal distribution, in standard deviations."""
 _MIN_DEVIATION = 0.01
-"""Smallest deviation, for images that hardly differ: 1 % of a statistic, 0.01 of a share."""
+"""Smallest deviation, for almost identical images: 1 % of a statistic, 0.01 of a share."""
 _SMALLEST = 1e-5
 """Smallest value whose logarithm is used; statistics have five decimals."""
 

@@ -1,7 +1,8 @@
 """Views of an image: resampling to the model's ground resolution, coarser views for context, exposure correction.
 
-A tile of nothing but lake looks like asphalt, so a large image is seen at several scales: in tiles at the model's
-ground resolution, and smaller, down to the whole image in one tile. The predictions of the views are combined.
+A lake that fills a tile looks like asphalt, so a large image is predicted at several scales, and the predictions are
+combined. With a known ground resolution, these are tiles at the model's resolution and up to two coarser views; without
+one, a reduced image of two tiles along its longer side, and the whole image in one tile.
 """
 
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ MAX_ENLARGEMENT = 2.0
 """Largest enlargement of an image that is coarser than the training images."""
 MAX_REDUCTION = 4.0
 """Largest reduction of a view below the model's resolution; the network recognises little in smaller ones."""
-_MIN_REDUCTION = 1.25  # a view that is hardly smaller adds nothing
-_TWO_STEPS = 2.0  # from this reduction on, there is a view half-way
+_MIN_REDUCTION = 1.25  # a view of almost the same size adds nothing
+_TWO_STEPS = 2.0  # from this reduction on, there is a second view of intermediate size
 _UNKNOWN_SCALE_TILES = 2.0  # along the longer side
 _MAX_ENLARGED_TILES = 6.0  # along the longer side; bounds the time for a large image that is coarse
 _MIN_TILE_SHARE = 0.5
@@ -85,8 +86,9 @@ def plan_views(
 ) -> ViewPlan:
     """Choose the resampling of an image and its smaller views.
 
-    With a known ground resolution, the tiles have that of the training images; an image is at most doubled in size for
-    that, a large one less. Otherwise the longer side is seen in two tiles, and as a whole.
+    With a known ground resolution, the image is resampled to that of the training images and gets up to two coarser
+    views. It is enlarged at most twofold, and a large image less. With an unknown one, the longer side is reduced to
+    two tiles, and the whole image in one tile is added.
 
     Args:
         size: Height and width of the image.
@@ -124,7 +126,7 @@ def _unscaled_warnings(ground: Ground, training: TrainingGround | None) -> tuple
 
 
 def _whole_view(size: tuple[int, int], tiles: float, context: Context) -> tuple[View, ...]:
-    """Return the view of the whole image in one tile; no view if the image is hardly larger than a tile."""
+    """Return the view of the whole image in one tile; no view if the image is not much larger than a tile."""
     if tiles < _MIN_REDUCTION:
         return ()
     return (View(_scaled(size, 1 / tiles), context.whole_weight, only_regions=False),)
@@ -169,7 +171,7 @@ def resample_mask(mask: Mask, size: tuple[int, int]) -> Mask:
 def brightness(image: Image) -> float:
     """Return the median luma of an image, 0 to 1, from every eighth row and column; black pixels are ignored.
 
-    Unlike the mean, the median of a dark field under a bright sky is dark.
+    Small bright areas change the median less than the mean.
     """
     pixels = image[::_BRIGHTNESS_STEP, ::_BRIGHTNESS_STEP].reshape(-1, 3)
     pixels = pixels[pixels.any(axis=1)]
@@ -177,14 +179,14 @@ def brightness(image: Image) -> float:
 
 
 def exposure_tables(image: Image, exposure: Exposure | None) -> tuple[NDArray[np.uint8] | None, ...]:
-    """Return the look-up tables, shape (256,), dtype uint8, that bring an image to the brightness of the training.
+    """Return the look-up tables, shape (256,), dtype uint8, that correct the exposure of an image.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
         exposure: Correction; None for no correction.
 
     Returns:
-        One table for each method; only None for an image within the range of the training images.
+        One table for each method; a single None if the median luma is within the range, or is 0 or 1.
     """
     median = brightness(image)
     if exposure is None or exposure.range[0] <= median <= exposure.range[1] or not 0 < median < 1:
@@ -201,7 +203,7 @@ class ViewCombiner:
     """Combines the logits of the tiles with those of smaller views.
 
     Logits are averaged, which multiplies the probabilities. In views that are coarser than the training images, objects
-    are too small to be seen; these views only decide between the region classes.
+    are too small to be recognised; these views only decide between the region classes.
 
     Args:
         views: Smaller views with their logits, shape (C, h, w), dtype float32.
@@ -222,7 +224,7 @@ class ViewCombiner:
         self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
         self._only_regions = any(view.only_regions for view, _ in views)
         self._is_region = np.array([entry.name in context.region_classes for entry in CLASSES])
-        # classes that the smaller views have a say in
+        # classes whose probabilities depend on the smaller views
         self._combined = [entry.id for entry in CLASSES if not self._only_regions or self._is_region[entry.id]]
         self._disagreeing = 0
 
@@ -269,7 +271,7 @@ class ViewCombiner:
         return probabilities, disagreeing
 
     def _count_disagreeing(self, ids: Mask, others: Mask) -> int:
-        # objects are lost in small views, so only an exchange of regions tells something
+        # small views miss objects, so only pixels of different region classes count
         return int((self._is_region[ids] & self._is_region[others] & (ids != others)).sum())
 
     def _band(self, channels: list[pillow.Image], first: int, rows: int) -> NDArray[np.float32]:

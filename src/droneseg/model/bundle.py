@@ -131,7 +131,7 @@ class Context(_Section):
 
 
 class FeatureRange(_Section):
-    """Range of a feature in which an image counts as like the training images."""
+    """Range of a feature for images like the training images."""
 
     centre: float = Field(description="Median of the training images.")
     low: float | None = Field(None, description="Smallest accepted value; null if small values are accepted.")
@@ -161,7 +161,7 @@ class Calibration(_Section):
 
 
 class SelfCheck(_Section):
-    """A generated image and the predictions that every runtime must make on it."""
+    """A generated image and the predictions that every runtime must make for it."""
 
     image: str = Field(pattern=_FILE_NAME, description="PNG file of one tile that shows every class.")
     expected: str = Field(
