@@ -138,7 +138,7 @@ def test_doctor_describes_the_model(tmp_path: Path) -> None:
     findings = json.loads(Workspace(tmp_path).run("doctor", "--json", DRONESEG_MODEL="old").stdout)
     assert findings["model"].startswith(f"{old.model_id}, profile fast, ")
     assert findings["bundle format"] == "1"
-    assert "images are not rescaled" in findings["ground resolution"]
+    assert "images are not resampled" in findings["ground resolution"]
     assert "--data" in findings["unlike-training check"]
     options = ("--train-gsd", "0.02", "--train-gsd-range", "0.015", "0.03", "--train-gsd-source", "a tape measure")
     photographs = ("--data", str(make_photographs(tmp_path / "photographs", 20)))

@@ -91,7 +91,7 @@ def test_two_models_are_compared_on_the_same_images(exported: Workspace) -> None
     assert manifests[1]["context"] is not None
     exact, fast = ([manifest["profiles"][name]["figures"] for manifest in manifests] for name in ("exact", "fast"))
     assert exact[0] == exact[1]
-    assert fast[0] != fast[1], "the images were not rescaled"
+    assert fast[0] != fast[1], "the images were not resampled"
     options = ("--data", "data", "--split", "split.json", "--part", "test", "--report", "compared")
     found = json.loads(exported.run("models", "compare", champion, other, *options, "--json").stdout)
     split = json.loads((exported.root / "split.json").read_text())

@@ -73,7 +73,7 @@ def test_the_upgrade_adds_blocks_and_keeps_everything_else(old: Bundle, tmp_path
     assert set(manifest.files) == {"model.onnx", manifest.self_check.image, manifest.self_check.expected}
 
 
-def test_images_are_rescaled_only_if_the_ground_resolution_is_known(old: Bundle, tmp_path: Path) -> None:
+def test_images_are_resampled_only_if_the_ground_resolution_is_known(old: Bundle, tmp_path: Path) -> None:
     image, ground = generate_scene(0, 70, 50)[0], given_ground(0.01)
     known, unknown = (add_blocks(old, tmp_path / name, ground=value) for name, value in (("a", GROUND), ("b", None)))
     assert BundleSegmenter(known).segment(image, ground).ground.scale == 0.5

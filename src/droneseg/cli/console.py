@@ -41,7 +41,9 @@ Gsd = Annotated[
 ]
 Height = Annotated[
     float | None,
-    typer.Option("--height", metavar="M", help="Metres above ground of the camera; default: read from each file."),
+    typer.Option(
+        "--height", metavar="M", help="Height of the camera above ground in metres; default: read from each file."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 Model = Annotated[Path | None, typer.Option("--model", help="Model bundle; default: $DRONESEG_MODEL.")]
@@ -56,7 +58,7 @@ Overrides = Annotated[
 ]
 Plain = Annotated[
     bool,
-    typer.Option("--plain", help="Use the pixels as they are: no rescaling, smaller views or exposure correction."),
+    typer.Option("--plain", help="Use the pixels as they are: no resampling, smaller views or exposure correction."),
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Write a plot to this file (.png, .svg or .pdf).")]
 Records = Annotated[
@@ -66,12 +68,14 @@ SplitFile = Annotated[Path | None, typer.Option("--split", help="Use only one pa
 TrainGsd = Annotated[
     float | None,
     typer.Option(
-        "--train-gsd", metavar="M", help="Metres per pixel of the training images, to which images are rescaled."
+        "--train-gsd", metavar="M", help="Metres per pixel of the training images, to which images are resampled."
     ),
 ]
 TrainGsdRange = Annotated[
     tuple[float, float] | None,
-    typer.Option("--train-gsd-range", metavar="LOW HIGH", help="Metres per pixel in the training images, from, to."),
+    typer.Option(
+        "--train-gsd-range", metavar="LOW HIGH", help="Smallest and largest metres per pixel of the training images."
+    ),
 ]
 TrainGsdSource = Annotated[
     str | None, typer.Option("--train-gsd-source", help="How the metres per pixel were determined.")
@@ -129,7 +133,9 @@ def training_ground(
     if gsd is None and gsd_range is None and source is None:
         return None
     if gsd is None or gsd_range is None or not source:
-        raise typer.BadParameter("requires --train-gsd-range and --train-gsd-source, too", param_hint="--train-gsd")
+        raise typer.BadParameter(
+            "requires --train-gsd-range and --train-gsd-source; pass all three", param_hint="--train-gsd"
+        )
     try:
         return TrainingGround(gsd_m=gsd, gsd_range_m=gsd_range, source=source)
     except ValidationError as error:

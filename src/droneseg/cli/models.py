@@ -296,7 +296,7 @@ def upgrade(
     train_gsd_range: console.TrainGsdRange = None,
     train_gsd_source: console.TrainGsdSource = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Dataset folder; calibrates the confidence and the warnings.")
+        Path | None, typer.Option("--data", help="Dataset folder to calibrate the confidence and the warnings on.")
     ] = None,
     split: SplitFile = None,
     part: Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: train.")] = None,
@@ -304,9 +304,9 @@ def upgrade(
 ) -> None:
     """Write a copy of a model in the current bundle format.
 
-    The networks stay the same, except an INT8 network that OpenVINO would compute wrongly. With --train-gsd, images are
-    rescaled to the ground resolution of the training images, and large images are also seen as a whole. With --data,
-    the model learns its usual confidence and which images are unlike its training images.
+    The networks stay the same, except an INT8 network that OpenVINO would compute incorrectly. With --train-gsd, images
+    are resampled to the ground resolution of the training images, and large images get smaller views. With --data, the
+    temperature of the confidence and the check for images unlike the training images are fitted.
     """
     from droneseg.core.files import check_writable
     from droneseg.flows.upgrade import add_blocks
@@ -333,7 +333,7 @@ def _calibration_images(data: Path, split: Path | None, part: str) -> Calibratio
 
 
 def show_blocks(bundle: Bundle) -> None:
-    """Write what a bundle knows about scale, calibration and self-check."""
+    """Print what a bundle states about scale, calibration and self-check."""
     console.out().print(f"{bundle.folder}: model {bundle.model_id}", markup=False)
     for name, finding in describe_blocks(bundle.manifest).items():
         console.out().print(f"{name}: {finding}", markup=False)
@@ -348,7 +348,7 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
         "ground resolution": (
             f"{ground.gsd_m:g} m per pixel, {ground.gsd_range_m[0]:g} to {ground.gsd_range_m[1]:g} ({ground.source})"
             if ground
-            else "unknown, so images are not rescaled; set it with `droneseg models upgrade --train-gsd`"
+            else "unknown, so images are not resampled; set it with `droneseg models upgrade --train-gsd`"
         ),
         "temperature": f"{calibration.temperature:g} ({calibration.source})" if calibration else uncalibrated,
         "unlike-training check": (

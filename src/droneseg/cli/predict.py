@@ -68,8 +68,8 @@ def export(
     """Export a trained model to a bundle for inference.
 
     The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
-    profile is measured on the validation images, for which --gsd, --height and --plain are. With --train-gsd, the
-    bundle rescales images to the ground resolution of the training images.
+    profile is measured on the validation images; --gsd, --height and --plain apply to them. With --train-gsd, images
+    are resampled to the ground resolution of the training images.
     """
     from droneseg.core.files import check_writable
     from droneseg.model.bundle import MANIFEST_NAME
@@ -189,8 +189,8 @@ def predict(
 ) -> None:
     """Segment images and write their masks.
 
-    Images are rescaled to the ground resolution of the model, which needs their metres per pixel: from --gsd or
-    --height, or from the metadata of each file. Images that were already predicted with the same model and options are
+    Images are resampled to the ground resolution of the model. Their metres per pixel come from --gsd, --height or the
+    metadata of each file. Images that were already predicted with the same model and options are
     skipped. If a file cannot be read, it is reported, the other files are predicted, and the exit code is 1.
     """
     from droneseg.inference.batch import require_output

@@ -85,7 +85,7 @@ class BundlePredictor:
         begin = time.perf_counter()
         image = decode_image(self._image.read_bytes())
         decode_s = time.perf_counter() - begin
-        # nnU-Net's predictor, too, takes the pixels as they are
+        # nnU-Net's predictor also takes the pixels as they are
         prediction = self._segmenter.segment(image, plain=True)
         return prediction.mask, {"decode": decode_s, **prediction.timings_s}
 

@@ -1,4 +1,4 @@
-"""Calibration of a bundle on images with ground truth: temperature, and ranges of images like the training images."""
+"""Calibration of a bundle on images with ground truth: temperature, and ranges of the check for unlike images."""
 
 from collections.abc import Iterable
 
@@ -25,7 +25,7 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     """Fit the calibration of a bundle's default profile.
 
     Args:
-        bundle: Bundle with the block `context` that it is to have.
+        bundle: Bundle with its final block `context`.
         samples: Images at the model's ground resolution, RGB, shape (H, W, 3), dtype uint8, and their true masks of
             class ids, shape (H, W), dtype uint8.
         source: Description of the images, and whether the network was trained on them.
@@ -58,7 +58,7 @@ def _measure_disagreement(
 ) -> float | None:
     """Return the disagreement of an image with its smallest view; None for a bundle that uses a single view.
 
-    Small views disagree most, so the range suits larger ones, too.
+    Small views disagree most, so the range also suits larger ones.
     """
     if context is None:
         return None
@@ -74,8 +74,8 @@ def _measure_disagreement(
 def fit_temperature(logits: NDArray[np.float32], truth: Mask) -> float:
     """Return the temperature from 1 to 3 with the smallest negative log-likelihood of the true classes.
 
-    A temperature below 1 would make the model more confident. A fit on images that the network has seen can ask for it,
-    but new images never need it: 1 is the lower limit.
+    A temperature below 1 would make the model more confident. A fit on training images may prefer one, but it is not
+    valid for new images, so 1 is the lower limit.
 
     Args:
         logits: Logits of N pixels, shape (C, N), dtype float32.

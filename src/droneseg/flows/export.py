@@ -78,7 +78,7 @@ def take_samples(paths: NnunetPaths, fold: int, count: int, view: ViewOptions = 
         paths: nnU-Net's folders.
         fold: Number of the fold.
         count: Maximum number of images.
-        view: Ground resolution of the images, if their files do not tell it.
+        view: Ground resolution of the images, by default read from their files.
     """
     validation, training = (_pairs_of_fold(paths, fold, part, count) for part in ("val", "train"))
     if not validation:
@@ -198,7 +198,7 @@ def add_reference(
         out: Folder of the copy.
         split_file: Split file that selects one part of the dataset; None selects all images.
         part: Name of the part.
-        view: Ground resolution of the images, if their files do not tell it.
+        view: Ground resolution of the images, by default read from their files.
         quality: Whether to also measure all profiles on these images, for the manifest's metrics.
         max_pixels: Maximum number of pixels of an image.
         replace: Whether an earlier bundle in `out` may be replaced.
@@ -286,7 +286,7 @@ def export_model(
         int8: Whether to add an INT8 network.
         default_profile: Name of the default profile.
         licence: Licence of the weights.
-        ground: Ground resolution of the training images; without it, images are not rescaled.
+        ground: Ground resolution of the training images; without it, images are not resampled.
         view: How the validation images are presented to the model.
         images: Maximum number of images to measure the profiles on.
         on_step: Callback, called when a step begins.

@@ -50,13 +50,13 @@ def add_blocks(
 ) -> bundle_format.Bundle:
     """Write a copy of a bundle in the current format with all blocks.
 
-    An INT8 network with signed activations, which OpenVINO computes wrongly, is stored with unsigned ones.
+    An INT8 network with signed activations, which OpenVINO computes incorrectly, is stored with unsigned ones.
 
     Args:
         bundle: Bundle of any format.
         out: Folder of the copy; an earlier bundle is replaced.
         ground: Ground resolution of the training images; None keeps that of the bundle. If there is none, images are
-            not rescaled, and large images are not also seen as a whole.
+            not resampled and have no smaller views.
         images: Images for the block `calibration`. Without them, the calibration of the bundle is kept if images are
             still presented to the network in the same way.
         progress: Progress callback with the number of images used for the calibration and the total.
