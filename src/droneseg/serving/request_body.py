@@ -118,7 +118,7 @@ class Reservation:
 async def read_files(request: Request, settings: Settings, reservation: Reservation) -> list[Upload]:
     """Read the files in the field `data` of a multipart form, and their options in fields of the same names.
 
-    An option has one value for all files, or one value per file in their order; an empty value is a missing one.
+    An option has one value for all files, or one value per file in their order; an empty value counts as missing.
 
     Raises:
         WrongContentTypeError: If the body is not a multipart form.
@@ -182,7 +182,7 @@ def _text(value: str | UploadFile) -> str:
 
 
 def _validate_options(texts: Mapping[str, str]) -> PredictionOptions:
-    """Return the options in these texts, by name; an empty text is a missing option."""
+    """Return the options in these texts, by name; an empty text counts as missing."""
     return PredictionOptions.model_validate_strings({name: text for name, text in texts.items() if text})
 
 
@@ -281,7 +281,7 @@ def media_type(headers: Headers) -> str:
 
 
 def parse_image_body(headers: Headers, body: bytes) -> Upload:
-    """Return the image file that is a body, and the options in the headers.
+    """Return a body as an image file, and the options in the headers.
 
     Raises:
         WrongContentTypeError: If the media type is not that of an image.

@@ -39,7 +39,7 @@ class _PredictionFields(_Response):
     timings_s: dict[str, float] = Field(description="Duration of each processing stage in seconds.")
     ground: Ground = Field(description="Ground resolution of the image, and how it was resampled for the model.")
     warnings: tuple[PredictionWarning, ...] = Field(
-        description="Reasons not to rely on the result, in words; empty if there are none."
+        description="Warnings about the result, with code and message; empty if there are none."
     )
 
 
@@ -144,7 +144,7 @@ TWO_SCALES = "two_scales"
 
 
 class PredictionOptions(BaseModel):
-    """What the client says about an image, and how to segment it."""
+    """Options of one image: its scale, if the client gives it, and how to segment it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -152,7 +152,7 @@ class PredictionOptions(BaseModel):
         None,
         ge=GSD_RANGE_M[0],
         le=GSD_RANGE_M[1],
-        description="Metres per pixel of the image; replaces what its metadata says.",
+        description="Metres per pixel of the image; replaces the scale in the metadata.",
     )
     height_m: float | None = Field(
         None,
@@ -172,7 +172,7 @@ class PredictionOptions(BaseModel):
 
 
 DEFAULT_OPTIONS = PredictionOptions()
-"""Options of an image about which the client says nothing."""
+"""Options of an image if the client gives none."""
 
 
 @dataclass(frozen=True)

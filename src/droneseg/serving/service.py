@@ -43,7 +43,7 @@ _SHAPE_MARGIN = 2  # an image may need this many times the tiles of a square of 
 
 @dataclass(frozen=True)
 class _Job:
-    """An admitted upload and the ground resolution that its metadata or the client gives."""
+    """An admitted upload and its ground resolution, from the client or the metadata."""
 
     upload: schemas.Upload
     ground: Ground
