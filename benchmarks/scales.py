@@ -4,9 +4,9 @@
 
 DATA_FOLDER contains `tugraz_dev278_jpeg` (960x736, five classes), `tugraz_dev278_native` (the same photographs at
 1500x1000, masks of the original 24 classes) and `tugraz_split.json`. The photographs are predicted at 960x736, at
-1500x1000 and enlarged to 4000 pixels in width, and their scale is given. Every mask is judged twice: brought to 960x736
-by the nearest neighbour, so that all sizes have the same truth, and at the photograph's own size, where the truth of
-enlarged photographs is the mask of 1500x1000, enlarged.
+1500x1000 and enlarged to 4000 pixels in width, and their scale is given. Every mask is evaluated twice: resampled to
+960x736 by the nearest neighbour, so that all sizes have the same truth, and at the photograph's own size. The truth of
+enlarged photographs is the enlarged mask of 1500x1000.
 """
 
 import argparse

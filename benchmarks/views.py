@@ -3,9 +3,9 @@
     uv run python benchmarks/views.py BUNDLE NATIVE_FOLDER SPLIT [--images 60]
 
 NATIVE_FOLDER contains `images` and `masks_24`, masks of the original 24 classes; SPLIT names the training photographs.
-Half of the photographs show water, those with the most of it first. Each is enlarged and reduced, so that a large image
-and a distant one are imitated; sizes are relative to a width of 960 pixels. The predictions of all views are
-brought to 500 pixels in width, where they are combined and judged.
+Half of the photographs show water, those with the most water first. Each is enlarged and reduced,
+to imitate large and distant images; sizes are relative to a width of 960 pixels. The predictions of all views are
+resampled to 500 pixels in width, combined and evaluated.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def read_original_mask(folder: Path, stem: str) -> Mask:
 
 
 def choose_photographs(folder: Path, split: Path, count: int) -> list[str]:
-    """Return the stems of training photographs: in turns one with water, the most first, and one without, at random."""
+    """Return the stems of training photographs: in turn one with water, most water first, and a random one without."""
     stems = sorted(path.stem for path in (folder / "images").glob("*.jpg"))
     train = read_split(split, stems).train
     water = {stem: float((read_original_mask(folder, stem) == WATER_ID).mean()) for stem in train}
@@ -243,7 +243,7 @@ def exposure_combinations() -> dict[str, Combination]:
 def print_table(totals: Mapping[str, Confusion]) -> None:
     """Print quality by view or combination as a Markdown table."""
     names = ", ".join(entry.name for entry in CLASSES[1:])
-    print(f"| view | mIoU | IoU of {names} | unsafe | recall | water called landing | false water |")
+    print(f"| view | mIoU | IoU of {names} | unsafe | recall | water predicted as landing | false water |")
     print("|---|---|---|---|---|---|---|")
     for name in sorted(totals, key=_condition):
         counts = totals[name]

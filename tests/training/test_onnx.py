@@ -1,4 +1,4 @@
-"""INT8 quantisation: activations that OpenVINO computes rightly, and no telemetry."""
+"""INT8 quantisation: activations that OpenVINO computes correctly, and no telemetry."""
 
 import os
 import subprocess

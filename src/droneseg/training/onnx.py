@@ -183,8 +183,8 @@ def make_network_unsigned(network: Path, target: Path) -> bool:
 def make_activations_unsigned(model: onnx.ModelProto) -> int:
     """Store the signed activations of a quantised network as unsigned integers, in place. No value changes.
 
-    OpenVINO (2026.4) computes the convolution of concatenated signed activations wrongly, without an error, on
-    processors without AMX: 10 % of the standard deviation in one layer. With unsigned activations it is right.
+    OpenVINO (2026.4) computes the convolution of concatenated signed activations incorrectly, without an error, on
+    processors without AMX: 10 % of the standard deviation in one layer. With unsigned activations it is correct.
 
     Args:
         model: Network with `QuantizeLinear` and `DequantizeLinear` nodes.
@@ -203,7 +203,7 @@ def make_activations_unsigned(model: onnx.ModelProto) -> int:
             shifted = (values.astype(np.int16) + 128).astype(np.uint8)
             initializer.CopyFrom(numpy_helper.from_array(shifted, initializer.name))
             changed += 1
-    # the inferred types of quantised tensors are no longer right
+    # the inferred types of quantised tensors are no longer correct
     kept = [value for value in model.graph.value_info if value.name not in quantised]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
