@@ -623,7 +623,7 @@ def test_broken_exif_does_not_hide_the_xmp() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\xff\xd8", blank((40, 30))[:50], b"II*\0\xff\xff\xff\xff"])
-def test_what_is_no_image_has_an_unknown_ground(data: bytes) -> None:
+def test_data_that_is_not_an_image_has_an_unknown_ground(data: bytes) -> None:
     assert read_ground(data) == UNKNOWN_GROUND
 
 

@@ -188,7 +188,7 @@ def test_force_promotes_a_worse_candidate_and_is_recorded(
     assert read_bundle(settings.model).model_id == worse.model_id
 
 
-def test_a_manifest_that_alone_has_changed_is_promoted_by_force(
+def test_a_change_of_only_the_manifest_is_promoted_by_force(
     project: Path, spec: EvaluationSpec, settings: Settings, tmp_path: Path
 ) -> None:
     before = state(project)

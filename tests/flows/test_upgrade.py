@@ -51,7 +51,7 @@ def calibration_images(folder: Path, count: int) -> CalibrationImages:
     return CalibrationImages("a test", list_pairs(make_photographs(folder, count)).pairs)
 
 
-def test_a_bundle_of_format_1_keeps_its_id_and_its_answers(old: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_of_format_1_keeps_its_id_and_its_predictions(old: Bundle, tmp_path: Path) -> None:
     assert old.model_id == model_id_of((old.folder / "manifest.json").read_bytes())
     assert all(getattr(old.manifest, block) is None for block in FORMAT_2_BLOCKS)
     upgraded = add_blocks(old, tmp_path / "new", ground=GROUND)

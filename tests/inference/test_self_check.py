@@ -1,4 +1,4 @@
-"""A runtime that computes something else than the bundle expects is refused at load."""
+"""A runtime whose predictions differ from those that the bundle expects is refused at load."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def flip(runtime: type[OpenVinoRuntime] | type[OnnxRuntime], patch: pytest.MonkeyPatch) -> None:
-    """Make a runtime return the mirror image of its results, as if it computed something else."""
+    """Make a runtime return the mirror image of its results, as if it were faulty."""
     logits, argmax = runtime.logits, runtime.argmax
     patch.setattr(runtime, "logits", lambda *args: logits(*args)[..., ::-1])
     if runtime is OpenVinoRuntime:  # the argmax of the other one uses its logits
@@ -70,7 +70,7 @@ def flip(runtime: type[OpenVinoRuntime] | type[OnnxRuntime], patch: pytest.Monke
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("profile", ["exact", "fast"])
-def test_right_runtime_passes(bundle: Bundle, runtime: RuntimeName, profile: str) -> None:
+def test_correct_runtime_passes(bundle: Bundle, runtime: RuntimeName, profile: str) -> None:
     segmenter = BundleSegmenter(bundle, profile=profile, runtime=runtime)
     assert segmenter.info.self_check.startswith(f"{segmenter.runtime} passed; its difference is 0.0")
 
@@ -136,7 +136,7 @@ def test_chosen_runtime_that_is_wrong_is_an_error(bundle: Bundle, monkeypatch: p
         BundleSegmenter(bundle, runtime=RuntimeName.OPENVINO)
 
 
-def test_model_is_refused_if_no_runtime_is_right(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_is_refused_if_no_runtime_passes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(OpenVinoRuntime, monkeypatch)
     flip(OnnxRuntime, monkeypatch)
     with pytest.raises(
@@ -242,7 +242,7 @@ def test_model_info_and_doctor_name_the_refused_runtime(
     assert findings["self-check"] == described["self_check"]
 
 
-def test_service_without_a_right_runtime_responds_503_and_doctor_says_why(
+def test_service_without_a_correct_runtime_responds_503_and_doctor_gives_the_reason(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(OpenVinoRuntime, monkeypatch)

@@ -1,4 +1,4 @@
-"""Images are resampled, exposed and seen at several scales as documented, and the views are combined exactly."""
+"""Images are resampled, corrected and predicted at several scales as documented, and the views are combined exactly."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -467,7 +467,7 @@ def test_logits_are_averaged_over_the_tables(size: tuple[int, int], axes: tuple[
 
 
 def texture_network(path: Path) -> Path:
-    """A network of one 3x3 convolution with random weights: its answer depends on scale, exposure and borders."""
+    """A network of one 3x3 convolution with random weights: its output depends on scale, exposure and borders."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,6 +1,6 @@
 """Both backends return the same masks, byte for byte, and the same statuses, error codes and messages.
 
-The command line and Python return the same masks, ground resolutions and warnings, too.
+The command line and Python also return the same masks, ground resolutions and warnings.
 """
 
 import base64
@@ -67,7 +67,7 @@ def bundle_with_views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def servers_with_views(
     tmp_path_factory: pytest.TempPathFactory, bundle_with_views: Path
 ) -> Iterator[dict[str, Server]]:
-    """Both backends with a bundle that knows the ground resolution of its training images."""
+    """Both backends with a bundle that states the ground resolution of its training images."""
     with both(tmp_path_factory, bundle_with_views) as servers:
         yield servers
 
@@ -145,7 +145,7 @@ def answer_of_python(model: droneseg.Model, data: bytes, options: dict[str, obje
 
 @pytest.fixture(scope="module")
 def commands(bundle_with_views: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Answer]:
-    """Answers of `droneseg predict` by photograph and options."""
+    """Results of `droneseg predict` by photograph and options."""
     folder = tmp_path_factory.mktemp("predict")
     for name, data in PHOTOGRAPHS.items():
         (folder / f"{name}.jpg").write_bytes(data)
@@ -169,7 +169,7 @@ def commands(bundle_with_views: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_services_command_and_python_give_the_same_answer(
+def test_services_command_and_python_give_the_same_result(
     servers_with_views: dict[str, Server],
     bundle_with_views: Path,
     commands: dict[tuple[str, str], Answer],
@@ -185,7 +185,7 @@ def test_services_command_and_python_give_the_same_answer(
         assert expected[1]["gsd_m"] == EXPECTED_GSD_M[name, options]  # type: ignore[index]
 
 
-def test_answers_depend_on_the_options(bundle_with_views: Path) -> None:
+def test_results_depend_on_the_options(bundle_with_views: Path) -> None:
     model = droneseg.load(bundle_with_views)
     assert model(PHOTOGRAPHS["dark"]).warnings[-1].message.endswith("do not rely on the result. It is darker.")
     masks = {name: answer_of_python(model, PHOTOGRAPHS["at 25 m"], options)[0] for name, options in OPTIONS.items()}
