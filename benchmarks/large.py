@@ -3,9 +3,9 @@
     uv run python benchmarks/large.py BUNDLE [--profile fast] [--sizes 960x736 4000x2250 4000x3000] [--repeats 3]
 
 The photographs are generated JPEG files; those of known scale have the metadata of a camera 40 m above ground, at 17.2
-mm per pixel. Each measurement has a process of its own, which reads, decodes, segments and encodes the same file; the
+mm per pixel. Each measurement runs in its own process, which reads, decodes, segments and encodes the same file; the
 fastest repeat counts. The last column is the time compared with that of the network, decoding and encoding alone. Time
-should grow with the number of tiles; memory should hardly grow.
+should grow with the number of tiles; memory should stay nearly constant.
 """
 
 import argparse
