@@ -375,10 +375,11 @@ def test_combined_probabilities_sum_to_one(only_regions: bool) -> None:
     assert combined.sum(axis=0) == pytest.approx(np.ones((20, 16)), abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("broken", ["tiles", "view"])
-def test_logits_that_are_not_finite_raise_an_error(broken: str) -> None:
+def test_logits_that_are_not_finite_raise_an_error(broken: str, value: float) -> None:
     tiles, coarse = logits_of(0, 0, 0, 0, 0, 1, size=(4, 4)), logits_of(0, 0, 1, 0, 0, 0)
-    {"tiles": tiles, "view": coarse}[broken][2, 0, 0] = np.nan
+    {"tiles": tiles, "view": coarse}[broken][2, 0, 0] = value
     combiner = ViewCombiner([(View((1, 1), 0.7, only_regions=False), coarse)], (4, 4), VIEWS, 1.0)
     with pytest.raises(ModelError, match="non-finite"):
         combiner.classify(tiles, 0)

@@ -249,6 +249,8 @@ class ViewCombiner:
         require_finite(winning)
         return ids, winning
 
+    # here, because threads do not inherit the state; `require_finite` raises an error for logits that overflow
+    @np.errstate(over="ignore", invalid="ignore")
     def _combine(self, tiles: NDArray[np.float32], first: int) -> tuple[NDArray[np.float32], int]:
         """Combine rows of the logits of the tiles, shape (C, rows, W), with the smaller views.
 
