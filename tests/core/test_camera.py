@@ -7,6 +7,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -701,3 +702,15 @@ def test_real_photographs_without_a_height_have_an_unknown_ground(real_data: Pat
     paths = sorted((real_data / folder).glob("*.jpg"))
     assert paths
     assert {read_ground(path.read_bytes()) for path in paths} == {UNKNOWN_GROUND}
+
+
+@pytest.mark.parametrize("value", ["0.02", [0.02], np.array([0.02]), True], ids=repr)
+def test_scale_that_is_not_a_number_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match=r"gsd_m is .* of type .*\. Pass a number in metres\."):
+        given_ground(value)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"height_m is"):
+        check_scale(None, value)  # type: ignore[arg-type]
+
+
+def test_numpy_scalar_is_a_scale() -> None:
+    assert given_ground(np.float32(0.5)).gsd_m == 0.5  # type: ignore[arg-type]

@@ -125,6 +125,14 @@ def test_black_border_is_background(bundle: Bundle) -> None:
     assert found.sum() == ids.sum(dtype=np.int64)
 
 
+@pytest.mark.parametrize("gsd_m", [0.025, 0.005])
+def test_black_image_is_background_if_the_scale_of_the_model_is_known(tmp_path: Path, gsd_m: float) -> None:
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", ground=TRAINED_AT, context=VIEWS))
+    result = segmenter.segment(np.zeros((20, 30, 3), np.uint8), given_ground(gsd_m))
+    assert set(np.unique(result.mask)) == {0}
+    assert (result.confidence, result.class_fractions["background"]) == (1, 1)
+
+
 def test_black_image_is_predicted(bundle: Bundle) -> None:
     assert set(np.unique(BundleSegmenter(bundle).segment(np.zeros((20, 30, 3), np.uint8)).mask)) == {1}
 

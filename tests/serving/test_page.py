@@ -117,6 +117,15 @@ def test_scale_that_the_user_enters_is_sent_and_shown(page: Page) -> None:
     expect(page.locator("#warnings li")).to_contain_text([WARNING_MESSAGES[WarningCode.UNKNOWN_CAMERA]])
 
 
+def test_entered_scale_is_not_used_for_the_next_photo(page: Page) -> None:
+    page.get_by_label("Metres per pixel").fill("0.02")
+    choose(page)
+    expect(page.locator("#facts")).to_contain_text("2 cm per pixel (given)")
+    choose(page)
+    expect(page.locator("#facts")).to_contain_text("Groundunknown")
+    expect(page.get_by_label("Metres per pixel")).to_have_value("")
+
+
 def test_wrong_scale_is_refused_with_a_remedy(page: Page) -> None:
     page.get_by_label("Metres per pixel").fill("2 cm")
     choose(page)

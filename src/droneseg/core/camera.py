@@ -126,8 +126,12 @@ def check_scale(gsd_m: float | None, height_m: float | None) -> None:
         height_m: Height of the camera above ground in metres.
 
     Raises:
+        TypeError: If a value is not a number.
         ConfigurationError: If both are given, or a value is not a plausible number above 0.
     """
+    for name, value in (("gsd_m", gsd_m), ("height_m", height_m)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{name} is {value!r} of type {type(value).__name__}. Pass a number in metres.")
     if gsd_m is not None and height_m is not None:
         raise ConfigurationError(
             f"Both metres per pixel ({gsd_m:g}) and a height above ground ({height_m:g} m) are given. Pass one of them."

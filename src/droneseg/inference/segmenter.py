@@ -176,6 +176,9 @@ class BundleSegmenter:
         self, image: Image, plan: views.ViewPlan, context: Context | None
     ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
         """Return the segmentation of a resampled image, and the disagreement of its views."""
+        if context is not None and not image.any():
+            # nothing can be seen in a black image
+            return sliding_window.SlidingWindowResult(np.full(plan.size, BACKGROUND_ID, np.uint8), image.size / 3), None
         tables = self._tables(image, context)
         if context is None or not plan.views:
             return sliding_window.sliding_window_inference(self._runtime, image, tables, self._window), None

@@ -32,7 +32,6 @@ MAX_ENLARGEMENT = 2.0
 """Largest enlargement of an image that is coarser than the training images."""
 MAX_REDUCTION = 4.0
 """Largest reduction of a view below the model's resolution; the network recognises little in smaller ones."""
-_MIN_REDUCTION = 1.25  # a view of almost the same size adds nothing
 _TWO_STEPS = 2.0  # from this reduction on, there is a second view of intermediate size
 _UNKNOWN_SCALE_TILES = 2.0  # along the longer side
 _MAX_ENLARGED_TILES = 6.0  # along the longer side; bounds the time for a large image that is coarse
@@ -126,16 +125,19 @@ def _unscaled_warnings(ground: Ground, training: TrainingGround | None) -> tuple
 
 
 def _whole_view(size: tuple[int, int], tiles: float, context: Context) -> tuple[View, ...]:
-    """Return the view of the whole image in one tile; no view if the image is not much larger than a tile."""
-    if tiles < _MIN_REDUCTION:
+    """Return the view of the whole image in one tile; no view if the image is not larger than a tile."""
+    if tiles <= 1:
         return ()
     return (View(_scaled(size, 1 / tiles), context.whole_weight, only_regions=False),)
 
 
 def _coarse_views(size: tuple[int, int], tiles: float) -> tuple[View, ...]:
-    """Return up to two views that are coarser than the training images, all with the weight of the tiles."""
+    """Return up to two views that are coarser than the training images, all with the weight of the tiles.
+
+    Even a view that is hardly smaller adds a signal: where it differs from the tiles, one of them is wrong.
+    """
     reduction = min(tiles, MAX_REDUCTION)
-    if reduction < _MIN_REDUCTION:
+    if reduction <= 1:
         return ()
     reductions = (reduction**0.5, reduction) if reduction >= _TWO_STEPS else (reduction,)
     weight = 1 / (len(reductions) + 1)

@@ -116,6 +116,12 @@ class Exposure(_Section):
     range: tuple[float, float] = Field(description="Median luma of images that are not corrected, 0 to 1.")
     target: float = Field(gt=0, lt=1, description="Median luma after the gamma correction, 0 to 1.")
 
+    @model_validator(mode="after")
+    def _check_range(self) -> "Exposure":
+        if not 0 <= self.range[0] <= self.range[1] <= 1:
+            raise ValueError(f"range is {self.range}; it must ascend from 0 to 1")
+        return self
+
 
 class Context(_Section):
     """How several views of an image are combined."""
@@ -155,7 +161,7 @@ class UnlikeTraining(_Section):
 class Calibration(_Section):
     """Calibration of the confidence and of the check for images unlike the training images."""
 
-    temperature: float = Field(1.0, gt=0, description="Logits are divided by this number before the softmax.")
+    temperature: float = Field(1.0, ge=0.05, le=20, description="Logits are divided by this number before the softmax.")
     source: str = Field(description="Images that the temperature was fitted on.")
     unlike_training: UnlikeTraining | None = None
 

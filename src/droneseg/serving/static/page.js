@@ -50,6 +50,7 @@ function useKey(event) {
 
 function send(file) {
   if (request) request.abort();
+  if (chosenFile && chosenFile !== file) at("gsd").value = at("height").value = ""; // the scale of the previous photo
   chosenFile = file;
   const body = new FormData();
   body.append("data", file);
