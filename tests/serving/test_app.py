@@ -135,6 +135,8 @@ HEIGHT = "Send the height above ground in metres, 0.001 to 100000, for example 4
         ({"gsd_m": "x" * 99}, f"gsd_m is '{40 * 'x'}'. {GSD}"),
         ({"gsd_m": "x", "height_m": "y"}, f"gsd_m is 'x'. {GSD} height_m is 'y'. {HEIGHT}"),
         ({"gsd_m": "0.02", "height_m": "40"}, "gsd_m and height_m are both given. Send one of them."),
+        ({"gsd": "0.02"}, "gsd is not an option. Send gsd_m, in metres."),
+        ({"height": "40"}, "height is not an option. Send height_m, in metres."),
         (
             {"gsd_m": ["1", "2", "3"], "height_m": ["1", "2", "3"], "plain": "x"},
             f"gsd_m has {WRONG_COUNT} height_m has {WRONG_COUNT} plain is 'x'. Send true or false.",

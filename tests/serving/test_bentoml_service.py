@@ -97,6 +97,12 @@ def test_wrong_option_headers_are_refused(server: Server, headers: list[tuple[st
     assert message in response.json()["error"]["message"]
 
 
+def test_misnamed_option_in_the_json_is_refused(server: Server) -> None:
+    response = post(server, {"req": {"image_b64": encoded(PHOTO), "gsd": 0.02}})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
+    assert response.json()["error"]["message"] == "gsd is not an option. Send gsd_m, in metres."
+
+
 IN_PROCESS = """
 import asyncio, base64, sys
 from droneseg.serving.bentoml_service import DroneSegService

@@ -20,7 +20,7 @@ from droneseg.core import errors
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M
 from droneseg.core.images import EMPTY_FILE
 from droneseg.core.settings import Settings
-from droneseg.serving.schemas import TWO_SCALES, PredictionOptions, Upload
+from droneseg.serving.schemas import MISNAMED_OPTIONS, OPTION_CONFLICT, PredictionOptions, Upload
 
 FILE_FIELD = "data"
 _BUDGET_BODIES = 8  # size of the budget, in bodies of the largest allowed size
@@ -160,7 +160,7 @@ def _uploads(form: FormData) -> list[Upload]:
 def _form_options(form: FormData, files: int) -> list[PredictionOptions]:
     """Return the options of each file; the message of an error lists all problems."""
     problems, columns = [], {}
-    for name in PredictionOptions.model_fields:
+    for name in (*PredictionOptions.model_fields, *MISNAMED_OPTIONS):
         values = [_text(value) for value in form.getlist(name)]
         if len(values) in (0, 1, files):
             columns[name] = values if len(values) == files else (values or [""]) * files
@@ -194,7 +194,7 @@ def _describe_problems(error: ValidationError) -> list[str]:
         remedy = _REMEDIES.get(name.rpartition(".")[2])
         if remedy:
             messages.append(f"{name} is {str(item['input'])[:40]!r}. {remedy}")
-        elif item["type"] == TWO_SCALES:
+        elif item["type"] == OPTION_CONFLICT:
             messages.append(item["msg"])
         else:
             messages.append(f"{name or 'body'}: {item['msg']}")

@@ -139,14 +139,16 @@ class ReloadResponse(_Response):
     changed: bool = Field(description="Whether the active model changed.")
 
 
-TWO_SCALES = "two_scales"
-"""Type of the validation error of options with both a ground resolution and a height."""
+OPTION_CONFLICT = "option_conflict"
+"""Type of the validation errors whose messages name the options themselves."""
+MISNAMED_OPTIONS = {"gsd": "gsd_m", "height": "height_m"}
+"""Names of command-line options, which would otherwise be ignored, and the names to use instead."""
 
 
 class PredictionOptions(BaseModel):
     """Options of one image: its scale, if the client gives it, and how to segment it."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     gsd_m: float | None = Field(
         None,
@@ -165,9 +167,16 @@ class PredictionOptions(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _check_names(self) -> PredictionOptions:
+        for wrong in MISNAMED_OPTIONS.keys() & (self.model_extra or {}).keys():
+            message = f"{wrong} is not an option. Send {MISNAMED_OPTIONS[wrong]}, in metres."
+            raise PydanticCustomError(OPTION_CONFLICT, "{message}", {"message": message})
+        return self
+
+    @model_validator(mode="after")
     def _check_scale(self) -> PredictionOptions:
         if self.gsd_m is not None and self.height_m is not None:
-            raise PydanticCustomError(TWO_SCALES, "gsd_m and height_m are both given. Send one of them.")
+            raise PydanticCustomError(OPTION_CONFLICT, "gsd_m and height_m are both given. Send one of them.")
         return self
 
 
