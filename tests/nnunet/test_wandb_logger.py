@@ -84,7 +84,7 @@ def test_bundle_is_an_artifact_with_its_manifest(tracked: list[OfflineRun], work
     ((name, metadata, paths),) = tracked[2].artifacts
     assert name == "bundle-2d_tracked"
     assert metadata == json.loads((workspace.root / "bundles/tracked_model/manifest.json").read_text())
-    assert sorted(paths) == ["manifest.json", "model.onnx", "reference.csv"]
+    assert sorted(paths) == ["manifest.json", "model.onnx", "reference.csv", "self_check.json", "self_check.png"]
 
 
 def test_profile_shows_the_time_of_each_part(tracked: list[OfflineRun], workspace: Workspace) -> None:
