@@ -11,7 +11,14 @@ from droneseg.training.config import load_config
 
 
 @pytest.mark.parametrize(
-    ("preset", "name"), [("smoke", "2d_smoke"), ("cpu", "2d_cpu"), ("pretrained", "2d_lite0"), ("gpu", "2d")]
+    ("preset", "name"),
+    [
+        ("smoke", "2d_smoke"),
+        ("cpu", "2d_cpu"),
+        ("pretrained", "2d_lite0"),
+        ("multiscale", "2d_multiscale"),
+        ("gpu", "2d"),
+    ],
 )
 def test_every_preset_is_valid(preset: str, name: str) -> None:
     assert load_config([f"preset={preset}"]).configuration == name
@@ -45,7 +52,7 @@ def test_load_config_changes_no_global_state() -> None:
     [
         (
             ["preset=huge", "foo=1"],
-            r"preset=huge: choose one of cpu, gpu, pretrained, smoke\n.*foo=1: unknown key 'foo'",
+            r"preset=huge: choose one of cpu, gpu, multiscale, pretrained, smoke\n.*foo=1: unknown key 'foo'",
         ),
         (["epohcs=3"], "epohcs=3: unknown key 'epohcs'; did you mean 'epochs'"),
         (["epochs"], "epochs: expected key=value"),
@@ -94,6 +101,8 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
         (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
         (["resume=true", "overwrite=true"], "  - resume and overwrite cannot be combined"),
+        (["crop_scales=[2,0.5]"], "crop_scales=[2.0, 0.5]: the first scale is the smallest"),
+        (["whole_share=0.1", "haze_share=0.2"], "whole_share, haze_share: set crop_scales, too"),
     ],
 )
 def test_invalid_combinations_are_reported_in_one_line(overrides: list[str], words: str) -> None:

@@ -6,9 +6,9 @@ nnU-Net creates trainers by class name with a fixed signature, so the settings c
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from droneseg.core.classes import CLASSES, NAMES
 from droneseg.core.errors import ConfigurationError
@@ -33,6 +33,8 @@ def _by_id(weights: Any) -> Any:
     return tuple(weights.get(name, 1) for name in NAMES)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0, le=16)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ClassWeights = Annotated[
     tuple[Weight, ...],
@@ -40,6 +42,12 @@ ClassWeights = Annotated[
     AfterValidator(_require_positive),
     BeforeValidator(_by_id),
 ]
+
+
+_OF_CROP_LOADER = (
+    "scale_sampling", "model_gsd", "whole_share", "rotation_share", "generated_share", "exposure_share", "gamma_share",
+    "contrast_share", "cast_share", "haze_share", "shadow_share", "dark_share", "blur_share",
+)  # fmt: skip
 
 
 class TrainerSettings(BaseModel):
@@ -67,6 +75,48 @@ class TrainerSettings(BaseModel):
     crop_size: tuple[int, int] | None = Field(
         None,
         description="Height and width of training crops, at most the patch size, which prediction uses.",
+    )
+    crop_scales: tuple[Scale, Scale] | None = Field(
+        None,
+        description="Smallest and largest scale of training crops, relative to the model's resolution: at scale 2, "
+        "things are twice as large. null: crops at the resolution of the photographs, by nnU-Net's loader.",
+    )
+    scale_sampling: Literal["uniform", "triangular"] = Field(
+        "uniform",
+        description="Distribution of the logarithm of the scale; triangular: scales near 1 are more frequent.",
+    )
+    model_gsd: float | None = Field(
+        None,
+        gt=0,
+        description="Ground resolution of the model in metres per pixel. Scale 1 of photographs of known ground "
+        "resolution is this one; null: their own pixels.",
+    )
+    whole_share: Share = Field(0, description="Fraction of crops that show a whole photograph. Needs `crop_scales`.")
+    rotation_share: Share = Field(
+        0, description="Fraction of crops rotated by any angle, in addition to quarter turns. Needs `crop_scales`."
+    )
+    generated_share: Share | None = Field(
+        None,
+        description="Fraction of crops from generated photographs; null: their share of all photographs. "
+        "Needs `crop_scales`.",
+    )
+    exposure_share: Share = Field(
+        0, description="Fraction of crops with an exposure of 0.25 to 2 times the original. Needs `crop_scales`."
+    )
+    gamma_share: Share = Field(0, description="Fraction of crops with a gamma of 0.5 to 2. Needs `crop_scales`.")
+    contrast_share: Share = Field(
+        0, description="Fraction of crops with 0.6 to 1.5 times the contrast. Needs `crop_scales`."
+    )
+    cast_share: Share = Field(
+        0, description="Fraction of crops with a colour cast: each colour 0.8 to 1.25 times. Needs `crop_scales`."
+    )
+    haze_share: Share = Field(0, description="Fraction of crops with haze. Needs `crop_scales`.")
+    shadow_share: Share = Field(0, description="Fraction of crops with shadows in random regions. Needs `crop_scales`.")
+    dark_share: Share = Field(
+        0, description="Fraction of crops at 0.1 to 0.35 of the exposure, with noise. Needs `crop_scales`."
+    )
+    blur_share: Share = Field(
+        0, description="Fraction of crops with blur, noise or JPEG artefacts. Needs `crop_scales`."
     )
     averaged_weights: float | None = Field(
         None,
@@ -97,6 +147,18 @@ class TrainerSettings(BaseModel):
     seed: int = Field(0, ge=0, description="Random seed.")
     profile: bool = Field(False, description="Profile a few iterations and write a trace and a table.")
     tracked: bool = Field(False, description="Whether the run is logged to W&B; set by `tracking`.")
+
+    @model_validator(mode="after")
+    def _require_crop_scales(self) -> Self:
+        """Raise ValueError if keys of the loader with random scales are set without `crop_scales`."""
+        if self.crop_scales is not None:
+            if self.crop_scales[0] > self.crop_scales[1]:
+                raise ValueError(f"crop_scales={list(self.crop_scales)}: the first scale is the smallest")
+            return self
+        names = [name for name in _OF_CROP_LOADER if getattr(self, name) != type(self).model_fields[name].default]
+        if names:
+            raise ValueError(f"{', '.join(names)}: set crop_scales, too, for example crop_scales=[1,1]")
+        return self
 
 
 def write_settings_file(settings: TrainerSettings, path: Path) -> None:

@@ -198,7 +198,7 @@ def _override_problem(override: str, folder: Path) -> str:
 
 
 def _describe(problem: ErrorDetails) -> str:
-    if not problem["loc"]:  # the input is the whole configuration, too long to show
+    if problem["loc"] in ((), ("trainer",)):  # the input is the whole configuration, too long to show
         return f"  - {problem['msg'].removeprefix('Value error, ')}"
     return f"  - {_key(problem['loc'])}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.optim import AdamW
 
@@ -22,7 +23,10 @@ from droneseg.core.errors import TrainingError
 from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
+from droneseg.nnunet.case_arrays import FOLDER, CaseArrays, prepare_cases
+from droneseg.nnunet.data_loading import CaseSampler, CropLoader, in_processes, normalise
 from droneseg.nnunet.networks import PretrainedUNet, unwrap
+from droneseg.nnunet.plans import resolve_plan
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
@@ -111,6 +115,8 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Return data loaders with patches of the crop size, or of the plan's patch size if no crop size is set."""
+        if self.settings.crop_scales:
+            return self._crop_loaders()
         plan = self.configuration_manager.configuration
         patch_size = plan["patch_size"]
         try:
@@ -118,6 +124,51 @@ class DroneSegTrainer(nnUNetTrainer):
             return super().get_dataloaders()
         finally:
             plan["patch_size"] = patch_size
+
+    def _crop_loaders(self) -> tuple[Any, Any]:
+        """Return the loaders of crops at random scales, in as many processes as nnU-Net would use."""
+        training, validation = self.do_split()
+        cases = self._prepare_cases(sorted({*training, *validation}))
+        if self.settings.repeat_rare:
+            training = repeat_rare({name: set(cases[name].classes) - {0} for name in training})
+        described = self.dataset_json.get("droneseg", {})
+        generated = frozenset(described.get("generated", ()))
+        common: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "crop": self.settings.crop_size or tuple(self.configuration_manager.patch_size),
+            "gsd_m": described.get("gsd_m", {}),
+            "normalisation": resolve_plan(self.plans_manager.plans, self.configuration_name).normalisation,
+            "ignore": self.label_manager.ignore_label,
+            "oversample": self.oversample_foreground_percent,
+            "strides": self._target_strides(),
+        }
+        sampler = CaseSampler(training, generated, self.settings.generated_share)
+        train = CropLoader(cases, sampler, self.settings, **common)
+        sampler = CaseSampler(validation, generated, 0.0)
+        validate = CropLoader(cases, sampler, self.settings, **common, training=False)
+        processes = get_allowed_n_proc_DA()
+        pinned = self.device.type == "cuda"
+        return (
+            in_processes(train, processes, cached=max(6, processes // 2), pinned=pinned),
+            in_processes(validate, (processes + 1) // 2, cached=max(3, processes // 4), pinned=pinned),
+        )
+
+    def _prepare_cases(self, names: list[str]) -> dict[str, CaseArrays]:
+        """Return the arrays of cases; rank 0 writes them first."""
+        raw, folder = (
+            Path(nnUNet_raw, self.plans_manager.dataset_name),
+            Path(self.preprocessed_dataset_folder_base, FOLDER),
+        )
+        ignore = self.label_manager.ignore_label
+        if self.local_rank == 0:
+            cases = prepare_cases(raw, folder, names, ignore=ignore)
+        if self.is_ddp:
+            dist.barrier()
+        return cases if self.local_rank == 0 else prepare_cases(raw, folder, names, ignore=ignore)
+
+    def _target_strides(self) -> list[tuple[int, int]] | None:
+        scales = self._get_deep_supervision_scales()
+        return [(round(1 / scale[0]), round(1 / scale[1])) for scale in scales] if scales else None
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the training and validation datasets; with `repeat_rare`, images with rare classes are repeated."""
@@ -152,6 +203,7 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
+        batch = self._normalised(batch)
         with self._precision(), self.reporter.iteration():
             result = super().train_step(batch)
         if self.average:
@@ -160,8 +212,15 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Compute loss and Dice of one validation batch with the averaged weights."""
+        batch = self._normalised(batch)
         with self._precision(), self._averaged():
             return super().validation_step(batch)
+
+    def _normalised(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch with the network's input; nnU-Net's own loader has normalised it already."""
+        if not self.settings.crop_scales:
+            return batch
+        return batch | {"data": normalise(batch, self.device, channels_last=self.settings.channels_last)}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the validation cases with sliding windows, unless the settings skip the validation."""
