@@ -26,7 +26,7 @@ LARGE = png(np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("served")
     make_bundle(folder / "champion", patch=(256, 256))
-    with serving(folder, model=folder / "champion", api_key="open sesame", queue_seconds=60) as server:
+    with serving(folder, model=folder / "champion", api_key="open sesame") as server:
         yield server
 
 

@@ -32,7 +32,7 @@ PHOTO = png(np.full((40, 50, 3), 220, np.uint8))
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("bento")
     make_bundle(folder / "champion", patch=(64, 64))
-    with serving(folder, backend=BENTO, model=folder / "champion", queue_seconds=60) as server:
+    with serving(folder, backend=BENTO, model=folder / "champion") as server:
         yield server
 
 

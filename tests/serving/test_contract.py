@@ -36,7 +36,7 @@ WAYS = ("bento", "bento-base64")
 @contextmanager
 def both(factory: pytest.TempPathFactory, model: Path) -> Iterator[dict[str, Server]]:
     """Run both backends with this model."""
-    options = {"model": model, "api_key": API_KEY, "queue_seconds": 60}
+    options = {"model": model, "api_key": API_KEY}
     with (
         serving(factory.mktemp("fastapi"), backend=FASTAPI, **options) as fastapi,
         serving(factory.mktemp("bento"), backend=BENTO, **options) as bento,

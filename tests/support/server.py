@@ -105,6 +105,9 @@ def serving(folder: Path, *, backend: Backend = FASTAPI, ready: bool = True, **s
         "DRONESEG_RECORDS_URL": "records",
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(folder / "bentoml"),
+        # on a busy machine, a prediction takes longer than the limits that suit a service
+        "DRONESEG_QUEUE_SECONDS": str(HANG_S),
+        "DRONESEG_TIMEOUT_SECONDS": str(HANG_S),
     }
     log = folder / "serve.log"
     with log.open("wb") as out:
