@@ -69,6 +69,7 @@ _BENTO_COMMAND = (
 FASTAPI = Backend("fastapi", (*COMMAND, "serve"), "/predict", as_form)
 BENTO = Backend("bento", _BENTO_COMMAND, "/predict_image_bytes", as_itself)
 BENTO_BASE64 = replace(BENTO, name="bento-base64", path="/predict_base64", body=as_base64)
+_UNLIMITED_S = "86400"
 
 
 @dataclass
@@ -106,8 +107,8 @@ def serving(folder: Path, *, backend: Backend = FASTAPI, ready: bool = True, **s
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(folder / "bentoml"),
         # on a busy machine, a prediction takes longer than the limits that suit a service
-        "DRONESEG_QUEUE_SECONDS": str(HANG_S),
-        "DRONESEG_TIMEOUT_SECONDS": str(HANG_S),
+        "DRONESEG_QUEUE_SECONDS": _UNLIMITED_S,
+        "DRONESEG_TIMEOUT_SECONDS": _UNLIMITED_S,
     }
     log = folder / "serve.log"
     with log.open("wb") as out:
