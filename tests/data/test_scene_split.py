@@ -9,7 +9,7 @@ from PIL import Image
 
 from droneseg.core.errors import SplitError
 from droneseg.data.image_matching import Match, find_matches
-from droneseg.data.scene_split import count_crossing, split_by_scene
+from droneseg.data.scene_split import count_crossing, describe_split, fold_by_scene, split_by_scene
 from droneseg.data.splits import Split
 from droneseg.data.synthetic import generate_scene
 
@@ -138,3 +138,63 @@ def test_crossing_matches_are_counted() -> None:
     split = Split(train=("a", "b"), val=("c",), dropped=("d",))
     matches = [Match("a", "b", 12), Match("a", "c", 12), Match("c", "d", 12), Match("b", "d", 99)]
     assert count_crossing(matches, split) == 1
+
+
+def test_folds_keep_places_whole_and_validate_each_image_once() -> None:
+    stems, matches = cliques(9, 4)
+    found = fold_by_scene(matches, all_classes(stems), count=3, seed=0)
+    assert sorted(stem for fold in found.folds for stem in fold.val) == sorted(stems)
+    for fold, places in zip(found.folds, found.groups, strict=True):
+        assert fold.dropped == ()
+        assert sorted([*fold.train, *fold.val]) == sorted(stems)
+        assert not {stem[0] for stem in fold.train} & {stem[0] for stem in fold.val}
+        assert (len(fold.val), places) == (12, {"train": 6, "val": 3})
+
+
+def test_folds_of_a_chain_of_places_drop_only_its_bridges() -> None:
+    stems, matches = cliques(6, 5)
+    chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 13) for place in range(5))]
+    found = fold_by_scene(chained, all_classes(stems), count=3, seed=0)
+    # three parts of two places are cut at two bridges, and each of these costs its images one fold
+    assert sum(len(fold.dropped) for fold in found.folds) == 4
+    for fold in found.folds:
+        assert sorted([*fold.train, *fold.val, *fold.dropped]) == sorted(stems)
+        pairs = {(a, b) for a in fold.train for b in fold.val}
+        assert not [match for match in chained if {(match.first, match.second), (match.second, match.first)} & pairs]
+    assert found.crossing == 0
+    assert found.never_validated == ()
+
+
+def test_folds_spread_a_class_over_their_parts() -> None:
+    stems, matches = cliques(6, 3)
+    pixels = {stem: np.array([0, 10, 30 if stem[0] in "012" else 0, 40, 10, 60]) for stem in stems}
+    found = fold_by_scene(matches, pixels, count=3, seed=0)
+    assert all(shares["val"]["water"] > 0 for shares in found.class_shares)
+
+
+def test_folds_ignore_matches_with_images_outside_the_training_part() -> None:
+    stems, matches = cliques(4, 2)
+    outside = [Match("test", stem, 99) for stem in stems]
+    assert fold_by_scene([*matches, *outside], all_classes(stems), count=2, seed=0).folds[0].dropped == ()
+
+
+def test_too_few_places_for_the_folds_are_an_error() -> None:
+    stems, matches = cliques(1, 6)
+    with pytest.raises(SplitError, match="too few separate places for 3 folds"):
+        fold_by_scene(matches, all_classes(stems), count=3, seed=0)
+    with pytest.raises(SplitError, match="6 images cannot be split into 7 folds"):
+        fold_by_scene(matches, all_classes(stems), count=7, seed=0)
+
+
+def test_equal_seeds_give_equal_folds() -> None:
+    stems, matches = cliques(7, 4)
+    first, again = (fold_by_scene(matches, all_classes(stems), count=3, seed=5).folds for _ in range(2))
+    assert first == again
+
+
+def test_matches_across_a_given_split_are_counted() -> None:
+    stems, matches = cliques(2, 3)
+    split = Split(train=("0-0", "0-1", "0-2", "1-0"), val=("1-1",), dropped=("1-2",))
+    found = describe_split(matches, all_classes(stems), split)
+    assert found.crossing == 1
+    assert found.groups == {"val": 1, "train": 2}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from droneseg.core.errors import OutputExistsError, SplitError
-from droneseg.data.splits import Split, random_split, read_split, write_split
+from droneseg.data.splits import Fold, Split, random_folds, random_split, read_split, write_split
 
 STEMS = [f"{i:03d}" for i in range(20)]
 
@@ -63,3 +63,54 @@ def test_only_split_files_are_replaced(tmp_path: Path) -> None:
 def test_shares_above_one_are_rejected() -> None:
     with pytest.raises(SplitError, match=r"add up to 1\.2"):
         random_split(["a", "b", "c"], val_share=0.6, test_share=0.6, seed=0)
+
+
+FOLDS = (Fold(("a", "b"), ("c",), ("d",)), Fold(("c",), ("a", "b", "d")))
+
+
+def test_folds_are_written_and_read_back(tmp_path: Path) -> None:
+    split = Split(train=("a", "b", "c", "d"), val=("e",), folds=FOLDS)
+    write_split(split, tmp_path / "s.json")
+    assert read_split(tmp_path / "s.json", list("abcde")) == split
+    written = json.loads((tmp_path / "s.json").read_text())
+    assert written["folds"][0] == {"train": ["a", "b"], "val": ["c"], "dropped": ["d"]}
+
+
+def test_split_without_folds_has_no_such_key(tmp_path: Path) -> None:
+    write_split(Split(train=("a",)), tmp_path / "s.json")
+    assert set(json.loads((tmp_path / "s.json").read_text())) == {"train", "val", "test", "dropped"}
+
+
+def test_all_problems_of_folds_are_listed_at_once(tmp_path: Path) -> None:
+    folds = [{"train": ["a", "a"], "val": ["e"]}, {"train": [], "val": ["a", "b", "c", "d"]}]
+    (tmp_path / "s.json").write_text(json.dumps({"train": list("abcd"), "val": ["e", "x"], "folds": folds}))
+    with pytest.raises(SplitError) as caught:
+        read_split(tmp_path / "s.json", list("abcde"))
+    for line in (
+        "  - 1 not in the data: x",
+        "  - fold 1 of folds: 1 listed more than once: a",
+        "  - fold 1 of folds: 1 not in train of the split: e",
+        "  - fold 1 of folds: 3 in train of the split but in no list of the fold: b, c, d",
+        "  - fold 2 of folds: train is empty",
+    ):
+        assert line in str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [({}, "folds is not a list"), ([{"test": []}], "folds is not a list"), ([{"val": 1}], "fold 1: val is not a list")],
+)
+def test_malformed_folds_are_rejected(tmp_path: Path, folds: object, message: str) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"train": ["a"], "folds": folds}))
+    with pytest.raises(SplitError, match=message):
+        read_split(tmp_path / "s.json", ["a"])
+
+
+def test_random_folds_validate_each_stem_once() -> None:
+    folds = random_folds(STEMS, 3, seed=1)
+    assert sorted(stem for fold in folds for stem in fold.val) == STEMS
+    assert [sorted([*fold.train, *fold.val]) for fold in folds] == [STEMS] * 3
+    assert [len(fold.val) for fold in folds] == [7, 7, 6]
+    assert folds == random_folds(STEMS[::-1], 3, seed=1)
+    with pytest.raises(SplitError, match="20 images cannot be split into 21 folds"):
+        random_folds(STEMS, 21, seed=1)
