@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from droneseg.core.classes import CLASSES, DATASET_NAME, Normalisation
-from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
+from droneseg.core.errors import ConfigurationError, DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.data.convert import Conversion, convert_dataset
-from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
+from droneseg.core.masks import encode_mask
+from droneseg.data.convert import Conversion, ConversionOptions, convert_dataset
+from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, DatasetInfo, write_info
 from support.images import png
 
 
 def convert(source: Path, raw: Path, **options: object) -> Conversion:
-    return convert_dataset(source, raw, max_pixels=DEFAULT_MAX_PIXELS, **options)  # type: ignore[arg-type]  # test
+    force = bool(options.pop("force", False))
+    chosen = ConversionOptions(**options)  # type: ignore[arg-type]  # test
+    return convert_dataset(source, raw, chosen, force=force, max_pixels=DEFAULT_MAX_PIXELS)
 
 
 def images(source: Path) -> Path:
@@ -266,3 +269,283 @@ def test_second_known_layout_is_found(dataset: Path, tmp_path: Path) -> None:
     assert convert(tmp_path / "flat" / "masks", tmp_path, test_share=0, force=True).train == 4
     (tmp_path / "flat" / "masks" / "000.png").unlink()
     assert "images/000.png: has no mask in masks" in refused(tmp_path / "flat", tmp_path)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """Six pairs of 8x6 pixels in `images` and `masks`: background, then one column of each class, then landing zone."""
+    for name in ("images", "masks"):
+        (tmp_path / "plain" / name).mkdir(parents=True)
+    for index in range(6):
+        add_pair(tmp_path / "plain", f"{index}", value=40 * index)
+    return tmp_path / "plain"
+
+
+IDS = np.tile(np.array([0, 1, 2, 3, 4, 5, 5, 5], np.uint8), (6, 1))
+
+
+def add_pair(folder: Path, stem: str, *, value: int = 0) -> None:
+    (folder / "images" / f"{stem}.png").write_bytes(png(np.full((6, 8, 3), value, np.uint8)))
+    (folder / "masks" / f"{stem}.png").write_bytes(encode_mask(IDS))
+
+
+def add_grey(folder: Path, kind: str, stem: str, values: np.ndarray) -> None:
+    (folder / kind).mkdir(exist_ok=True)
+    (folder / kind / f"{stem}.png").write_bytes(png(values.astype(np.uint8)))
+
+
+def split_file(tmp_path: Path, content: dict[str, object]) -> Path:
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    return tmp_path / "split.json"
+
+
+def description(raw: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((raw / DATASET_NAME / "dataset.json").read_text())
+    return content
+
+
+def block(raw: Path) -> dict[str, object]:
+    content = description(raw)["droneseg"]
+    assert isinstance(content, dict)
+    return content
+
+
+def folds(raw: Path) -> list[dict[str, list[str]]]:
+    content: list[dict[str, list[str]]] = json.loads((raw / DATASET_NAME / "splits_final.json").read_text())
+    return content
+
+
+def target(raw: Path, case: str) -> np.ndarray:
+    opened = Image.open(raw / DATASET_NAME / "targetsTr" / f"{case}.png")
+    assert opened.mode == "RGB"
+    return np.asarray(opened)
+
+
+def label(raw: Path, case: str) -> np.ndarray:
+    return np.asarray(Image.open(raw / DATASET_NAME / "labelsTr" / f"{case}.png"))
+
+
+FOLDS = [{"train": ["0"], "val": ["1"], "dropped": ["2"]}, {"train": ["1", "2"], "val": ["0"]}]
+
+
+def test_folds_follow_the_split_of_the_file(plain: Path, tmp_path: Path) -> None:
+    parts = {"train": ["0", "1", "2"], "val": ["3"], "test": ["4"], "dropped": ["5"], "folds": FOLDS}
+    done = convert(plain, tmp_path, split_file=split_file(tmp_path, parts))
+    assert done.folds == 3
+    assert folds(tmp_path) == [
+        {"train": ["drone_0", "drone_1", "drone_2"], "val": ["drone_3"]},
+        {"train": ["drone_0"], "val": ["drone_1"]},
+        {"train": ["drone_1", "drone_2"], "val": ["drone_0"]},
+    ]
+
+
+def test_folds_of_a_split_without_val_begin_at_0(plain: Path, tmp_path: Path) -> None:
+    parts = {"train": ["0", "1", "2"], "dropped": ["3", "4", "5"], "folds": FOLDS}
+    convert(plain, tmp_path, split_file=split_file(tmp_path, parts))
+    assert [fold["val"] for fold in folds(tmp_path)] == [["drone_1"], ["drone_0"]]
+
+
+def test_generated_images_are_trained_on_only_where_their_original_is(plain: Path, tmp_path: Path) -> None:
+    origins = {f"{index}__water1": f"{index}" for index in range(6)}
+    for stem in origins:
+        add_pair(plain, stem)
+    (plain / "generated.json").write_text(json.dumps(origins))
+    parts = {"train": ["0", "1", "2"], "val": ["3"], "test": ["4"], "dropped": ["5"], "folds": FOLDS}
+    done = convert(plain, tmp_path, split_file=split_file(tmp_path, parts))
+    assert (done.train, done.test, done.dropped, done.generated) == (7, 1, 4, 3)
+    assert block(tmp_path)["generated"] == {f"drone_{n}__water1": f"drone_{n}" for n in range(3)}
+    assert [sorted(fold["train"]) for fold in folds(tmp_path)] == [
+        ["drone_0", "drone_0__water1", "drone_1", "drone_1__water1", "drone_2", "drone_2__water1"],
+        ["drone_0", "drone_0__water1"],
+        ["drone_1", "drone_1__water1", "drone_2", "drone_2__water1"],
+    ]
+    assert [fold["val"] for fold in folds(tmp_path)] == [["drone_3"], ["drone_1"], ["drone_0"]]
+
+
+def test_generated_images_are_never_in_a_random_test_part_or_fold(plain: Path, tmp_path: Path) -> None:
+    for index in range(6):
+        add_pair(plain, f"{index}__water1")
+    (plain / "generated.json").write_text(json.dumps({f"{n}__water1": f"{n}" for n in range(6)}))
+    done = convert(plain, tmp_path, test_share=0.34)
+    assert (done.train, done.test, done.dropped) == (8, 2, 2)
+    assert sorted(case for fold in folds(tmp_path) for case in fold["val"]) == sorted(
+        case for case in folds(tmp_path)[0]["train"] + folds(tmp_path)[0]["val"] if "__" not in case
+    )
+    for fold in folds(tmp_path):
+        assert {case.partition("__")[0] for case in fold["train"] if "__" in case} <= set(fold["train"])
+
+
+def test_split_with_generated_images_in_val_is_rejected(plain: Path, tmp_path: Path) -> None:
+    add_pair(plain, "0__water1")
+    (plain / "generated.json").write_text(json.dumps({"0__water1": "0"}))
+    listed = split_file(tmp_path, {"train": ["0", "1", "2", "3", "4"], "val": ["5", "0__water1"]})
+    with pytest.raises(SplitError, match="1 generated images in val or test, such as 0__water1"):
+        convert(plain, tmp_path / "raw", split_file=listed)
+    # an extended split may list them for training, or leave them out
+    listed = split_file(tmp_path, {"train": ["0", "1", "2", "3", "4", "0__water1"], "val": ["5"]})
+    assert convert(plain, tmp_path / "raw", split_file=listed).generated == 1
+    listed = split_file(tmp_path, {"train": ["0", "1", "2", "3", "4"], "val": ["5"], "dropped": ["0__water1"]})
+    assert convert(plain, tmp_path / "raw", split_file=listed, force=True).generated == 0
+
+
+def test_generated_images_without_original_are_listed(plain: Path, tmp_path: Path) -> None:
+    add_pair(plain, "9__water1")
+    (plain / "generated.json").write_text(json.dumps({"9__water1": "9"}))
+    assert "9__water1: was generated from 9, which is in no dataset" in refused(plain, tmp_path)
+    (plain / "generated.json").write_text("[]")
+    assert "generated.json: is not a JSON object" in refused(plain, tmp_path)
+
+
+def test_given_ground_resolution_is_kept_for_every_case(plain: Path, tmp_path: Path) -> None:
+    done = convert(plain, tmp_path, gsd_m=0.025, test_share=0.17)
+    assert (done.known_gsd, done.test) == (6, 1)
+    assert block(tmp_path)["gsd_m"] == {f"drone_{index}": 0.025 for index in range(6)}
+    with pytest.raises(ConfigurationError, match="metres per pixel must be above 0"):
+        convert(plain, tmp_path, gsd_m=-1.0, force=True)
+
+
+def test_ground_resolution_is_read_from_the_metadata(plain: Path, tmp_path: Path) -> None:
+    (plain / "images" / "2.png").unlink()
+    tags = {33550: (0.03, 0.03, 0.0), 34735: (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633)}
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, values in tags.items():
+        info.tagtype[tag] = 12 if tag == 33550 else 3
+        info[tag] = values
+    Image.new("RGB", (8, 6)).save(plain / "images" / "2.tif", tiffinfo=info)
+    add_pair(plain, "2__water1")
+    (plain / "generated.json").write_text(json.dumps({"2__water1": "2"}))
+    convert(plain, tmp_path, test_share=0)
+    known = block(tmp_path)["gsd_m"]
+    assert known == {"drone_2": pytest.approx(0.03), "drone_2__water1": pytest.approx(0.03)}
+
+
+def test_old_datasets_have_no_targets_and_no_new_entries(plain: Path, tmp_path: Path) -> None:
+    convert(plain, tmp_path, test_share=0)
+    assert not (tmp_path / DATASET_NAME / "targetsTr").exists()
+    assert set(block(tmp_path)) == {"version", "source", "normalisation", "unknown_colours", "split"}
+    assert "ignore" not in description(tmp_path)["labels"]  # type: ignore[operator]  # a dictionary
+
+
+FINE = "id,name,class\n2,lawn,soft-surfaces\n1,roof,obstacles\n3,road,landing-zones\n"
+FINE_IDS = np.tile(np.array([0, 1, 0, 2, 0, 3, 3, 0], np.uint8), (6, 1))
+
+
+def test_fine_masks_and_weights_become_targets_of_training_cases(plain: Path, tmp_path: Path) -> None:
+    (plain / "fine_classes.csv").write_text(FINE)
+    add_grey(plain, "fine_masks", "0", FINE_IDS)
+    add_grey(plain, "weights", "1", np.full((6, 8), 37))
+    done = convert(plain, tmp_path, split_file=split_file(tmp_path, {"train": list("01234"), "test": ["5"]}))
+    assert block(tmp_path)["fine_classes"] == [
+        {"name": "roof", "class": "obstacles"},
+        {"name": "lawn", "class": "soft-surfaces"},
+        {"name": "road", "class": "landing-zones"},
+    ]
+    assert len(list((tmp_path / DATASET_NAME / "targetsTr").iterdir())) == 5, "none for the test case"
+    first, second = target(tmp_path, "drone_0"), target(tmp_path, "drone_1")
+    assert (first[..., 0] == FINE_IDS).all()
+    assert (first[..., 1] == 100).all()
+    assert (first[..., 2] == 0).all()
+    assert (second[..., :2] == (0, 37)).all()
+    assert (done.fine_cases, done.notes) == (1, ("4 training cases have no fine classes",))
+
+
+def test_fine_class_that_contradicts_the_mask_is_unknown(plain: Path, tmp_path: Path) -> None:
+    (plain / "fine_classes.csv").write_text(FINE)
+    for index in range(6):
+        add_grey(plain, "fine_masks", f"{index}", np.full((6, 8), 1))
+    done = convert(plain, tmp_path, test_share=0)
+    assert (target(tmp_path, "drone_3")[..., 0] == np.where(IDS == 1, 1, 0)).all()
+    assert f"{6 * 6 * 7} pixels have a fine class of another class than in the mask" in done.notes[0]
+
+
+def test_wrong_fine_masks_and_weights_are_listed(plain: Path, tmp_path: Path) -> None:
+    (plain / "fine_classes.csv").write_text(FINE)
+    add_grey(plain, "fine_masks", "0", np.full((6, 8), 4))
+    add_grey(plain, "fine_masks", "1", np.zeros((6, 9)))
+    add_grey(plain, "weights", "2", np.zeros((6, 8, 3)))
+    message = refused(plain, tmp_path)
+    assert "fine_masks/0.png: the id 4 is not in fine_classes.csv" in message
+    assert "fine_masks/1.png: is L and 9x6; it must be an 8-bit grey image (L) of the mask's size, 8x6" in message
+    assert "weights/2.png: is RGB and 8x6" in message
+    (plain / "fine_classes.csv").write_text("id,name,class\n1,roof,house\n3,road,landing-zones\n")
+    message = refused(plain, tmp_path)
+    assert "'roof': 'house' is not a class" in message
+    assert "the ids must be the numbers from 1" in message
+
+
+def test_boxes_raise_the_weight_of_moving_objects_inside(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "people.json").write_text(json.dumps({"0": [[3, 1, 6, 4]], "1": [], "77": [[0, 0, 1, 1]]}))
+    done = convert(plain, tmp_path, boxes_file=tmp_path / "people.json", box_weight=2.5, test_share=0)
+    expected = np.full((6, 8), 100)
+    expected[1:4, 4] = 250
+    assert (target(tmp_path, "drone_0")[..., 1] == expected).all()
+    assert (target(tmp_path, "drone_1")[..., 1] == 100).all()
+    assert done.notes == ("boxes of 1 images that are not in the data, such as 77",)
+
+
+def test_wrong_boxes_are_rejected(plain: Path, tmp_path: Path) -> None:
+    boxes = tmp_path / "people.json"
+    boxes.write_text(json.dumps({"0": [[3, 1, 9, 4]]}))
+    assert "0: the box [3, 1, 9, 4] is outside the mask, which is 8x6" in refused(plain, tmp_path, boxes_file=boxes)
+    boxes.write_text(json.dumps({"0": [[3, 1, 3, 4], [1, 2, 3, 4]], "1": [5]}))
+    with pytest.raises(ConfigurationError) as caught:
+        convert(plain, tmp_path, boxes_file=boxes)
+    assert "0: [3, 1, 3, 4] is not a box" in str(caught.value)
+    assert "1: 5 is not a box" in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"at most 2\.55"):
+        convert(plain, tmp_path, box_weight=3.0)
+
+
+def test_ignored_background_gets_the_ignore_label(plain: Path, tmp_path: Path) -> None:
+    done = convert(plain, tmp_path, ignore_background=True, test_share=0)
+    assert done.ignored_pixels == 6 * 6
+    assert (label(tmp_path, "drone_0") == np.where(IDS == 0, 6, IDS)).all()
+    assert description(tmp_path)["labels"]["ignore"] == 6  # type: ignore[index]  # a dictionary
+
+
+def add_dataset(folder: Path, stems: list[str]) -> Path:
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for stem in stems:
+        add_pair(folder, stem, value=200)
+    return folder
+
+
+def test_added_datasets_are_trained_on_in_every_fold(plain: Path, tmp_path: Path) -> None:
+    mine = add_dataset(tmp_path / "mine", ["0", "a"])
+    other = add_dataset(tmp_path / "other", ["b", "0__water1"])
+    (other / "generated.json").write_text(json.dumps({"0__water1": "0"}))
+    parts = {"train": ["0", "1", "2"], "val": ["3"], "test": ["4"], "dropped": ["5"], "folds": FOLDS}
+    done = convert(plain, tmp_path, split_file=split_file(tmp_path, parts), added=(mine, other))
+    assert (done.train, done.generated) == (8, 1)
+    everywhere = {"drone_mine_0", "drone_mine_a", "drone_b"}
+    assert all(everywhere <= set(fold["train"]) and not everywhere & set(fold["val"]) for fold in folds(tmp_path))
+    assert ["drone_0__water1" in fold["train"] for fold in folds(tmp_path)] == [True, True, False]
+    image = Image.open(tmp_path / DATASET_NAME / "imagesTr" / "drone_mine_0_0000.png")
+    assert image.getpixel((0, 0)) == (200, 200, 200)
+    assert block(tmp_path)["added"] == ["mine", "other"]
+
+
+def test_added_dataset_keeps_what_its_import_recorded(plain: Path, tmp_path: Path) -> None:
+    mine = add_dataset(tmp_path / "mine", ["a"])
+    write_info(mine, DatasetInfo(1, ignore_background=True, gsd_m=0.01))
+    convert(plain, tmp_path, test_share=0, added=(mine,), gsd_m=0.025)
+    assert block(tmp_path)["gsd_m"] == {f"drone_{index}": 0.025 for index in range(6)} | {"drone_a": 0.01}
+    assert (label(tmp_path, "drone_a")[:, 0] == 6).all()
+    assert (label(tmp_path, "drone_0")[:, 0] == 0).all()
+    (mine / "adopted.json").write_text("{")
+    with pytest.raises(DatasetError, match="not a valid description"):
+        convert(plain, tmp_path, test_share=0, added=(mine,), force=True)
+
+
+def test_fine_masks_of_an_added_dataset_need_the_same_table(plain: Path, tmp_path: Path) -> None:
+    (plain / "fine_classes.csv").write_text(FINE)
+    (plain / "fine_masks").mkdir()
+    same, other = (add_dataset(tmp_path / name, [name]) for name in ("same", "different"))
+    for folder in (same, other):
+        (folder / "fine_classes.csv").write_text(FINE if folder is same else FINE.replace("roof", "wall"))
+        add_grey(folder, "fine_masks", folder.name, FINE_IDS)
+    done = convert(plain, tmp_path, test_share=0, added=(same, other))
+    assert (target(tmp_path, "drone_same")[..., 0] == FINE_IDS).all()
+    assert (target(tmp_path, "drone_different")[..., 0] == 0).all()
+    assert "different: has another table of fine classes" in done.notes[0]

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from droneseg.core.errors import ConfigurationError
 from droneseg.core.masks import decode_colours, encode_mask
-from droneseg.data.dataset import KAGGLE, inspect_dataset
+from droneseg.data.dataset import PLAIN, DatasetInfo, inspect_dataset, read_info
+from droneseg.data.fine_classes import FineClass, read_fine_classes
+from droneseg.data.importer import import_dataset as run_import
+from droneseg.data.importer import require_pairs
+from droneseg.data.mask_legend import read_legend, write_legend
 from support.images import png
 from support.workspace import COMMAND
 
@@ -54,12 +59,12 @@ def test_first_run_writes_the_colour_table_and_second_run_imports(own: Path) -> 
     assert import_dataset(own).returncode == 0
     found = inspect_dataset(own / "mine", max_pixels=10**6)
     assert (len(found.facts), found.problems) == (2, ())
-    root = own / "mine" / KAGGLE.inside
-    mask, _ = decode_colours((KAGGLE.masks_in(root) / "1.png").read_bytes())
+    root = own / "mine"
+    mask, _ = decode_colours((PLAIN.masks_in(root) / "1.png").read_bytes())
     expected = np.full((30, 40), 3, np.uint8)
     expected[20:], expected[1, :3] = 5, 4
     assert (mask == expected).all()
-    assert (KAGGLE.images_in(root) / "1.jpg").read_bytes() == (own / "photos" / "1.JPG").read_bytes()
+    assert (PLAIN.images_in(root) / "1.jpg").read_bytes() == (own / "photos" / "1.JPG").read_bytes()
 
 
 def test_all_problems_are_listed_and_nothing_is_written(own: Path) -> None:
@@ -107,7 +112,7 @@ def test_grey_and_palette_masks_are_imported_and_sizes_are_compared(own: Path) -
     palette.save(own / "drawn" / "1_mask.png")
     fill_in(own / "colours.csv", {(7, 7, 7): "water", (9, 9, 9): "background", CAR: "obstacles"})
     assert import_dataset(own).returncode == 0
-    masks = KAGGLE.masks_in(own / "mine" / KAGGLE.inside)
+    masks = PLAIN.masks_in(own / "mine")
     first, second = (decode_colours((masks / f"{index}.png").read_bytes())[0] for index in range(2))
     assert (first[:5] == 0).all()
     assert (first[5:] == 2).all()
@@ -131,3 +136,109 @@ def test_hard_cases_are_imported_in_one_run(own: Path) -> None:
     done = import_dataset(own, "--mask-suffix", ".mask", masks="photos")
     assert done.returncode == 0, done.stderr
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2
+
+
+def legend_problems(tmp_path: Path, text: str) -> str:
+    (tmp_path / "legend.csv").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_legend(tmp_path / "legend.csv")
+    return str(caught.value)
+
+
+def write_grey(own: Path) -> np.ndarray:
+    """Replace the masks by grey ids and return those of the first one."""
+    ids = np.full((30, 40), 3, np.uint8)
+    ids[:10], ids[10:15], ids[15:18], ids[18:20] = 0, 1, 2, 9
+    for index in range(2):
+        (own / "drawn" / f"{index}_mask.png").write_bytes(png(ids))
+    return ids
+
+
+GREY = """index,name,class
+0,unlabeled,ignore
+1,roof,obstacles
+2,wall,obstacles
+3,grass,soft-surfaces
+9,car,moving-objects
+"""
+
+
+def test_names_are_kept_as_fine_classes_and_ignored_pixels_become_background(own: Path) -> None:
+    ids = write_grey(own)
+    (own / "colours.csv").write_text(GREY)
+    done = import_dataset(own, "--gsd", "0.02")
+    assert done.returncode == 0, done.stderr
+    assert "4 fine classes" in done.stdout
+    assert "training ignores background pixels" in done.stdout
+    mask, _ = decode_colours((own / "mine" / "masks" / "0.png").read_bytes())
+    assert (mask == np.array([0, 1, 1, 3, 0, 0, 0, 0, 0, 4])[ids]).all()
+    fine = Image.open(own / "mine" / "fine_masks" / "0.png")
+    assert fine.mode == "L"
+    assert (np.asarray(fine) == np.array([0, 1, 2, 3, 0, 0, 0, 0, 0, 4])[ids]).all()
+    assert read_fine_classes(own / "mine" / "fine_classes.csv") == (
+        FineClass("roof", "obstacles"), FineClass("wall", "obstacles"),
+        FineClass("grass", "soft-surfaces"), FineClass("car", "moving-objects"),
+    )  # fmt: skip
+    assert read_info(own / "mine") == DatasetInfo(2, ignore_background=True, gsd_m=0.02)
+
+
+def test_dataset_without_names_has_no_fine_masks(own: Path) -> None:
+    fill_in(own / "colours.csv", TABLE)
+    assert import_dataset(own).returncode == 0
+    assert sorted(file.name for file in (own / "mine").iterdir()) == ["adopted.json", "images", "masks"]
+    assert read_info(own / "mine") == DatasetInfo(2)
+
+
+def test_grey_masks_use_the_index_and_colour_masks_the_colour_of_one_table(own: Path) -> None:
+    (own / "drawn" / "0_mask.png").write_bytes(png(np.full((30, 40), 9, np.uint8)))
+    lines = ["7,0,102,0,soft-surfaces", "8,128,64,128,landing-zones", "9,9,143,150,moving-objects", "1,9,9,9,water"]
+    (own / "colours.csv").write_text("\n".join(["index,r,g,b,class", *lines]))
+    done = import_dataset(own)
+    assert done.returncode == 0, done.stderr
+    first, second = (decode_colours((own / "mine/masks" / f"{n}.png").read_bytes())[0] for n in range(2))
+    assert (first == 4).all(), "the value 9 is the index, not the colour 9, 9, 9"
+    assert second[0, 10] == 3
+
+
+def test_colour_masks_need_the_columns_of_colours(own: Path) -> None:
+    (own / "colours.csv").write_text("index,class\n1,water\n")
+    assert "0_mask.png: the mask is not grey; add the columns r, g and b" in " ".join(
+        import_dataset(own).stderr.split()
+    )
+
+
+def test_template_has_empty_classes_and_names(own: Path) -> None:
+    write_grey(own)
+    pairs = require_pairs(own / "photos", own / "drawn", "_mask")
+    assert write_legend(own / "colours.csv", pairs, max_pixels=10**6) == (5, 4)
+    lines = (own / "colours.csv").read_text().splitlines()
+    assert lines[0] == "r,g,b,class,pixels,name"
+    assert set(lines[1:]) == {
+        "3,3,3,,800,", "0,0,0,background,800,", "1,1,1,,400,", "2,2,2,,240,", "9,9,9,,160,",
+    }  # fmt: skip
+
+
+def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
+    (tmp_path / "legend.csv").write_text("\ufeffR;G;B;Class;Name\r\n1;2;3;Water;pool\r\n;;;;\r\n", encoding="utf-8")
+    legend = read_legend(tmp_path / "legend.csv")
+    assert legend.colours == {(1, 2, 3): 0}
+    assert legend.class_ids.tolist() == [2]
+    assert legend.fine_classes == (FineClass("pool", "water"),)
+
+
+def test_all_contradictions_of_a_table_are_listed(tmp_path: Path) -> None:
+    rows = ["1,tree,obstacles", "1,bush,obstacles", "2,tree,soft-surfaces", "3,a,ignore", "4,b,background", "x,c,water"]
+    message = legend_problems(tmp_path, "\n".join(["index,name,class", *rows]))
+    assert "line 3: 1 has a different class or name in an earlier line" in message
+    assert "line 4: 'tree' has a different class in an earlier line" in message
+    assert "ignore and background are both background in the masks" in message
+    assert "line 7: 'x' is not an id; use a number from 0 to 255" in message
+    assert "has no column g, b" in legend_problems(tmp_path, "r,index,class\n1,2,water\n")
+
+
+def test_invalid_ground_resolution_is_rejected(own: Path) -> None:
+    fill_in(own / "colours.csv", TABLE)
+    legend = read_legend(own / "colours.csv")
+    pairs = require_pairs(own / "photos", own / "drawn", "_mask")
+    with pytest.raises(ConfigurationError, match="metres per pixel"):
+        run_import(pairs, legend, own / "mine", gsd_m=0.0, max_pixels=10**6)

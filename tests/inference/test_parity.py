@@ -8,7 +8,7 @@ import pytest
 
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
-from droneseg.data.convert import convert_dataset
+from droneseg.data.convert import ConversionOptions, convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.inference.segmenter import BundleSegmenter
@@ -40,7 +40,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> NnunetPaths:
     write_samples(root / "data", count=6, size=(96, 80), seed=5)
     write_split(Split(("000", "001", "002", "003"), ("004", "005")), root / "split.json")
     layout = NnunetPaths(root / "raw", root / "preprocessed", root / "results")
-    convert_dataset(root / "data", layout.raw, split_file=root / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
+    convert_dataset(root / "data", layout.raw, ConversionOptions(root / "split.json"), max_pixels=DEFAULT_MAX_PIXELS)
     plan_dataset(layout, show_progress=False)
     return layout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +19,13 @@ from droneseg.core.errors import ConfigurationError, DatasetError
 if TYPE_CHECKING:
     from droneseg.data.dataset import Inspection, Pair
     from droneseg.data.importer import ImportedDataset
-    from droneseg.data.scene_split import SceneSplit
+    from droneseg.data.scene_split import SceneFolds, SceneSplit
     from droneseg.data.splits import Split
     from droneseg.data.stats import DatasetStats
     from droneseg.monitoring.log_reader import HardCase
 
 _MIN_SIDE, _MAX_SIDE = 32, 8192
+_DEFAULT_SHARE = 0.15
 
 
 class SplitBy(StrEnum):
@@ -131,45 +133,56 @@ def import_dataset(
     out: Annotated[Path, typer.Option(help="Dataset folder to create.", show_default=False)],
     colours: Annotated[
         Path,
-        typer.Option(help="CSV file with the columns r, g, b and class. If missing, the command writes a template."),
+        typer.Option(
+            help="CSV file with the columns r, g, b and class, or index and class for grey masks of ids. If missing, "
+            "the command writes a template."
+        ),
     ] = Path("colours.csv"),
     mask_suffix: Annotated[str, typer.Option(help="End of the mask names before the extension, such as _mask.")] = "",
+    gsd: Annotated[
+        float | None,
+        typer.Option(help="Metres per pixel of all images, recorded in the dataset; default: from their metadata."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset imported earlier.")] = False,
     json: Json = False,
 ) -> None:
     """Import images and masks with other class colours.
 
-    Images are copied unchanged; masks are rewritten in the colours of the five classes.
+    Images are copied unchanged; masks are rewritten in the colours of the five classes. If the table has a column name,
+    the names are kept as fine classes. The class ignore marks pixels without a label, which training ignores.
 
-    If the colour table is missing, it is written with all colours of the masks. If any of them is not the colour of a
+    If the table is missing, it is written with all colours of the masks. If any of them is not the colour of a
     class, the exit code is 1: fill in the column class and run the command again.
     """
-    from droneseg.data.importer import import_dataset, read_colours, require_pairs
+    from droneseg.data.importer import import_dataset, require_pairs
+    from droneseg.data.mask_legend import read_legend
 
     max_pixels = console.settings().max_pixels
     pairs = require_pairs(images, masks, mask_suffix)
     if not colours.exists():
-        _write_colour_table(colours, pairs)
-    class_ids = read_colours(colours)
+        _write_legend(colours, pairs)
+    legend = read_legend(colours)
     with console.progress_bar("pairs") as progress:
-        imported = import_dataset(pairs, class_ids, out, replace=force, max_pixels=max_pixels, progress=progress)
+        imported = import_dataset(
+            pairs, legend, out, gsd_m=gsd, replace=force, max_pixels=max_pixels, progress=progress
+        )
     if json:
         console.show_json(imported)
     else:
         _show_imported(imported)
 
 
-def _write_colour_table(colours: Path, pairs: Sequence[Pair]) -> None:
-    """Write a table of all colours in the masks.
+def _write_legend(colours: Path, pairs: Sequence[Pair]) -> None:
+    """Write a table of all colours or ids in the masks.
 
     Raises:
         ConfigurationError: If any of them is not the colour of a class, so that the table must be filled in.
     """
-    from droneseg.data.importer import write_colours
+    from droneseg.data.mask_legend import write_legend
 
     max_pixels = console.settings().max_pixels
     with console.progress_bar("masks") as progress:
-        number, unknown = write_colours(colours, pairs, max_pixels=max_pixels, progress=progress)
+        number, unknown = write_legend(colours, pairs, max_pixels=max_pixels, progress=progress)
     if unknown:
         raise ConfigurationError(
             f"{colours} did not exist and was created with the {number} colours of the masks. "
@@ -182,6 +195,10 @@ def _show_imported(imported: ImportedDataset) -> None:
     rows = [[name, console.percent(pixels / total)] for name, pixels in imported.pixels.items()]
     title = f"{imported.folder}: {imported.pairs} pairs"
     console.out().print(console.table(title, ["class", "share of pixels"], rows))
+    if imported.fine_classes:
+        console.out().print(f"{imported.fine_classes} fine classes in fine_masks and fine_classes.csv")
+    if imported.ignores_background:
+        console.out().print("training ignores background pixels: `droneseg data convert` leaves them without a label")
     console.out().print(f"next: droneseg data check {imported.folder}", markup=False)
 
 
@@ -262,29 +279,51 @@ def split(
         SplitBy,
         typer.Option(help="scene: images of one place go to one part, found by image matching; random: at random."),
     ] = SplitBy.SCENE,
-    val_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the validation part.")] = 0.15,
-    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the test part.")] = 0.15,
+    val_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Share of the validation part; default: 0.15, or 0 with --folds."),
+    ] = None,
+    test_share: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Share of the test part; default: 0.15, or 0 with --folds.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Number of folds for cross-validation of the training part.")
+    ] = None,
+    of: Annotated[
+        Path | None, typer.Option(help="Existing split file whose training part is split into folds; use --folds.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same split.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the split file if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Split a dataset into training, validation and test."""
+    """Split a dataset into training, validation and test, or into folds.
+
+    With --folds, the training part is also split into folds for cross-validation. Without --of and shares, the folds
+    are those of the whole dataset.
+    """
     from droneseg.data.splits import check_split_writable, write_split
 
+    if of and (folds is None or val_share is not None or test_share is not None):
+        raise typer.BadParameter("needs --folds, and excludes --val-share and --test-share", param_hint="--of")
     check_split_writable(out, replace=force)
+    shares = {
+        name: (0.0 if folds else _DEFAULT_SHARE) if share is None else share
+        for name, share in (("val_share", val_share), ("test_share", test_share))
+    }
     if by is SplitBy.RANDOM:
-        random = _random_split(source, val_share, test_share, seed)
+        random = _random_split(source, of, shares, folds, seed)
         write_split(random, out, replace=force)
         _show_random_split(random, out, json=json)
     else:
-        scenes = _scene_split(source, val_share, test_share, seed)
-        write_split(scenes.split, out, replace=force)
-        _show_scene_split(scenes, out, json=json)
+        scenes, scene_folds = _scene_split(source, of, shares, folds, seed)
+        split = replace(scenes.split, folds=scene_folds.folds) if scene_folds else scenes.split
+        write_split(split, out, replace=force)
+        _show_scene_split(scenes, scene_folds, out, json=json)
 
 
-def _random_split(source: Path, val_share: float, test_share: float, seed: int) -> Split:
+def _random_split(source: Path, of: Path | None, shares: dict[str, float], folds: int | None, seed: int) -> Split:
     from droneseg.data.dataset import list_pairs
-    from droneseg.data.splits import random_split
+    from droneseg.data.splits import random_folds, random_split, read_split
 
     listing = list_pairs(source)
     if listing.problems:
@@ -292,45 +331,48 @@ def _random_split(source: Path, val_share: float, test_share: float, seed: int) 
             f"{listing.root} has {len(listing.problems)} problem(s) in its file names; see also `droneseg data check`:",
             listing.problems,
         )
-    return random_split([pair.stem for pair in listing.pairs], val_share=val_share, test_share=test_share, seed=seed)
+    stems = [pair.stem for pair in listing.photographs]
+    split = read_split(of, stems) if of else random_split(stems, **shares, seed=seed)
+    return replace(split, folds=random_folds(split.train, folds, seed=seed)) if folds else split
 
 
-def _scene_split(source: Path, val_share: float, test_share: float, seed: int) -> SceneSplit:
+def _scene_split(
+    source: Path, of: Path | None, shares: dict[str, float], folds: int | None, seed: int
+) -> tuple[SceneSplit, SceneFolds | None]:
     from droneseg.data.dataset import list_pairs
     from droneseg.data.image_matching import find_matches
-    from droneseg.data.scene_split import split_by_scene
+    from droneseg.data.scene_split import describe_split, fold_by_scene, split_by_scene
+    from droneseg.data.splits import read_split
 
     settings = console.settings()
+    images = {pair.stem: pair.image for pair in list_pairs(source).photographs}
+    base = read_split(of, list(images)) if of else None
     inspection = _inspect(source)
     if inspection.problems:
         raise DatasetError(f"{inspection.root} has {len(inspection.problems)} problem(s):", inspection.problems)
     with console.progress_bars("features", "matches") as progress:
-        matches = find_matches(
-            {pair.stem: pair.image for pair in list_pairs(source).pairs},
-            cache=settings.cache_dir.expanduser() / "scenes",
-            max_pixels=settings.max_pixels,
-            progress=progress,
-        )
-    return split_by_scene(
-        matches,
-        {facts.stem: facts.class_pixels for facts in inspection.facts},
-        val_share=val_share,
-        test_share=test_share,
-        seed=seed,
-    )
+        cache = settings.cache_dir.expanduser() / "scenes"
+        matches = find_matches(images, cache=cache, max_pixels=settings.max_pixels, progress=progress)
+    pixels = {facts.stem: facts.class_pixels for facts in inspection.facts if facts.stem in images}
+    scenes = describe_split(matches, pixels, base) if base else split_by_scene(matches, pixels, **shares, seed=seed)
+    train = {stem: pixels[stem] for stem in scenes.split.train}
+    return scenes, fold_by_scene(matches, train, count=folds, seed=seed) if folds else None
 
 
 def _show_random_split(split: Split, out: Path, *, json: bool) -> None:
-    sizes = {"train": len(split.train), "val": len(split.val), "test": len(split.test)}
+    sizes = {name: len(part) for name, part in split.parts.items() if name != "dropped" or part}
+    folds = [{"train": len(fold.train), "val": len(fold.val)} for fold in split.folds]
     if json:
-        console.show_json(sizes | {"by": SplitBy.RANDOM.value})
+        console.show_json(sizes | {"by": SplitBy.RANDOM.value} | ({"folds": folds} if folds else {}))
         return
     console.out().print(f"{out}: {', '.join(f'{size} {part}' for part, size in sizes.items())} (random)")
+    for number, fold in enumerate(folds, start=1):
+        console.out().print(f"fold {number}: {fold['train']} train, {fold['val']} val")
     console.err().print("note: images of the same place can be in different parts of a random split")
 
 
-def _show_scene_split(scenes: SceneSplit, out: Path, *, json: bool) -> None:
-    sizes = {name: len(getattr(scenes.split, name)) for name in ("train", "val", "test", "dropped")}
+def _show_scene_split(scenes: SceneSplit, folds: SceneFolds | None, out: Path, *, json: bool) -> None:
+    sizes = {name: len(part) for name, part in scenes.split.parts.items()}
     if json:
         console.show_json(
             sizes
@@ -340,19 +382,47 @@ def _show_scene_split(scenes: SceneSplit, out: Path, *, json: bool) -> None:
                 "groups": scenes.groups,
                 "shares": scenes.class_shares,
             }
+            | ({"folds": _fold_rows(folds)} if folds else {})
         )
         return
-    parts = list(scenes.class_shares)
-    rows = [
-        ["images", *(str(sizes[part]) for part in parts)],
-        ["places", *(str(scenes.groups[part]) for part in parts)],
-    ]
-    rows += [
-        [name, *(console.percent(scenes.class_shares[part][name]) for part in parts)]
-        for name in scenes.class_shares[parts[0]]
-    ]
-    console.out().print(console.table(str(out), ["", *parts], rows))
+    columns = {part: (sizes[part], scenes.groups[part], scenes.class_shares[part]) for part in scenes.class_shares}
+    _show_parts(str(out), columns)
     console.out().print(f"{scenes.crossing} matches between different parts; {sizes['dropped']} images dropped")
+    if scenes.crossing:
+        console.err().print("note: the parts of this split show the same places, so its metrics are too high")
+    if folds:
+        _show_folds(folds)
+
+
+def _fold_rows(folds: SceneFolds) -> list[dict[str, object]]:
+    return [
+        {name: len(part) for name, part in asdict(fold).items()} | {"groups": groups, "shares": shares}
+        for fold, groups, shares in zip(folds.folds, folds.groups, folds.class_shares, strict=True)
+    ]
+
+
+def _show_folds(folds: SceneFolds) -> None:
+    columns = {}
+    for number, fold in enumerate(folds.folds):
+        for name, part in (("train", fold.train), ("val", fold.val)):
+            columns[f"{name} {number + 1}"] = (len(part), folds.groups[number][name], folds.class_shares[number][name])
+    _show_parts("folds", columns)
+    dropped = [len(fold.dropped) for fold in folds.folds]
+    console.out().print(
+        f"{folds.crossing} matches between train and val of a fold; images dropped: {', '.join(map(str, dropped))}; "
+        f"images never validated: {len(folds.never_validated)}"
+    )
+
+
+def _show_parts(title: str, columns: dict[str, tuple[int, int, dict[str, float]]]) -> None:
+    """Print a table with the images, places and class shares of parts."""
+    rows = [
+        ["images", *(str(images) for images, _, _ in columns.values())],
+        ["places", *(str(places) for _, places, _ in columns.values())],
+    ]
+    names = next(iter(columns.values()))[2]
+    rows += [[name, *(console.percent(shares[name]) for _, _, shares in columns.values())] for name in names]
+    console.out().print(console.table(title, ["", *columns], rows))
 
 
 @app.command()
@@ -370,22 +440,52 @@ def convert(
     normalisation: Annotated[
         Normalisation, typer.Option(help="How nnU-Net normalises the colour channels.")
     ] = Normalisation.RGB_TO_0_1,
+    add: Annotated[
+        list[Path] | None, typer.Option(help="Further dataset, trained on in every fold; may be repeated.")
+    ] = None,
+    gsd: Annotated[
+        float | None,
+        typer.Option(help="Metres per pixel of all images of DATASET; default: recorded by the import, or metadata."),
+    ] = None,
+    ignore_background: Annotated[
+        bool,
+        typer.Option("--ignore-background", help="Do not train on background pixels, because they have no label."),
+    ] = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="JSON file with boxes [x0, y0, x1, y1] around people or vehicles by stem, in mask pixels."),
+    ] = None,
+    box_weight: Annotated[
+        float, typer.Option(help="Weight of moving objects inside the boxes; above 0, at most 2.55.")
+    ] = 2.0,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Convert a dataset to nnU-Net's raw format."""
-    from droneseg.data.convert import convert_dataset
+    """Convert a dataset to nnU-Net's raw format.
+
+    Fine masks and weights of the dataset become additional targets. Generated images are never used for validation or
+    test.
+    """
+    from droneseg.data.convert import ConversionOptions, convert_dataset
 
     settings = console.settings()
+    options = ConversionOptions(
+        split_file=split_file,
+        test_share=test_share,
+        seed=seed,
+        unknown=unknown.value,
+        normalisation=normalisation,
+        added=tuple(add or ()),
+        gsd_m=gsd,
+        ignore_background=ignore_background,
+        boxes_file=boxes,
+        box_weight=box_weight,
+    )
     with console.progress_bar("pairs") as progress:
         converted = convert_dataset(
             source,
             raw or settings.nnunet_raw,
-            split_file=split_file,
-            test_share=test_share,
-            seed=seed,
-            unknown=unknown.value,
-            normalisation=normalisation,
+            options,
             force=force,
             max_pixels=settings.max_pixels,
             progress=progress,
@@ -397,10 +497,20 @@ def convert(
         console.out().print(f"note: {note}", markup=False)
     if converted.replaced_pixels:
         console.out().print(f"note: {converted.replaced_pixels:,} pixels of unknown colour became background")
+    if converted.ignored_pixels:
+        console.out().print(f"note: {converted.ignored_pixels:,} background pixels are ignored in training")
     console.out().print(
         f"{converted.folder}: cases: {converted.train} training, {converted.test} test, {converted.dropped} dropped",
         markup=False,
     )
+    details = {
+        "generated": converted.generated,
+        "with ground resolution": converted.known_gsd,
+        "with fine classes": converted.fine_cases,
+        "folds": converted.folds,
+    }
+    if any(details.values()):
+        console.out().print(", ".join(f"{name}: {number}" for name, number in details.items() if number))
 
 
 @app.command("hard-cases")

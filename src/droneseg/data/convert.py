@@ -2,25 +2,62 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from droneseg.core.classes import CLASSES, DATASET_NAME, Normalisation
-from droneseg.core.errors import DatasetError
+from droneseg.core.camera import check_scale, read_ground
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, Normalisation
+from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
-from droneseg.data.dataset import LoadedPair, Pair, PairListing, Progress, list_pairs, load_pair, parallel_map
-from droneseg.data.splits import Split, random_split, read_split
+from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, plan_cases
+from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
+from droneseg.data.pixel_targets import MAX_WEIGHT, TARGETS_FOLDER, BoxWeights, Sidecars, read_boxes
 
-_CASE_PREFIX = "drone_"
+IGNORE_LABEL = len(CLASSES)
+"""Label of pixels without a class, which nnU-Net ignores; it is the largest label, as nnU-Net requires."""
+
 _DESCRIPTION_NAME = "dataset.json"
 # nnU-Net selects the normalisation by the names of the channels
 _CHANNEL_NAMES = {
     Normalisation.RGB_TO_0_1: dict.fromkeys(("0", "1", "2"), Normalisation.RGB_TO_0_1.value),
     Normalisation.ZSCORE: {"0": "R", "1": "G", "2": "B"},
 }
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """Options of a conversion.
+
+    Attributes:
+        split_file: Split file to use. None holds out a random share of the photographs as the test part and leaves the
+            folds to nnU-Net.
+        test_share: Share of the random test part, 0 to 1.
+        seed: Seed of the random test part.
+        unknown: Handling of colours that belong to no class.
+        normalisation: Normalisation that nnU-Net applies.
+        added: Further datasets, whose photographs are trained on in every fold.
+        gsd_m: Ground resolution of all images of the dataset, but not of the added ones, in metres per pixel; None for
+            the one recorded by the import or else the metadata of each image.
+        ignore_background: Whether background pixels of all datasets get nnU-Net's ignore label. The import of a
+            dataset can ask for it, too.
+        boxes_file: JSON file of boxes around moving objects of the dataset.
+        box_weight: Factor of the weight of moving objects inside the boxes, above 0 and at most `MAX_WEIGHT`.
+    """
+
+    split_file: Path | None = None
+    test_share: float = 0.2
+    seed: int = 0
+    unknown: UnknownPolicy = "fail"
+    normalisation: Normalisation = Normalisation.RGB_TO_0_1
+    added: tuple[Path, ...] = ()
+    gsd_m: float | None = None
+    ignore_background: bool = False
+    boxes_file: Path | None = None
+    box_weight: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +69,13 @@ class Conversion:
         train: Number of cases in imagesTr.
         test: Number of cases in imagesTs.
         dropped: Number of pairs that the split leaves out.
+        generated: Number of generated cases among the training cases.
+        folds: Number of folds; 0 if nnU-Net chooses them.
         copied: Number of image files copied unchanged.
         replaced_pixels: Number of pixels of unknown colour that became background.
+        known_gsd: Number of cases whose ground resolution is known.
+        ignored_pixels: Number of background pixels that got the ignore label.
+        fine_cases: Number of training cases with fine classes.
         notes: Information for the user, one line each.
     """
 
@@ -41,8 +83,13 @@ class Conversion:
     train: int
     test: int
     dropped: int
+    generated: int
+    folds: int
     copied: int
     replaced_pixels: int
+    known_gsd: int
+    ignored_pixels: int
+    fine_cases: int
     notes: tuple[str, ...]
 
 
@@ -50,149 +97,246 @@ class Conversion:
 class _Written:
     """Result of writing one case."""
 
+    name: str
     copied: bool
     replaced_pixels: int
-
-
-def case_name(stem: str) -> str:
-    """Return nnU-Net's case name for a file stem."""
-    return f"{_CASE_PREFIX}{stem}"
+    ignored_pixels: int
+    gsd_m: float | None
+    has_fine: bool
+    conflicting: int
 
 
 def convert_dataset(
     source: Path,
     raw: Path,
+    options: ConversionOptions | None = None,
     *,
-    split_file: Path | None = None,
-    test_share: float = 0.2,
-    seed: int = 0,
-    unknown: UnknownPolicy = "fail",
-    normalisation: Normalisation = Normalisation.RGB_TO_0_1,
     force: bool = False,
     max_pixels: int,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a dataset to nnU-Net's raw dataset 101.
+    """Convert a dataset, and any added ones, to nnU-Net's raw dataset 101.
 
     Every image is decoded once. 8-bit RGB PNG files are copied; other images are converted to 8-bit RGB PNG.
 
     Args:
         source: Dataset folder, or a folder slightly above or below it.
         raw: nnU-Net's folder of raw datasets; the dataset's folder is created in it.
-        split_file: Split file to use. None holds out a random share of the pairs as the test part and leaves the folds
-            to nnU-Net.
-        test_share: Share of the random test part, 0 to 1.
-        seed: Seed of the random test part.
-        unknown: Handling of colours that belong to no class.
-        normalisation: Normalisation that nnU-Net applies.
+        options: Options; None for the defaults.
         force: Whether an existing dataset may be replaced.
         max_pixels: Largest accepted number of pixels.
         progress: Progress callback, called after each pair.
 
     Raises:
+        ConfigurationError: If an option is not plausible or the file of boxes is not valid.
         DatasetError: If a pair has a problem; the message lists all problems, and nothing is written.
         OutputExistsError: If the dataset exists and `force` is False.
         SplitError: If the split does not match the dataset.
     """
+    options = options or ConversionOptions()
+    _check_options(options)
     target = raw / DATASET_NAME
-    listing = list_pairs(source)
+    datasets, problems, notes = open_datasets(source, options.added)
     check_writable(target, marker=_DESCRIPTION_NAME, replace=force)
-    split = _choose_split(listing.pairs, split_file, test_share, seed) if not listing.problems else Split()
+    boxes = BoxWeights(read_boxes(options.boxes_file), options.box_weight) if options.boxes_file else None
+    if problems:
+        # all pairs are decoded so that all problems are reported at once
+        problems += _decode_all(datasets, options, max_pixels, progress)
+        raise DatasetError(_headline(datasets, problems, notes, options.unknown), problems)
+    plan, problems = plan_cases(datasets, options.split_file, test_share=options.test_share, seed=options.seed)
     with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as staging_dir:
-        written, problems = _write_cases(
-            staging_dir, listing, split, unknown=unknown, max_pixels=max_pixels, progress=progress
-        )
-        if problems:
-            raise DatasetError(_headline(listing, problems, unknown), problems)
-        _write_description(staging_dir, listing.root, split, normalisation, unknown)
+        writer = _CaseWriter(staging_dir, datasets, plan, options, boxes, max_pixels)
+        written, more = writer.write_all(progress)
+        if problems := [*problems, *more]:
+            raise DatasetError(_headline(datasets, problems, notes, options.unknown), problems)
+        writer.write_description(written)
     return Conversion(
         folder=target,
-        train=len(split.train) + len(split.val),
-        test=len(split.test),
-        dropped=len(split.dropped),
+        train=len(plan.train),
+        test=len(plan.test),
+        dropped=plan.dropped,
+        generated=sum(case.original is not None for case in plan.train),
+        folds=len(plan.folds),
         copied=sum(item.copied for item in written),
         replaced_pixels=sum(item.replaced_pixels for item in written),
-        notes=listing.notes,
+        known_gsd=len(_known_gsd(plan, written)),
+        ignored_pixels=sum(item.ignored_pixels for item in written),
+        fine_cases=sum(item.has_fine for item in written),
+        notes=(*notes, *writer.notes(written)),
     )
 
 
-def _headline(listing: PairListing, problems: Sequence[str], unknown: UnknownPolicy) -> str:
-    lines = [f"{listing.root} has {len(problems)} problem(s); nothing was written. Fix them and convert again."]
-    lines += [f"  note: {note}" for note in listing.notes]
+def _check_options(options: ConversionOptions) -> None:
+    check_scale(options.gsd_m, None)
+    if not 0 < options.box_weight <= MAX_WEIGHT:
+        raise ConfigurationError(
+            f"The weight of boxes is {options.box_weight:g}; it must be above 0 and at most {MAX_WEIGHT}, the largest "
+            "weight that targets can store."
+        )
+
+
+def _decode_all(
+    datasets: Sequence[SourceDataset], options: ConversionOptions, max_pixels: int, progress: Progress | None
+) -> list[str]:
+    """Return the problems of all pairs."""
+    pairs = [pair for dataset in datasets for pair in dataset.listing.pairs]
+    loaded = parallel_map(
+        lambda pair: load_pair(pair, unknown=options.unknown, max_pixels=max_pixels)[1], pairs, progress
+    )
+    return [line for lines in loaded for line in lines]
+
+
+def _headline(
+    datasets: Sequence[SourceDataset], problems: Sequence[str], notes: Sequence[str], unknown: UnknownPolicy
+) -> str:
+    roots = " and ".join(str(dataset.listing.root) for dataset in datasets)
+    have = "has" if len(datasets) == 1 else "have"
+    lines = [f"{roots} {have} {len(problems)} problem(s); nothing was written. Fix them and convert again."]
+    lines += [f"  note: {note}" for note in notes]
     if unknown == "fail" and any("unknown colours" in line for line in problems):
         lines.append("  note: --unknown background converts unknown colours to background.")
     return "\n".join(lines)
 
 
-def _choose_split(pairs: tuple[Pair, ...], split_file: Path | None, test_share: float, seed: int) -> Split:
-    stems = [pair.stem for pair in pairs]
-    if split_file:
-        return read_split(split_file, stems)
-    return random_split(stems, val_share=0, test_share=test_share, seed=seed)
+class _CaseWriter:
+    """Writes the cases of a plan in nnU-Net's raw format."""
 
+    def __init__(
+        self,
+        folder: Path,
+        datasets: Sequence[SourceDataset],
+        plan: CasePlan,
+        options: ConversionOptions,
+        boxes: BoxWeights | None,
+        max_pixels: int,
+    ) -> None:
+        self._folder, self._datasets, self._plan, self._options = folder, datasets, plan, options
+        self._boxes, self._max_pixels = boxes, max_pixels
+        self._fine_classes = datasets[0].sidecars.fine_classes
+        # fine classes of another table have no meaning in this one
+        self._sidecars = {
+            id(dataset): dataset.sidecars
+            if dataset.sidecars.fine_classes == self._fine_classes
+            else Sidecars(dataset.sidecars.root, (), dataset.sidecars.has_weights)
+            for dataset in datasets
+        }
+        self._has_targets = bool(self._fine_classes or boxes or any(d.sidecars.has_weights for d in datasets))
 
-def _write_cases(
-    folder: Path,
-    listing: PairListing,
-    split: Split,
-    *,
-    unknown: UnknownPolicy,
-    max_pixels: int,
-    progress: Progress | None,
-) -> tuple[list[_Written], list[str]]:
-    """Write images and labels of all pairs that the split does not drop.
+    def write_all(self, progress: Progress | None) -> tuple[list[_Written], list[str]]:
+        """Write images, labels and targets of all cases.
 
-    Returns:
-        One result per written case, and all problems, including those with file names.
-    """
-    for name in ("imagesTr", "labelsTr", *(("imagesTs", "labelsTs") if split.test else ())):
-        (folder / name).mkdir()
-    parts = dict.fromkeys(split.test, "Ts") | dict.fromkeys(split.dropped, "")
+        Returns:
+            One result per written case, and all problems, one line each.
+        """
+        parts = [("Tr", self._plan.train), *((("Ts", self._plan.test),) if self._plan.test else ())]
+        for part, _ in parts:
+            (self._folder / f"images{part}").mkdir()
+            (self._folder / f"labels{part}").mkdir()
+        if self._has_targets:
+            (self._folder / TARGETS_FOLDER).mkdir()
+        cases = [(case, part) for part, cases in parts for case in cases]
+        results = list(parallel_map(lambda item: self._write(*item), cases, progress))
+        return [written for written, _ in results if written], [line for _, lines in results for line in lines]
 
-    def write(pair: Pair) -> tuple[_Written | None, list[str]]:
-        part = parts.get(pair.stem, "Tr")
-        if not part:
-            return None, []
-        loaded, problems = load_pair(pair, unknown=unknown, max_pixels=max_pixels)
-        # after a problem with file names, decoding continues so that all problems are reported at once
-        if loaded is None or listing.problems:
+    def _write(self, case: Case, part: str) -> tuple[_Written | None, list[str]]:
+        loaded, problems = load_pair(case.pair, unknown=self._options.unknown, max_pixels=self._max_pixels)
+        if loaded is None:
             return None, problems
-        return _write_case(folder, part, loaded), problems
+        try:
+            return self._write_loaded(case, part, loaded), []
+        except DronesegError as error:
+            return None, [str(error)]
 
-    results = list(parallel_map(write, list(listing.pairs), progress))
-    problems = [*listing.problems, *(line for _, lines in results for line in lines)]
-    return [written for written, _ in results if written], problems
+    def _write_loaded(self, case: Case, part: str, loaded: LoadedPair) -> _Written:
+        image = loaded.data if loaded.plain else encode_png(to_rgb(loaded.opened))
+        (self._folder / f"images{part}" / f"{case.name}_0000.png").write_bytes(image)
+        unlabelled = loaded.mask == BACKGROUND_ID
+        label = loaded.mask.copy()
+        if self._ignores(case.dataset):
+            label[unlabelled] = IGNORE_LABEL
+        (self._folder / f"labels{part}" / f"{case.name}.png").write_bytes(encode_grey_ids(label))
+        has_fine, conflicting = self._write_targets(case, loaded) if self._has_targets and part == "Tr" else (False, 0)
+        return _Written(
+            case.name,
+            loaded.plain,
+            sum(item.pixels for item in loaded.replaced),
+            int(unlabelled.sum()) if self._ignores(case.dataset) else 0,
+            self._gsd_m(case, loaded.data),
+            has_fine,
+            conflicting,
+        )
 
+    def _ignores(self, dataset: SourceDataset) -> bool:
+        return self._options.ignore_background or dataset.info.ignore_background
 
-def _write_case(folder: Path, part: str, loaded: LoadedPair) -> _Written:
-    case = case_name(loaded.pair.stem)
-    image = loaded.data if loaded.plain else encode_png(to_rgb(loaded.opened))
-    (folder / f"images{part}" / f"{case}_0000.png").write_bytes(image)
-    (folder / f"labels{part}" / f"{case}.png").write_bytes(encode_grey_ids(loaded.mask))
-    return _Written(loaded.plain, sum(item.pixels for item in loaded.replaced))
+    def _write_targets(self, case: Case, loaded: LoadedPair) -> tuple[bool, int]:
+        """Write the targets; return whether there is a fine mask, and its number of conflicting pixels."""
+        boxes = None if case.dataset.added else self._boxes
+        targets = self._sidecars[id(case.dataset)].targets(case.pair.stem, loaded.mask, boxes)
+        (self._folder / TARGETS_FOLDER / f"{case.name}.png").write_bytes(targets.png)
+        return targets.has_fine, targets.conflicting
 
+    def _gsd_m(self, case: Case, data: bytes) -> float | None:
+        given = case.dataset.info.gsd_m if case.dataset.added else self._options.gsd_m or case.dataset.info.gsd_m
+        return read_ground(data, gsd_m=given).gsd_m
 
-def _write_description(
-    folder: Path, root: Path, split: Split, normalisation: Normalisation, unknown: UnknownPolicy
-) -> None:
-    """Write dataset.json with the origin of the data, and the split of fold 0 if there is a validation part."""
-    description = {
-        "channel_names": _CHANNEL_NAMES[normalisation],
-        "labels": {entry.name: entry.id for entry in CLASSES},
-        "numTraining": len(split.train) + len(split.val),
-        "file_ending": ".png",
-        "overwrite_image_reader_writer": "NaturalImage2DIO",
-        "name": DATASET_NAME,
-        "droneseg": {
+    def notes(self, written: Sequence[_Written]) -> list[str]:
+        """Return notes about fine classes and boxes."""
+        notes = []
+        for dataset in self._datasets[1:]:
+            if dataset.sidecars.fine_classes not in ((), self._fine_classes):
+                notes.append(
+                    f"{dataset.listing.root}: has another table of fine classes, so its fine masks are not used"
+                )
+        if missing := len(self._plan.train) - sum(item.has_fine for item in written) if self._fine_classes else 0:
+            notes.append(f"{missing} training cases have no fine classes")
+        if conflicting := sum(item.conflicting for item in written):
+            notes.append(f"{conflicting:,} pixels have a fine class of another class than in the mask; it is not used")
+        stems = {pair.stem for pair in self._datasets[0].listing.pairs}
+        if self._boxes and (unknown := sorted(self._boxes.boxes.keys() - stems)):
+            notes.append(f"boxes of {len(unknown)} images that are not in the data, such as {unknown[0]}")
+        return notes
+
+    def write_description(self, written: Sequence[_Written]) -> None:
+        """Write dataset.json with the origin of the data, and the folds, if any."""
+        labels: dict[str, int] = {entry.name: entry.id for entry in CLASSES}
+        if any(map(self._ignores, self._datasets)):
+            labels["ignore"] = IGNORE_LABEL
+        description = {
+            "channel_names": _CHANNEL_NAMES[self._options.normalisation],
+            "labels": labels,
+            "numTraining": len(self._plan.train),
+            "file_ending": ".png",
+            "overwrite_image_reader_writer": "NaturalImage2DIO",
+            "name": DATASET_NAME,
+            "droneseg": self._origin(written),
+        }
+        write_text(self._folder / _DESCRIPTION_NAME, json.dumps(description, indent=2) + "\n")
+        if self._plan.folds:
+            write_text(self._folder / "splits_final.json", json.dumps(self._plan.folds, indent=1))
+
+    def _origin(self, written: Sequence[_Written]) -> dict[str, Any]:
+        """Return the block of dataset.json about the origin of the data; empty entries are left out."""
+        added = [dataset.listing.root.name for dataset in self._datasets[1:]]
+        optional = {
+            "added": added,
+            "gsd_m": _known_gsd(self._plan, written),
+            "generated": {case.name: case.original for case in self._plan.train if case.original},
+            "fine_classes": [{"name": entry.name, "class": entry.class_name} for entry in self._fine_classes],
+        }
+        return {
             "version": version("droneseg"),
-            "source": root.name,
-            "normalisation": normalisation.value,
-            "unknown_colours": unknown,
-            "split": {name: len(part) for name, part in asdict(split).items()},
-        },
-    }
-    write_text(folder / _DESCRIPTION_NAME, json.dumps(description, indent=2) + "\n")
-    if split.val:
-        parts = {"train": split.train, "val": split.val}
-        fold = {name: [case_name(stem) for stem in part] for name, part in parts.items()}
-        write_text(folder / "splits_final.json", json.dumps([fold], indent=1))
+            "source": self._datasets[0].listing.root.name,
+            "normalisation": self._options.normalisation.value,
+            "unknown_colours": self._options.unknown,
+            "split": {name: len(part) for name, part in self._plan.split.parts.items()},
+            **{name: value for name, value in optional.items() if value},
+        }
+
+
+def _known_gsd(plan: CasePlan, written: Sequence[_Written]) -> dict[str, float]:
+    """Return the known ground resolutions by case name; generated images have that of their original."""
+    known = {item.name: item.gsd_m for item in written if item.gsd_m}
+    originals = {case.name: case.original for case in plan.train if case.original}
+    inherited = {name: known[original] for name, original in originals.items() if original in known}
+    return dict(sorted((inherited | known).items()))

@@ -1,18 +1,21 @@
 """Dataset folders: layouts, pairing of images and masks, decoding, validation."""
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
+from pydantic import TypeAdapter, ValidationError
 
 from droneseg.core.classes import CLASSES
 from droneseg.core.errors import DatasetError, DronesegError, ShapeMismatchError
+from droneseg.core.files import write_text
 from droneseg.core.images import SUFFIXES, is_plain_rgb_png, open_image
 from droneseg.core.masks import ColourTable, Mask, UnknownColour, UnknownPolicy, decode_colours
 from droneseg.core.system import usable_cores
@@ -62,7 +65,49 @@ class FolderLayout:
 
 
 KAGGLE = FolderLayout(IMAGES_FOLDER, MASKS_FOLDER, KAGGLE_FOLDER)
-LAYOUTS: tuple[FolderLayout, ...] = (KAGGLE, FolderLayout("images", "masks"))
+PLAIN = FolderLayout("images", "masks")
+LAYOUTS: tuple[FolderLayout, ...] = (KAGGLE, PLAIN)
+
+GENERATED_NAME = "generated.json"
+"""File that names the original photograph of every generated one."""
+
+DATASET_MARKER = "adopted.json"  # the name that earlier versions used
+"""File that marks an imported dataset and describes it."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Description of a dataset, written by the import.
+
+    Attributes:
+        pairs: Number of pairs; None for a dataset without description.
+        ignore_background: Whether background pixels have no label, so that training ignores them.
+        gsd_m: Ground resolution of all images in metres per pixel, if given.
+    """
+
+    pairs: int | None = None
+    ignore_background: bool = False
+    gsd_m: float | None = None
+
+
+def write_info(root: Path, info: DatasetInfo) -> None:
+    """Write the description of a dataset into its folder."""
+    write_text(root / DATASET_MARKER, json.dumps(asdict(info)) + "\n")
+
+
+def read_info(root: Path) -> DatasetInfo:
+    """Read the description of a dataset from its folder; the default if there is none.
+
+    Raises:
+        DatasetError: If the file is not a valid description.
+    """
+    file = root / DATASET_MARKER
+    if not file.is_file():
+        return DatasetInfo()
+    try:
+        return TypeAdapter(DatasetInfo).validate_json(file.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise DatasetError(f"{file} is not a valid description of a dataset. Import the dataset again.") from error
 
 
 @dataclass(frozen=True)
@@ -89,12 +134,19 @@ class PairListing:
         pairs: Complete pairs, sorted by stem.
         problems: Errors to fix before the dataset can be used, one line each.
         notes: Information for the user, one line each.
+        generated: Stem of the original photograph by stem of each generated pair.
     """
 
     root: Path
     pairs: tuple[Pair, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    generated: Mapping[str, str]
+
+    @property
+    def photographs(self) -> tuple[Pair, ...]:
+        """Pairs that are not generated from others."""
+        return tuple(pair for pair in self.pairs if pair.stem not in self.generated)
 
 
 @dataclass(frozen=True)
@@ -156,7 +208,20 @@ def list_pairs(source: Path) -> PairListing:
     """
     location = find_dataset(source)
     pairs, problems, notes = pair_folders(location.images, location.masks)
-    return PairListing(location.root, pairs, problems, (*location.notes, *notes))
+    generated, more = _read_generated(location.root / GENERATED_NAME)
+    return PairListing(location.root, pairs, (*problems, *more), (*location.notes, *notes), generated)
+
+
+def _read_generated(file: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the original by generated stem, empty without a file, and problems with the file."""
+    if not file.is_file():
+        return {}, []
+    try:
+        generated = TypeAdapter(dict[str, str]).validate_json(file.read_bytes())
+    except (ValidationError, OSError):
+        return {}, [f"{file.name}: is not a JSON object with the stem of the original by stem of each generated image"]
+    chained = sorted(stem for stem, original in generated.items() if original in generated)
+    return generated, [f"{file.name}: the original of {stem} is generated itself" for stem in chained]
 
 
 def pair_folders(

@@ -1,24 +1,29 @@
 """Import images and masks whose colours differ from those of the class table."""
 
-import csv
-import io
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from droneseg.core.classes import CLASSES, NAMES, class_id
-from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, OutputExistsError
-from droneseg.core.files import atomic_directory, write_text
-from droneseg.core.masks import Colour, Mask, colour_table, count_colours, encode_mask
-from droneseg.data.dataset import KAGGLE, Pair, Progress, load_pair, pair_folders, parallel_map
-
-IMPORT_MARKER = "adopted.json"  # the name that earlier versions used
-_COLUMNS = ("r", "g", "b", "class")
-_MAX_COLOURS = 1000
+from droneseg.core.camera import check_scale
+from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.errors import DatasetError, DronesegError
+from droneseg.core.files import atomic_directory
+from droneseg.core.masks import ColourTable, Mask, colour_table, encode_grey_ids, encode_mask
+from droneseg.data.dataset import (
+    DATASET_MARKER,
+    PLAIN,
+    DatasetInfo,
+    Pair,
+    Progress,
+    load_pair,
+    pair_folders,
+    parallel_map,
+    write_info,
+)
+from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, write_fine_classes
+from droneseg.data.mask_legend import MaskLegend, is_grey
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,15 @@ class ImportedDataset:
         folder: Folder of the written dataset.
         pairs: Number of pairs.
         pixels: Number of pixels by class name.
+        fine_classes: Number of fine classes.
+        ignores_background: Whether training ignores background pixels.
     """
 
     folder: Path
     pairs: int
     pixels: dict[str, int]
+    fine_classes: int
+    ignores_background: bool
 
 
 def require_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pair, ...]:
@@ -48,134 +57,84 @@ def require_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pai
     return pairs
 
 
-def read_colours(file: Path) -> dict[Colour, int]:
-    """Read a colour table from a CSV file with the columns r, g, b and class in any order; others are ignored.
-
-    Returns:
-        Class id by colour.
-
-    Raises:
-        ConfigurationError: If the file is not such a table; all invalid lines are listed.
-    """
-    rows = csv.DictReader(io.StringIO(_read_text(file)), skipinitialspace=True)
-    names = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-    if missing := [column for column in _COLUMNS if column not in names]:
-        raise ConfigurationError(f"{file} has no column {', '.join(missing)}. Its first line must be r,g,b,class.")
-    ids, problems = dict[Colour, int](), []
-    for row in rows:
-        *rgb, name = ((row[names[column]] or "").strip() for column in _COLUMNS)
-        shown = ", ".join(rgb)
-        if not all(part.isdecimal() and int(part) < 256 for part in rgb):
-            problems.append(f"line {rows.line_num}: {shown} is not a colour; use three numbers from 0 to 255")
-        elif name not in NAMES:
-            problems.append(f"line {rows.line_num}: {name!r} is not a class; use one of {', '.join(NAMES)}")
-        elif ids.setdefault((int(rgb[0]), int(rgb[1]), int(rgb[2])), class_id(name)) != class_id(name):
-            problems.append(f"line {rows.line_num}: {shown} has a different class in an earlier line")
-    if problems:
-        raise ConfigurationError(
-            "\n".join([f"{file} is not a valid colour table:", *(f"  - {problem}" for problem in problems)])
-        )
-    return ids
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{file} is not UTF-8 text. Save it as CSV in UTF-8.") from error
-
-
-def write_colours(
-    file: Path, pairs: Sequence[Pair], *, max_pixels: int, progress: Progress | None = None
-) -> tuple[int, int]:
-    """Write a colour table with all colours of the masks, most frequent first.
-
-    The class is filled in for colours of the class table and left empty for others.
-
-    Args:
-        file: CSV file to write.
-        pairs: Pairs whose masks are read.
-        max_pixels: Largest accepted number of pixels.
-        progress: Progress callback.
-
-    Returns:
-        The number of colours, and the number of those without a class.
-
-    Raises:
-        DatasetError: If a mask cannot be read, or there are too many colours to be classes.
-        OutputExistsError: If the file exists.
-    """
-    if file.exists():
-        raise OutputExistsError(f"{file} already exists and was not changed. Choose another file, or delete it.")
-    counts: Counter[Colour] = Counter()
-    problems = []
-
-    def count(pair: Pair) -> tuple[Counter[Colour], str]:
-        try:
-            return count_colours(pair.mask.read_bytes(), max_pixels=max_pixels), ""
-        except (DronesegError, OSError) as error:
-            return Counter(), f"{pair.mask}: {error}"
-
-    for mask_counts, problem in parallel_map(count, list(pairs), progress):
-        counts += mask_counts
-        problems += [problem] if problem else []
-    if len(counts) > _MAX_COLOURS:
-        problems.append(
-            f"The masks have {len(counts):,} colours, too many for classes. "
-            "Save them as PNG and resize without smoothing."
-        )
-    if problems:
-        raise DatasetError("The colour table was not written:", problems)
-    known = {entry.colour: entry.name for entry in CLASSES}
-    lines = [",".join(map(str, (*colour, known.get(colour, ""), pixels))) for colour, pixels in counts.most_common()]
-    write_text(file, "\n".join([",".join((*_COLUMNS, "pixels")), *lines]) + "\n")
-    return len(counts), len(counts.keys() - known.keys())
-
-
 def import_dataset(
     pairs: Sequence[Pair],
-    ids: Mapping[Colour, int],
+    legend: MaskLegend,
     out: Path,
     *,
+    gsd_m: float | None = None,
     replace: bool = False,
     max_pixels: int,
     progress: Progress | None = None,
 ) -> ImportedDataset:
-    """Copy images and recolour masks into a dataset of the Kaggle layout. Nothing is written if there is a problem.
+    """Copy images and recolour masks into a dataset folder. Nothing is written if there is a problem.
 
     Args:
         pairs: Images and masks.
-        ids: Class id by colour of the masks.
+        legend: Class and fine class by colour or id of the masks.
         out: Folder to write.
+        gsd_m: Ground resolution of all images in metres per pixel, to record in the dataset; None if it is not known
+            or in the metadata of the images.
         replace: Whether an earlier import in `out` may be replaced.
         max_pixels: Largest accepted number of pixels.
         progress: Progress callback.
 
     Raises:
+        ConfigurationError: If `gsd_m` is not plausible.
         DatasetError: If a file cannot be read, a colour has no class, or image and mask differ in size; all problems
             are listed.
         OutputExistsError: If `out` contains files of another origin, or an import while `replace` is False.
     """
-    table, problems = colour_table(ids), list[str]()
-    total = np.zeros(len(CLASSES), dtype=np.int64)
-    with atomic_directory(out, marker=IMPORT_MARKER, replace=replace) as staging_dir:
-        root = staging_dir / KAGGLE.inside
-        for folder in (KAGGLE.images_in(root), KAGGLE.masks_in(root)):
-            folder.mkdir(parents=True)
-
-        def write(pair: Pair) -> tuple[Mask | None, list[str]]:
-            loaded, pair_problems = load_pair(pair, unknown="fail", max_pixels=max_pixels, table=table)
-            if loaded is None:
-                return None, pair_problems
-            (KAGGLE.images_in(root) / f"{pair.stem}{pair.image.suffix.lower()}").write_bytes(loaded.data)
-            (KAGGLE.masks_in(root) / f"{pair.stem}.png").write_bytes(encode_mask(loaded.mask))
-            return loaded.mask, []
-
-        for mask, pair_problems in parallel_map(write, list(pairs), progress):
+    check_scale(gsd_m, None)
+    problems, total = list[str](), np.zeros(len(CLASSES), dtype=np.int64)
+    with atomic_directory(out, marker=DATASET_MARKER, replace=replace) as staging_dir:
+        writer = _Writer(staging_dir, legend, max_pixels)
+        for mask, pair_problems in parallel_map(writer.write, list(pairs), progress):
             problems += pair_problems
             if mask is not None:
                 total += np.bincount(mask.ravel(), minlength=len(CLASSES))
         if problems:
             raise DatasetError("The dataset was not imported. Fix these problems:", problems)
-        write_text(staging_dir / IMPORT_MARKER, json.dumps({"pairs": len(pairs)}) + "\n")
-    return ImportedDataset(out, len(pairs), dict(zip(NAMES, total.tolist(), strict=True)))
+        write_info(staging_dir, DatasetInfo(len(pairs), ignore_background=legend.ignores, gsd_m=gsd_m))
+    pixels = dict(zip(NAMES, total.tolist(), strict=True))
+    return ImportedDataset(out, len(pairs), pixels, len(legend.fine_classes), legend.ignores)
+
+
+class _Writer:
+    """Writes pairs into a dataset folder."""
+
+    def __init__(self, root: Path, legend: MaskLegend, max_pixels: int) -> None:
+        self._root, self._legend, self._max_pixels = root, legend, max_pixels
+        self._by_colour = colour_table(legend.colours)
+        self._by_index = colour_table(legend.indices)
+        for folder in (PLAIN.images_in(root), PLAIN.masks_in(root)):
+            folder.mkdir()
+        if legend.fine_classes:
+            (root / FINE_MASKS_FOLDER).mkdir()
+            write_fine_classes(root / FINE_CLASSES_NAME, legend.fine_classes)
+
+    def write(self, pair: Pair) -> tuple[Mask | None, list[str]]:
+        """Write a pair; return its mask, or None, and its problems."""
+        table = self._table(pair)
+        if table is None:
+            return None, [f"{pair.mask.name}: the mask is not grey; add the columns r, g and b to the table"]
+        loaded, problems = load_pair(pair, unknown="fail", max_pixels=self._max_pixels, table=table)
+        if loaded is None:
+            return None, problems
+        mask = self._legend.class_ids[loaded.mask]
+        (PLAIN.images_in(self._root) / f"{pair.stem}{pair.image.suffix.lower()}").write_bytes(loaded.data)
+        (PLAIN.masks_in(self._root) / f"{pair.stem}.png").write_bytes(encode_mask(mask))
+        if self._legend.fine_classes:
+            fine = encode_grey_ids(self._legend.fine_ids[loaded.mask])
+            (self._root / FINE_MASKS_FOLDER / f"{pair.stem}.png").write_bytes(fine)
+        return mask, []
+
+    def _table(self, pair: Pair) -> ColourTable | None:
+        """Return the table for a mask: by id if it is grey and the legend has ids, else by colour, if it has any."""
+        try:
+            grey = is_grey(pair.mask.read_bytes(), max_pixels=self._max_pixels)
+        except (DronesegError, OSError):
+            return self._by_colour  # decoding the mask reports the problem
+        if grey and self._legend.indices:
+            return self._by_index
+        return self._by_colour if self._legend.colours else None

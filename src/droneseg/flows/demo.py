@@ -13,7 +13,7 @@ from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import SegmentationMetrics
-from droneseg.data.convert import convert_dataset
+from droneseg.data.convert import ConversionOptions, convert_dataset
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, inspect_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
@@ -187,7 +187,7 @@ def _prepare_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Spli
         convert_dataset(
             folders.data,
             folders.paths.raw,
-            split_file=folders.split,
+            ConversionOptions(split_file=folders.split),
             force=True,
             max_pixels=max_pixels,
             progress=progress,

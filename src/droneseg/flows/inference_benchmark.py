@@ -22,7 +22,7 @@ from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, read_image
 from droneseg.core.masks import Mask
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.core.system import describe_machine, usable_cores
-from droneseg.data.convert import convert_dataset
+from droneseg.data.convert import ConversionOptions, convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import generate_scene, write_samples
 from droneseg.flows.benchmark_worker import Task
@@ -143,7 +143,9 @@ def _create_baseline_model(folder: Path, on_step: StepCallback) -> None:
     write_samples(folder / "data", count=_SCENES, size=IMAGE_SIZE, seed=0)
     stems = [f"{index:03d}" for index in range(_SCENES)]
     write_split(Split(tuple(stems[:-_VAL_SCENES]), tuple(stems[-_VAL_SCENES:])), folder / "split.json")
-    convert_dataset(folder / "data", paths.raw, split_file=folder / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
+    convert_dataset(
+        folder / "data", paths.raw, ConversionOptions(split_file=folder / "split.json"), max_pixels=DEFAULT_MAX_PIXELS
+    )
     plan_dataset(paths, show_progress=False)
     trained = write_random_model(paths)
     export_model(

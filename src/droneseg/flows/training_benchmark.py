@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from droneseg.core.errors import optional_import
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.core.system import describe_machine
-from droneseg.data.convert import convert_dataset
+from droneseg.data.convert import ConversionOptions, convert_dataset
 from droneseg.data.splits import Split, write_split
 from droneseg.data.synthetic import write_samples
 from droneseg.flows.export import StepCallback
@@ -183,7 +183,12 @@ def _prepare_data(paths: NnunetPaths, temporary: Path, on_step: StepCallback) ->
     write_samples(temporary / "data", count=_SCENES, size=_SIZE, seed=0)
     split = Split(tuple(stems[:-_VAL_SCENES]), tuple(stems[-_VAL_SCENES:]))
     write_split(split, temporary / "split.json")
-    convert_dataset(temporary / "data", paths.raw, split_file=temporary / "split.json", max_pixels=DEFAULT_MAX_PIXELS)
+    convert_dataset(
+        temporary / "data",
+        paths.raw,
+        ConversionOptions(split_file=temporary / "split.json"),
+        max_pixels=DEFAULT_MAX_PIXELS,
+    )
     from droneseg.nnunet.preprocess import preprocess
 
     preprocess(paths, show_progress=False)

@@ -1,0 +1,184 @@
+"""Targets beside the label: the fine class and the weight of every pixel of a training case."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from droneseg.core.classes import NAMES, class_id
+from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
+from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, load, open_image
+from droneseg.core.masks import Mask
+from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, FineClass, read_fine_classes
+
+TARGETS_FOLDER = "targetsTr"
+WEIGHTS_FOLDER = "weights"
+NORMAL_WEIGHT = 100
+"""Weight of a normal pixel, in hundredths."""
+MAX_WEIGHT = 2.55
+"""Largest weight of a pixel; weights are stored in hundredths in 8 bits."""
+
+Boxes = Mapping[str, NDArray[np.int64]]
+"""Boxes by stem, shape (N, 4): x0, y0, x1, y1 in pixels of the mask; x1 and y1 are exclusive."""
+
+
+@dataclass(frozen=True)
+class BoxWeights:
+    """Boxes around moving objects, and the weight of the moving-object pixels in them.
+
+    Attributes:
+        boxes: Boxes by stem.
+        weight: Factor of the weight.
+    """
+
+    boxes: Boxes = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets of a case.
+
+    Attributes:
+        png: 8-bit RGB PNG of the label's size: red is the id of the fine class or 0, green the weight in hundredths.
+        has_fine: Whether the dataset has a fine mask of the case.
+        conflicting: Number of pixels whose fine class belongs to another class than the mask's; they have none.
+    """
+
+    png: bytes
+    has_fine: bool
+    conflicting: int
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """Fine masks and weights beside the images of a dataset.
+
+    Attributes:
+        root: Folder of the dataset.
+        fine_classes: Fine classes in the order of their ids; empty without fine masks.
+        has_weights: Whether there is a folder of weights.
+    """
+
+    root: Path
+    fine_classes: tuple[FineClass, ...] = ()
+    has_weights: bool = False
+
+    def targets(self, stem: str, mask: Mask, boxes: BoxWeights | None) -> Targets:
+        """Return the targets of a pair.
+
+        Args:
+            stem: Stem of the pair.
+            mask: Class ids, shape (H, W), dtype uint8.
+            boxes: Boxes of the dataset, if any.
+
+        Raises:
+            DatasetError: If a fine mask or weights are not 8-bit grey images of the mask's size, a fine id is not in
+                the table, or a box is outside the mask.
+        """
+        fine = self._read(FINE_MASKS_FOLDER, stem, mask) if self.fine_classes else None
+        weights = self._read(WEIGHTS_FOLDER, stem, mask) if self.has_weights else None
+        values = np.zeros((*mask.shape, 3), np.uint8)
+        values[..., 1] = NORMAL_WEIGHT if weights is None else weights
+        conflicting = 0
+        if fine is not None:
+            values[..., 0], conflicting = self._fine_ids(stem, fine, mask)
+        if boxes and stem in boxes.boxes:
+            values[..., 1] = _weigh_boxes(stem, values[..., 1], mask, boxes)
+        return Targets(encode_png(values), fine is not None, conflicting)
+
+    def _read(self, folder: str, stem: str, mask: Mask) -> NDArray[np.uint8] | None:
+        """Return a grey image beside the pair, shape (H, W), dtype uint8; None if there is none."""
+        file = self.root / folder / f"{stem}.png"
+        if not file.is_file():
+            return None
+        try:
+            opened = open_image(file.read_bytes(), max_pixels=max(mask.size, DEFAULT_MAX_PIXELS))
+            load(opened)
+        except (DronesegError, OSError) as error:
+            raise DatasetError(f"{folder}/{file.name}: {error}") from error
+        height, width = mask.shape
+        if opened.mode != "L" or opened.size != (width, height):
+            raise DatasetError(
+                f"{folder}/{file.name}: is {opened.mode} and {opened.size[0]}x{opened.size[1]}; it must be an 8-bit "
+                f"grey image (L) of the mask's size, {width}x{height}"
+            )
+        return np.asarray(opened)
+
+    def _fine_ids(self, stem: str, fine: NDArray[np.uint8], mask: Mask) -> tuple[NDArray[np.uint8], int]:
+        """Return the fine ids, 0 where they contradict the mask, and the number of such pixels."""
+        if (highest := int(fine.max())) > len(self.fine_classes):
+            raise DatasetError(f"{FINE_MASKS_FOLDER}/{stem}.png: the id {highest} is not in {FINE_CLASSES_NAME}")
+        class_of = np.array([0, *(class_id(entry.class_name) for entry in self.fine_classes)], np.uint8)
+        conflicting = (fine > 0) & (class_of[fine] != mask)
+        return np.where(conflicting, np.uint8(0), fine), int(np.count_nonzero(conflicting))
+
+
+def find_sidecars(root: Path) -> tuple[Sidecars, list[str]]:
+    """Find the fine masks and weights of a dataset.
+
+    Returns:
+        The fine masks and weights, and problems, one line each.
+    """
+    has_weights = (root / WEIGHTS_FOLDER).is_dir()
+    if not (root / FINE_MASKS_FOLDER).is_dir():
+        return Sidecars(root, (), has_weights), []
+    try:
+        return Sidecars(root, read_fine_classes(root / FINE_CLASSES_NAME), has_weights), []
+    except ConfigurationError as error:
+        return Sidecars(root, (), has_weights), [str(error)]
+
+
+def read_boxes(file: Path) -> Boxes:
+    """Read boxes from a JSON object with a list of boxes [x0, y0, x1, y1] by stem.
+
+    Raises:
+        ConfigurationError: If the file cannot be read, or a box is not four numbers with x0 < x1 and y0 < y1; all
+            problems are listed.
+    """
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read as JSON: {error}") from error
+    lists = content if isinstance(content, dict) else {"": content}
+    problems = [
+        f"{stem}: {box!r} is not a box"
+        for stem, boxes in lists.items()
+        for box in (boxes if isinstance(boxes, list) else [boxes])
+        if not _is_box(box)
+    ]
+    if problems or not isinstance(content, dict):
+        expected = "Expected a JSON object with lists of boxes [x0, y0, x1, y1] by stem, in pixels of the mask"
+        raise ConfigurationError(
+            "\n".join([f"{file} has no valid boxes. {expected}:", *(f"  - {p}" for p in problems)])
+        )
+    return {
+        stem: np.round(np.array(boxes, np.float64).reshape(-1, 4)).astype(np.int64) for stem, boxes in lists.items()
+    }
+
+
+def _is_box(box: Any) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    numbers = [value for value in box if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == 4 and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]
+
+
+def _weigh_boxes(stem: str, weights: NDArray[np.uint8], mask: Mask, boxes: BoxWeights) -> NDArray[np.uint8]:
+    """Return the weights with those of moving objects inside the boxes multiplied."""
+    height, width = mask.shape
+    inside = np.zeros(mask.shape, bool)
+    for x0, y0, x1, y1 in boxes.boxes[stem].tolist():
+        if x1 > width or y1 > height:
+            raise DatasetError(
+                f"{stem}: the box {[x0, y0, x1, y1]} is outside the mask, which is {width}x{height}; boxes must be in "
+                "pixels of the mask"
+            )
+        inside[y0:y1, x0:x1] = True
+    inside &= mask == NAMES.index("moving-objects")
+    raised = np.minimum(np.round(weights * boxes.weight), round(100 * MAX_WEIGHT)).astype(np.uint8)
+    return np.where(inside, raised, weights)
