@@ -1,15 +1,16 @@
 """Segmenter for model bundles."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as pillow
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, WarningCode
-from droneseg.core.classes import BACKGROUND_ID, Normalisation
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, LANDING_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image, require_rgb
 from droneseg.core.masks import Mask
@@ -17,6 +18,8 @@ from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, ima
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
 from droneseg.inference import sliding_window, unlike_training, views
+from droneseg.inference.probability_map import ProbabilityMap, ProbabilityObserver, QuantisedProbabilities
+from droneseg.inference.runtimes.base import Probabilities, argmax_with_confidence
 from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Context, read_bundle
 
@@ -53,12 +56,13 @@ class BundleSegmenter:
         self._bundle = bundle
         self._takes_bytes = manifest.normalisation == Normalisation.RGB_TO_0_1
         self._window = sliding_window.SlidingWindowConfig(
-            patch=manifest.patch_size,
+            patch=manifest.patch_of(self._profile),
             step=manifest.tile_step,
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             accumulate_float16=chosen.half_sums,
-            temperature=manifest.calibration.temperature if manifest.calibration else 1.0,
+            temperature=manifest.temperature_of(self._profile),
         )
+        self._scales = chosen.scales
         self._ranges = manifest.calibration.unlike_training if manifest.calibration else None
         self._runtime, self._self_check = start_checked_runtime(bundle, self._profile, runtime, cache)
 
@@ -85,7 +89,7 @@ class BundleSegmenter:
             name=manifest.name,
             version=manifest.version,
             description=manifest.description,
-            input_shape=(*manifest.patch_size, 3),
+            input_shape=(*self._window.patch, 3),
             framework=self.runtime,
             self_check=self._self_check,
             license=manifest.license,
@@ -109,6 +113,70 @@ class BundleSegmenter:
             ValueError: If the image has another shape than (H, W, 3), or no pixels.
             ModelError: If the network returns logits that are not finite.
         """
+        return self._segment(image, ground, plain=plain)
+
+    def probabilities(
+        self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, temperature: float | None = None
+    ) -> tuple[Prediction, QuantisedProbabilities, ProbabilityMap]:
+        """Predict the class probabilities of every pixel.
+
+        The memory for the result is 6 bytes for each pixel of the image, and as much for the resampled image.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8.
+            ground: Ground resolution of the image.
+            plain: Whether to use the pixels as they are.
+            temperature: Number that logits are divided by before the softmax; None for that of the bundle.
+
+        Returns:
+            The prediction; the probabilities at the size of the image, interpolated; and those at the size of the
+            resampled image.
+        """
+        maps: list[ProbabilityMap] = []
+
+        def start(size: tuple[int, int]) -> ProbabilityObserver:
+            maps.append(ProbabilityMap.empty(size))
+            return maps[0].add
+
+        prediction = self._segment(image, ground, plain=plain, temperature=temperature, start=start)
+        return prediction, maps[0].at_size(image.shape[:2], sliding_window.nonzero_box(image)), maps[0]
+
+    def landing_probability(
+        self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False
+    ) -> tuple[Prediction, NDArray[np.float32]]:
+        """Predict the classes and the probability of a landing zone, shape (H, W), dtype float32, of every pixel.
+
+        For the arguments see `segment`.
+        """
+        landing: list[NDArray[np.float32]] = []
+        prediction = self._segment(
+            image, ground, plain=plain, start=lambda _size: lambda band, _first: landing.append(band[LANDING_ID].copy())
+        )
+        box = sliding_window.nonzero_box(image)
+        whole = np.zeros(image.shape[:2], np.float32)
+        size = whole[box].shape[::-1]
+        whole[box] = np.asarray(pillow.fromarray(np.concatenate(landing)).resize(size, pillow.Resampling.BILINEAR))
+        return prediction, whole
+
+    def _segment(
+        self,
+        image: Image,
+        ground: Ground,
+        *,
+        plain: bool,
+        temperature: float | None = None,
+        start: Callable[[tuple[int, int]], ProbabilityObserver] | None = None,
+    ) -> Prediction:
+        """Segment an image; see `segment`.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8.
+            ground: Ground resolution of the image.
+            plain: Whether to use the pixels as they are.
+            temperature: Number that logits are divided by; None for that of the bundle.
+            start: Function that is called with the size of the resampled image, and returns an observer of its class
+                probabilities; None if they are not needed.
+        """
         begin = time.perf_counter()
         image = require_rgb(image)
         box = sliding_window.nonzero_box(image)
@@ -118,7 +186,10 @@ class BundleSegmenter:
         seen = views.resample(cropped, plan.size)
         statistics = image_statistics(seen)
         prepared = time.perf_counter()
-        result, disagreement = self._run(seen, plan, None if self._is_plain(plain) else self._bundle.manifest.context)
+        window = self._window if temperature is None else replace(self._window, temperature=temperature)
+        context = None if self._is_plain(plain) else self._bundle.manifest.context
+        scaled = [views.resample(cropped, size) for size in self._scaled_sizes(plan, plain=plain)]
+        result, disagreement = self._run(seen, scaled, plan, context, window, start(plan.size) if start else None)
         unlike = unlike_training.describe(unlike_training.features_of(statistics, disagreement), self._ranges)
         mask = _uncrop(views.resample_mask(result.mask, (height, width)), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
@@ -151,10 +222,30 @@ class BundleSegmenter:
         tables = self._tables(image, self._bundle.manifest.context)
         return sliding_window.logit_map(self._runtime, image, tables, self._window)[0]
 
+    def disagreement_when_reduced(self, image: Image, scores: NDArray[np.float32]) -> float | None:
+        """Return the disagreement of an image with its smallest view; None for a bundle that combines no views.
+
+        Small views disagree most, so a range of this feature also suits larger ones.
+
+        Args:
+            image: RGB, shape (H, W, 3), dtype uint8, at the model's ground resolution.
+            scores: Logits or probabilities of every pixel, shape (C, H, W), dtype float32.
+        """
+        context = self._bundle.manifest.context
+        if context is None:
+            return None
+        height, width = image.shape[:2]
+        size = max(round(height / views.MAX_REDUCTION), 1), max(round(width / views.MAX_REDUCTION), 1)
+        view = views.View(size, weight=0.5, only_regions=True)
+        smallest = self.logits(views.resample(image, size))
+        combiner = views.ViewCombiner([(view, smallest)], (height, width), context, temperature=1.0)
+        combiner.classify(scores, 0)
+        return combiner.disagreement
+
     def count_tiles(self, size: tuple[int, int], ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> int:
         """Return the number of tiles of all views of an image; see `Segmenter`."""
         plan = self._plan(size, ground, plain=plain)
-        sizes = (plan.size, *(view.size for view in plan.views))
+        sizes = (plan.size, *(view.size for view in plan.views), *self._scaled_sizes(plan, plain=plain))
         return sum(sliding_window.count_tiles(size, self._window) for size in sizes)
 
     def _is_plain(self, plain: bool) -> bool:
@@ -165,34 +256,61 @@ class BundleSegmenter:
         manifest = self._bundle.manifest
         return views.plan_views(
             size,
-            manifest.patch_size,
+            self._window.patch,
             ground,
             manifest.ground,
             manifest.context,
             plain=self._is_plain(plain),
         )
 
+    def _scaled_sizes(self, plan: views.ViewPlan, *, plain: bool) -> tuple[tuple[int, int], ...]:
+        return () if plain else views.scaled_sizes(plan, self._scales)
+
     def _run(
-        self, image: Image, plan: views.ViewPlan, context: Context | None
+        self,
+        image: Image,
+        scaled: Sequence[Image],
+        plan: views.ViewPlan,
+        context: Context | None,
+        window: sliding_window.SlidingWindowConfig,
+        observe: ProbabilityObserver | None,
     ) -> tuple[sliding_window.SlidingWindowResult, float | None]:
-        """Return the segmentation of a resampled image, and the disagreement of its views."""
+        """Return the segmentation of a resampled image, and the disagreement of its views.
+
+        Args:
+            image: The resampled image.
+            scaled: The same image at the further scales of the profile.
+            plan: Smaller views.
+            context: How to combine views; None for the pixels as they are.
+            window: Parameters of the sliding window.
+            observe: Observer of the class probabilities; None if they are not needed.
+        """
         if context is not None and not image.any():
             # nothing can be seen in a black image
+            if observe:
+                observe(_background_probabilities(plan.size), 0)
             return sliding_window.SlidingWindowResult(np.full(plan.size, BACKGROUND_ID, np.uint8), image.size / 3), None
         tables = self._tables(image, context)
-        if context is None or not plan.views:
-            return sliding_window.sliding_window_inference(self._runtime, image, tables, self._window), None
-        window = replace(self._window, border="mirror")
-        coarse, network_s = [], 0.0
-        for view in plan.views:
-            smaller = views.resample(image, view.size)
-            logits, seconds = sliding_window.logit_map(self._runtime, smaller, tables, window)
-            coarse.append((view, logits))
+        if not plan.views and not scaled:
+            classify = _observed(observe, window.temperature) if observe else None
+            return sliding_window.sliding_window_inference(self._runtime, image, tables, window, classify), None
+        window = replace(window, border="mirror")
+        network_s = 0.0
+
+        def predict(view: Image) -> NDArray[np.float32]:
+            nonlocal network_s
+            logits, seconds = sliding_window.logit_map(self._runtime, view, tables, window)
             network_s += seconds
-        combiner = views.ViewCombiner(coarse, plan.size, context, self._window.temperature)
-        result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, combiner.classify)
+            return logits
+
+        coarse = [(view, predict(views.resample(image, view.size))) for view in plan.views]
+        combiner = views.ViewCombiner(
+            coarse, plan.size, context, window.temperature, [predict(other) for other in scaled]
+        )
+        classify = _observed_combiner(observe, combiner) if observe else combiner.classify
+        result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, classify)
         result.network_s += network_s
-        return result, combiner.disagreement
+        return result, combiner.disagreement if plan.views else None
 
     def _tables(self, image: Image, context: Context | None) -> Sequence[sliding_window.Table]:
         """Return the look-up tables of the exposure corrections and the normalisation."""
@@ -217,6 +335,36 @@ class BundleSegmenter:
                 "warnings": tuple(dict.fromkeys(warnings)),
             }
         )
+
+
+def _background_probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the class probabilities of an image in which nothing can be seen, shape (C, *size)."""
+    probabilities = np.zeros((len(CLASSES), *size), np.float32)
+    probabilities[BACKGROUND_ID] = 1
+    return probabilities
+
+
+def _observed(observe: ProbabilityObserver, temperature: float) -> sliding_window.Classifier:
+    """Return the ordinary classifier, which also passes the class probabilities to an observer."""
+
+    def classify(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
+        found = argmax_with_confidence(logits, temperature)
+        observe(views.softmax(logits.astype(np.float32, copy=False), temperature), first)
+        return found
+
+    return classify
+
+
+def _observed_combiner(observe: ProbabilityObserver, combiner: views.ViewCombiner) -> sliding_window.Classifier:
+    """Return the classifier of combined views, which also passes the class probabilities to an observer."""
+
+    def classify(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
+        probabilities = np.empty(logits.shape, np.float32)
+        found = combiner.classify(logits, first, probabilities)
+        observe(probabilities, first)
+        return found
+
+    return classify
 
 
 def _uncrop(mask: Mask, box: tuple[slice, slice], size: tuple[int, int]) -> Mask:

@@ -20,6 +20,7 @@ from droneseg.core.runtimes import RuntimeName
 from droneseg.inference.runtimes import Network, runtimes_to_try, start_runtime
 from droneseg.inference.runtimes.base import Patches, Runtime, argmax_with_confidence
 from droneseg.inference.sliding_window import normalisation_table
+from droneseg.inference.views import resample
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
     SELF_CHECK_EXPECTED_NAME,
@@ -90,7 +91,7 @@ def network_of(bundle: Bundle, profile: str, cache: Path | None) -> Network:
     return Network(
         file=bundle.network(profile),
         sha256=manifest.files[chosen.network].sha256,
-        patch=manifest.patch_size,
+        patch=manifest.patch_of(profile),
         precision=chosen.precision,
         takes_bytes=manifest.normalisation == Normalisation.RGB_TO_0_1,
         wants_logits=_wants_logits(bundle, profile),
@@ -127,6 +128,8 @@ def difference(expected: ClassProbabilities, found: ClassProbabilities) -> float
 def read_self_check(bundle: Bundle, profile: str) -> tuple[Image, ClassProbabilities]:
     """Read the image of a bundle's self-check, and the expected probabilities of a profile's network.
 
+    For a network with tiles of another size, the image is resampled to that size.
+
     Raises:
         BundleError: If the bundle has no self-check, or a malformed one.
     """
@@ -146,7 +149,7 @@ def read_self_check(bundle: Bundle, profile: str) -> tuple[Image, ClassProbabili
             f"The self-check of {bundle.folder} has an image and probabilities of {network} of shapes {shapes}, not "
             f"{wanted}. Export the model again."
         )
-    return image, expected
+    return resample(image, bundle.manifest.patch_of(profile)), expected
 
 
 def build_self_check(bundle: Bundle, image: Image, folder: Path) -> tuple[SelfCheck, dict[str, Path]]:
@@ -156,7 +159,8 @@ def build_self_check(bundle: Bundle, image: Image, folder: Path) -> tuple[SelfCh
 
     Args:
         bundle: Bundle of the model; its own self-check, if any, is ignored.
-        image: RGB, shape (H, W, 3) of a tile, dtype uint8, from `data.synthetic.generate_self_check_image`.
+        image: RGB, shape (H, W, 3) of a tile, dtype uint8, from `data.synthetic.generate_self_check_image`. For
+            networks with tiles of another size, it is resampled.
         folder: Existing folder, to which two files are written.
 
     Returns:
@@ -180,6 +184,7 @@ def build_self_check(bundle: Bundle, image: Image, folder: Path) -> tuple[SelfCh
 def _measure(bundle: Bundle, profile: str, image: Image) -> ClassProbabilities:
     """Return the probabilities of a profile with ONNX Runtime, after a comparison with OpenVINO."""
     name = bundle.manifest.profiles[profile].network
+    image = resample(image, bundle.manifest.patch_of(profile))
     expected, other = (
         class_probabilities(start_runtime(runtime, network_of(bundle, profile, None)), image, bundle, profile)
         for runtime in (RuntimeName.ONNXRUNTIME, RuntimeName.OPENVINO)
@@ -196,13 +201,13 @@ def _measure(bundle: Bundle, profile: str, image: Image) -> ClassProbabilities:
 
 def _wants_logits(bundle: Bundle, profile: str) -> bool:
     chosen = bundle.manifest.profiles[profile]
-    return chosen.mirroring or chosen.half_sums
+    return chosen.mirroring or chosen.half_sums or len(chosen.scales) > 1
 
 
 def _as_patches(image: Image, normalisation: Normalisation) -> Patches:
     """Return a tile as a batch, in the format of the runtime's input."""
     if normalisation == Normalisation.RGB_TO_0_1:
-        return image[None]
+        return np.array(image[None])  # a copy, because OpenVINO reads no write-protected arrays
     table = normalisation_table(image, normalisation)
     return np.stack([table[channel][image[..., channel]] for channel in range(3)])[None]
 

@@ -149,6 +149,19 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
+def scaled_sizes(plan: ViewPlan, scales: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """Return height and width of the image at further scales.
+
+    Args:
+        plan: How the image is presented to the network.
+        scales: Factors relative to the size of the plan; 1 is that size itself. A factor that would enlarge the image
+            more than twofold is left out, because it shows nothing more.
+    """
+    return tuple(
+        _scaled(plan.size, factor) for factor in scales if factor != 1 and plan.scale * factor <= MAX_ENLARGEMENT
+    )
+
+
 def resample(image: Image, size: tuple[int, int]) -> Image:
     """Resample an image: area filter when it becomes smaller, bilinear when it becomes larger.
 
@@ -210,22 +223,27 @@ class ViewCombiner:
     Args:
         views: Smaller views with their logits, shape (C, h, w), dtype float32.
         size: Height and width of the image that is cut into tiles.
-        context: How to combine the views.
+        context: How to combine the views; None without smaller views.
         temperature: Number that logits are divided by.
+        scales: Logits of the image at further scales, shape (C, h, w), dtype float32. They are averaged with those of
+            the tiles before the smaller views are combined with them.
     """
 
     def __init__(
         self,
         views: Sequence[tuple[View, NDArray[np.float32]]],
         size: tuple[int, int],
-        context: Context,
+        context: Context | None,
         temperature: float,
+        scales: Sequence[NDArray[np.float32]] = (),
     ) -> None:
         self._temperature, self._size = temperature, size
         self._views = [(view, [pillow.fromarray(channel) for channel in logits]) for view, logits in views]
+        self._scales = [[pillow.fromarray(channel) for channel in logits] for logits in scales]
         self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
         self._only_regions = any(view.only_regions for view, _ in views)
-        self._is_region = np.array([entry.name in context.region_classes for entry in CLASSES])
+        region_classes = context.region_classes if context else ()
+        self._is_region = np.array([entry.name in region_classes for entry in CLASSES])
         # classes whose probabilities depend on the smaller views
         self._combined = [entry.id for entry in CLASSES if not self._only_regions or self._is_region[entry.id]]
         self._disagreeing = 0
@@ -235,8 +253,19 @@ class ViewCombiner:
         """Share of the pixels for which the tiles and the smallest view predict different region classes, 0 to 1."""
         return self._disagreeing / (self._size[0] * self._size[1])
 
-    def classify(self, logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
-        """Return classes and probabilities of a band of rows; see `sliding_window.Classifier`."""
+    def classify(
+        self,
+        logits: NDArray[np.float32] | NDArray[np.float16],
+        first: int,
+        into: NDArray[np.float32] | None = None,
+    ) -> tuple[Mask, Probabilities]:
+        """Return classes and probabilities of a band of rows; see `sliding_window.Classifier`.
+
+        Args:
+            logits: Logits of the tiles, shape (C, rows, W).
+            first: Index of the first row.
+            into: Array of the same shape, dtype float32, to which the probabilities of all classes are written.
+        """
         shape = logits.shape[1:]
         ids, winning = np.empty(shape, np.uint8), np.empty(shape, np.float32)
 
@@ -244,6 +273,8 @@ class ViewCombiner:
             rows = slice(top, min(top + _ROWS, shape[0]))
             probabilities, disagreeing = self._combine(logits[:, rows].astype(np.float32, copy=False), first + top)
             ids[rows], winning[rows] = argmax_and_max(probabilities)
+            if into is not None:
+                into[:, rows] = probabilities
             return disagreeing
 
         with ThreadPoolExecutor(usable_cores()) as pool:  # the network does not run meanwhile
@@ -254,11 +285,16 @@ class ViewCombiner:
     # here, because threads do not inherit the state; `require_finite` raises an error for logits that overflow
     @np.errstate(over="ignore", invalid="ignore")
     def _combine(self, tiles: NDArray[np.float32], first: int) -> tuple[NDArray[np.float32], int]:
-        """Combine rows of the logits of the tiles, shape (C, rows, W), with the smaller views.
+        """Combine rows of the logits of the tiles, shape (C, rows, W), with the other scales and the smaller views.
 
         Returns:
             Class probabilities, shape (C, rows, W), and the number of pixels on which the views disagree.
         """
+        if self._scales:
+            bands = (self._band(channels, first, tiles.shape[1]) for channels in self._scales)
+            tiles = sum(bands, tiles) / np.float32(len(self._scales) + 1)
+        if not self._views:
+            return softmax(tiles, self._temperature), 0
         (*larger, (view, channels)), rows = self._views, tiles.shape[1]
         smallest = self._band(channels, first, rows)
         mean = self._tile_weight * tiles[self._combined]

@@ -20,6 +20,7 @@ _READABLE_VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
+TWIN_NETWORK_NAME = "model.twin.onnx"
 REFERENCE_NAME = "reference.csv"
 SELF_CHECK_IMAGE_NAME = "self_check.png"
 SELF_CHECK_EXPECTED_NAME = "self_check.json"
@@ -52,9 +53,33 @@ class Profile(_Section):
     half_sums: bool = Field(
         False, description="Accumulate tiles in float16 like nnU-Net's predictor, for pixel-identical masks."
     )
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(
+        (1.0,),
+        description="Sizes at which the image is predicted, relative to the model's ground resolution. Their logits "
+        "are averaged. One of them is 1.",
+    )
+    temperature: float | None = Field(
+        None, ge=0.05, le=20, description="Temperature of this profile; null for that of the calibration."
+    )
+    patch_size: tuple[int, int] | None = Field(
+        None, description="Height and width of the network's input; null for those of the manifest."
+    )
+    divisor: tuple[int, int] | None = Field(
+        None, description="The input's height and width are multiples of these numbers; null for those of the manifest."
+    )
     figures: dict[str, float] = Field(
         default_factory=dict, description="Metrics measured at export: agreement with torch, mIoU."
     )
+
+    @model_validator(mode="after")
+    def _check_options(self) -> "Profile":
+        if 1.0 not in self.scales or len(set(self.scales)) != len(self.scales):
+            raise ValueError(f"scales are {self.scales}; they must differ, and one of them must be 1")
+        if self.half_sums and len(self.scales) > 1:
+            raise ValueError("a profile with half_sums reproduces nnU-Net and cannot have several scales")
+        if (self.patch_size is None) != (self.divisor is None):
+            raise ValueError("patch_size and divisor belong together; give both or none")
+        return self
 
 
 class FileRecord(_Section):
@@ -206,10 +231,13 @@ class Manifest(_Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "Manifest":
-        for side, unit in zip(self.patch_size, self.divisor, strict=True):
-            if not (0 < unit <= side <= _MAX_PATCH_SIDE and side % unit == 0):
-                limits = f"a multiple of divisor {self.divisor}, at most {_MAX_PATCH_SIDE}"
-                raise ValueError(f"patch_size is {self.patch_size}; it must be {limits}")
+        _check_patch(self.patch_size, self.divisor)
+        for profile in self.profiles.values():
+            if profile.patch_size and profile.divisor:
+                _check_patch(profile.patch_size, profile.divisor)
+        patches = {(profile.network, self.patch_of(name)) for name, profile in self.profiles.items()}
+        if len(patches) > len({network for network, _ in patches}):
+            raise ValueError("profiles with the same network must have the same patch_size")
         if self.default_profile not in self.profiles:
             raise ValueError(f"default profile {self.default_profile!r} is not one of {sorted(self.profiles)}")
         required = {profile.network for profile in self.profiles.values()}
@@ -218,6 +246,24 @@ class Manifest(_Section):
         if missing := sorted(required - set(self.files)):
             raise ValueError(f"files has no entry for {', '.join(missing)}")
         return self
+
+    def patch_of(self, profile: str) -> tuple[int, int]:
+        """Return the height and width of the input of a profile's network."""
+        return self.profiles[profile].patch_size or self.patch_size
+
+    def temperature_of(self, profile: str) -> float:
+        """Return the number that the logits of a profile are divided by; 1 without a calibration."""
+        own = self.profiles[profile].temperature
+        if own is not None:
+            return own
+        return self.calibration.temperature if self.calibration else 1.0
+
+
+def _check_patch(patch_size: tuple[int, int], divisor: tuple[int, int]) -> None:
+    for side, unit in zip(patch_size, divisor, strict=True):
+        if not (0 < unit <= side <= _MAX_PATCH_SIDE and side % unit == 0):
+            limits = f"a multiple of divisor {divisor}, at most {_MAX_PATCH_SIDE}"
+            raise ValueError(f"patch_size is {patch_size}; it must be {limits}")
 
 
 def own_classes() -> tuple[ClassEntry, ...]:
