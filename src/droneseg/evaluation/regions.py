@@ -1,0 +1,97 @@
+"""Regions of photographs without masks whose class is plain: polygons, and the class shares that are right in them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as pillow
+from PIL import ImageDraw
+
+from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.errors import DatasetError
+from droneseg.core.masks import Mask
+
+LIMITS: dict[str, dict[str, tuple[float, float]]] = {
+    "water": {"landing-zones": (0, 0.02), "water": (0.8, 1)},
+    "vegetation": {"landing-zones": (0, 0.02), "water": (0, 0.02)},
+    "lawn": {"soft-surfaces": (0.85, 1), "water": (0, 0.02)},
+    "road": {"landing-zones": (0.7, 1), "water": (0, 0.02)},
+    "dry": {"water": (0, 0.02)},
+    "solid": {"landing-zones": (0, 0.1)},
+    "shade": {"landing-zones": (0, 0.1), "water": (0, 0.02)},
+    "sky": {"landing-zones": (0, 0.01)},
+}
+"""Smallest and largest accepted share of the pixels by kind of region and class."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of a photograph.
+
+    Attributes:
+        photo: Stem of the photograph.
+        truth: Kind of the region, a key of `LIMITS`.
+        polygon: Corners (x, y) as fractions of width and height.
+    """
+
+    photo: str
+    truth: str
+    polygon: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class JudgedRegion:
+    """A region with its prediction.
+
+    Attributes:
+        region: The region.
+        shares: Share of its pixels by class name.
+        right: Whether every share is within its limits.
+    """
+
+    region: Region
+    shares: dict[str, float]
+    right: bool
+
+
+def read_regions(file: Path) -> list[Region]:
+    """Read regions from a JSON list of objects with `photo`, `truth` and `polygon`.
+
+    Raises:
+        DatasetError: If the file cannot be read, or an entry is malformed; the error lists all of them.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read as JSON: {error}. Pass a file of regions.") from error
+    regions, problems = [], []
+    for number, entry in enumerate(content if isinstance(content, list) else [content]):
+        try:
+            polygon = tuple((float(x), float(y)) for x, y in entry["polygon"])
+            region = Region(str(entry["photo"]), entry["truth"], polygon)
+            if region.truth not in LIMITS or len(polygon) < 3:
+                raise ValueError
+            regions.append(region)
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"entry {number}: needs photo, truth ({', '.join(LIMITS)}) and polygon (3 or more corners)")
+    if problems:
+        raise DatasetError(f"{file} has malformed regions:", problems)
+    return regions
+
+
+def judge_region(region: Region, mask: Mask) -> JudgedRegion:
+    """Compare the class shares within a region with its limits.
+
+    Args:
+        region: The region.
+        mask: Predicted class ids of the photograph, shape (H, W), dtype uint8.
+    """
+    height, width = mask.shape
+    picture = pillow.new("1", (width, height))
+    ImageDraw.Draw(picture).polygon([(x * width, y * height) for x, y in region.polygon], fill=1)
+    inside = mask[np.asarray(picture)]
+    counts = np.bincount(inside, minlength=len(CLASSES)) / max(inside.size, 1)
+    shares = dict(zip(NAMES, counts.tolist(), strict=True))
+    right = inside.size > 0 and all(low <= shares[name] <= high for name, (low, high) in LIMITS[region.truth].items())
+    return JudgedRegion(region, shares, right)
