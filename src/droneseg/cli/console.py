@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from droneseg.core.settings import Settings
+    from droneseg.flows.profiles import ProfileOptions
     from droneseg.inference.batch import ViewOptions
     from droneseg.model.bundle import TrainingGround
 
@@ -81,6 +82,19 @@ TrainGsdSource = Annotated[
     str | None, typer.Option("--train-gsd-source", help="How the metres per pixel were determined.")
 ]
 ValPart = Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: val.")]
+
+BestScales = Annotated[
+    str | None,
+    typer.Option(
+        "--best-scales",
+        metavar="1,S,...",
+        help="Add the profile best: mirrored, and averaged over these sizes relative to the model's resolution.",
+    ),
+]
+Twin = Annotated[
+    Path | None,
+    typer.Option("--twin", help="Add the profile twin: the faster network of this bundle, with weights in float16."),
+]
 
 _PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Names of packages that differ from the names of their modules."""
@@ -141,6 +155,30 @@ def training_ground(
     except ValidationError as error:
         message = "; ".join(item["msg"] for item in error.errors())
         raise typer.BadParameter(message, param_hint="--train-gsd") from error
+
+
+def profile_options(best_scales: str | None, twin: Path | None) -> ProfileOptions:
+    """Return the profiles to add to a bundle; the twin's bundle is read and verified.
+
+    Raises:
+        typer.BadParameter: If the scales are not different numbers from 0.25 to 4, one of them 1.
+    """
+    from pydantic import ValidationError
+
+    from droneseg.flows.profiles import ProfileOptions
+    from droneseg.model.bundle import Profile, read_bundle
+
+    scales: tuple[float, ...] | None = None
+    if best_scales is not None:
+        try:
+            scales = tuple(float(scale) for scale in best_scales.split(","))
+            Profile(network="model.onnx", mirroring=True, precision="fastest", scales=scales)
+        except (ValueError, ValidationError) as error:
+            raise typer.BadParameter(
+                f"{best_scales!r} is not a list of different numbers from 0.25 to 4, one of them 1, such as 1,1.5",
+                param_hint="--best-scales",
+            ) from error
+    return ProfileOptions(scales, read_bundle(twin) if twin else None)
 
 
 def check_plot_suffix(path: Path | None) -> None:

@@ -36,7 +36,7 @@ _EXTRAS = {
 _SECTIONS = {
     "Start": ("demo", "doctor"),
     "Data and training": ("data", "preprocess", "train", "sweep", "export"),
-    "Models and predictions": ("models", "predict", "evaluate", "benchmark"),
+    "Models and predictions": ("models", "predict", "probabilities", "label", "evaluate", "benchmark"),
     "Service": ("serve", "drift"),
 }
 
@@ -215,6 +215,8 @@ app.command()(train.sweep)
 app.command()(predict.export)
 app.add_typer(models.app, name="models")
 app.command()(predict.predict)
+app.command()(predict.probabilities)
+app.command()(predict.label)
 app.command()(predict.evaluate)
 app.command()(benchmark.benchmark)
 app.command()(predict.drift)

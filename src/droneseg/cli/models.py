@@ -300,25 +300,47 @@ def upgrade(
     ] = None,
     split: SplitFile = None,
     part: Annotated[Part | None, typer.Option("--part", help="Part of the split to use; default: train.")] = None,
+    out_of_fold: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out-of-fold",
+            help="Folder of `droneseg probabilities` to calibrate on, one for each profile.",
+        ),
+    ] = None,
+    best_scales: console.BestScales = None,
+    twin: console.Twin = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
 ) -> None:
     """Write a copy of a model in the current bundle format.
 
     The networks stay the same, except an INT8 network that OpenVINO would compute incorrectly. With --train-gsd, images
     are resampled to the ground resolution of the training images, and large images get smaller views. With --data, the
-    temperature of the confidence and the check for images unlike the training images are fitted.
+    temperature of the confidence and the check for images unlike the training images are fitted; with --out-of-fold,
+    they are fitted on predictions of models that were not trained on the images, which is better. --best-scales and
+    --twin add profiles; measure them with `droneseg models reference --quality`.
     """
     from droneseg.core.files import check_writable
     from droneseg.flows.upgrade import add_blocks
     from droneseg.model.bundle import MANIFEST_NAME, read_bundle
 
+    if data and out_of_fold:
+        raise typer.BadParameter("cannot be combined with --data", param_hint="--out-of-fold")
     ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
+    profiles = console.profile_options(best_scales, twin)
     part_name = console.choose_part(split, part, default=Part.TRAIN)
     bundle = read_bundle(model)
     check_writable(out, marker=MANIFEST_NAME, replace=force)
     images = _calibration_images(data, split, part_name) if data else None
     with console.progress_bar("images") as progress:
-        upgraded = add_blocks(bundle, out, ground=ground, images=images, progress=progress)
+        upgraded = add_blocks(
+            bundle,
+            out,
+            ground=ground,
+            images=images,
+            maps=out_of_fold or (),
+            profiles=profiles,
+            progress=progress,
+        )
     show_blocks(upgraded)
 
 
@@ -350,6 +372,7 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
             if ground
             else "unknown, so images are not resampled; set it with `droneseg models upgrade --train-gsd`"
         ),
+        "profiles": ", ".join(_describe_profile(manifest, name) for name in manifest.profiles),
         "temperature": f"{calibration.temperature:g} ({calibration.source})" if calibration else uncalibrated,
         "unlike-training check": (
             f"present ({calibration.unlike_training.source})"
@@ -358,6 +381,14 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
         ),
         "self-check": "present" if manifest.self_check else "none; add it with `droneseg models upgrade`",
     }
+
+
+def _describe_profile(manifest: Manifest, name: str) -> str:
+    profile = manifest.profiles[name]
+    sizes = f"{len(profile.scales)} scales" if len(profile.scales) > 1 else ""
+    temperature = f"temperature {profile.temperature:g}" if profile.temperature is not None else ""
+    facts = ["default" if name == manifest.default_profile else "", sizes, temperature]
+    return f"{name} ({', '.join(filter(None, facts))})" if any(facts) else name
 
 
 @app.command()

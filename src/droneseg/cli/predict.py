@@ -1,10 +1,12 @@
-"""The `droneseg export`, `predict`, `evaluate` and `drift` commands."""
+"""The `droneseg export`, `predict`, `probabilities`, `label`, `evaluate` and `drift` commands."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +14,15 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Model, Part, Records, SplitFile
-from droneseg.core.errors import DatasetError, DronesegError, ModelError
+from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, ModelError
 from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
     from droneseg.core.images import Image
     from droneseg.core.prediction import Segmenter
     from droneseg.evaluation.evaluate import Evaluation
+    from droneseg.flows.label import LabelResult
+    from droneseg.flows.probabilities import FoldModel, MapResult, MapScores, MapTask, ProbabilityIndex
     from droneseg.inference.batch import FileResult, ViewOptions
     from droneseg.model.bundle import Bundle
     from droneseg.nnunet.paths import NnunetPaths
@@ -55,6 +59,8 @@ def export(
     train_gsd: console.TrainGsd = None,
     train_gsd_range: console.TrainGsdRange = None,
     train_gsd_source: console.TrainGsdSource = None,
+    best_scales: console.BestScales = None,
+    twin: console.Twin = None,
     images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
     gsd: console.Gsd = None,
     height: console.Height = None,
@@ -75,6 +81,7 @@ def export(
     from droneseg.model.bundle import MANIFEST_NAME
 
     ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
+    further = console.profile_options(best_scales, twin)
     view = console.view_options(gsd, height, plain=plain)
     settings = console.settings()
     target = out or settings.model
@@ -96,6 +103,7 @@ def export(
         default_profile=default_profile,
         licence=licence,
         ground=ground,
+        further=further,
         view=view,
         images=images,
         on_step=console.show_step,
@@ -169,8 +177,8 @@ def predict(
     profile: Annotated[
         str | None,
         typer.Option(
-            help="exact: same result as nnU-Net with mirroring; fast: one pass; int8: if the bundle has it. "
-            "Default: $DRONESEG_PROFILE or the bundle's default."
+            help="exact: same result as nnU-Net with mirroring; fast: one pass; best, twin, int8: if the bundle has "
+            "them. Default: $DRONESEG_PROFILE or the bundle's default."
         ),
     ] = None,
     runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
@@ -288,6 +296,303 @@ def _predict(
     return results
 
 
+def probabilities(
+    source: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Dataset, or folder of photographs.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the maps, named like the images.", show_default=False)],
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", help="Bundle, repeatable: one for each fold, in order; default: $DRONESEG_MODEL."),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile of the bundles; default: that of each bundle.")] = None,
+    runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
+    split: Annotated[
+        Path | None, typer.Option("--split", help="Split file. Its folds are used, or the part named by --part.")
+    ] = None,
+    part: Annotated[Part | None, typer.Option(help="Part of the split, predicted with a single model.")] = None,
+    fold: Annotated[list[int] | None, typer.Option(help="Fold to predict, from 0, repeatable; default: all.")] = None,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
+    temperature: Annotated[
+        float, typer.Option(min=0.05, max=20, help="Divide the logits by this number; 1 gives uncalibrated maps.")
+    ] = 1.0,
+    by_place: Annotated[
+        bool, typer.Option("--by-place", help="Match the photographs, and give the metrics of each place.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Predict all photographs again.")] = False,
+    json: Json = False,
+) -> None:
+    """Write class probability maps, out of fold or of one model.
+
+    With the folds of --split, each photograph is predicted by the model that was not trained on its place. The maps
+    calibrate a bundle with `droneseg models upgrade --out-of-fold`. With one model, they are a teacher's answers for a
+    distillation. Photographs whose map is up to date are skipped. If a file fails, the others are predicted, and the
+    exit code is 1.
+    """
+    from droneseg.flows.probabilities import MapOptions, make_maps, require_map_folder, score_maps, write_index
+
+    view = console.view_options(gsd, height, plain=plain)
+    settings = console.settings()
+    require_map_folder(out)
+    plan = _plan_maps(source, split, part, fold)
+    opened = _fold_models(models or [settings.model], plan, profile, runtime)
+    options = MapOptions(settings.max_pixels, view, temperature, force)
+    index = _empty_index(plan, source, split, opened, profile, temperature)
+    with console.progress_bar("photographs") as progress:
+        done = 0
+
+        def show(result: MapResult, total: int) -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+            if result.error:
+                console.err().print(f"failed: {result.stem}: {result.error}", markup=False)
+
+        index = make_maps(opened, plan.tasks, index, out, options, show)
+    if by_place:
+        index = index.model_copy(update={"places": _find_places(plan, index)})
+        write_index(index, out)
+    scores = score_maps(index)
+    if json:
+        console.show_json({"index": index.model_dump(mode="json"), "scores": asdict(scores) if scores else None})
+    else:
+        _show_maps(index, scores, out)
+    if index.failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _MapPlan:
+    """Photographs to predict, and what the folds leave out."""
+
+    tasks: list[MapTask]
+    folds: tuple[int, ...] = ()
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    never_validated: tuple[str, ...] = ()
+
+
+def _plan_maps(source: Path, split: Path | None, part: Part | None, chosen: list[int] | None) -> _MapPlan:
+    """Return the photographs to predict: those of folds, of a part of a split, or all."""
+    from droneseg.flows.probabilities import MapTask, fold_tasks
+
+    if (part or chosen) and not split:
+        raise typer.BadParameter("--part and --fold require --split FILE", param_hint="--part" if part else "--fold")
+    if part and chosen:
+        raise typer.BadParameter("cannot be combined with --part", param_hint="--fold")
+    if split is None and not _is_dataset(source):
+        from droneseg.inference.batch import find_inputs
+
+        return _MapPlan([MapTask(image.stem, image) for image in find_inputs([str(source)])])
+    from droneseg.flows.export import choose_pairs
+
+    if split is None or part:
+        pairs = choose_pairs(source, split, (part or Part.VAL).value)
+        return _MapPlan([MapTask(pair.stem, pair.image, pair.mask) for pair in pairs])
+    from droneseg.data.splits import read_split
+
+    pairs = choose_pairs(source, None, "")
+    folds = read_split(split, [pair.stem for pair in pairs]).folds
+    numbers = tuple(chosen or range(len(folds)))
+    if not folds or not set(numbers) <= set(range(len(folds))):
+        has = f"folds 0 to {len(folds) - 1}" if folds else "no folds; create them with `droneseg data split --folds 3`"
+        raise typer.BadParameter(f"{split} has {has}", param_hint="--fold" if folds else "--split")
+    validated = {stem for number in numbers for stem in folds[number].val}
+    listed = {stem for number in numbers for stem in (*folds[number].train, *folds[number].val, *folds[number].dropped)}
+    return _MapPlan(
+        fold_tasks(pairs, {number: folds[number].val for number in numbers}),
+        numbers,
+        {str(number): list(folds[number].dropped) for number in numbers},
+        tuple(sorted(listed - validated)),
+    )
+
+
+def _is_dataset(source: Path) -> bool:
+    from droneseg.data.dataset import find_dataset
+
+    try:
+        find_dataset(source)
+    except DatasetError:
+        return False
+    return True
+
+
+def _fold_models(
+    folders: Sequence[Path], plan: _MapPlan, profile: str | None, runtime: RuntimeName | None
+) -> list[FoldModel]:
+    """Return the model of each fold; every bundle is verified before the first prediction."""
+    from droneseg.flows.probabilities import FoldModel
+    from droneseg.inference.segmenter import load_segmenter
+    from droneseg.model.bundle import read_bundle
+
+    numbers: tuple[int | None, ...] = plan.folds or (None,)
+    if len(folders) != len(numbers):
+        expected = f"{len(numbers)} (folds {', '.join(map(str, plan.folds))})" if plan.folds else "1"
+        raise typer.BadParameter(f"{len(folders)} given, expected {expected}", param_hint="--model")
+    settings = console.settings()
+    return [
+        FoldModel(
+            number,
+            partial(load_segmenter, settings, model=folder, profile=profile, runtime=runtime),
+            read_bundle(folder).model_id,
+        )
+        for number, folder in zip(numbers, folders, strict=True)
+    ]
+
+
+def _empty_index(
+    plan: _MapPlan,
+    source: Path,
+    split: Path | None,
+    models: Sequence[FoldModel],
+    profile: str | None,
+    temperature: float,
+) -> ProbabilityIndex:
+    from droneseg.flows.probabilities import ProbabilityIndex
+
+    return ProbabilityIndex(
+        kind="out of fold" if plan.folds else "one model",
+        data=source.resolve().name,
+        split=split.name if split else None,
+        profile=profile,
+        temperature=temperature,
+        models={"all" if model.fold is None else str(model.fold): model.model_id for model in models},
+        dropped=plan.dropped,
+        never_validated=list(plan.never_validated),
+    )
+
+
+def _find_places(plan: _MapPlan, index: ProbabilityIndex) -> dict[str, list[str]]:
+    from droneseg.data.image_matching import find_matches
+    from droneseg.flows.probabilities import group_places
+
+    settings = console.settings()
+    with console.progress_bars("features", "matches") as progress:
+        matches = find_matches(
+            {task.stem: task.image for task in plan.tasks if task.stem in index.photographs},
+            cache=settings.cache_dir.expanduser() / "scenes",
+            max_pixels=settings.max_pixels,
+            progress=progress,
+        )
+    return group_places(list(index.photographs), matches)
+
+
+def _show_maps(index: ProbabilityIndex, scores: MapScores | None, out: Path) -> None:
+    dropped = sum(map(len, index.dropped.values()))
+    left_out = (
+        f", {dropped} dropped by the folds, {len(index.never_validated)} never validated" if index.dropped else ""
+    )
+    console.out().print(
+        f"{out}: {len(index.photographs)} maps ({index.kind}), {len(index.failed)} failed{left_out}", markup=False
+    )
+    if not scores:
+        return
+    rows = [
+        [title, str(group.photographs), *_group_cells(group.miou, group.unsafe_landing_rate, group.landing_recall)]
+        for title, group in (
+            *((f"fold {name}", group) for name, group in scores.by_fold.items()),
+            *scores.by_place.items(),
+        )
+    ]
+    total = scores.scores
+    rows.append(["all", str(total.images), *_group_cells(total.miou, total.unsafe_landing_rate, total.landing_recall)])
+    title = f"mIoU of the classes: {', '.join(f'{n} {console.number(v)}' for n, v in total.per_class_iou.items())}"
+    console.out().print(console.table(title, ["", "photographs", "mIoU", "unsafe", "recall"], rows))
+    if scores.miou_quartiles:
+        low, first, median, third, high = (f"{value:.3f}" for value in scores.miou_quartiles)
+        console.out().print(
+            f"mIoU over {len(scores.by_place)} places: {low} to {high}, quartiles {first}, {median}, {third}"
+        )
+
+
+def _group_cells(miou: float | None, unsafe: float | None, recall: float | None) -> list[str]:
+    return [console.number(miou), console.percent(unsafe), console.percent(recall)]
+
+
+def label(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Photographs, folders or glob patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder for the labelled dataset.", show_default=False)],
+    model: Model = None,
+    profile: Annotated[str | None, typer.Option(help="Profile; default: the bundle's default.")] = None,
+    runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    exposures: Annotated[
+        str, typer.Option(metavar="1,F,...", help="Factors of the brightness at which to predict, one of them 1.")
+    ] = "0.6,1,1.6",
+    mirrored: Annotated[bool, typer.Option(help="Also predict mirrored copies.")] = True,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Pixels on which at most this share of the views agrees have weight 0.")
+    ] = 0.75,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Pixels of at most this mean probability have weight 0.")
+    ] = 0.6,
+    overlay: Annotated[
+        bool,
+        typer.Option("--overlay", help="Also write overlays/NAME.png: the label, stronger where it weighs more."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Label all photographs again.")] = False,
+    json: Json = False,
+) -> None:
+    """Label photographs without masks, for self-training.
+
+    Each photograph is predicted at two sizes and several exposures, and mirrored. Pixels on which these views agree get
+    a large weight, others a small one or 0. Look at the overlays, then train with
+    `droneseg data convert DATA --add OUT`. Labels that are up to date are kept. If a file fails, the others are
+    labelled, and the exit code is 1.
+    """
+    from droneseg.flows.label import LabelOptions, label_photographs, require_label_folder
+    from droneseg.inference.batch import find_inputs
+    from droneseg.inference.segmenter import load_segmenter
+    from droneseg.model.bundle import read_bundle
+
+    view = console.view_options(gsd, height, plain=False)
+    settings = console.settings()
+    try:
+        factors = tuple(float(factor) for factor in exposures.split(","))
+        options = LabelOptions(
+            settings.max_pixels, view, factors, mirrored, min_agreement, min_confidence, overlay, force
+        )
+    except (ValueError, ConfigurationError) as error:
+        raise typer.BadParameter(str(error), param_hint="--exposures, --min-agreement or --min-confidence") from error
+    require_label_folder(out)
+    images = find_inputs(inputs)
+    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
+    manifest = read_bundle(model or settings.model).manifest
+    results = []
+    with console.progress_bar("photographs") as progress:
+        for result in label_photographs(segmenter, manifest, images, out, options):
+            results.append(result)
+            progress(len(results), len(images))
+            if result.error:
+                console.err().print(f"failed: {result.source}: {result.error}", markup=False)
+    _show_labels(results, out, json=json)
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+def _show_labels(results: Sequence[LabelResult], out: Path, *, json: bool) -> None:
+    records = [result.record for result in results if result.record]
+    failed = {str(result.source): result.error for result in results if result.error}
+    if json:
+        console.show_json({"photographs": [record.model_dump(mode="json") for record in records], "failed": failed})
+        return
+    rows = [
+        [
+            record.stem,
+            f"{record.width}x{record.height}",
+            console.percent(record.mean_weight),
+            console.percent(record.unlabelled_share),
+            *(console.percent(share) for name, share in record.class_fractions.items() if name != "background"),
+        ]
+        for record in records
+    ]
+    classes = [name for name in (records[0].class_fractions if records else ()) if name != "background"]
+    columns = ["photograph", "size", "mean weight", "weight 0", *classes]
+    console.out().print(console.table(f"{out}: {len(records)} labelled, {len(failed)} failed", columns, rows))
+
+
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
     truth: Annotated[
@@ -300,6 +605,10 @@ def evaluate(
         Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="Write the metrics to this JSON file, for DVC.")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Boxes around people, to tell how well they are recognised: JSON by image, in pixels."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     json: Json = False,
 ) -> None:
@@ -309,9 +618,11 @@ def evaluate(
     """
     from droneseg.core.files import check_writable
     from droneseg.evaluation.evaluate import evaluate_folder
+    from droneseg.evaluation.people import evaluate_people, read_boxes
     from droneseg.evaluation.report import REPORT_MARKER
 
     max_pixels = console.settings().max_pixels
+    by_image = read_boxes(boxes) if boxes else {}
     if report:
         check_writable(report, marker=REPORT_MARKER, replace=force)
     with console.progress_bar("masks") as progress:
@@ -322,10 +633,16 @@ def evaluate(
         _write_scores(evaluation, scores)
     if report:
         _write_report(evaluation, report, predictions, truth, truth_kind)
+    people = evaluate_people(evaluation.images, by_image, truth_kind=truth_kind.value, max_pixels=max_pixels)
     if json:
-        console.show_json(_evaluation_json(evaluation))
+        console.show_json(_evaluation_json(evaluation) | ({"people": asdict(people)} if boxes else {}))
         return
     _show_evaluation(evaluation)
+    if boxes:
+        console.out().print(
+            f"{people.people} people   at least half landing zone {console.percent(people.much_landing)}   "
+            f"less than a tenth moving object {console.percent(people.little_moving)}"
+        )
     if report:
         console.out().print(f"report: {report / 'report.md'}", markup=False)
 

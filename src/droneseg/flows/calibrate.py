@@ -1,6 +1,8 @@
 """Calibration of a bundle on images with ground truth: temperature, and ranges of the check for unlike images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +11,10 @@ from droneseg.core.errors import DatasetError
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.core.prediction import image_statistics
+from droneseg.flows.probabilities import ProbabilityIndex, read_index, read_map
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import features_of, fit_ranges
-from droneseg.inference.views import MAX_REDUCTION, View, ViewCombiner, resample
-from droneseg.model.bundle import Bundle, Calibration, Context
+from droneseg.model.bundle import Bundle, Calibration
 
 MIN_IMAGES = 20
 """Smallest number of images for a calibration."""
@@ -40,7 +42,7 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     rows, logits, truths = [], [], []
     for image, truth in samples:
         of_image = segmenter.logits(image)
-        disagreement = _measure_disagreement(segmenter, image, of_image, bundle.manifest.context)
+        disagreement = segmenter.disagreement_when_reduced(image, of_image)
         rows.append(features_of(image_statistics(image), disagreement))
         logits.append(of_image[:, ::_PIXEL_STEP, ::_PIXEL_STEP].reshape(len(of_image), -1))
         truths.append(truth[::_PIXEL_STEP, ::_PIXEL_STEP].reshape(-1))
@@ -53,22 +55,94 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
     )
 
 
-def _measure_disagreement(
-    segmenter: BundleSegmenter, image: Image, logits: NDArray[np.float32], context: Context | None
-) -> float | None:
-    """Return the disagreement of an image with its smallest view; None for a bundle that uses a single view.
+@dataclass(frozen=True)
+class MapCalibration:
+    """Calibration from probability maps.
 
-    Small views disagree most, so the range also suits larger ones.
+    Attributes:
+        calibration: Block `calibration` of the manifest, with the temperature of the default profile.
+        temperatures: Temperatures of the other profiles, by name.
     """
-    if context is None:
-        return None
-    height, width = image.shape[:2]
-    size = max(round(height / MAX_REDUCTION), 1), max(round(width / MAX_REDUCTION), 1)
-    view = View(size, weight=0.5, only_regions=True)
-    smallest = segmenter.logits(resample(image, size))
-    combiner = ViewCombiner([(view, smallest)], (height, width), context, temperature=1.0)
-    combiner.classify(logits, 0)
-    return combiner.disagreement
+
+    calibration: Calibration
+    temperatures: dict[str, float]
+
+
+def calibrate_from_maps(bundle: Bundle, folders: Sequence[Path]) -> MapCalibration:
+    """Fit the calibration of a bundle on probability maps that its fold models predicted out of fold.
+
+    A network is more confident on photographs that it was trained on, so a temperature fitted on these is too low. The
+    maps of one profile must include those of the bundle's default profile. Where several views were combined, the
+    temperature of the combination is fitted, which differs little from that of each view.
+
+    Args:
+        bundle: Bundle with its final block `context`.
+        folders: Folders that `droneseg probabilities` wrote, at most one for each profile.
+
+    Raises:
+        DatasetError: If the maps are incomplete, calibrated, not out of fold or without true masks, if they are fewer
+            than 20 or belong to an unknown profile, or if no folder has maps of the default profile; the error lists
+            all problems.
+    """
+    indices = {folder: read_index(folder) for folder in folders}
+    problems = [f"{folder}: {problem}" for folder, index in indices.items() for problem in _problems(index, bundle)]
+    by_profile = {profile: folder for folder, index in indices.items() for profile in _profiles(index)}
+    default = bundle.manifest.default_profile
+    if len(by_profile) < len(folders):
+        problems.append("Several folders have maps of the same profile; pass one for each profile.")
+    if default not in by_profile:
+        problems.append(f"No folder has maps of the default profile, {default}.")
+    if problems:
+        raise DatasetError("The maps cannot be used for a calibration:", problems)
+    temperatures = {profile: _temperature_of_maps(folder) for profile, folder in by_profile.items()}
+    index = indices[by_profile[default]]
+    source = _describe_maps(index)
+    calibration = Calibration(
+        temperature=temperatures.pop(default),
+        source=source,
+        unlike_training=fit_ranges([record.features for record in index.photographs.values()], source),
+    )
+    return MapCalibration(calibration, temperatures)
+
+
+def _profiles(index: ProbabilityIndex) -> set[str]:
+    return {record.profile for record in index.photographs.values()}
+
+
+def _problems(index: ProbabilityIndex, bundle: Bundle) -> list[str]:
+    records = index.photographs.values()
+    unknown = _profiles(index) - set(bundle.manifest.profiles)
+    lacking = bundle.manifest.context is not None and any("disagreement" not in record.features for record in records)
+    found = {
+        "is incomplete; run `droneseg probabilities` again": not index.complete or bool(index.failed),
+        "is not out of fold; pass --split with folds": index.kind != "out of fold",
+        f"has temperature {index.temperature:g}; use maps of temperature 1": index.temperature != 1,
+        "has photographs without a true mask": any(record.confusion is None for record in records),
+        f"has {len(records)} photographs; use at least {MIN_IMAGES}": len(records) < MIN_IMAGES,
+        f"has maps of profiles {', '.join(sorted(_profiles(index)))}; use one": len(_profiles(index)) > 1,
+        f"has profile {', '.join(sorted(unknown))}, which the bundle lacks": bool(unknown),
+        "comes from bundles without a ground resolution, which combine no views": lacking,
+    }
+    return [problem for problem, is_true in found.items() if is_true]
+
+
+def _temperature_of_maps(folder: Path) -> float:
+    logits, truths = [], []
+    for record in read_index(folder).photographs.values():
+        stored = read_map(folder / record.file)
+        if stored.truth is None:
+            raise DatasetError(f"{folder / record.file} has no true mask. Run `droneseg probabilities` again.")
+        logits.append(stored.log_probabilities.reshape(len(stored.log_probabilities), -1).astype(np.float32))
+        truths.append(stored.truth.reshape(-1))
+    return fit_temperature(np.concatenate(logits, axis=1), np.concatenate(truths))
+
+
+def _describe_maps(index: ProbabilityIndex) -> str:
+    left_out = f", {len(index.never_validated)} in none" if index.never_validated else ""
+    return (
+        f"{len(index.photographs)} photographs of {index.data}, each predicted by the model of the fold that was not "
+        f"trained on it ({len(index.models)} folds of {index.split}{left_out})"
+    )
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: Mask) -> float:

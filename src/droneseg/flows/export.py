@@ -25,6 +25,7 @@ from droneseg.data.splits import read_split
 from droneseg.data.synthetic import generate_scene
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.calibrate import MIN_IMAGES
+from droneseg.flows.profiles import NO_PROFILES, ProfileOptions
 from droneseg.flows.upgrade import CalibrationImages, add_blocks
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
@@ -265,6 +266,7 @@ def export_model(
     default_profile: str = "fast",
     licence: str,
     ground: bundle_format.TrainingGround | None = None,
+    further: ProfileOptions = NO_PROFILES,
     view: ViewOptions = DEFAULT_VIEW,
     images: int = 8,
     on_step: StepCallback,
@@ -287,13 +289,15 @@ def export_model(
         default_profile: Name of the default profile.
         licence: Licence of the weights.
         ground: Ground resolution of the training images; without it, images are not resampled.
+        further: Further profiles.
         view: How the validation images are presented to the model.
         images: Maximum number of images to measure the profiles on.
         on_step: Callback, called when a step begins.
 
     Raises:
         ModelError: If the model cannot be loaded or exported.
-        ConfigurationError: If the plan cannot be exported, or the default profile does not exist.
+        ConfigurationError: If the plan cannot be exported, the default profile does not exist, or a twin does not suit
+            the model.
     """
     on_step("loading the checkpoint")
     model = load_trained_model(folder, paths, checkpoint=checkpoint, folds=folds, trust=trust)
@@ -308,7 +312,7 @@ def export_model(
         description = _Description(model, profiles, default_profile, licence, agreement)
         draft = bundle_format.write_bundle(staging_dir / "networks", description.manifest, networks)
         validation = _pairs_of_fold(paths, fold, "val", _MOST_IMAGES)
-        draft = _add_blocks(draft, staging_dir / "draft", ground, validation, samples.source, on_step)
+        draft = _add_blocks(draft, staging_dir / "draft", ground, further, validation, samples.source, on_step)
         measured, quality = _measure(draft, samples, on_step, plain=view.plain)
         changes: dict[str, object] = {"profiles": measured, "quality": quality}
         files = {name: draft.folder / name for name in draft.manifest.files}
@@ -327,6 +331,7 @@ def _add_blocks(
     bundle: bundle_format.Bundle,
     out: Path,
     ground: bundle_format.TrainingGround | None,
+    further: ProfileOptions,
     validation: Sequence[Pair],
     source: str,
     on_step: StepCallback,
@@ -338,7 +343,7 @@ def _add_blocks(
         images = CalibrationImages(f"{len(validation)} images, {source}", validation, "ids")
     else:
         on_step("computing the self-check")
-    return add_blocks(bundle, out, ground=ground, images=images)
+    return add_blocks(bundle, out, ground=ground, images=images, profiles=further)
 
 
 def _export_networks(

@@ -1,6 +1,6 @@
 """Blocks of bundle format 2 (ground resolution, context, self-check, calibration), and the upgrade of older bundles."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +10,8 @@ from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, read_image
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.data.dataset import Pair
 from droneseg.data.synthetic import generate_self_check_image
-from droneseg.flows.calibrate import fit_calibration
+from droneseg.flows.calibrate import calibrate_from_maps, fit_calibration
+from droneseg.flows.profiles import NO_PROFILES, ProfileOptions, add_profiles
 from droneseg.inference.self_check import build_self_check
 from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model import bundle as bundle_format
@@ -46,6 +47,8 @@ def add_blocks(
     *,
     ground: bundle_format.TrainingGround | None = None,
     images: CalibrationImages | None = None,
+    maps: Sequence[Path] = (),
+    profiles: ProfileOptions = NO_PROFILES,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> bundle_format.Bundle:
     """Write a copy of a bundle in the current format with all blocks.
@@ -59,11 +62,15 @@ def add_blocks(
             not resampled and have no smaller views.
         images: Images for the block `calibration`. Without them, the calibration of the bundle is kept if images are
             still presented to the network in the same way.
+        maps: Folders of out-of-fold probability maps for the block `calibration`, instead of `images`; at most one for
+            each profile.
+        profiles: Profiles to add or replace.
         progress: Progress callback with the number of images used for the calibration and the total.
 
     Raises:
-        DatasetError: If there are fewer than 20 images for the calibration.
-        MissingDependencyError: If the bundle has an INT8 network and the extra `train` is not installed.
+        ConfigurationError: If a twin does not suit the bundle.
+        DatasetError: If there are fewer than 20 images for the calibration, or the maps cannot be used for it.
+        MissingDependencyError: If the bundle has an INT8 network or gets a twin without the extra `train`.
         ModelError: If a runtime cannot run a network, or if the runtimes disagree.
     """
     old = bundle.manifest
@@ -72,20 +79,36 @@ def add_blocks(
     unchanged = (ground, context) == (old.ground, old.context)
     with TemporaryDirectory() as temporary:
         bundle = _with_unsigned_int8(bundle, Path(temporary))
+        bundle = add_profiles(bundle, profiles, ground, Path(temporary))
         height, width = old.patch_size
         self_check, new = build_self_check(bundle, generate_self_check_image(width, height), Path(temporary))
-        files = {name: bundle.folder / name for name in old.files} | new
+        files = {name: bundle.folder / name for name in bundle.manifest.files} | new
         blocks: dict[str, object] = {
             "format_version": bundle_format.FORMAT_VERSION,
             "ground": ground,
             "context": context,
             "self_check": self_check,
-            "calibration": old.calibration if unchanged and not images else None,
+            "calibration": old.calibration if unchanged and not images and not maps else None,
         }
+        if maps:
+            draft = bundle_format.Bundle(bundle.folder, bundle.manifest.model_copy(update=blocks), bundle.model_id)
+            fitted = calibrate_from_maps(draft, maps)
+            blocks["calibration"] = fitted.calibration
+            blocks["profiles"] = _with_temperatures(bundle.manifest.profiles, fitted.temperatures)
         if images:
             draft = _write(bundle, Path(temporary, "draft"), blocks, files)
             blocks["calibration"] = fit_calibration(draft, images.read(progress), source=images.source)
         return _write(bundle, out, blocks, files)
+
+
+def _with_temperatures(
+    profiles: Mapping[str, bundle_format.Profile], temperatures: Mapping[str, float]
+) -> dict[str, bundle_format.Profile]:
+    """Return the profiles with new temperatures; the others keep theirs."""
+    return {
+        name: profile.model_copy(update={"temperature": temperatures.get(name, profile.temperature)})
+        for name, profile in profiles.items()
+    }
 
 
 def _with_unsigned_int8(bundle: bundle_format.Bundle, folder: Path) -> bundle_format.Bundle:

@@ -1,0 +1,421 @@
+"""Measure everything that the model card states about one bundle, and write one JSON file and one table.
+
+    uv run python benchmarks/model_card.py BUNDLE --data DATA --split split.json --part val --out card
+
+Each part runs only if its data is given:
+
+- --data: dataset with colour masks. Metrics over all images, of each place (--by-place), and at other exposures; with
+  --people, boxes in pixels of the native photographs, also figures about people.
+- --native: the same photographs in their own size, `images` and `masks_24` with the original 24 classes. Metrics at
+  half the size, at their size and at twice the size, with the ground resolution given.
+- --labelled: folders with `images` and `masks` of class ids, of other places; 0 is not labelled and not counted. Stems
+  without their last number name the sequences, which are measured apart.
+- --regions: folders of full-size photographs with regions.json, polygons whose class is plain.
+- --generated: dataset with generated water, whose generated.json names the originals in --data.
+
+Use --part train with --images 10 during development: the held-out photographs are for finished candidates.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as pillow
+
+from droneseg.core.camera import Ground, given_ground, read_ground
+from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, class_id
+from droneseg.core.errors import DatasetError
+from droneseg.core.files import write_text
+from droneseg.core.images import SUFFIXES, Image, decode_image, read_image
+from droneseg.core.masks import Mask, read_mask
+from droneseg.core.metrics import Confusion, compute_metrics, confusion
+from droneseg.core.runtimes import RuntimeName
+from droneseg.core.settings import load_settings
+from droneseg.data.dataset import Pair, list_pairs
+from droneseg.data.image_matching import find_matches
+from droneseg.data.splits import read_split
+from droneseg.evaluation.bootstrap import bootstrap_intervals
+from droneseg.evaluation.landing_curve import LandingCurve
+from droneseg.evaluation.people import Box, PersonShares, person_shares, read_boxes, scale_boxes, summarise_people
+from droneseg.evaluation.regions import judge_region, read_regions
+from droneseg.flows.probabilities import group_places
+from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.inference.views import resample, resample_mask
+from droneseg.model.bundle import read_bundle
+
+EXPOSURES = (0.35, 0.6, 1.6)
+SIZES = (0.5, 1.0, 2.0)
+RECALLS = (0.8, 0.9)
+NATIVE_SIZE = (1000, 1500)
+NATIVE_GSD_M = 0.025 * 960 / 1500
+"""Metres per pixel of the native photographs, if an image of 960 pixels in width has 25 mm."""
+WATER_ID = class_id("water")
+# the original classes of the dataset by class name; 0 is unlabelled
+ORIGINAL_IDS = {
+    "obstacles": (0, 6, 10, 11, 12, 13, 14, 21, 22, 23),
+    "water": (5, 7),
+    "soft-surfaces": (2, 3, 8, 19, 20),
+    "moving-objects": (15, 16, 17, 18),
+    "landing-zones": (1, 4, 9),
+}
+_COLUMNS = (
+    *("set", "photographs", "mIoU", "obst.", "water", "soft", "moving", "landing"),
+    *("image-wise", "unsafe", "recall", "unsafe at recall 0.80", "0.90"),
+)
+
+
+@dataclass
+class Scores:
+    """Collects the metrics of a set of photographs."""
+
+    matrices: dict[str, Confusion] = field(default_factory=dict)
+    curve: LandingCurve = field(default_factory=LandingCurve)
+
+    def add(
+        self, stem: str, truth: Mask, mask: Mask, landing: NDArray[np.float32], *, ignore: int | None = None
+    ) -> None:
+        """Count the pixels of a photograph, except those of the class `ignore`."""
+        self.curve.add(truth, landing, ignore=ignore)
+        matrix = confusion(truth, mask)
+        if ignore is not None:
+            matrix[ignore] = 0
+        self.matrices[stem] = matrix
+
+    def figures(self) -> dict[str, Any]:
+        """Return the metrics; shares from 0 to 1."""
+        scores = compute_metrics(self.matrices.values())
+        intervals = bootstrap_intervals(np.stack(list(self.matrices.values())))
+        miou = intervals["miou"]
+        return {
+            "photographs": scores.images,
+            "miou": scores.miou,
+            "miou_interval": [miou.low, miou.high],
+            "image_wise_miou": scores.image_wise_miou,
+            "unsafe_landing_rate": scores.unsafe_landing_rate,
+            "landing_recall": scores.landing_recall,
+            **{f"unsafe_at_recall_{recall:.2f}": self.curve.unsafe_rate(recall) for recall in RECALLS},
+            **{f"iou_{name}": value for name, value in scores.per_class_iou.items()},
+        }
+
+
+def main() -> None:
+    """Measure the parts whose data is given, write card.json and card.md, and print the table."""
+    options = parse_arguments()
+    bundle = read_bundle(options.bundle)
+    segmenter = BundleSegmenter(
+        bundle,
+        profile=options.profile,
+        runtime=RuntimeName(options.runtime),
+        cache=load_settings().cache_dir.expanduser() / "openvino",
+    )
+    card: dict[str, Any] = {
+        "model": segmenter.model_id,
+        "profile": segmenter.profile,
+        "runtime": segmenter.runtime,
+        "size_bytes": sum(record.size_bytes for record in bundle.manifest.files.values()),
+    }
+    pairs = choose_photographs(options) if options.data else []
+    boxes = read_boxes(options.people) if options.people else {}
+    if pairs:
+        card["dataset"] = measure_dataset(segmenter, pairs, boxes, options)
+    if options.native:
+        card["native"] = measure_native(segmenter, options.native, [pair.stem for pair in pairs], boxes)
+    if options.labelled:
+        card["labelled"] = {folder.name: measure_labelled(segmenter, folder) for folder in options.labelled}
+    if options.regions:
+        card["regions"] = {folder.name: measure_regions(segmenter, folder) for folder in options.regions}
+    if options.generated:
+        card["generated"] = measure_generated(segmenter, options.generated, pairs, options.gsd)
+    lines = table(card)
+    if options.out:
+        write_text(options.out / "card.json", json.dumps(card, indent=1) + "\n")
+        write_text(options.out / "card.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--profile")
+    parser.add_argument("--runtime", default="auto", choices=list(RuntimeName))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--split", type=Path)
+    parser.add_argument("--part", default="val", choices=("train", "val", "test"))
+    parser.add_argument("--fold", type=int, help="validation part of this fold, from 0, instead of --part")
+    parser.add_argument("--images", type=int, help="only the first images of the part")
+    parser.add_argument("--gsd", type=float, help="metres per pixel of the images in --data; default: unknown")
+    parser.add_argument("--by-place", action="store_true", help="match the images, and measure each place")
+    parser.add_argument("--no-exposures", action="store_true", help="leave out the other exposures")
+    parser.add_argument("--people", type=Path, help="JSON: {stem: [[x0, y0, x1, y1], ...]}, native pixels")
+    parser.add_argument("--native", type=Path)
+    parser.add_argument("--labelled", type=Path, nargs="+")
+    parser.add_argument("--regions", type=Path, nargs="+")
+    parser.add_argument("--generated", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for card.json and card.md")
+    options = parser.parse_args()
+    if (options.native or options.generated) and not options.data:
+        parser.error("--native and --generated need --data and the part to use")
+    return options
+
+
+def choose_photographs(options: argparse.Namespace) -> list[Pair]:
+    """Return the pairs of the part or fold to measure."""
+    listing = list_pairs(options.data)
+    pairs = list(listing.pairs)
+    if options.split:
+        split = read_split(options.split, [pair.stem for pair in pairs])
+        chosen = split.folds[options.fold].val if options.fold is not None else getattr(split, options.part)
+        pairs = [pair for pair in pairs if pair.stem in set(chosen)]
+    if not pairs:
+        raise DatasetError(f"{listing.root} has no images of this part.")
+    return pairs[: options.images]
+
+
+# Parts of the card
+
+
+def measure_dataset(
+    segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Mapping[str, Sequence[Box]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure a dataset: overall, people, places and exposures."""
+    ground = given_ground(options.gsd)
+    whole, people = Scores(), list[PersonShares | None]()
+    exposures = {} if options.no_exposures else {factor: Scores() for factor in EXPOSURES}
+    for pair in pairs:
+        image, truth = read_image(pair.image), read_mask(pair.mask, "colours")
+        prediction, landing = segmenter.landing_probability(image, ground)
+        whole.add(pair.stem, truth, prediction.mask, landing)
+        here = scale_boxes(boxes.get(pair.stem, ()), NATIVE_SIZE, truth.shape)
+        people += person_shares(truth, prediction.mask, here)
+        for factor, scores in exposures.items():
+            changed, its_landing = segmenter.landing_probability(expose(image, factor), ground)
+            scores.add(pair.stem, truth, changed.mask, its_landing)
+    result = whole.figures()
+    if boxes:
+        result["people"] = asdict(summarise_people(people))
+    if exposures:
+        result["exposures"] = {f"x{factor:g}": scores.figures() for factor, scores in exposures.items()}
+    if options.by_place:
+        result["places"] = measure_places(whole.matrices, pairs)
+    return result
+
+
+def expose(image: Image, factor: float) -> Image:
+    """Return an image whose bytes are multiplied by a factor."""
+    return np.clip(image * factor, 0, 255).astype(np.uint8)
+
+
+def measure_places(matrices: Mapping[str, Confusion], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the metrics of each place, and the interval of the mIoU if places are drawn instead of photographs."""
+    cache = load_settings().cache_dir.expanduser() / "scenes"
+    images = {pair.stem: pair.image for pair in pairs}
+    matches = find_matches(images, cache=cache, max_pixels=10**8, progress=lambda _stage, _done, _total: None)
+    groups = group_places(list(images), matches)
+    sums = np.stack([np.sum([matrices[stem] for stem in stems], axis=0) for stems in groups.values()])
+    miou = bootstrap_intervals(sums)["miou"]
+    places = {
+        name: {"photographs": stems, **_short(compute_metrics(matrices[stem] for stem in stems))}
+        for name, stems in groups.items()
+    }
+    return {"miou_interval": [miou.low, miou.high], "by_place": places}
+
+
+def _short(scores: Any) -> dict[str, float | None]:
+    return {
+        "miou": scores.miou,
+        "unsafe_landing_rate": scores.unsafe_landing_rate,
+        "landing_recall": scores.landing_recall,
+    }
+
+
+def measure_native(
+    segmenter: BundleSegmenter, folder: Path, stems: Iterable[str], boxes: Mapping[str, Sequence[Box]]
+) -> dict[str, Any]:
+    """Measure native photographs at several sizes, with their ground resolution given."""
+    table_24 = np.zeros(256, np.uint8)
+    for name, originals in ORIGINAL_IDS.items():
+        table_24[list(originals)] = class_id(name)
+    found = {size: Scores() for size in SIZES}
+    people = list[PersonShares | None]()
+    for stem in stems:
+        image = read_image(folder / "images" / f"{stem}.jpg")
+        truth: Mask = table_24[np.asarray(pillow.open(folder / "masks_24" / f"{stem}.png"))]
+        for size, scores in found.items():
+            height, width = (round(side * size) for side in truth.shape)
+            sized = resample(image, (height, width))
+            prediction, landing = segmenter.landing_probability(sized, given_ground(NATIVE_GSD_M / size))
+            mask = resample_mask(prediction.mask, truth.shape)
+            at_truth = pillow.fromarray(landing).resize(truth.shape[::-1], pillow.Resampling.BILINEAR)
+            scores.add(stem, truth, mask, np.asarray(at_truth))
+            if size == 1:
+                people += person_shares(truth, mask, boxes.get(stem, ()))
+    result: dict[str, Any] = {f"{size:g}x": scores.figures() for size, scores in found.items()}
+    if boxes:
+        result["people"] = asdict(summarise_people(people))
+    return result
+
+
+def measure_labelled(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
+    """Measure the sequences of a folder apart; pixels of id 0 are not counted."""
+    sequences: dict[str, Scores] = defaultdict(Scores)
+    for file in photographs(folder / "images"):
+        image, ground = read_photograph(file)
+        truth = read_mask(folder / "masks" / f"{file.stem}.png", "ids")
+        prediction, landing = segmenter.landing_probability(image, ground)
+        scores = sequences[file.stem.rpartition("_")[0] or file.stem]
+        scores.add(file.stem, truth, prediction.mask, landing, ignore=BACKGROUND_ID)
+    return {name: scores.figures() for name, scores in sequences.items()}
+
+
+def measure_regions(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
+    """Judge the regions of a folder on full-size photographs, without options."""
+    masks: dict[str, Mask] = {}
+    files = {file.stem: file for file in photographs(folder)}
+    judged = []
+    for region in read_regions(folder / "regions.json"):
+        if region.photo not in masks:
+            image, ground = read_photograph(files[region.photo])
+            masks[region.photo] = segmenter.segment(image, ground).mask
+        judged.append(judge_region(region, masks[region.photo]))
+    return {
+        "right": sum(entry.right for entry in judged),
+        "regions": [
+            {"photo": entry.region.photo, "truth": entry.region.truth, "right": entry.right, "shares": entry.shares}
+            for entry in judged
+        ],
+    }
+
+
+def measure_generated(
+    segmenter: BundleSegmenter, folder: Path, originals: Sequence[Pair], gsd_m: float | None
+) -> dict[str, Any]:
+    """Return how generated water is classified: pixels that are water only in the generated mask."""
+    origins = json.loads((folder / "generated.json").read_text(encoding="utf-8"))
+    by_stem = {pair.stem: pair for pair in originals}
+    counts = np.zeros(len(ORIGINAL_IDS) + 1, np.int64)
+    used = 0
+    for pair in list_pairs(folder).pairs:
+        original = by_stem.get(origins.get(pair.stem, ""))
+        if original is None:
+            continue
+        truth, before = read_mask(pair.mask, "colours"), read_mask(original.mask, "colours")
+        mask = segmenter.segment(read_image(pair.image), given_ground(gsd_m)).mask
+        inside = (truth == WATER_ID) & (before != WATER_ID)
+        counts += np.bincount(mask[inside], minlength=len(counts))
+        used += 1
+    total = max(int(counts.sum()), 1)
+    return {
+        "photographs": used,
+        "called_landing": float(counts[LANDING_ID] / total),
+        "called_water": float(counts[WATER_ID] / total),
+    }
+
+
+def photographs(folder: Path) -> Iterator[Path]:
+    """Yield the image files of a folder."""
+    yield from (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES)
+
+
+def read_photograph(file: Path) -> tuple[Image, Ground]:
+    """Read a photograph and the ground resolution in its metadata."""
+    data = file.read_bytes()
+    return decode_image(data, max_pixels=10**8), read_ground(data)
+
+
+# Table
+
+
+def table(card: Mapping[str, Any]) -> list[str]:
+    """Return the card as lines of Markdown."""
+    lines = [
+        f"model {card['model']}, profile {card['profile']}, {card['runtime']}, {card['size_bytes'] / 1e6:.1f} MB",
+        "",
+    ]
+    lines += [
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
+    ]
+    for name, figures in _rows(card):
+        lines.append(_row(name, figures))
+    lines += [""]
+    for name, people in _people(card):
+        lines.append(
+            f"people, {name}: {people['people']}; at least half landing zone {_percent(people['much_landing'])}, "
+            f"under a tenth moving object {_percent(people['little_moving'])}"
+        )
+    places = card.get("dataset", {}).get("places")
+    if places:
+        low, high = places["miou_interval"]
+        lines.append(f"places: {len(places['by_place'])}; mIoU {_number(low)} to {_number(high)} if places are drawn")
+        for name, place in places["by_place"].items():
+            lines.append(
+                f"  {name}: {len(place['photographs'])} photographs, mIoU {_number(place['miou'])}, "
+                f"unsafe {_percent(place['unsafe_landing_rate'])}, recall {_percent(place['landing_recall'])}"
+            )
+    for folder, found in card.get("regions", {}).items():
+        lines.append(f"regions of {folder}: {found['right']} of {len(found['regions'])} right")
+        for region in found["regions"]:
+            shares = region["shares"]
+            lines.append(
+                f"  {'right' if region['right'] else 'WRONG'} {region['photo']} {region['truth']}: "
+                f"water {_percent(shares['water'])}, soft {_percent(shares['soft-surfaces'])}, "
+                f"landing {_percent(shares['landing-zones'])}"
+            )
+    if "generated" in card:
+        water = card["generated"]
+        lines.append(
+            f"generated water, {water['photographs']} photographs: landing zone "
+            f"{_percent(water['called_landing'])}, water {_percent(water['called_water'])}"
+        )
+    return lines
+
+
+def _rows(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    dataset = card.get("dataset")
+    if dataset:
+        yield "dataset", dataset
+        yield from ((f"exposure {name}", figures) for name, figures in dataset.get("exposures", {}).items())
+    for name, figures in card.get("native", {}).items():
+        if name != "people":
+            yield f"native {name}", figures
+    for sequences in card.get("labelled", {}).values():
+        yield from sequences.items()
+
+
+def _people(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name in ("dataset", "native"):
+        if "people" in card.get(name, {}):
+            yield name, card[name]["people"]
+
+
+def _row(name: str, figures: Mapping[str, Any]) -> str:
+    cells = [
+        name,
+        str(figures["photographs"]),
+        _number(figures["miou"]),
+        *(_number(figures[f"iou_{class_name}"]) for class_name in ORIGINAL_IDS),
+        _number(figures["image_wise_miou"]),
+        _percent(figures["unsafe_landing_rate"]),
+        _percent(figures["landing_recall"]),
+        *(_percent(figures[f"unsafe_at_recall_{recall:.2f}"]) for recall in RECALLS),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+if __name__ == "__main__":
+    main()

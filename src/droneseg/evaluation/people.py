@@ -1,0 +1,144 @@
+"""How well people are recognised, from boxes around them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from droneseg.core.classes import LANDING_ID, class_id
+from droneseg.core.errors import DatasetError
+from droneseg.core.masks import Mask, MaskKind, read_mask
+from droneseg.evaluation.evaluate import EvaluatedImage
+
+MUCH_LANDING = 0.5
+"""A person of whom at least this share is predicted as landing zone counts as missed."""
+LITTLE_MOVING = 0.1
+"""A person of whom less than this share is predicted as moving object counts as overlooked."""
+_MOVING_ID = class_id("moving-objects")
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in pixels; right and lower edge are outside the box."""
+
+
+@dataclass(frozen=True)
+class PersonShares:
+    """Prediction within the box of a person, over the pixels that are truly a moving object.
+
+    Attributes:
+        landing: Share predicted as landing zone.
+        moving: Share predicted as moving object.
+    """
+
+    landing: float
+    moving: float
+
+
+@dataclass(frozen=True)
+class PeopleFigures:
+    """Figures over all people.
+
+    Attributes:
+        people: Number of people.
+        much_landing: Share of the people of whom at least half is predicted as landing zone; None without people.
+        little_moving: Share of the people of whom less than a tenth is predicted as moving object; None without people.
+        without_truth: Number of boxes without any pixel that is truly a moving object; they are not counted.
+    """
+
+    people: int
+    much_landing: float | None
+    little_moving: float | None
+    without_truth: int
+
+
+def read_boxes(file: Path) -> dict[str, list[Box]]:
+    """Read boxes by stem from a JSON object, `{stem: [[x0, y0, x1, y1], ...]}`.
+
+    Raises:
+        DatasetError: If the file cannot be read or is not such an object; the error names the stems.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read as JSON: {error}. Pass a file of boxes by image.") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{file} is not an object of boxes by image: {{stem: [[x0, y0, x1, y1], ...]}}.")
+    wrong = [stem for stem, boxes in content.items() if not _are_boxes(boxes)]
+    if wrong:
+        raise DatasetError(f"{file} has images whose boxes are not lists of four ascending numbers:", wrong)
+    return {stem: [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes] for stem, boxes in content.items()}
+
+
+def _are_boxes(boxes: object) -> bool:
+    return isinstance(boxes, list) and all(
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(edge, int | float) for edge in box)
+        and box[0] < box[2]
+        and box[1] < box[3]
+        for box in boxes
+    )
+
+
+def person_shares(truth: Mask, prediction: Mask, boxes: Iterable[Box]) -> list[PersonShares | None]:
+    """Return the shares of each person; None for a box without a pixel that is truly a moving object.
+
+    The pixels of a box that are not the person are not judged, so the true mask is needed, too.
+
+    Args:
+        truth: Class ids, shape (H, W), dtype uint8.
+        prediction: Class ids, same shape and dtype.
+        boxes: Boxes in pixels of the masks.
+    """
+    height, width = truth.shape
+    found: list[PersonShares | None] = []
+    for x0, y0, x1, y1 in boxes:
+        rows = slice(max(round(y0), 0), min(round(y1), height))
+        columns = slice(max(round(x0), 0), min(round(x1), width))
+        ids = prediction[rows, columns][truth[rows, columns] == _MOVING_ID]
+        if not ids.size:
+            found.append(None)
+            continue
+        found.append(PersonShares(float(np.mean(ids == LANDING_ID)), float(np.mean(ids == _MOVING_ID))))
+    return found
+
+
+def scale_boxes(boxes: Iterable[Box], source: tuple[int, int], target: tuple[int, int]) -> list[Box]:
+    """Return boxes of an image resampled from height and width `source` to `target`."""
+    y, x = target[0] / source[0], target[1] / source[1]
+    return [(x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in boxes]
+
+
+def evaluate_people(
+    images: Iterable[EvaluatedImage], boxes: Mapping[str, Sequence[Box]], *, truth_kind: MaskKind, max_pixels: int
+) -> PeopleFigures:
+    """Return the figures over the people of evaluated images.
+
+    Args:
+        images: Evaluated images; those without boxes are ignored.
+        boxes: Boxes by stem, in pixels of the masks.
+        truth_kind: Encoding of the true masks: class colours or class ids.
+        max_pixels: Maximum number of pixels of a mask.
+    """
+    shares: list[PersonShares | None] = []
+    for image in images:
+        if boxes.get(image.stem):
+            truth = read_mask(image.truth, truth_kind, max_pixels=max_pixels)
+            prediction = read_mask(image.prediction, "ids", max_pixels=max_pixels)
+            shares += person_shares(truth, prediction, boxes[image.stem])
+    return summarise_people(shares)
+
+
+def summarise_people(shares: Sequence[PersonShares | None]) -> PeopleFigures:
+    """Return the figures over the people of all images."""
+    known = [entry for entry in shares if entry]
+    if not known:
+        return PeopleFigures(0, None, None, len(shares))
+    return PeopleFigures(
+        people=len(known),
+        much_landing=float(np.mean([entry.landing >= MUCH_LANDING for entry in known])),
+        little_moving=float(np.mean([entry.moving < LITTLE_MOVING for entry in known])),
+        without_truth=len(shares) - len(known),
+    )

@@ -1,0 +1,84 @@
+"""People are judged by the pixels of their boxes that are truly a moving object."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from droneseg.cli.main import app
+from droneseg.core.errors import DatasetError
+from droneseg.core.masks import encode_mask
+from droneseg.evaluation.people import PersonShares, person_shares, read_boxes, scale_boxes, summarise_people
+
+MOVING, LANDING, SOFT = 4, 5, 3
+
+
+def test_shares_count_only_pixels_of_the_person() -> None:
+    truth = np.full((10, 10), LANDING, np.uint8)
+    truth[2:4, 2:6] = MOVING
+    prediction = np.full((10, 10), LANDING, np.uint8)
+    prediction[2, 2:6] = MOVING
+    prediction[3, 2:4] = SOFT
+    assert person_shares(truth, prediction, [(1, 1, 8, 8), (2, 2, 4, 3)]) == [
+        PersonShares(landing=0.25, moving=0.5),
+        PersonShares(landing=0, moving=1),
+    ]
+
+
+def test_a_box_without_a_person_and_one_beyond_the_image_are_not_judged() -> None:
+    truth = np.full((10, 10), LANDING, np.uint8)
+    truth[0, 0] = MOVING
+    assert person_shares(truth, truth, [(5, 5, 8, 8), (20, 20, 30, 30), (-5, -5, 1, 1)]) == [
+        None,
+        None,
+        PersonShares(landing=0, moving=1),
+    ]
+
+
+def test_limits_of_the_figures() -> None:
+    shares = [PersonShares(0.5, 0.5), PersonShares(0.49, 0.1), PersonShares(0, 0.09), PersonShares(0, 1), None]
+    figures = summarise_people(shares)
+    assert (figures.people, figures.without_truth) == (4, 1)
+    assert figures.much_landing == 0.25
+    assert figures.little_moving == 0.25
+    assert summarise_people([None]).much_landing is None
+
+
+def test_boxes_are_scaled_separately_along_both_axes() -> None:
+    assert scale_boxes([(150, 100, 300, 500)], (1000, 1500), (500, 300)) == [(30, 50, 60, 250)]
+
+
+def test_boxes_are_read_by_stem(tmp_path: Path) -> None:
+    file = tmp_path / "people.json"
+    file.write_text(json.dumps({"a": [[1, 2, 3, 4.5]], "b": []}))
+    assert read_boxes(file) == {"a": [(1, 2, 3, 4.5)], "b": []}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": [[1, 2, 3]], "b": [[3, 0, 1, 1]], "c": [[0, 0, 1, 1]]}'])
+def test_malformed_boxes_are_an_error(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "people.json"
+    file.write_text(content)
+    with pytest.raises(DatasetError) as raised:
+        read_boxes(file)
+    assert str(file) in str(raised.value)
+    if '"a"' in content:
+        assert [line.strip(" -") for line in str(raised.value).splitlines()[1:]] == ["a", "b"]
+
+
+def test_evaluate_reports_people(tmp_path: Path) -> None:
+    truth = np.full((20, 30), LANDING, np.uint8)
+    truth[5:9, 5:9] = MOVING
+    prediction = np.full((20, 30), LANDING, np.uint8)
+    for name, mask in (("truth", truth), ("masks", prediction)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(encode_mask(mask))
+    boxes = tmp_path / "people.json"
+    boxes.write_text(json.dumps({"a": [[4, 4, 10, 10]], "not evaluated": [[0, 0, 5, 5]]}))
+    words = ["evaluate", str(tmp_path / "masks"), str(tmp_path / "truth"), "--boxes", str(boxes)]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0, shown.output
+    assert "1 people   at least half landing zone 100.0%   less than a tenth moving object 100.0%" in shown.output
+    figures = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["people"]
+    assert figures == {"people": 1, "much_landing": 1.0, "little_moving": 1.0, "without_truth": 0}
