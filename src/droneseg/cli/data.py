@@ -296,7 +296,7 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace the split file if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Split a dataset into training, validation and test, or into folds.
+    """Split a dataset into parts or folds.
 
     With --folds, the training part is also split into folds for cross-validation. Without --of and shares, the folds
     are those of the whole dataset.
