@@ -118,6 +118,21 @@ def test_predict_without_a_model_names_the_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "masks").exists()
 
 
+def test_augment_writes_a_dataset_that_can_be_converted(tmp_path: Path) -> None:
+    assert droneseg("data", "sample", "s", "--count", "3", "--size", "96x80", cwd=tmp_path).returncode == 0
+    words = ("data", "augment", "s", "--out", "wet", "--water", "1", "--ground", "0", "--shadow", "1")
+    done = droneseg(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wet: 3 original and 6 generated pairs (3 water, 0 ground, 3 shadow)" in done.stdout
+    again = droneseg(*words, cwd=tmp_path)
+    assert (again.returncode, "--force" in again.stderr) == (1, True)
+    shown = droneseg(*words, "--no-originals", "--force", "--json", cwd=tmp_path)
+    assert (shown.returncode, json.loads(shown.stdout)["originals"]) == (0, 0)
+    assert droneseg(*words, "--force", cwd=tmp_path).returncode == 0
+    converted = droneseg("data", "convert", "wet", "--split", "wet/split.json", cwd=tmp_path)
+    assert (converted.returncode, "9 training" in converted.stdout) == (0, True), converted.stderr
+
+
 def test_train_without_data_names_the_remedy(tmp_path: Path) -> None:
     done = droneseg("train", "preset=smoke", "device=cpu", cwd=tmp_path)
     assert done.returncode == 1

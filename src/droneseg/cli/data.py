@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Plot, Records
+from droneseg.cli.console import Json, Part, Plot, Records
 from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError
 
@@ -511,6 +511,59 @@ def convert(
     }
     if any(details.values()):
         console.out().print(", ".join(f"{name}: {number}" for name, number in details.items() if number))
+
+
+@app.command()
+def augment(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="Dataset folder to create.", show_default=False)],
+    split_file: Annotated[
+        Path | None, typer.Option("--split", help="Split file of the dataset; default: all images are training images.")
+    ] = None,
+    part: Annotated[Part, typer.Option(help="Part of the split to generate from.")] = Part.TRAIN,
+    water: Annotated[
+        float, typer.Option(min=0, max=20, help="Images with generated water for each image; 0.5: for every second.")
+    ] = 0.5,
+    ground: Annotated[
+        float, typer.Option(min=0, max=20, help="Images with ground from other images, laid in like water.")
+    ] = 0.5,
+    shadow: Annotated[
+        float, typer.Option(min=0, max=20, help="Images with shadows of clouds, trees and walls.")
+    ] = 0.25,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same images.")] = 0,
+    originals: Annotated[
+        bool, typer.Option("--originals/--no-originals", help="Whether to copy the original images, too.")
+    ] = True,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Add images with generated water, other ground and shadows.
+
+    Writes a complete dataset with generated.json and an extended split.json. Water is laid into images along their
+    masks; obstacles, people and cars stay on top.
+    """
+    from droneseg.data.augment import AugmentOptions, augment_dataset
+
+    options = AugmentOptions(water, ground, shadow, seed, part.value, originals)
+    with console.progress_bars("textures", "images") as progress:
+        augmented = augment_dataset(
+            source,
+            out,
+            options,
+            split_file=split_file,
+            replace=force,
+            max_pixels=console.settings().max_pixels,
+            progress=progress,
+        )
+    if json:
+        console.show_json(augmented)
+        return
+    generated = ", ".join(f"{number} {kind}" for kind, number in augmented.generated.items())
+    console.out().print(
+        f"{out}: {augmented.originals} original and {sum(augmented.generated.values())} generated pairs ({generated}); "
+        f"{console.percent(augmented.laid_share)} of the pixels laid in",
+        markup=False,
+    )
 
 
 @app.command("hard-cases")
