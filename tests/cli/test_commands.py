@@ -109,6 +109,22 @@ def test_sample_split_stats_and_convert_work_together(tmp_path: Path) -> None:
     assert "cases: 3 training, 1 test, 0 dropped" in done.stdout
 
 
+def test_split_writes_folds_of_an_existing_split(tmp_path: Path) -> None:
+    assert droneseg("data", "sample", "s", "--count", "6", "--size", "64x48", cwd=tmp_path).returncode == 0
+    parts = {"train": ["000", "001", "002", "003"], "val": ["004"], "dropped": ["005"]}
+    (tmp_path / "split.json").write_text(json.dumps(parts))
+    words = ("data", "split", "s", "--of", "split.json", "--out", "folds.json")
+    assert droneseg(*words, cwd=tmp_path).returncode == 2
+    assert droneseg(*words, "--folds", "2", "--val-share", "0.2", cwd=tmp_path).returncode == 2
+    random = droneseg(*words, "--folds", "2", "--by", "random", cwd=tmp_path)
+    assert "fold 2: 2 train, 2 val" in random.stdout
+    scenes = droneseg(*words, "--folds", "2", "--force", "--json", cwd=tmp_path)
+    assert [fold["dropped"] for fold in json.loads(scenes.stdout)["folds"]] == [0, 0]
+    written = json.loads((tmp_path / "folds.json").read_text())
+    assert {name: written[name] for name in parts} == parts
+    assert sorted(stem for fold in written["folds"] for stem in fold["val"]) == parts["train"]
+
+
 def test_predict_without_a_model_names_the_remedy(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     done = droneseg("predict", "a.png", "--out", "masks", cwd=tmp_path)

@@ -526,6 +526,15 @@ def test_added_datasets_are_trained_on_in_every_fold(plain: Path, tmp_path: Path
     assert block(tmp_path)["added"] == ["mine", "other"]
 
 
+def test_added_dataset_in_the_layout_of_kaggle_has_the_name_of_its_folder(
+    plain: Path, dataset: Path, tmp_path: Path
+) -> None:
+    add_pair(plain, "000")
+    convert(plain, tmp_path, test_share=0, added=(dataset,))
+    assert block(tmp_path)["added"] == ["drone"]
+    assert (tmp_path / DATASET_NAME / "labelsTr" / "drone_drone_000.png").is_file()
+
+
 def test_added_dataset_keeps_what_its_import_recorded(plain: Path, tmp_path: Path) -> None:
     mine = add_dataset(tmp_path / "mine", ["a"])
     write_info(mine, DatasetInfo(1, ignore_background=True, gsd_m=0.01))

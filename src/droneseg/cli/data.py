@@ -445,7 +445,7 @@ def convert(
     ] = None,
     gsd: Annotated[
         float | None,
-        typer.Option(help="Metres per pixel of all images of DATASET; default: recorded by the import, or metadata."),
+        typer.Option(help="Metres per pixel of all images of SOURCE; default: recorded by the import, or metadata."),
     ] = None,
     ignore_background: Annotated[
         bool,

@@ -23,6 +23,7 @@ class SourceDataset:
     """A dataset to convert.
 
     Attributes:
+        name: Name of the folder that was given.
         listing: Its pairs.
         info: Its description.
         sidecars: Its fine masks and weights.
@@ -30,6 +31,7 @@ class SourceDataset:
         prefix: Prefix of its stems in case names.
     """
 
+    name: str
     listing: PairListing
     info: DatasetInfo
     sidecars: Sidecars
@@ -94,7 +96,8 @@ def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceData
         listing = list_pairs(folder)
         sidecars, sidecar_problems = find_sidecars(listing.root)
         stems = {pair.stem for pair in listing.pairs}
-        prefix = f"{folder.resolve().name}_" if used & stems else ""
+        name = folder.resolve().name
+        prefix = f"{name}_" if used & stems else ""
         names = {f"{prefix}{stem}" for stem in stems}
         where = f"{listing.root}: " if added else ""
         problems += [f"{where}{line}" for line in (*listing.problems, *sidecar_problems)]
@@ -102,7 +105,7 @@ def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceData
             problems.append(f"{where}{len(used & names)} stems are in use already; rename the folder or its files")
         used |= names
         notes += listing.notes
-        datasets.append(SourceDataset(listing, read_info(listing.root), sidecars, bool(datasets), prefix))
+        datasets.append(SourceDataset(name, listing, read_info(listing.root), sidecars, bool(datasets), prefix))
     return tuple(datasets), problems, notes
 
 

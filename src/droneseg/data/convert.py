@@ -317,7 +317,7 @@ class _CaseWriter:
 
     def _origin(self, written: Sequence[_Written]) -> dict[str, Any]:
         """Return the block of dataset.json about the origin of the data; empty entries are left out."""
-        added = [dataset.listing.root.name for dataset in self._datasets[1:]]
+        added = [dataset.name for dataset in self._datasets[1:]]
         optional = {
             "added": added,
             "gsd_m": _known_gsd(self._plan, written),
