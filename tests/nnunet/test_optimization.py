@@ -114,14 +114,32 @@ def test_restart_resets_the_average_to_the_current_weights() -> None:
         assert network.weight.item() == 7
 
 
-def progress(*, lasted: list[float], dice: list[float] | None = None, **settings: Any) -> Progress:
+class Clock:
+    """Clock in seconds that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress(
+    *, lasted: list[float], dice: list[float] | None = None, clock: Clock | None = None, **settings: Any
+) -> Progress:
     starts = [1000.0 * number for number in range(len(lasted))]
     series = {
         "epoch_start_timestamps": starts,
         "epoch_end_timestamps": [start + seconds for start, seconds in zip(starts, lasted, strict=True)],
         "ema_fg_dice": dice or [],
     }
-    return Progress(TrainerSettings(**settings), series.__getitem__)
+    return Progress(TrainerSettings(**settings), series.__getitem__, clock or Clock())
+
+
+def take_steps(done: Progress, clock: Clock, count: int, seconds: float) -> None:
+    for _ in range(count):
+        clock.now += seconds
+        done.step_ended()
 
 
 def test_share_done_is_the_larger_of_epochs_and_time() -> None:
@@ -130,10 +148,72 @@ def test_share_done_is_the_larger_of_epochs_and_time() -> None:
     assert progress(lasted=[60] * 9, epochs=10, max_minutes=5).share_done(9) == 1
 
 
-def test_epoch_runs_if_its_middle_is_within_the_budget() -> None:
+def test_share_done_grows_within_an_epoch() -> None:
+    clock = Clock()
+    done = progress(lasted=[60], epochs=10, iterations=20, clock=clock)
+    done.epoch_started(clock.now)
+    take_steps(done, clock, 5, 1.0)
+    assert done.share_done(1) == pytest.approx(0.125)
+    timed = progress(lasted=[60], epochs=100, iterations=20, val_iterations=8, max_minutes=4, clock=clock)
+    timed.epoch_started(clock.now)
+    take_steps(timed, clock, 5, 10.0)
+    # 110 s of 240 s, less 8 validation steps of half a training step
+    assert timed.share_done(1) == pytest.approx(110 / 200)
+
+
+def test_budget_ends_the_first_epoch_early_enough_for_its_validation() -> None:
+    clock = Clock()
+    done = progress(lasted=[], epochs=100, iterations=60, val_iterations=10, max_minutes=1, clock=clock)
+    done.epoch_started(clock.now)
+    steps = 0
+    while not done.epoch_is_over():
+        take_steps(done, clock, 1, 2.0)
+        steps += 1
+    # 60 s, less 10 validation steps of 1 s, in steps of 2 s
+    assert steps == 25
+    assert done.share_done(0) == pytest.approx(1, abs=0.03)
+
+
+def test_epoch_has_a_step_even_after_the_budget() -> None:
+    clock = Clock()
+    done = progress(lasted=[], max_minutes=0.01, clock=clock)
+    done.epoch_started(clock.now - 60)
+    assert not done.epoch_is_over()
+    take_steps(done, clock, 1, 2.0)
+    assert done.epoch_is_over()
+
+
+def test_epoch_runs_if_a_quarter_of_it_is_within_the_budget() -> None:
     assert progress(lasted=[], max_minutes=1).reason_to_stop() is None
-    assert progress(lasted=[40], max_minutes=1).reason_to_stop() is None
-    assert "budget of 1 minutes" in str(progress(lasted=[41], max_minutes=1).reason_to_stop())
+    assert progress(lasted=[48], max_minutes=1).reason_to_stop() is None
+    assert "budget of 1 minutes" in str(progress(lasted=[49], max_minutes=1).reason_to_stop())
+
+
+def test_share_done_reaches_1_in_the_last_epoch_even_if_it_does_not_fill_the_budget() -> None:
+    clock = Clock()
+    done = progress(lasted=[100], epochs=100, iterations=90, val_iterations=2, max_minutes=3.5, clock=clock)
+    done.epoch_started(clock.now)
+    take_steps(done, clock, 89, 1.1)
+    # 210 s leave 10 s after the second epoch, too few for a third
+    assert done.share_done(1) == pytest.approx(1, abs=0.02)
+
+
+def test_remaining_time_counts_steps_and_validations() -> None:
+    clock = Clock()
+    done = progress(lasted=[], epochs=3, iterations=10, val_iterations=4, clock=clock)
+    done.epoch_started(clock.now)
+    take_steps(done, clock, 1, 50.0)
+    assert done.remaining_s(0) is None, "the first step waits for the data"
+    take_steps(done, clock, 4, 2.0)
+    # 25 steps of 2 s, 12 validation steps of 1 s
+    assert done.remaining_s(0) == pytest.approx(62)
+    clock.now += 10
+    done.epoch_ended()
+    assert done.remaining_s(1) == pytest.approx(2 * (20 + 10))
+    limited = progress(lasted=[30], epochs=300, iterations=10, max_minutes=1, clock=clock)
+    limited.epoch_started(clock.now)
+    take_steps(limited, clock, 3, 2.0)
+    assert limited.remaining_s(1) == pytest.approx(24)
 
 
 def test_patience_counts_epochs_since_the_best_dice() -> None:

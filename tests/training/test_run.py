@@ -89,6 +89,29 @@ def test_time_budget_ends_the_training_with_a_final_checkpoint(workspace: Worksp
     )
 
 
+def test_budget_below_one_epoch_shortens_it_and_anneals_the_learning_rate(workspace: Workspace) -> None:
+    arguments = [*TINY, "configuration=2d_short", "epochs=3", "iterations=100000", "max_minutes=0.1", "validation=none"]
+    workspace.run("train", *arguments)
+    fold = workspace.fold("2d_short")
+    log = read(fold / "droneseg.log")
+    assert "in a time budget of 0.1 minutes" in log
+    assert "epoch 1/3" in log
+    assert "finished: time budget of 0.1 minutes used up" in log
+    (epoch,) = json.loads((fold / "epochs.json").read_text())
+    assert epoch["seconds"] < 30
+    rates = [group["lr"] for group in checkpoint(fold)["optimizer_state"]["param_groups"]]
+    assert max(rates) < 0.1 * 0.003, "a tenth of the initial rate"
+
+
+def test_log_says_the_expected_length_before_the_first_epoch_ends(workspace: Workspace) -> None:
+    workspace.run("train", *TINY, "configuration=2d_talks", "epochs=2", "iterations=8", "validation=none")
+    lines = read(workspace.fold("2d_talks") / "droneseg.log").splitlines()
+    expected = next(number for number, line in enumerate(lines) if "for 2 epochs" in line)
+    first = next(number for number, line in enumerate(lines) if "epoch 1/2" in line)
+    assert expected < first
+    assert "Ctrl-C keeps the last finished epoch" in lines[expected]
+
+
 def test_early_stopping_ends_a_training_without_improvement(workspace: Workspace) -> None:
     workspace.run(
         "train", *TINY, "configuration=2d_early", "epochs=500", "learning_rate=1e-9", "patience=2", "validation=none"
@@ -121,6 +144,12 @@ def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> No
     assert running.returncode == 1
     assert "error: Training interrupted. Continue from the last checkpoint with resume=true." in errors
     assert "Traceback" not in errors
+
+
+def checkpoint(fold: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)
 
 
 def read(path: Path) -> str:

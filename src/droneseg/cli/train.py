@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,8 @@ from droneseg.cli import console
 from droneseg.cli.console import Json, Overrides
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from droneseg.flows.demo import DemoResult
     from droneseg.training.search_space import SweepConfig
     from droneseg.training.sweep import SweepResult, Trial
@@ -77,6 +81,7 @@ def train(
 ) -> None:
     """Train a model with nnU-Net.
 
+    The log shows the expected length of the training after a few steps, and a line every 30 seconds within an epoch.
     If training is interrupted, run the same command with resume=true; at most one epoch is lost.
     """
     from droneseg.training.config import load_config
@@ -92,11 +97,77 @@ def train(
 
     settings = console.settings()
     key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else None
-    result = train(config, NnunetPaths.from_settings(settings), wandb_key=key)
+    with _step_bar():
+        result = train(config, NnunetPaths.from_settings(settings), wandb_key=key)
     mean_dice = result.mean_validation_dice
     dice = f", mean validation Dice {mean_dice:.3f}" if mean_dice is not None else ""
     console.out().print(f"trained: {result.model_folder}{dice}", markup=False)
     console.out().print(f"next: droneseg export --from {result.model_folder}", markup=False)
+
+
+@contextmanager
+def _step_bar() -> Iterator[None]:
+    """Show a bar with the steps of an epoch on a terminal; log lines appear above it."""
+    if not console.err().is_terminal:
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from droneseg.nnunet.callbacks import step_logger
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=console.err(), transient=True) as progress, _logs_above_bar():
+        handler = _StepBar(progress)
+        before = step_logger.level, step_logger.propagate
+        step_logger.addHandler(handler)
+        step_logger.setLevel(logging.INFO)
+        step_logger.propagate = False
+        try:
+            yield
+        finally:
+            step_logger.removeHandler(handler)
+            step_logger.setLevel(before[0])
+            step_logger.propagate = before[1]
+
+
+class _StepBar(logging.Handler):
+    """Log handler that updates a progress bar with the attribute `bar` of the trainer's records."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the step of a record."""
+        from droneseg.nnunet.callbacks import duration
+
+        bar = record.bar  # type: ignore[attr-defined]  # set by the trainer
+        if self._task is None:
+            self._task = self._progress.add_task("", left="")
+        left = "" if bar["remaining_s"] is None else f"about {duration(bar['remaining_s'])} left"
+        description = f"epoch {bar['epoch']}/{bar['epochs']}"
+        self._progress.update(self._task, completed=bar["step"], total=bar["steps"], description=description, left=left)
+
+
+@contextmanager
+def _logs_above_bar() -> Iterator[None]:
+    """Write droneseg's log to the stream that rich has put in place of stderr, without the lines within an epoch."""
+    handlers = [h for h in logging.getLogger("droneseg").handlers if type(h) is logging.StreamHandler]
+    before = [handler.stream for handler in handlers]
+
+    def outside_epoch(record: logging.LogRecord) -> bool:
+        return not hasattr(record, "bar")
+
+    for handler in handlers:
+        handler.setStream(sys.stderr)
+        handler.addFilter(outside_epoch)
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            handler.setStream(stream)
+            handler.removeFilter(outside_epoch)
 
 
 def sweep(

@@ -1,4 +1,6 @@
-"""Training callbacks: epoch metrics for the log, a JSON file and W&B, and the profiler."""
+"""Training callbacks: steps and epochs for the log, a JSON file and W&B, and the profiler."""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from droneseg.core.classes import FOREGROUND
 from droneseg.core.files import write_text
@@ -18,9 +20,16 @@ from droneseg.core.images import Image, read_image
 from droneseg.core.masks import read_mask
 from droneseg.core.overlay import blend
 from droneseg.nnunet.paths import RECORD_NAME
+from droneseg.nnunet.trainer_settings import TrainerSettings
 from droneseg.nnunet.wandb_logger import Run, read_config
 
+if TYPE_CHECKING:
+    from droneseg.nnunet.optimization import Progress  # imports torch
+
 logger = logging.getLogger("droneseg.nnunet.trainer")
+
+step_logger = logging.getLogger("droneseg-steps")
+"""Logger with a record per training step for progress bars, in the attribute `bar`; not part of droneseg's log."""
 
 EPOCHS_NAME = "epochs.json"
 """File next to the checkpoints with the metrics of all epochs, rewritten after each epoch."""
@@ -28,6 +37,8 @@ PROFILE_FOLDER = "profile"
 TRACE_NAME = "trace.json"
 TABLE_NAME = "table.txt"
 
+_LINE_INTERVAL_S = 30
+_ESTIMATE_AFTER = 5  # steps; the first ones are slower
 _IMAGES = 4
 _SKIPPED_ITERATIONS = 2  # the first iterations allocate memory and compile
 _PROFILED_ITERATIONS = 5
@@ -91,11 +102,15 @@ class Reporter:
     Args:
         folder: Folder of the fold, which contains the checkpoints.
         images: Folder of the raw training images.
+        settings: Settings with epochs, iterations and time budget.
     """
 
-    def __init__(self, folder: Path, images: Path) -> None:
+    def __init__(self, folder: Path, images: Path, settings: TrainerSettings) -> None:
         self._folder = folder
         self._images = images
+        self._settings = settings
+        self._steps = 0  # in this session
+        self._last_line_s = time.monotonic()
         self._epoch = 0
         self._run: Run | None = None
         self._profiler: Profiler | None = None
@@ -117,21 +132,67 @@ class Reporter:
         """Return the context manager in which to run an iteration."""
         return self._profiler.iteration() if self._profiler else nullcontext()
 
-    def epoch_ended(self, epochs: list[EpochMetrics], max_epochs: int, share_done: float) -> None:
+    def step_ended(self, progress: Progress, epoch: int, loss: float) -> None:
+        """Report a training step: to the progress bar, and every 30 seconds to the log.
+
+        Args:
+            progress: Progress of the training.
+            epoch: Number of finished epochs.
+            loss: Loss of the step.
+        """
+        self._steps += 1
+        remaining_s = progress.remaining_s(epoch)
+        bar = {
+            "epoch": epoch + 1,
+            "epochs": self._settings.epochs,
+            "step": progress.steps,
+            "steps": self._settings.iterations,
+            "remaining_s": remaining_s,
+        }
+        step_logger.info("", extra={"bar": bar})
+        if remaining_s is None:
+            return
+        if self._steps == _ESTIMATE_AFTER:
+            self._announce(progress, epoch, remaining_s)
+        elif time.monotonic() - self._last_line_s >= _LINE_INTERVAL_S:
+            logger.info(
+                "epoch %d/%d  step %d/%d  loss %.3f  %.2f s per step  about %s left",
+                *(bar[name] for name in ("epoch", "epochs", "step", "steps")),
+                loss,
+                progress.step_s(),
+                duration(remaining_s),
+                extra={"share_done": progress.share_done(epoch), "bar": bar},
+            )
+            self._last_line_s = time.monotonic()
+
+    def _announce(self, progress: Progress, epoch: int, remaining_s: float) -> None:
+        """Log the expected length of the training."""
+        epoch_s = (progress.step_s() or 0.0) * self._settings.iterations + progress.tail_s()
+        minutes = self._settings.max_minutes
+        limit = f"in a time budget of {minutes:g} minutes" if minutes else f"for {self._settings.epochs - epoch} epochs"
+        logger.info(
+            "about %s %s, %s for an epoch; Ctrl-C keeps the last finished epoch",
+            duration(remaining_s),
+            limit,
+            duration(epoch_s),
+        )
+        self._last_line_s = time.monotonic()
+
+    def epoch_ended(self, epochs: list[EpochMetrics], share_done: float) -> None:
         """Report the last epoch.
 
         Args:
             epochs: Metrics of all epochs so far.
-            max_epochs: Maximum number of epochs.
             share_done: Completed fraction of the training, 0 to 1.
         """
+        self._last_line_s = time.monotonic()
         last = epochs[-1]
         self._epoch = last.epoch
         write_text(self._folder / EPOCHS_NAME, json.dumps([asdict(epoch) for epoch in epochs], indent=1) + "\n")
         logger.info(
             "epoch %d/%d  loss %.3f  validation loss %.3f  Dice %.3f  %.1f s  %.1f min in total",
             last.epoch,
-            max_epochs,
+            self._settings.epochs,
             last.train_loss,
             last.validation_loss,
             last.dice,
@@ -159,6 +220,14 @@ class Reporter:
         for file in sorted(self._folder.glob("validation/*.png"))[:_IMAGES]:
             overlays[file.stem] = blend(read_image(self._images / f"{file.stem}_0000.png"), read_mask(file, "ids"))
         return overlays
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words of at most two units: `45 s`, `12 min`, `2 h 50 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _wandb_metrics(epoch: EpochMetrics) -> dict[str, float]:

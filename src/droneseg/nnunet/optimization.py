@@ -1,7 +1,9 @@
 """Losses, weight averaging, learning-rate schedule and stopping rules of the trainer."""
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -143,41 +145,126 @@ def _average_with_warm_up(
         average.copy_(value)
 
 
+_WORTH_AN_EPOCH = 0.25  # of the longest epoch; less time is not used
+_VALIDATION_STEP = 0.5  # time of a validation step relative to a training step, until it is measured
+_RECENT_STEPS = 20
+
+
 class Progress:
-    """Progress of a training and its stopping rules.
+    """Progress of a training in steps and time, and its stopping rules.
+
+    With a time budget, the last epoch is shortened, so that its validation ends within the budget.
 
     Args:
-        settings: Settings with epochs, time budget and patience.
+        settings: Settings with epochs, iterations, time budget and patience.
         read: Function that returns a series of nnU-Net's logger by name, with one value per epoch.
+        now: Clock in seconds, the same as that of nnU-Net's logger.
     """
 
-    def __init__(self, settings: TrainerSettings, read: Callable[[str], list[Any]]) -> None:
+    def __init__(
+        self, settings: TrainerSettings, read: Callable[[str], list[Any]], now: Callable[[], float] = time.time
+    ) -> None:
         self._settings = settings
         self._read = read
+        self._now = now
+        self._begin: float | None = None  # of the current epoch
+        self._step_end = math.nan
+        self._steps = 0
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._tail_s: float | None = None  # validation and saving at the end of the previous epoch
 
     def epoch_times_s(self) -> list[float]:
-        """Return the duration of each epoch in seconds."""
+        """Return the duration of each finished epoch in seconds."""
         starts, ends = (self._read(f"epoch_{edge}_timestamps") for edge in ("start", "end"))
         return [end - start for start, end in zip(starts, ends, strict=False)]
 
     def elapsed_s(self) -> float:
-        """Return the total training time in seconds, including earlier sessions."""
-        return float(sum(self.epoch_times_s()))
+        """Return the total training time in seconds, including earlier sessions and the current epoch."""
+        current = self._now() - self._begin if self._begin is not None else 0.0
+        return float(sum(self.epoch_times_s())) + current
+
+    def epoch_started(self, begin: float) -> None:
+        """Note the start of an epoch, by the clock."""
+        self._begin, self._steps = begin, 0
+        self._step_end = math.nan
+
+    def step_ended(self) -> None:
+        """Note the end of a training step."""
+        now = self._now()
+        if not math.isnan(self._step_end):  # the first step of an epoch may wait for the data
+            self._recent.append(now - self._step_end)
+        self._step_end = now
+        self._steps += 1
+
+    def epoch_ended(self) -> None:
+        """Note the end of an epoch, after its validation and its checkpoint."""
+        self._tail_s = self._now() - self._step_end
+        self._begin, self._steps = None, 0
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the current epoch."""
+        return self._steps
+
+    def step_s(self) -> float | None:
+        """Return the median duration of recent steps in seconds, or None before two steps."""
+        return statistics.median(self._recent) if self._recent else None
+
+    def tail_s(self) -> float:
+        """Return the expected duration of validation and saving at the end of an epoch in seconds."""
+        if self._tail_s is not None:
+            return self._tail_s
+        return self._settings.val_iterations * _VALIDATION_STEP * (self.step_s() or 0.0)
 
     def share_done(self, epoch: int) -> float:
-        """Return the completed fraction of the training at the start of an epoch, 0 to 1.
+        """Return the completed fraction of the training, 0 to 1.
 
-        With a time budget, this is the larger of the fractions of epochs and of time.
+        With a time budget, this is the larger of the fractions of steps and of time.
+
+        Args:
+            epoch: Number of finished epochs.
         """
-        by_time = self.elapsed_s() / (60 * self._settings.max_minutes) if self._settings.max_minutes else 0.0
-        return min(1.0, max(epoch / self._settings.epochs, by_time))
+        by_steps = (epoch + self._steps / self._settings.iterations) / self._settings.epochs
+        end = self._last_step_s()
+        return min(1.0, max(by_steps, self.elapsed_s() / max(end, 1e-9) if end is not None else 0.0))
+
+    def _last_step_s(self) -> float | None:
+        """Return the training time at which the last step ends, or None without a time budget."""
+        if not self._settings.max_minutes:
+            return None
+        budget = 60 * self._settings.max_minutes
+        times = self.epoch_times_s()
+        if times and self._begin is not None:
+            after = sum(times) + max(times)
+            if after < budget < after + _WORTH_AN_EPOCH * max(times):
+                budget = after  # no further epoch follows
+        return budget - self.tail_s()
+
+    def epoch_is_over(self) -> bool:
+        """Return whether the time budget ends the current epoch after this step."""
+        end = self._last_step_s()
+        return end is not None and self._steps > 0 and self.elapsed_s() + 0.5 * (self.step_s() or 0.0) >= end
+
+    def remaining_s(self, epoch: int) -> float | None:
+        """Return the expected time until the end of the training in seconds, or None before two steps.
+
+        Args:
+            epoch: Number of finished epochs.
+        """
+        step_s = self.step_s()
+        if step_s is None:
+            return None
+        epochs = self._settings.epochs - epoch
+        planned = (epochs * self._settings.iterations - self._steps) * step_s + epochs * self.tail_s()
+        if not self._settings.max_minutes:
+            return planned
+        return max(0.0, min(planned, 60 * self._settings.max_minutes - self.elapsed_s()))
 
     def reason_to_stop(self) -> str | None:
-        """Return the reason to end the training now, or None to continue."""
+        """Return the reason to end the training before another epoch, or None to continue."""
         times = self.epoch_times_s()
-        # an epoch runs if its middle is within the budget
-        middle = sum(times) + 0.5 * sum(times) / len(times) if times else 0.0
-        if self._settings.max_minutes and middle > 60 * self._settings.max_minutes:
+        budget = 60 * self._settings.max_minutes if self._settings.max_minutes else math.inf
+        if times and budget - sum(times) < _WORTH_AN_EPOCH * max(times):
             return f"time budget of {self._settings.max_minutes:g} minutes used up"
         smoothed = self._read("ema_fg_dice")
         if self._settings.patience and smoothed:
@@ -210,7 +297,7 @@ class RateLimited:
 
 
 class BudgetPolyLR:
-    """nnU-Net's polynomial learning-rate schedule over the epochs or the time budget, whichever ends first."""
+    """nnU-Net's polynomial learning-rate schedule over the steps or the time budget, whichever ends first."""
 
     EXPONENT = 0.9  # as in nnU-Net's PolyLRScheduler
 
@@ -220,8 +307,12 @@ class BudgetPolyLR:
         self._progress = progress
 
     def step(self, epoch: int) -> None:
-        """Set the learning rate for an epoch."""
-        rate = self._initial_rate * (1 - min(self._progress.share_done(epoch), 0.999)) ** self.EXPONENT
+        """Set the learning rate for the start of an epoch."""
+        self.set_share(self._progress.share_done(epoch))
+
+    def set_share(self, share_done: float) -> None:
+        """Set the learning rate for a completed fraction of the training, 0 to 1."""
+        rate = self._initial_rate * (1 - min(share_done, 0.999)) ** self.EXPONENT
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get(RATE_SHARE, 1.0)
 

@@ -137,7 +137,9 @@ class TrainerSettings(BaseModel):
     save_every: int = Field(1, ge=1, description="Epochs between checkpoints. A crash loses at most this many epochs.")
     patience: int | None = Field(None, ge=1, description="Stop after this many epochs without a better smoothed Dice.")
     max_minutes: float | None = Field(
-        None, gt=0, description="Time budget in minutes, over all sessions of a resumed run."
+        None,
+        gt=0,
+        description="Time budget in minutes, over all sessions of a resumed run; the last epoch is shortened to fit.",
     )
     bf16: bool = Field(False, description="Compute the network in bfloat16 on the CPU.")
     channels_last: bool = Field(False, description="Store weights and activations in channels-last memory format.")

@@ -66,7 +66,9 @@ class DroneSegTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = self.settings.oversample
         self.progress = optimization.Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
         self.average: optimization.ExponentialMovingAverage | None = None
-        self.reporter = Reporter(Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"))
+        self.reporter = Reporter(
+            Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"), self.settings
+        )
         self._last_epoch_end: float | None = None
         self._plot = self.logger.plot_progress_png = optimization.RateLimited(
             self.logger.plot_progress_png, _PLOT_INTERVAL_S
@@ -248,7 +250,9 @@ class DroneSegTrainer(nnUNetTrainer):
         if reason:
             raise _Finished(reason)
         # an epoch starts at the end of the previous one, so that its time includes saving and plotting
-        self.logger.log("epoch_start_timestamps", self._last_epoch_end or time.time(), self.current_epoch)
+        begin = self._last_epoch_end or time.time()
+        self.logger.log("epoch_start_timestamps", begin, self.current_epoch)
+        self.progress.epoch_started(begin)
 
     def on_train_start(self) -> None:
         """Start the training; only rank 0 reports."""
@@ -265,13 +269,44 @@ class DroneSegTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """Train until the epochs, the time budget or the patience is exhausted, and write the final checkpoint."""
         try:
-            super().run_training()
+            self.on_train_start()
+            while self.current_epoch < self.num_epochs:
+                self.on_epoch_start()
+                self._run_epoch()
+                self.on_epoch_end()
+            self.on_train_end()
         except _Finished as reason:
             logger.info("finished: %s", reason)
             self.on_train_end()
         except BaseException:
             self.reporter.end(failed=True)
             raise
+
+    def _run_epoch(self) -> None:
+        """Train and validate as nnU-Net does, but set the learning rate for each step and keep the time budget."""
+        self.on_train_epoch_start()
+        outputs = []
+        for _ in range(self.num_iterations_per_epoch):
+            self.lr_scheduler.set_share(self._from_rank_0(self.progress.share_done(self.current_epoch)))
+            outputs.append(self.train_step(next(self.dataloader_train)))
+            self.progress.step_ended()
+            if self.local_rank == 0:
+                self.reporter.step_ended(self.progress, self.current_epoch, float(outputs[-1]["loss"]))
+            if self._from_rank_0(self.progress.epoch_is_over()):
+                break
+        self.on_train_epoch_end(outputs)
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            batches = (next(self.dataloader_val) for _ in range(self.num_val_iterations_per_epoch))
+            self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
+
+    def _from_rank_0(self, value: Any) -> Any:
+        """Return the value of rank 0, whose clock counts for all; without a time budget, all ranks have the same."""
+        if not (self.is_ddp and self.settings.max_minutes):
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """End an epoch of training.
@@ -289,10 +324,11 @@ class DroneSegTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """End an epoch: save checkpoints, and report the epoch on rank 0."""
         super().on_epoch_end()
+        self.progress.epoch_ended()
         self._last_epoch_end = self.logger.get_value("epoch_end_timestamps", -1)
         if self.local_rank == 0:
             epochs = read_epochs(lambda series: self.logger.get_value(series, None))
-            self.reporter.epoch_ended(epochs, self.num_epochs, self.progress.share_done(self.current_epoch))
+            self.reporter.epoch_ended(epochs, self.progress.share_done(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically: a crash while writing leaves the previous checkpoint intact.
