@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from droneseg.core.errors import ConfigurationError
-from droneseg.nnunet.networks import EfficientNetLite, EncoderName, PretrainedUNet, unwrap
+from droneseg.nnunet.networks import (
+    EfficientNetLite,
+    EncoderName,
+    PretrainedUNet,
+    fine_outputs,
+    sum_fine_classes,
+    unwrap,
+)
 from droneseg.nnunet.optimization import parameter_groups
 from droneseg.nnunet.plans import add_configuration
 
@@ -56,6 +63,63 @@ def test_encoder_matches_the_reference_implementation(name: EncoderName) -> None
         assert tuple(features.shape) == shape
         assert features.mean().item() == pytest.approx(mean, abs=2e-4)
         assert features.std().item() == pytest.approx(deviation, abs=2e-4)
+
+
+FINE = [1, 5, 1, 5, 5]
+"""Two fine classes of obstacles and three of landing zones."""
+
+
+def test_outputs_are_ordered_by_class_and_every_class_has_one() -> None:
+    assert fine_outputs(FINE, 6) == [(0, 0), (1, 1), (1, 3), (2, 0), (3, 0), (4, 0), (5, 2), (5, 4), (5, 5)]
+    assert fine_outputs([], 3) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_probability_of_a_class_is_the_sum_of_its_fine_classes() -> None:
+    logits = 20 * torch.randn(2, 9, 3, 4)
+    fine = logits.double().softmax(1)
+    summed = sum_fine_classes(logits, (1, 2, 1, 1, 1, 3)).double().softmax(1)
+    expected = torch.stack([fine[:, [0]].sum(1), fine[:, 1:3].sum(1), fine[:, 3], fine[:, 4], fine[:, 5]], 1)
+    torch.testing.assert_close(summed[:, :5], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(summed[:, 5], fine[:, 6:].sum(1), rtol=1e-4, atol=1e-6)
+
+
+def test_fine_logits_are_returned_only_in_training() -> None:
+    network = build(fine_classes=FINE)
+    patch = torch.rand(2, 3, 64, 128)
+    assert network.train()(patch).shape == (2, 9, 32, 64)
+    assert network.eval()(patch).shape == (2, 6, 64, 128)
+    network.decoder.deep_supervision = True
+    assert {logits.shape[1] for logits in network.eval()(patch)} == {6}
+    assert {logits.shape[1] for logits in network.train()(patch)} == {9}
+
+
+def test_network_with_fine_classes_starts_from_one_without() -> None:
+    plain, fine = build().eval(), build(fine_classes=FINE).eval()
+    fine.load_state_dict(fine.split_heads(plain.state_dict()))
+    patch = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fine(patch), plain(patch), rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_stages_keep_weights_and_statistics() -> None:
+    network = build()
+    network.encoder.freeze(2)
+    network.train()
+    before = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    network(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    after = network.encoder.state_dict()
+    frozen = [name for name in before if name.startswith(("stem.", "stages.0.", "stages.1."))]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not torch.equal(before["stages.2.0.layers.1.running_mean"], after["stages.2.0.layers.1.running_mean"])
+    with_gradient = {name for name, value in network.encoder.named_parameters() if value.grad is not None}
+    assert with_gradient == {name for name, _ in network.encoder.named_parameters()} - set(frozen)
+
+
+def test_decoder_has_the_given_widths() -> None:
+    network = build(decoder_features=(40, 32, 24), decoder_levels=3)
+    assert [join[0].out_channels for join in network.decoder.joins] == [40, 32, 24]  # type: ignore[index]  # modules
+    with torch.no_grad():
+        assert network.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 6, 64, 64)
 
 
 @pytest.mark.parametrize(("downscale", "levels"), [(1, 5), (2, 5), (4, 5), (1, 4), (2, 3)])

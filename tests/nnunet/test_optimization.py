@@ -14,6 +14,7 @@ from droneseg.nnunet.optimization import (
     RateLimited,
     parameter_groups,
     set_class_weights,
+    with_pixel_targets,
 )
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
@@ -65,6 +66,88 @@ def test_class_weights_apply_to_the_true_class(supervised: bool) -> None:
     cross_entropy = -logits.log_softmax(1)[0, :, 0]
     expected = (3 * cross_entropy[1, 1] + cross_entropy[2, 2]) / 4
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def compound(ignore: int | None = None) -> nn.Module:
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    return DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        ignore_label=ignore,
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
+
+
+@pytest.mark.parametrize("ignore", [None, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("class_weights", [None, (0.5, 3.0, 1.0)])
+def test_pixel_loss_with_equal_weights_is_nnunets(
+    ignore: int | None, channels: int, class_weights: tuple[float, ...] | None
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 8, 9)
+    target = torch.randint(3 if ignore is None else 4, (2, 1, 8, 9)).to(torch.uint8)
+    full = torch.cat([target, torch.zeros_like(target), torch.full_like(target, 100)], 1)[:, :channels]
+    reference, own = compound(ignore), with_pixel_targets(compound(ignore), 3, torch.device("cpu"))
+    if class_weights:
+        for loss in (reference, own):
+            set_class_weights(loss, class_weights, torch.device("cpu"))
+    assert own(logits, full).item() == pytest.approx(reference(logits, target).item(), rel=1e-5)
+
+
+def test_pixel_weights_scale_the_gradient_and_0_removes_it() -> None:
+    loss = compound()
+    loss.weight_dice = 0
+    logits = torch.zeros(1, 3, 1, 3, requires_grad=True)
+    target = torch.tensor([[[[0, 1, 2]], [[0, 0, 0]], [[100, 50, 0]]]], dtype=torch.uint8)
+    with_pixel_targets(loss, 3, torch.device("cpu"))(logits, target).backward()
+    assert logits.grad is not None
+    # the gradient of the cross entropy at the true class is -2/3, times its share of the weights
+    assert logits.grad[0, 0, 0, 0].item() == pytest.approx(-2 / 3 * 1 / 1.5)
+    assert logits.grad[0, 1, 0, 1].item() == pytest.approx(-2 / 3 * 0.5 / 1.5)
+    assert (logits.grad[..., 2] == 0).all()
+
+
+def test_pixel_of_weight_0_has_no_dice_loss() -> None:
+    loss = compound()
+    loss.weight_ce = 0
+    logits = torch.randn(1, 3, 1, 3, requires_grad=True)
+    target = torch.tensor([[[[0, 1, 2]], [[0, 0, 0]], [[100, 50, 0]]]], dtype=torch.uint8)
+    with_pixel_targets(loss, 3, torch.device("cpu"))(logits, target).backward()
+    assert logits.grad is not None
+    assert (logits.grad[..., 2] == 0).all()
+    assert (logits.grad[..., :2] != 0).any()
+
+
+def test_fine_classes_add_their_cross_entropy_where_they_are_known() -> None:
+    # outputs: background; class 1 with fine classes 1 and 3; class 2 with fine class 2
+    fine = [1, 2, 1]
+    logits = torch.randn(1, 4, 1, 5)
+    # unknown, known, known, of another class than the label, beyond the list
+    target = torch.tensor([[[[1, 1, 2, 0, 1]], [[0, 3, 2, 1, 200]], [[100] * 5]]], dtype=torch.uint8)
+    values = [
+        with_pixel_targets(compound(), 3, torch.device("cpu"), fine_classes=fine, fine_weight=weight)(logits, target)
+        for weight in (0.0, 0.5)
+    ]
+    entropy = -logits.log_softmax(1)[0, :, 0]
+    assert (values[1] - values[0]).item() == pytest.approx(0.5 * (entropy[2, 1] + entropy[3, 2]).item() / 2, rel=1e-4)
+    summed = torch.stack([logits[:, 0], logits[:, 1:3].logsumexp(1), logits[:, 3]], 1)
+    plain = with_pixel_targets(compound(), 3, torch.device("cpu"))(summed, target)
+    assert values[0].item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_batch_without_labels_has_a_finite_loss() -> None:
+    target = torch.full((1, 3, 4, 4), 3, dtype=torch.uint8)
+    logits = torch.randn(1, 4, 4, 4, requires_grad=True)
+    loss = with_pixel_targets(compound(3), 3, torch.device("cpu"), fine_classes=[1, 2, 1], fine_weight=1)(
+        logits, target
+    )
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
 
 
 def test_average_follows_the_decay_and_weights_are_restored() -> None:

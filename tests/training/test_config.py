@@ -101,6 +101,8 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
         (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
         (["resume=true", "overwrite=true"], "  - resume and overwrite cannot be combined"),
+        (["decoder_features=[64,32]", "network=efficientnet-lite0"], "decoder_features has 2 numbers"),
+        (["fine_weight=0.5", "crop_scales=[1,1]"], "network=batchnorm has no pretrained encoder"),
         (["crop_scales=[2,0.5]"], "crop_scales=[2.0, 0.5]: the first scale is the smallest"),
         (["whole_share=0.1", "haze_share=0.2"], "whole_share, haze_share: set crop_scales, too"),
     ],

@@ -168,8 +168,9 @@ class Reporter:
     def _announce(self, progress: Progress, epoch: int, remaining_s: float) -> None:
         """Log the expected length of the training."""
         epoch_s = (progress.step_s() or 0.0) * self._settings.iterations + progress.tail_s()
-        minutes = self._settings.max_minutes
-        limit = f"in a time budget of {minutes:g} minutes" if minutes else f"for {self._settings.epochs - epoch} epochs"
+        epochs, minutes = self._settings.epochs - epoch, self._settings.max_minutes
+        limited = minutes and epochs * epoch_s > progress.elapsed_s() + remaining_s
+        limit = f"in a time budget of {minutes:g} minutes" if limited else f"for {epochs} epochs"
         logger.info(
             "about %s %s, %s for an epoch; Ctrl-C keeps the last finished epoch",
             duration(remaining_s),

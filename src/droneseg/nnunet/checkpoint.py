@@ -17,6 +17,7 @@ from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import ModelError, UntrustedCheckpointError
 from droneseg.core.files import atomic_directory, file_sha256
 from droneseg.nnunet import paths as nnunet_paths
+from droneseg.nnunet.networks import PretrainedUNet
 from droneseg.nnunet.plans import Plan, Plans, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
@@ -194,6 +195,30 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ModelError(f"{file} is not an nnU-Net checkpoint. Choose a checkpoint_*.pth file of a fold.")
     return content
+
+
+def initialise_weights(network: nn.Module, file: Path) -> list[str]:
+    """Load those weights of a checkpoint that have the names and shapes of a network's; return the others' names.
+
+    A head without fine classes also initialises a head with them.
+
+    Args:
+        network: Network whose weights are replaced.
+        file: Checkpoint file.
+
+    Raises:
+        ModelError: If the file is not an nnU-Net checkpoint, or none of its weights fits the network.
+        UntrustedCheckpointError: If the checkpoint contains other pickled objects than numbers and text.
+    """
+    weights: Mapping[str, torch.Tensor] = read_checkpoint(file)["network_weights"]
+    if isinstance(network, PretrainedUNet):
+        weights = network.split_heads(weights)
+    own = network.state_dict()
+    taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not taken:
+        raise ModelError(f"No weight of {file} fits the network. Choose a checkpoint of a similar network.")
+    network.load_state_dict({**own, **taken})
+    return sorted((own.keys() | weights.keys()) - taken.keys())
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,7 @@ class EfficientNetLite(nn.Module):
             widths.append(outputs)
             inputs = outputs
         self.stages = nn.ModuleList(stages)
+        self._frozen: list[nn.Module] = []
         self.channels = (*(widths[index] for index in _SKIP_STAGES), widths[-1])
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -136,6 +137,20 @@ class EfficientNetLite(nn.Module):
             if index in _SKIP_STAGES:
                 skips.append(features)
         return [*skips, features]
+
+    def freeze(self, stages: int) -> None:
+        """Exclude the stem and the first stages from training; their normalisation uses its stored statistics."""
+        self._frozen = [self.stem, *self.stages[:stages]] if stages else []
+        for part in self._frozen:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of all stages that are not frozen."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def load_pretrained(self) -> None:
         """Load the ImageNet weights from the package that contains them.
@@ -190,12 +205,48 @@ class _Decoder(nn.Module):
         return logits
 
 
+def fine_outputs(fine_classes: Sequence[int], classes: int) -> list[tuple[int, int]]:
+    """Return class id and fine class id of each output of a network with fine classes, ordered by class.
+
+    A class without fine classes has one output, with the fine class id 0.
+
+    Args:
+        fine_classes: Class id of each fine class; fine class ids count from 1.
+        classes: Number of classes.
+    """
+    outputs = []
+    for class_id in range(classes):
+        fine = [number for number, of_class in enumerate(fine_classes, start=1) if of_class == class_id]
+        outputs += [(class_id, number) for number in fine or [0]]
+    return outputs
+
+
+def sum_fine_classes(logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the logits of classes, whose probabilities are the sums of those of their fine classes.
+
+    Args:
+        logits: Logits of the outputs ordered by class, shape (N, sum of sizes, H, W).
+        sizes: Number of outputs of each class.
+    """
+    summed = []
+    for part in torch.split(logits, list(sizes), dim=1):
+        if part.shape[1] == 1:
+            summed.append(part)
+        else:
+            highest = part.detach().amax(1, keepdim=True)
+            summed.append(highest + (part - highest).exp().sum(1, keepdim=True).log())
+    return torch.cat(summed, dim=1)
+
+
 class PretrainedUNet(nn.Module):
     """U-Net with a pretrained EfficientNet-Lite encoder that computes at a reduced resolution.
 
     nnU-Net builds it from the plans. The input is RGB in 0..1, shape (N, 3, H, W), with H and W multiples of
     32 x `downscale`. The output is logits, shape (N, C, H, W); with deep supervision, a list of logits, each at half
     the resolution of the previous one.
+
+    With fine classes, the head has an output for each of them. In training mode, the network returns their logits,
+    ordered by class; otherwise, the logits of the classes.
 
     Args:
         input_channels: Number of input channels; must be 3.
@@ -205,6 +256,7 @@ class PretrainedUNet(nn.Module):
         decoder_features: Channels of each upsampling step, at most five; with fewer, the logits are upsampled.
         strides: Strides of the stages; not used here, but nnU-Net reads them from the plans.
         deep_supervision: Whether to return logits at several resolutions.
+        fine_classes: Class id of each fine class; empty for a network without fine classes.
 
     Raises:
         ValueError: If `input_channels` is not 3.
@@ -219,6 +271,7 @@ class PretrainedUNet(nn.Module):
         decoder_features: Sequence[int],
         strides: Sequence[Sequence[int]],  # noqa: ARG002  # nnU-Net reads it from the plans
         deep_supervision: bool = False,
+        fine_classes: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if input_channels != 3:
@@ -227,7 +280,10 @@ class PretrainedUNet(nn.Module):
         # factor between the resolution of the patch and of the finest logits
         self._upscale = downscale * 2 ** (ENCODER_STAGES - len(decoder_features))
         self.encoder = EfficientNetLite(encoder)
-        self.decoder = _Decoder(self.encoder.channels, decoder_features, num_classes, deep_supervision=deep_supervision)
+        self._class_of_output = [class_id for class_id, _ in fine_outputs(fine_classes, num_classes)]
+        self._sizes = [self._class_of_output.count(class_id) for class_id in range(num_classes)]
+        outputs = len(self._class_of_output)
+        self.decoder = _Decoder(self.encoder.channels, decoder_features, outputs, deep_supervision=deep_supervision)
 
     def forward(self, patch: Tensor) -> Tensor | list[Tensor]:
         """Return the logits of patches."""
@@ -239,6 +295,8 @@ class PretrainedUNet(nn.Module):
             image = functional.avg_pool2d(patch, self._downscale)
         image = (image - _INPUT_MEAN) / _INPUT_STD
         logits = self.decoder(image, self.encoder(image))
+        if not self.training and max(self._sizes) > 1:
+            logits = [sum_fine_classes(each, self._sizes) for each in logits]
         if self._upscale == 1:
             return logits if self.decoder.deep_supervision else cast(Tensor, logits[0])
         if self.training and not self.decoder.deep_supervision:
@@ -246,6 +304,21 @@ class PretrainedUNet(nn.Module):
         scale = float(self._upscale)
         full = functional.interpolate(logits[0], scale_factor=scale, mode="bilinear", align_corners=False)
         return [full, *logits] if self.decoder.deep_supervision else full
+
+    def split_heads(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights in which heads without fine classes have become heads with them; the sums do not change.
+
+        Args:
+            weights: Weights of a network with the same classes, by name.
+        """
+        size = torch.tensor([self._sizes[class_id] for class_id in self._class_of_output], dtype=torch.float32)
+        result = dict(weights)
+        for name, value in weights.items():
+            if name.startswith("decoder.heads.") and len(value) == len(self._sizes) < len(self._class_of_output):
+                result[name] = value[self._class_of_output]
+                if name.endswith(".bias"):
+                    result[name] = result[name] - size.log().to(value)
+        return result
 
     def load_pretrained(self) -> None:
         """Load the ImageNet weights of the encoder; see `EfficientNetLite.load_pretrained`."""

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from droneseg.nnunet.networks import fine_outputs, sum_fine_classes
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 RATE_SHARE = "share"
@@ -29,7 +31,7 @@ def adapt_loss(
     """Add class weights, targets at lower resolution and optional float32 computation to nnU-Net's loss.
 
     Args:
-        loss: Loss that nnU-Net built, with or without deep supervision.
+        loss: Loss that nnU-Net built, with or without deep supervision, or the result of `with_pixel_targets`.
         class_weights: Cross-entropy weights by class id; None for equal weights.
         device: Device on which the loss is computed.
         float32: Whether to compute the loss in float32 under autocast.
@@ -48,8 +50,98 @@ def set_class_weights(loss: nn.Module, weights: Sequence[float], device: torch.d
         weights: Weights by class id; pixels whose true class has weight 0 are ignored.
         device: Device on which the loss is computed.
     """
-    compound: Any = getattr(loss, "loss", loss)
+    compound: Any = loss
+    while hasattr(compound, "loss"):
+        compound = compound.loss
     compound.ce.weight = torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def with_pixel_targets(
+    loss: nn.Module, classes: int, device: torch.device, *, fine_classes: Sequence[int] = (), fine_weight: float = 0.0
+) -> nn.Module:
+    """Return nnU-Net's loss for targets with fine classes and pixel weights; see `PixelLoss`."""
+    if hasattr(loss, "weight_factors"):  # deep supervision: the inner loss is that of one resolution
+        inner: Any = loss.loss
+        loss.loss = PixelLoss(inner, classes, device, fine_classes=fine_classes, fine_weight=fine_weight)
+        return loss
+    return PixelLoss(loss, classes, device, fine_classes=fine_classes, fine_weight=fine_weight)
+
+
+class PixelLoss(nn.Module):
+    """nnU-Net's Dice loss and cross entropy, with a weight for each pixel and a cross entropy of fine classes.
+
+    Pixels with the ignore label or weight 0 have no loss. Pixels without a known fine class, or whose fine class
+    belongs to another class than their label, have only the loss of the classes.
+
+    Args:
+        loss: nnU-Net's compound loss; its class weights also apply to the fine classes.
+        classes: Number of classes.
+        device: Device on which the loss is computed.
+        fine_classes: Class id of each fine class; empty if the network has none.
+        fine_weight: Weight of the cross entropy of the fine classes.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        classes: int,
+        device: torch.device,
+        *,
+        fine_classes: Sequence[int] = (),
+        fine_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self._fine_weight = fine_weight
+        outputs = fine_outputs(fine_classes, classes)
+        self._sizes = [sum(of_class == class_id for of_class, _ in outputs) for class_id in range(classes)]
+        # by fine class id; 0 and ids beyond the list are unknown
+        self._output_of_fine = torch.zeros(256, dtype=torch.long, device=device)
+        self._class_of_fine = torch.full((256,), -1, dtype=torch.long, device=device)
+        for index, (class_id, fine_id) in enumerate(outputs):
+            if fine_id:
+                self._output_of_fine[fine_id], self._class_of_fine[fine_id] = index, class_id
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            output: Logits of the classes, shape (N, C, h, w), or of the fine classes, ordered by class.
+            target: Class id, shape (N, 1, h, w), or class id, fine class id and weight in hundredths, shape
+                (N, 3, h, w).
+        """
+        compound: Any = self.loss
+        has_fine = output.shape[1] == sum(self._sizes) > len(self._sizes)
+        logits = sum_fine_classes(output, self._sizes) if has_fine else output
+        labels, weights = self._labels_and_weights(target)
+        masked = target.shape[1] > 2 or compound.ignore_label is not None
+        dice = compound.dc(logits, labels[:, None], loss_mask=(weights > 0)[:, None] if masked else None)
+        if compound.ce.weight is not None:
+            weights = weights * compound.ce.weight[labels]
+        total = compound.weight_dice * dice + compound.weight_ce * _weighted_cross_entropy(logits, labels, weights)
+        if has_fine and self._fine_weight and target.shape[1] > 1:
+            fine = target[:, 1].long()
+            known = self._class_of_fine[fine] == labels
+            fine_entropy = _weighted_cross_entropy(output, self._output_of_fine[fine], weights * known)
+            total = total + self._fine_weight * fine_entropy
+        result: Tensor = total
+        return result
+
+    def _labels_and_weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class ids, shape (N, h, w), and pixel weights; ignored pixels have class 0 and weight 0."""
+        labels = target[:, 0].long()
+        weights = target[:, 2] / 100 if target.shape[1] > 2 else torch.ones_like(labels, dtype=torch.float32)
+        ignore: int | None = self.loss.ignore_label  # type: ignore[assignment]  # nnU-Net's loss has no types
+        if ignore is None:
+            return labels, weights
+        valid = labels != ignore
+        return torch.where(valid, labels, 0), weights * valid
+
+
+def _weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean of the cross entropy; 0 if all weights are 0."""
+    entropy = functional.cross_entropy(logits, labels, reduction="none")
+    return (entropy * weights).sum() / weights.sum().clamp_min(1e-8)
 
 
 class Float32Loss(nn.Module):

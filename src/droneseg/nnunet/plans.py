@@ -3,10 +3,11 @@
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from droneseg.core.classes import Normalisation
+from droneseg.core.classes import Normalisation, class_id
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 from droneseg.nnunet.paths import BASE_CONFIGURATION, NnunetPaths
@@ -36,6 +37,24 @@ def read_plans(paths: NnunetPaths) -> Plans:
         raise ConfigurationError(f"{paths.plans_file} is missing. Run `droneseg preprocess` first.")
     plans: Plans = json.loads(paths.plans_file.read_text(encoding="utf-8"))
     return plans
+
+
+def read_fine_classes(paths: NnunetPaths) -> list[int]:
+    """Return the class id of each fine class of the preprocessed dataset; fine class ids count from 1.
+
+    Raises:
+        ConfigurationError: If the dataset has no fine classes, or no class has several.
+    """
+    file = paths.preprocessed_dataset / "dataset.json"
+    description = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    entries = description.get("droneseg", {}).get("fine_classes", [])
+    fine_classes = [class_id(entry["class"]) for entry in entries]
+    if len(fine_classes) == len(set(fine_classes)):
+        raise ConfigurationError(
+            f"fine_weight needs fine classes, but {file} has none beyond the classes. Convert a dataset with the "
+            "folder fine_masks, then run `droneseg preprocess`; or set fine_weight=0."
+        )
+    return fine_classes
 
 
 def write_plans(paths: NnunetPaths, plans: Plans) -> None:
@@ -110,6 +129,8 @@ def add_configuration(
     convs_per_stage: int = CONVS_PER_STAGE,
     downscale: int = DOWNSCALE,
     decoder_levels: int = DECODER_LEVELS,
+    decoder_features: Sequence[int] | None = None,
+    fine_classes: Sequence[int] = (),
 ) -> Plans:
     """Return the plans with an additional configuration that shares the preprocessed data of nnU-Net's 2d.
 
@@ -129,6 +150,8 @@ def add_configuration(
         convs_per_stage: Convolutions per stage in encoder and decoder of plain and batchnorm.
         downscale: Factor by which a pretrained network downscales its input.
         decoder_levels: Upsampling steps of a pretrained network's decoder; fewer are faster but less sharp.
+        decoder_features: Channels of each upsampling step, deepest first; None for the default.
+        fine_classes: Class id of each fine class that a pretrained network distinguishes during training.
 
     Raises:
         ConfigurationError: If 2d would be changed, or the network does not support a given size.
@@ -148,7 +171,10 @@ def add_configuration(
         architecture, patch = _unet(base, minimum, base_features, max_features, _NORM_OPS[network], convs_per_stage)
     else:
         _require_pretrained_fits(network, base, features)
-        architecture, patch = _pretrained(network, minimum, downscale, decoder_levels)
+        widths = decoder_features or _DECODER_FEATURES[:decoder_levels]
+        architecture, patch = _pretrained(network, minimum, downscale, widths)
+        if fine_classes:
+            architecture["arch_kwargs"]["fine_classes"] = list(fine_classes)
     result = copy.deepcopy(plans)
     result["configurations"][name] = {
         "inherits_from": BASE_CONFIGURATION,
@@ -202,17 +228,17 @@ def _unet(
 
 
 def _pretrained(
-    encoder: str, minimum: tuple[int, int], downscale: int, decoder_levels: int
+    encoder: str, minimum: tuple[int, int], downscale: int, decoder_features: Sequence[int]
 ) -> tuple[dict[str, Any], list[int]]:
     """Return the architecture with a pretrained encoder, and the patch size rounded up to a multiple of its strides."""
-    finest = downscale * 2 ** (len(_DECODER_FEATURES) - decoder_levels)
+    finest = downscale * 2 ** (DECODER_LEVELS - len(decoder_features))
     outer = [[1, 1], [finest, finest]] if finest > 1 else [[1, 1]]
     kwargs = {
         "encoder": encoder,
         "downscale": downscale,
-        "decoder_features": list(_DECODER_FEATURES[:decoder_levels]),
-        "strides": outer + [[2, 2]] * decoder_levels,
+        "decoder_features": list(decoder_features),
+        "strides": outer + [[2, 2]] * len(decoder_features),
     }
-    unit = downscale * 2 ** len(_DECODER_FEATURES)
+    unit = downscale * 2**DECODER_LEVELS
     patch = [-(-side // unit) * unit for side in minimum]
     return {"network_class_name": _PRETRAINED_CLASS, "arch_kwargs": kwargs, "_kw_requires_import": []}, patch

@@ -46,7 +46,7 @@ ClassWeights = Annotated[
 
 _OF_CROP_LOADER = (
     "scale_sampling", "model_gsd", "whole_share", "rotation_share", "generated_share", "exposure_share", "gamma_share",
-    "contrast_share", "cast_share", "haze_share", "shadow_share", "dark_share", "blur_share",
+    "contrast_share", "cast_share", "haze_share", "shadow_share", "dark_share", "blur_share", "fine_weight",
 )  # fmt: skip
 
 
@@ -117,6 +117,20 @@ class TrainerSettings(BaseModel):
     )
     blur_share: Share = Field(
         0, description="Fraction of crops with blur, noise or JPEG artefacts. Needs `crop_scales`."
+    )
+    fine_weight: float = Field(
+        0,
+        ge=0,
+        description="Weight of the cross entropy of fine classes, which only a pretrained network distinguishes, and "
+        "only while it is trained. Needs `crop_scales` and a dataset with fine classes.",
+    )
+    frozen_stages: int = Field(
+        0, ge=0, le=7, description="First stages of a pretrained encoder that are not trained, with the stem."
+    )
+    init_from: str | None = Field(
+        None,
+        description="Checkpoint (.pth) of a similar network from which the training starts; weights of other shapes "
+        "keep their initial values.",
     )
     averaged_weights: float | None = Field(
         None,

@@ -15,6 +15,8 @@ from droneseg.nnunet.trainer_settings import TrainerSettings
 _IN_PACKAGE = Path(__file__).parents[1] / "configs"
 _IN_CHECKOUT = Path(__file__).parents[3] / "configs"
 
+Width = Annotated[int, Field(ge=4, le=1024)]
+
 _RESOLVED_LATER = {"bf16", "tracked"}
 """Trainer settings that are resolved when the training starts; the trainer does not accept "auto"."""
 
@@ -74,6 +76,11 @@ class TrainingConfig(BaseModel):
         le=DECODER_LEVELS,
         description="Upsampling steps of a pretrained network's decoder; fewer are faster but less sharp.",
     )
+    decoder_features: tuple[Width, ...] | None = Field(
+        None,
+        description="Channels of each upsampling step of a pretrained network's decoder, deepest first; null: 128, 64, "
+        "48, 32, 24.",
+    )
     fold: int = Field(
         0, ge=0, description="Fold in splits_final.json. Fold 0 is the split given to `droneseg data convert`."
     )
@@ -107,12 +114,18 @@ class TrainingConfig(BaseModel):
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite cannot be combined; set only one of them")
         if self.network in ("plain", "batchnorm"):
-            given = (self.trainer.encoder_rate, self.downscale, self.decoder_levels)
-            if given != (1, DOWNSCALE, DECODER_LEVELS):
+            trainer = self.trainer
+            given = (trainer.encoder_rate, self.downscale, self.decoder_levels, self.decoder_features)
+            if given != (1, DOWNSCALE, DECODER_LEVELS, None) or trainer.frozen_stages or trainer.fine_weight:
                 raise ValueError(
                     f"network={self.network} has no pretrained encoder; keep encoder_rate=1 downscale={DOWNSCALE} "
-                    f"decoder_levels={DECODER_LEVELS}"
+                    f"decoder_levels={DECODER_LEVELS} decoder_features=null frozen_stages=0 fine_weight=0"
                 )
+        if self.decoder_features and len(self.decoder_features) != self.decoder_levels:
+            raise ValueError(
+                f"decoder_features has {len(self.decoder_features)} numbers; decoder_levels={self.decoder_levels} "
+                "needs one for each"
+            )
         return self
 
 

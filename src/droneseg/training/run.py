@@ -16,7 +16,7 @@ from droneseg.core.logs import log_file
 from droneseg.core.system import describe_machine, usable_cores
 from droneseg.nnunet import paths as nnunet_paths
 from droneseg.nnunet import wandb_logger
-from droneseg.nnunet.plans import Plans, add_configuration, read_plans, resolve_plan, write_plans
+from droneseg.nnunet.plans import Plans, add_configuration, read_fine_classes, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
 from droneseg.training.config import TrainingConfig, WandbTracking
@@ -97,6 +97,9 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         raise ConfigurationError(
             f"num_gpus={config.num_gpus} needs device=cuda, but only {device.type} is available. Use num_gpus=1."
         )
+    init_from = config.trainer.init_from
+    if init_from and not Path(init_from).is_file():
+        raise ConfigurationError(f"init_from={init_from} does not exist. Choose a checkpoint_*.pth file of a fold.")
     plans = configure_plans(config, paths)
     fold_folder = paths.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, paths, fold_folder)
@@ -144,6 +147,8 @@ def configure_plans(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> 
         convs_per_stage=config.convs_per_stage,
         downscale=config.downscale,
         decoder_levels=config.decoder_levels,
+        decoder_features=config.decoder_features,
+        fine_classes=read_fine_classes(paths) if config.trainer.fine_weight else (),
     )
     planned = resolve_plan(plans, config.configuration).patch_size
     if config.patch_size and planned != config.patch_size:

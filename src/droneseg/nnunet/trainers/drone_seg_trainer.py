@@ -24,6 +24,7 @@ from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.case_arrays import FOLDER, CaseArrays, prepare_cases
+from droneseg.nnunet.checkpoint import initialise_weights
 from droneseg.nnunet.data_loading import CaseSampler, CropLoader, in_processes, normalise
 from droneseg.nnunet.networks import PretrainedUNet, unwrap
 from droneseg.nnunet.plans import resolve_plan
@@ -31,6 +32,7 @@ from droneseg.nnunet.plans import resolve_plan
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
 _PLOT_INTERVAL_S = 60
+_SHOWN_NAMES = 10
 
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
@@ -82,23 +84,43 @@ class DroneSegTrainer(nnUNetTrainer):
         network = unwrap(self.network)
         if isinstance(network, PretrainedUNet):
             network.load_pretrained()
+        if self.settings.init_from:
+            self._initialise_from(Path(self.settings.init_from))
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
             self.average = optimization.ExponentialMovingAverage(network, self.settings.averaged_weights)
 
+    def _initialise_from(self, file: Path) -> None:
+        others = initialise_weights(unwrap(self.network), file)
+        if self.local_rank == 0:
+            names = f"; {len(others)} weights differ: {', '.join(others[:_SHOWN_NAMES])}" if others else ""
+            more = ", ..." if len(others) > _SHOWN_NAMES else ""
+            logger.info("initial weights from %s%s%s", file, names, more)
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a learning-rate schedule over epochs or time budget."""
+        network = unwrap(self.network)
+        if isinstance(network, PretrainedUNet):
+            network.encoder.freeze(self.settings.frozen_stages)  # before DDP registers the trained parameters
         optimizer, _ = super().configure_optimizers()
         if self.settings.optimizer == "adamw":
-            groups = optimization.parameter_groups(unwrap(self.network), self.settings.encoder_rate)
+            groups = optimization.parameter_groups(network, self.settings.encoder_rate)
             optimizer = AdamW(groups, self.initial_lr, weight_decay=self.weight_decay, fused=True)
         return optimizer, optimization.BudgetPolyLR(optimizer, self.initial_lr, self.progress)
 
     def _build_loss(self) -> nn.Module:
-        return optimization.adapt_loss(
-            super()._build_loss(), self.settings.class_weights, self.device, float32=self._uses_bf16()
-        )
+        loss = super()._build_loss()
+        if self.settings.crop_scales:
+            kwargs = self.configuration_manager.configuration["architecture"]["arch_kwargs"]
+            loss = optimization.with_pixel_targets(
+                loss,
+                self.label_manager.num_segmentation_heads,
+                self.device,
+                fine_classes=kwargs.get("fine_classes", ()),
+                fine_weight=self.settings.fine_weight,
+            )
+        return optimization.adapt_loss(loss, self.settings.class_weights, self.device, float32=self._uses_bf16())
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Return nnU-Net's values with a smaller initial patch size for light and flight augmentation.

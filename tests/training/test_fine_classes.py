@@ -1,0 +1,118 @@
+"""Training with fine classes, pixel weights and an ignore label; export; and training from a checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from droneseg.core.images import read_image
+from droneseg.core.masks import read_mask
+from droneseg.nnunet.paths import NnunetPaths
+from support.images import png
+from support.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+LITTLE = (
+    "preset=multiscale",
+    "patch_size=[128,128]",
+    "crop_size=[64,64]",
+    "batch_size=2",
+    "epochs=1",
+    "iterations=2",
+    "val_iterations=1",
+    "workers=0",
+)
+FINE = [
+    {"name": "roof", "class": "landing-zones"},
+    {"name": "road", "class": "landing-zones"},
+    {"name": "tree", "class": "obstacles"},
+]
+
+
+@pytest.fixture(scope="module")
+def fine(preprocessed_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Generated data with fine classes: landing zones are roofs on the left and roads on the right."""
+    root = Path(
+        shutil.copytree(preprocessed_folder, tmp_path_factory.mktemp("fine"), symlinks=True, dirs_exist_ok=True)
+    )
+    raw = root / "nnUNet_raw/Dataset101_DroneSeg"
+    (raw / "targetsTr").mkdir()
+    for file in sorted((raw / "labelsTr").glob("*.png")):
+        label = read_mask(file, "ids")
+        left = np.arange(label.shape[1])[None] < label.shape[1] // 2
+        ids = np.where(label == 5, np.where(left, 1, 2), np.where(label == 1, 3, 0))
+        targets = np.dstack([ids, np.full_like(label, 80), np.zeros_like(label)]).astype(np.uint8)
+        (raw / "targetsTr" / file.name).write_bytes(png(targets))
+    for file in (raw / "dataset.json", root / "nnUNet_preprocessed/Dataset101_DroneSeg/dataset.json"):
+        description = json.loads(file.read_text())
+        description["droneseg"]["fine_classes"] = FINE
+        file.write_text(json.dumps(description))
+    return Workspace(root)
+
+
+def test_network_with_fine_classes_is_exported_with_the_classes_only(fine: Workspace) -> None:
+    import onnxruntime
+
+    from droneseg.nnunet.predictor import NnunetPredictor
+
+    fine.run("train", *LITTLE, "fine_weight=0.5", "deep_supervision=true", "configuration=2d_fine")
+    folder = fine.fold("2d_fine")
+    plans = json.loads((folder.parent / "plans.json").read_text())
+    assert plans["configurations"]["2d_fine"]["architecture"]["arch_kwargs"]["fine_classes"] == [5, 5, 1]
+    fine.run("export", "--from", str(folder.parent), "--out", "fine", "--images", "4", "--license", "none")
+    session = onnxruntime.InferenceSession(fine.root / "fine/model.onnx")
+    image = next((fine.root / "nnUNet_raw/Dataset101_DroneSeg/imagesTr").glob("*.png"))
+    patch = np.zeros((1, 3, 128, 128), np.float32)
+    pixels = read_image(image)
+    patch[0, :, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1) / 255
+    assert session.run(None, {"patch": patch})[0].shape == (1, 6, 128, 128)
+    root = fine.root
+    paths = NnunetPaths(root / "nnUNet_raw", root / "nnUNet_preprocessed", root / "nnUNet_results")
+    assert NnunetPredictor(folder.parent, paths, mirrored=False).segment_file(image).max() <= 5
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(fine: Workspace) -> None:
+    import torch
+
+    fine.run("train", *LITTLE, "configuration=2d_first", "averaged_weights=null")
+    first = fine.fold("2d_first") / "checkpoint_final.pth"
+    kept = ("learning_rate=1e-12", "averaged_weights=null", "frozen_stages=3")
+    fine.run("train", *LITTLE, *kept, "configuration=2d_again", f"init_from={first}", "fine_weight=0.1")
+    log = (fine.fold("2d_again") / "droneseg.log").read_text()
+    assert "initial weights from" in log
+    assert "weights differ" not in log
+    before, after = (
+        torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+        for file in (first, fine.fold("2d_again") / "checkpoint_final.pth")
+    )
+    names = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in names if "heads" not in name)
+    smaller = ("decoder_features=[64,64,48,32,24]", "configuration=2d_smaller", f"init_from={first}")
+    fine.run("train", *LITTLE, *smaller)
+    assert "decoder.joins.0.0.weight" in (fine.fold("2d_smaller") / "droneseg.log").read_text()
+    missing = fine.run("train", *LITTLE, "configuration=2d_none", "init_from=none.pth", check=False)
+    assert missing.returncode == 1
+    assert "init_from=none.pth does not exist" in missing.stderr
+
+
+def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_path: Path) -> None:
+    workspace = Workspace(Path(shutil.copytree(preprocessed_folder, tmp_path / "ignore", symlinks=True)))
+    refused = workspace.run("train", *LITTLE, "fine_weight=0.5", "configuration=2d_none", check=False)
+    assert refused.returncode == 1
+    assert "fine_weight needs fine classes" in refused.stderr
+    root = workspace.root
+    raw = root / "nnUNet_raw/Dataset101_DroneSeg"
+    for file in (raw / "dataset.json", root / "nnUNet_preprocessed/Dataset101_DroneSeg/dataset.json"):
+        description = json.loads(file.read_text())
+        description["labels"]["ignore"] = 6
+        file.write_text(json.dumps(description))
+    for file in (raw / "labelsTr").glob("*.png"):
+        label = read_mask(file, "ids").copy()
+        label[: label.shape[0] // 2] = 6
+        file.write_bytes(png(label))
+    workspace.run("train", *LITTLE, "configuration=2d_ignore", "deep_supervision=true")
+    (epoch,) = json.loads((workspace.fold("2d_ignore") / "epochs.json").read_text())
+    assert 0 < epoch["train_loss"] < 3
