@@ -89,11 +89,12 @@ def test_exposure_changes_the_median_without_clipping() -> None:
 
 
 def test_overlay_is_grey_where_the_weight_is_0() -> None:
-    image = np.full((1, 2, 3), (200, 100, 0), np.uint8)
-    label = Label(image, np.full((1, 2), SOFT, np.uint8), np.array([[0, 100]], np.uint8), None)
+    image = np.full((1, 3, 3), (200, 100, 0), np.uint8)
+    label = Label(image, np.array([[SOFT, SOFT, 5]], np.uint8), np.array([[0, 100, 100]], np.uint8), None)
     drawn = draw_label(label)
     assert drawn[0, 0].tolist() == [100, 100, 100]
     assert drawn[0, 1].tolist() == [int(0.4 * 200 + 0.6 * 124), int(0.4 * 100 + 0.6 * 252), 0]
+    assert np.ptp(drawn[0, 2]) > 100  # landing zones are not grey
 
 
 def test_labels_are_a_dataset_with_weights(bundle: Bundle, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image as pillow
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from droneseg.core.camera import Ground
-from droneseg.core.classes import BACKGROUND_ID, colours
+from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, colours
 from droneseg.core.errors import ConfigurationError, DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, decode_image, encode_png
@@ -39,6 +39,8 @@ _UNKNOWN_SIZES = ((1.0, 0.7), (2.0, 0.3))
 _KNOWN_SIZES = ((1.0, 0.7), (0.5, 0.3))
 """Sizes relative to the model's ground resolution, with their weights."""
 _OVERLAY_OPACITY = 0.6
+_LANDING_COLOUR = (255, 196, 0)
+"""Colour of landing zones in overlays, where their grey would look like weight 0."""
 
 
 @dataclass(frozen=True)
@@ -275,13 +277,15 @@ def change_exposure(image: Image, factor: float) -> Image:
 def draw_label(label: Label) -> Image:
     """Return the photograph with its label: the larger the weight, the stronger the colour of the class.
 
-    Pixels with weight 0 are grey.
+    Landing zones are yellow, and pixels with weight 0 grey.
     """
+    table = colours()
+    table[LANDING_ID] = _LANDING_COLOUR
     grey = label.image.mean(axis=2, keepdims=True)
     weights = label.weights[..., None].astype(np.float32) / 100
     photograph = np.where(weights > 0, label.image, grey)
     opacity = _OVERLAY_OPACITY * weights
-    drawn: Image = (photograph * (1 - opacity) + colours()[label.mask] * opacity).astype(np.uint8)
+    drawn: Image = (photograph * (1 - opacity) + table[label.mask] * opacity).astype(np.uint8)
     return drawn
 
 
