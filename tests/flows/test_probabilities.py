@@ -263,6 +263,8 @@ def test_command_writes_the_maps_of_the_folds(
     both = [word for bundle in bundles for word in ("--model", bundle.folder)]
     code, output = command(*words, *both)
     assert code == 0, output
+    # both models state fold 0
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("note: ")] == [str(bundles[1].folder)]
     assert "22 maps (out of fold), 0 failed, 2 dropped by the folds, 2 never validated" in output
     index = read_index(tmp_path / "maps")
     assert index.dropped == {"0": ["000"], "1": ["012"]}

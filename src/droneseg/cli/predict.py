@@ -369,6 +369,7 @@ class _MapPlan:
 
     tasks: list[MapTask]
     folds: tuple[int, ...] = ()
+    first_nnunet_fold: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     never_validated: tuple[str, ...] = ()
 
@@ -393,7 +394,8 @@ def _plan_maps(source: Path, split: Path | None, part: Part | None, chosen: list
     from droneseg.data.splits import read_split
 
     pairs = choose_pairs(source, None, "")
-    folds = read_split(split, [pair.stem for pair in pairs]).folds
+    parts = read_split(split, [pair.stem for pair in pairs])
+    folds = parts.folds
     numbers = tuple(chosen or range(len(folds)))
     if not folds or not set(numbers) <= set(range(len(folds))):
         has = f"folds 0 to {len(folds) - 1}" if folds else "no folds; create them with `droneseg data split --folds 3`"
@@ -403,6 +405,7 @@ def _plan_maps(source: Path, split: Path | None, part: Part | None, chosen: list
     return _MapPlan(
         fold_tasks(pairs, {number: folds[number].val for number in numbers}),
         numbers,
+        1 if parts.val else 0,
         {str(number): list(folds[number].dropped) for number in numbers},
         tuple(sorted(listed - validated)),
     )
@@ -431,14 +434,25 @@ def _fold_models(
         expected = f"{len(numbers)} (folds {', '.join(map(str, plan.folds))})" if plan.folds else "1"
         raise typer.BadParameter(f"{len(folders)} given, expected {expected}", param_hint="--model")
     settings = console.settings()
-    return [
-        FoldModel(
-            number,
-            partial(load_segmenter, settings, model=folder, profile=profile, runtime=runtime),
-            read_bundle(folder).model_id,
+    models = []
+    for number, folder in zip(numbers, folders, strict=True):
+        bundle = read_bundle(folder)
+        if number is not None:
+            _note_other_fold(bundle, number, plan.first_nnunet_fold + number)
+        start = partial(load_segmenter, settings, model=folder, profile=profile, runtime=runtime)
+        models.append(FoldModel(number, start, bundle.model_id))
+    return models
+
+
+def _note_other_fold(bundle: Bundle, number: int, nnunet_fold: int) -> None:
+    """Write a note if a model was not trained as the fold whose photographs it is to predict."""
+    trained = bundle.manifest.provenance.folds
+    if trained != (nnunet_fold,):
+        console.err().print(
+            f"note: {bundle.folder} was trained as fold {', '.join(map(str, trained))} of nnU-Net, but fold {number} "
+            f"of the split is its fold {nnunet_fold}. Check that it was not trained on the photographs it predicts.",
+            markup=False,
         )
-        for number, folder in zip(numbers, folders, strict=True)
-    ]
 
 
 def _empty_index(
