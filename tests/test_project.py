@@ -56,5 +56,5 @@ def test_repository_contains_no_real_data() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     pictures = [f for f in listed.stdout.split() if f.lower().endswith((".jpg", ".jpeg", ".png", ".tif", ".bmp"))]
-    allowed = [f"docs/{name}.png" for name in ("benchmark", "drift", "overlay", "page", "sweep", "training")]
+    allowed = [f"docs/{name}.png" for name in ("augment", "benchmark", "drift", "overlay", "page", "sweep", "training")]
     assert pictures == allowed, "plots, and generated scenes"
