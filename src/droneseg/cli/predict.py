@@ -595,7 +595,6 @@ def _show_labels(results: Sequence[LabelResult], out: Path, *, json: bool) -> No
     rows = [
         [
             record.stem,
-            f"{record.width}x{record.height}",
             console.percent(record.mean_weight),
             console.percent(record.unlabelled_share),
             *(console.percent(share) for name, share in record.class_fractions.items() if name != "background"),
@@ -603,7 +602,7 @@ def _show_labels(results: Sequence[LabelResult], out: Path, *, json: bool) -> No
         for record in records
     ]
     classes = [name for name in (records[0].class_fractions if records else ()) if name != "background"]
-    columns = ["photograph", "size", "mean weight", "weight 0", *classes]
+    columns = ["photograph", "weight", "no weight", *classes]
     console.out().print(console.table(f"{out}: {len(records)} labelled, {len(failed)} failed", columns, rows))
 
 
