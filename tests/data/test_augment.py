@@ -54,7 +54,12 @@ def test_the_result_is_a_valid_dataset_with_originals_and_generated_pairs(source
     steps = []
     done = augment(source, tmp_path / "out", progress=lambda *step: steps.append(step))
     assert (done.originals, done.generated) == (COUNT, {"water": COUNT, "ground": COUNT, "shadow": COUNT})
-    assert 0 < done.laid_share < 0.5
+    changed = [
+        read_mask(tmp_path / "out" / "masks" / f"{stem}__water1.png", "colours")
+        != read_mask(tmp_path / "out" / "masks" / f"{stem}.png", "colours")
+        for stem in STEMS
+    ]
+    assert np.mean(changed) / 3 < done.laid_share < 2 / 3  # shadows are a third of the images, and nothing is laid in
     inspection = inspect_dataset(tmp_path / "out", max_pixels=MAX_PIXELS)
     assert not inspection.problems
     assert len(inspection.facts) == 4 * COUNT

@@ -561,7 +561,7 @@ def augment(
     generated = ", ".join(f"{number} {kind}" for kind, number in augmented.generated.items())
     console.out().print(
         f"{out}: {augmented.originals} original and {sum(augmented.generated.values())} generated pairs ({generated}); "
-        f"{console.percent(augmented.laid_share)} of the pixels laid in",
+        f"{console.percent(augmented.laid_share)} of the generated pixels laid in",
         markup=False,
     )
 

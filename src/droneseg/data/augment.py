@@ -87,7 +87,7 @@ class AugmentedDataset:
         folder: Folder of the written dataset.
         originals: Number of original pairs in it.
         generated: Number of generated pairs by kind.
-        laid_share: Share of the pixels of all written images that show generated water or ground.
+        laid_share: Share of the pixels of the generated images that show generated water, ground or banks.
     """
 
     folder: Path
@@ -311,7 +311,7 @@ def _write_pairs(
     """Write all pairs.
 
     Returns:
-        The number of pixels that show something laid in, and of all pixels.
+        The number of pixels that show something laid in, and of all pixels of generated images.
 
     Raises:
         DatasetError: If a pair cannot be read; all problems are listed.
@@ -331,7 +331,7 @@ def _write_pairs(
             laid = [_generate(folder, data, loaded, stem, library, options.seed) for stem in stems]
         except (DronesegError, OSError) as error:
             return 0, 0, [str(error)]
-        return sum(laid), loaded.mask.size * (len(stems) + options.originals), []
+        return sum(laid), loaded.mask.size * len(stems), []
 
     pairs = [pair for pair in data.listing.pairs if options.originals or plan.get(pair.stem)]
     shown = (lambda done, total: progress("images", done, total)) if progress else None
