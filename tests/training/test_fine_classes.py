@@ -98,6 +98,29 @@ def test_training_starts_from_the_weights_of_a_checkpoint(fine: Workspace) -> No
     assert "init_from=none.pth does not exist" in missing.stderr
 
 
+def test_training_starts_from_the_network_of_a_bundle(fine: Workspace) -> None:
+    import onnxruntime
+
+    fine.run("train", *LITTLE, "configuration=2d_first", "averaged_weights=null", "overwrite=true")
+    export = ("export", "--images", "4", "--license", "none")
+    fine.run(*export, "--from", str(fine.fold("2d_first").parent), "--out", "first")
+    unchanged = ("learning_rate=1e-12", "averaged_weights=null", "init_from=first/model.onnx", "fine_weight=0.1")
+    fine.run("train", *LITTLE, *unchanged, "configuration=2d_bundle")
+    log = (fine.fold("2d_bundle") / "droneseg.log").read_text()
+    assert "initial weights from first/model.onnx" in log
+    assert "weights differ" not in log
+    fine.run(*export, "--from", str(fine.fold("2d_bundle").parent), "--out", "second")
+    image = read_image(next((fine.root / "nnUNet_raw/Dataset101_DroneSeg/imagesTr").glob("*.png")))
+    patch = np.zeros((1, 3, 128, 128), np.float32)
+    patch[0, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1) / 255
+    first, second = (
+        onnxruntime.InferenceSession(fine.root / bundle / "model.onnx").run(None, {"patch": patch})[0].argmax(1)
+        for bundle in ("first", "second")
+    )
+    # the statistics of the normalisation move while the weights do not
+    assert (first == second).mean() > 0.9
+
+
 def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_path: Path) -> None:
     workspace = Workspace(Path(shutil.copytree(preprocessed_folder, tmp_path / "ignore", symlinks=True)))
     refused = workspace.run("train", *LITTLE, "fine_weight=0.5", "configuration=2d_none", check=False)

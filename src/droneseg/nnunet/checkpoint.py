@@ -197,26 +197,24 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
     return content
 
 
-def initialise_weights(network: nn.Module, file: Path) -> list[str]:
-    """Load those weights of a checkpoint that have the names and shapes of a network's; return the others' names.
+def initialise_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Load those weights that have the names and shapes of a network's; return the others' names.
 
     A head without fine classes also initialises a head with them.
 
     Args:
         network: Network whose weights are replaced.
-        file: Checkpoint file.
+        weights: Weights of a similar network by name.
 
     Raises:
-        ModelError: If the file is not an nnU-Net checkpoint, or none of its weights fits the network.
-        UntrustedCheckpointError: If the checkpoint contains other pickled objects than numbers and text.
+        ModelError: If none of the weights fits the network.
     """
-    weights: Mapping[str, torch.Tensor] = read_checkpoint(file)["network_weights"]
     if isinstance(network, PretrainedUNet):
         weights = network.split_heads(weights)
     own = network.state_dict()
     taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not taken:
-        raise ModelError(f"No weight of {file} fits the network. Choose a checkpoint of a similar network.")
+        raise ModelError("None of the initial weights fits the network. Choose init_from of a similar network.")
     network.load_state_dict({**own, **taken})
     return sorted((own.keys() | weights.keys()) - taken.keys())
 

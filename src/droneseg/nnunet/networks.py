@@ -276,7 +276,7 @@ class PretrainedUNet(nn.Module):
         super().__init__()
         if input_channels != 3:
             raise ValueError(f"the pretrained encoder needs 3 channels (RGB), not {input_channels}")
-        self._downscale = downscale
+        self.downscale = downscale
         # factor between the resolution of the patch and of the finest logits
         self._upscale = downscale * 2 ** (ENCODER_STAGES - len(decoder_features))
         self.encoder = EfficientNetLite(encoder)
@@ -288,11 +288,11 @@ class PretrainedUNet(nn.Module):
     def forward(self, patch: Tensor) -> Tensor | list[Tensor]:
         """Return the logits of patches."""
         image = patch
-        if self._downscale == 2:
+        if self.downscale == 2:
             # the same as average pooling over 2x2 pixels, but with an operator that OpenVINO runs in place
             image = functional.interpolate(patch, scale_factor=0.5, mode="bilinear", align_corners=False)
-        elif self._downscale > 1:
-            image = functional.avg_pool2d(patch, self._downscale)
+        elif self.downscale > 1:
+            image = functional.avg_pool2d(patch, self.downscale)
         image = (image - _INPUT_MEAN) / _INPUT_STD
         logits = self.decoder(image, self.encoder(image))
         if not self.training and max(self._sizes) > 1:
@@ -304,6 +304,11 @@ class PretrainedUNet(nn.Module):
         scale = float(self._upscale)
         full = functional.interpolate(logits[0], scale_factor=scale, mode="bilinear", align_corners=False)
         return [full, *logits] if self.decoder.deep_supervision else full
+
+    def without_fine_classes(self) -> "PretrainedUNet":
+        """Return a new network of the same architecture that does not distinguish fine classes."""
+        features = [head.in_channels for head in self.decoder.heads if isinstance(head, nn.Conv2d)]
+        return PretrainedUNet(3, len(self._sizes), self.encoder.name, self.downscale, features, ())
 
     def split_heads(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights in which heads without fine classes have become heads with them; the sums do not change.

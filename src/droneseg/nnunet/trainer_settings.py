@@ -130,7 +130,7 @@ class TrainerSettings(BaseModel):
     init_from: str | None = Field(
         None,
         description="Checkpoint (.pth) of a similar network from which the training starts; weights of other shapes "
-        "keep their initial values.",
+        "keep their initial values. Or the network of a bundle (`model.onnx`) with the same pretrained architecture.",
     )
     averaged_weights: float | None = Field(
         None,

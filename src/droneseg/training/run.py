@@ -99,7 +99,9 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         )
     init_from = config.trainer.init_from
     if init_from and not Path(init_from).is_file():
-        raise ConfigurationError(f"init_from={init_from} does not exist. Choose a checkpoint_*.pth file of a fold.")
+        raise ConfigurationError(
+            f"init_from={init_from} does not exist. Choose a checkpoint_*.pth file of a fold, or a bundle's model.onnx."
+        )
     plans = configure_plans(config, paths)
     fold_folder = paths.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, paths, fold_folder)

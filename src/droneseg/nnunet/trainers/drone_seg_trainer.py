@@ -6,6 +6,7 @@ nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this fo
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,22 @@ from torch import nn
 from torch.optim import AdamW
 
 from droneseg.core.errors import TrainingError
+from droneseg.core.images import read_image
 from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.case_arrays import FOLDER, CaseArrays, prepare_cases
-from droneseg.nnunet.checkpoint import initialise_weights
+from droneseg.nnunet.checkpoint import initialise_weights, read_checkpoint
 from droneseg.nnunet.data_loading import CaseSampler, CropLoader, in_processes, normalise
 from droneseg.nnunet.networks import PretrainedUNet, unwrap
 from droneseg.nnunet.plans import resolve_plan
+from droneseg.nnunet.warm_start import exported_weights
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
 _PLOT_INTERVAL_S = 60
 _SHOWN_NAMES = 10
+_STATISTICS_IMAGES = 8  # enough for the normalisation; the training refines its statistics
 
 
 class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoch loop
@@ -92,11 +96,26 @@ class DroneSegTrainer(nnUNetTrainer):
             self.average = optimization.ExponentialMovingAverage(network, self.settings.averaged_weights)
 
     def _initialise_from(self, file: Path) -> None:
-        others = initialise_weights(unwrap(self.network), file)
+        network = unwrap(self.network)
+        others = initialise_weights(network, self._initial_weights(file, network))
         if self.local_rank == 0:
             names = f"; {len(others)} weights differ: {', '.join(others[:_SHOWN_NAMES])}" if others else ""
             more = ", ..." if len(others) > _SHOWN_NAMES else ""
             logger.info("initial weights from %s%s%s", file, names, more)
+
+    def _initial_weights(self, file: Path, network: nn.Module) -> Mapping[str, torch.Tensor]:
+        """Return the weights of a checkpoint or of the network of a bundle.
+
+        Raises:
+            TrainingError: If the network of a bundle has another architecture.
+        """
+        if file.suffix != ".onnx":
+            weights: Mapping[str, torch.Tensor] = read_checkpoint(file)["network_weights"]
+            return weights
+        if not isinstance(network, PretrainedUNet):
+            raise TrainingError(f"{file} can only initialise a pretrained network. Set network=efficientnet-lite0.")
+        images = sorted(Path(nnUNet_raw, self.plans_manager.dataset_name, "imagesTr").iterdir())
+        return exported_weights(file, network, map(read_image, images[:_STATISTICS_IMAGES]))
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a learning-rate schedule over epochs or time budget."""
