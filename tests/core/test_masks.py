@@ -1,6 +1,7 @@
 """Masks decode exactly by colour and encode as palette PNG with ids and colours."""
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from droneseg.core.classes import CLASSES, colours
 from droneseg.core.errors import BrokenImageError, InvalidIdsError, MaskError, UnknownColoursError
-from droneseg.core.masks import decode_colours, decode_ids, encode_grey_ids, encode_mask
+from droneseg.core.masks import decode_colours, decode_ids, encode_grey_ids, encode_mask, read_mask
 from support.images import png
 
 IDS = np.random.default_rng(2).integers(0, 6, (20, 30)).astype(np.uint8)
@@ -127,6 +128,21 @@ def test_ids_outside_the_class_table_are_refused() -> None:
         encode_mask(wrong)
     with pytest.raises(MaskError, match="colour mask"):
         decode_ids(png(colours()[IDS]))
+
+
+def test_ignored_pixels_of_labels_are_background(tmp_path: Path) -> None:
+    label = IDS.copy()
+    label[0, 0] = 6
+    (tmp_path / "case.png").write_bytes(png(label))
+    expected = IDS.copy()
+    expected[0, 0] = 0
+    assert np.array_equal(read_mask(tmp_path / "case.png", "labels"), expected)
+    with pytest.raises(InvalidIdsError, match="6 on 1 pixels"):
+        read_mask(tmp_path / "case.png", "ids")
+    label[0, 0] = 7
+    (tmp_path / "case.png").write_bytes(png(label))
+    with pytest.raises(InvalidIdsError, match="7 on 1 pixels"):
+        read_mask(tmp_path / "case.png", "labels")
 
 
 def test_id_mask_with_contradicting_palette_is_refused() -> None:

@@ -139,3 +139,6 @@ def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_
     workspace.run("train", *LITTLE, "configuration=2d_ignore", "deep_supervision=true")
     (epoch,) = json.loads((workspace.fold("2d_ignore") / "epochs.json").read_text())
     assert 0 < epoch["train_loss"] < 3
+    model = workspace.fold("2d_ignore").parent
+    workspace.run("export", "--from", str(model), "--out", "bundle", "--images", "4", "--license", "none")
+    assert (root / "bundle/manifest.json").is_file()

@@ -39,6 +39,7 @@ class TruthKind(StrEnum):
 
     COLOURS = "colours"
     IDS = "ids"
+    LABELS = "labels"
 
 
 def export(
@@ -612,7 +613,11 @@ def evaluate(
         Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
     ],
     truth_kind: Annotated[
-        TruthKind, typer.Option("--truth", help="Encoding of the ground truth masks: class colours or class ids.")
+        TruthKind,
+        typer.Option(
+            "--truth",
+            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnU-Net's dataset.",
+        ),
     ] = TruthKind.COLOURS,
     report: Annotated[
         Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core import errors
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, colours
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, IGNORE_LABEL, colours
 from droneseg.core.images import DEFAULT_MAX_PIXELS, load, open_image
 
 Mask: TypeAlias = NDArray[np.uint8]
@@ -26,7 +26,7 @@ Colour: TypeAlias = tuple[int, int, int]
 ColourTable: TypeAlias = NDArray[np.uint8]
 """Class id by packed colour (r + 256 g + 65536 b), shape (2**24,), dtype uint8; 255 where no class has that colour."""
 
-MaskKind: TypeAlias = Literal["colours", "ids"]
+MaskKind: TypeAlias = Literal["colours", "ids", "labels"]
 UnknownPolicy: TypeAlias = Literal["fail", "background"]
 
 _UNKNOWN = 255
@@ -96,8 +96,13 @@ def decode_colours(
     return mask, unknown_colours
 
 
-def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
+def decode_ids(data: bytes, *, ignore: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
     """Decode a mask whose pixel values (grey) or palette indices are class ids.
+
+    Args:
+        data: Image file.
+        ignore: Whether the value of ignored pixels in nnU-Net's labels is accepted; these pixels become background.
+        max_pixels: Largest accepted number of pixels.
 
     Raises:
         InvalidIdsError: If a value is not a class id; the message lists and counts such values.
@@ -116,6 +121,8 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
                 "Mask is ambiguous: its palette contains class colours, but its values are other class ids. "
                 "Read it as a colour mask, or save it as a grey image of class ids."
             )
+    if ignore:
+        mask[mask == IGNORE_LABEL] = BACKGROUND_ID
     if mask.max(initial=0) >= len(CLASSES):
         values, counts = np.unique(mask[mask >= len(CLASSES)], return_counts=True)
         shown = ", ".join(f"{value} on {count:,} pixels" for value, count in zip(values[:5], counts[:5], strict=True))
@@ -124,11 +131,11 @@ def decode_ids(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
 
 
 def read_mask(path: Path, kind: MaskKind, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
-    """Read a mask from a file, by colours or by ids. Error messages start with the path."""
+    """Read a mask from a file: class colours, class ids, or nnU-Net's labels. Error messages start with the path."""
     try:
         data = path.read_bytes()
-        if kind == "ids":
-            return decode_ids(data, max_pixels=max_pixels)
+        if kind != "colours":
+            return decode_ids(data, ignore=kind == "labels", max_pixels=max_pixels)
         return decode_colours(data, max_pixels=max_pixels)[0]
     except errors.DronesegError as error:
         raise type(error)(f"{path}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.camera import check_scale, read_ground
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, Normalisation
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
@@ -17,7 +17,6 @@ from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, pl
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
 from droneseg.data.pixel_targets import MAX_WEIGHT, TARGETS_FOLDER, BoxWeights, Sidecars, read_boxes
 
-IGNORE_LABEL = len(CLASSES)
 """Label of pixels without a class, which nnU-Net ignores; it is the largest label, as nnU-Net requires."""
 
 _DESCRIPTION_NAME = "dataset.json"

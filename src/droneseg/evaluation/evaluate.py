@@ -76,7 +76,7 @@ def evaluate_folder(
     Args:
         predictions: Folder of palette PNGs as `predict` writes them, or of nnU-Net's grey ids.
         truth: Folder of true masks.
-        truth_kind: Encoding of the true masks: class colours or class ids.
+        truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
         progress: Progress callback with (done, total), called after each mask.
 

@@ -119,7 +119,7 @@ def evaluate_people(
     Args:
         images: Evaluated images; those without boxes are ignored.
         boxes: Boxes by stem, in pixels of the masks.
-        truth_kind: Encoding of the true masks: class colours or class ids.
+        truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
     """
     shares: list[PersonShares | None] = []

@@ -129,7 +129,7 @@ def measure(evaluation: Evaluation, *, truth_kind: MaskKind, max_pixels: int) ->
 
     Args:
         evaluation: Evaluation of a folder of predicted masks.
-        truth_kind: Encoding of the true masks: class colours or class ids.
+        truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
 
     Raises:
@@ -185,7 +185,7 @@ def write_report(
         evaluation: Evaluation of a folder of predicted masks.
         out: Folder of the report.
         title: Heading of report.md.
-        truth_kind: Encoding of the true masks: class colours or class ids.
+        truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
         find_image: Function that returns the image of a stem; if it returns None, masks are shown on white.
         replace: Whether to replace an older report.

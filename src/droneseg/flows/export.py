@@ -89,7 +89,7 @@ def take_samples(paths: NnunetPaths, fold: int, count: int, view: ViewOptions = 
         f"validation part of fold {fold}",
         tuple(map(decode_image, files)),
         tuple(map(view.read_ground, files)),
-        tuple(read_mask(pair.mask, "ids") for pair in validation),
+        tuple(read_mask(pair.mask, "labels") for pair in validation),
         tuple(read_image(pair.image) for pair in training),
     )
 
@@ -340,7 +340,7 @@ def _add_blocks(
     images = None
     if len(validation) >= MIN_IMAGES:
         on_step(f"computing the self-check, and the calibration from {len(validation)} images")
-        images = CalibrationImages(f"{len(validation)} images, {source}", validation, "ids")
+        images = CalibrationImages(f"{len(validation)} images, {source}", validation, "labels")
     else:
         on_step("computing the self-check")
     return add_blocks(bundle, out, ground=ground, images=images, profiles=further)
