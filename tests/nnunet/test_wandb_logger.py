@@ -58,7 +58,8 @@ def test_each_epoch_logs_losses_dice_learning_rate_and_time(tracked: list[Offlin
     with_classes = {key for epoch in first.history for key in epoch if key.startswith("dice/")}
     assert with_classes - {"dice/mean", "dice/smoothed"} <= {f"dice/{name}" for name in NAMES}
     assert len(with_classes) > 2
-    assert first.history[0]["learning_rate"] == pytest.approx(0.003)
+    # the rate decays with time, and a few milliseconds have passed
+    assert first.history[0]["learning_rate"] == pytest.approx(0.003, rel=1e-3)
     assert first.history[1]["learning_rate"] < 0.003
 
 
@@ -176,7 +177,7 @@ def test_only_rank_0_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         trainer.local_rank = rank
         trainer.network = None
         trainer.settings = TrainerSettings(tracked=True)
-        trainer.reporter = Reporter(tmp_path, tmp_path)
+        trainer.reporter = Reporter(tmp_path, tmp_path, trainer.settings)
         trainer.on_train_start()
     assert begun == [{"tracked": True, "profile": False}]
 
