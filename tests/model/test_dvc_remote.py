@@ -8,12 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from droneseg.model.bundle import INT8_NETWORK_NAME, MANIFEST_NAME, NETWORK_NAME, REFERENCE_NAME, Manifest
+from droneseg.model import bundle
 
 ROOT = Path(__file__).parents[2]
 REMOTE = ROOT / "dvc-remote" / "files" / "md5"
 MOST_BYTES = 30 * 1024 * 1024
-ALLOWED = {f"champion/{name}" for name in (MANIFEST_NAME, NETWORK_NAME, INT8_NETWORK_NAME, REFERENCE_NAME)}
+ALLOWED = {
+    f"champion/{name}"
+    for name in (
+        bundle.MANIFEST_NAME,
+        bundle.NETWORK_NAME,
+        bundle.INT8_NETWORK_NAME,
+        bundle.REFERENCE_NAME,
+        bundle.SELF_CHECK_IMAGE_NAME,
+        bundle.SELF_CHECK_EXPECTED_NAME,
+    )
+}
 
 
 def blob(md5: str) -> Path:
@@ -57,7 +67,7 @@ def test_repository_remote_contains_only_intact_files_of_models() -> None:
 
 
 def test_tracked_model_is_a_complete_bundle_with_its_licence(tracked: dict[str, str]) -> None:
-    manifest = Manifest.model_validate_json(blob(tracked[f"champion/{MANIFEST_NAME}"]).read_bytes())
+    manifest = bundle.Manifest.model_validate_json(blob(tracked[f"champion/{bundle.MANIFEST_NAME}"]).read_bytes())
     for name, record in manifest.files.items():
         content = blob(tracked[f"champion/{name}"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == record.sha256
