@@ -51,7 +51,8 @@ def concatenating_network(seed: int = 0) -> onnx.ModelProto:
     constants = {
         "scale": np.float32(0.03),
         "zero": np.array(-28, np.int8),
-        "weights": rng.integers(-127, 128, (8, 32, 3, 3)).astype(np.int8),
+        # half of the range: sums of two products saturate in 16 bits on CPUs without VNNI
+        "weights": rng.integers(-64, 64, (8, 32, 3, 3)).astype(np.int8),
         "weights_scale": np.full(8, 0.01, np.float32),
         "weights_zero": np.zeros(8, np.int8),
     }
