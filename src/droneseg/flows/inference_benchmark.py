@@ -29,7 +29,7 @@ from droneseg.flows.benchmark_worker import Task
 from droneseg.flows.export import StepCallback, export_model
 from droneseg.model.bundle import read_bundle
 from droneseg.nnunet.checkpoint import count_gflop, write_random_model
-from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
+from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths, cpu_has_bf16
 from droneseg.nnunet.preprocess import plan_dataset
 
 IMAGE_SIZE = (960, 736)
@@ -69,7 +69,8 @@ class NetworkSpeed(BaseModel):
     Attributes:
         gflop: Number of floating-point operations in one forward pass over one tile, in units of 10^9.
         fast_gflops: Speed of the profile `fast`, in 10^9 operations per second.
-        bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch.
+        bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch, or without bfloat16
+            in the processor.
     """
 
     gflop: float
@@ -364,8 +365,11 @@ def _stage_medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _matmul_gflops() -> float | None:
-    """Return the speed of a large bfloat16 matrix product in 10^9 operations per second; None without torch."""
-    if find_spec("torch") is None:
+    """Return the speed of a large bfloat16 matrix product in 10^9 operations per second.
+
+    None without torch, and without bfloat16 in the processor: emulated, the product takes many minutes.
+    """
+    if find_spec("torch") is None or not cpu_has_bf16():
         return None
     script = _MATMUL_SCRIPT.format(threads=usable_cores())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
