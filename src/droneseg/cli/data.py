@@ -17,6 +17,7 @@ from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError
 
 if TYPE_CHECKING:
+    from droneseg.data.convert import Conversion
     from droneseg.data.dataset import Inspection, Pair
     from droneseg.data.importer import ImportedDataset
     from droneseg.data.scene_split import SceneFolds, SceneSplit
@@ -492,7 +493,11 @@ def convert(
         )
     if json:
         console.show_json(converted)
-        return
+    else:
+        _show_conversion(converted)
+
+
+def _show_conversion(converted: Conversion) -> None:
     for note in converted.notes:
         console.out().print(f"note: {note}", markup=False)
     if converted.replaced_pixels:

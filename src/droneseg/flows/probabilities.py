@@ -279,6 +279,14 @@ def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: Ma
     earlier = None if options.force else _read_record(file)
     if earlier and (*earlier.identity, earlier.fold) == (*wanted, task.fold):
         return MapResult(task.stem, earlier, skipped=True)
+    return MapResult(task.stem, _predict_map(segmenter, task, options, file, (data, truth_data)))
+
+
+def _predict_map(
+    segmenter: BundleSegmenter, task: MapTask, options: MapOptions, file: Path, content: tuple[bytes, bytes | None]
+) -> MapRecord:
+    """Predict a photograph and write its map to `file`; `content` is the photograph and its true mask."""
+    data, truth_data = content
     image = decode_image(data, max_pixels=options.max_pixels)
     truth = decode_colours(truth_data, max_pixels=options.max_pixels)[0] if truth_data is not None else None
     ground = options.view.read_ground(data)
@@ -290,12 +298,12 @@ def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: Ma
         stem=task.stem,
         file=file.name,
         fold=task.fold,
-        model_id=wanted[0],
-        profile=wanted[1],
-        view=wanted[2],
-        temperature=wanted[3],
-        source_sha256=wanted[4],
-        truth_sha256=wanted[5],
+        model_id=segmenter.model_id,
+        profile=segmenter.profile,
+        view=options.view,
+        temperature=options.temperature,
+        source_sha256=_sha256(data),
+        truth_sha256=None if truth_data is None else _sha256(truth_data),
         width=image.shape[1],
         height=image.shape[0],
         seen_width=seen_width,
@@ -308,7 +316,7 @@ def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: Ma
         confusion=None if truth is None else confusion(truth, prediction.mask).tolist(),
     )
     _save(file, record, probabilities, seen, None if truth is None else truth[nonzero_box(image)])
-    return MapResult(task.stem, record)
+    return record
 
 
 def _disagreement(segmenter: BundleSegmenter, image: Image, seen: ProbabilityMap) -> float | None:
