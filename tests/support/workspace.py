@@ -12,7 +12,16 @@ TINY = (
     "preset=smoke", "patch_size=[64,64]", "batch_size=2", "base_features=4", "max_features=8",
     "epochs=2", "iterations=2", "val_iterations=1", "workers=0",
 )  # fmt: skip
-
+TINY_CROPS = (
+    "patch_size=[128,128]",
+    "crop_size=[64,64]",
+    "batch_size=2",
+    "epochs=1",
+    "iterations=2",
+    "val_iterations=1",
+    "workers=0",
+)
+"""Overrides of a tiny training of a network with a pretrained encoder."""
 
 DRONESEG = "from droneseg.cli.main import main; main()"
 COMMAND = (sys.executable, "-W", "ignore", "-c", DRONESEG)

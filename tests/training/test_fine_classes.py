@@ -11,20 +11,11 @@ from droneseg.core.images import read_image
 from droneseg.core.masks import read_mask
 from droneseg.nnunet.paths import NnunetPaths
 from support.images import png
-from support.workspace import Workspace
+from support.workspace import TINY_CROPS, Workspace
 
 pytestmark = pytest.mark.slow
 
-LITTLE = (
-    "preset=multiscale",
-    "patch_size=[128,128]",
-    "crop_size=[64,64]",
-    "batch_size=2",
-    "epochs=1",
-    "iterations=2",
-    "val_iterations=1",
-    "workers=0",
-)
+LITTLE = ("preset=multiscale", *TINY_CROPS)
 FINE = [
     {"name": "roof", "class": "landing-zones"},
     {"name": "road", "class": "landing-zones"},

@@ -9,24 +9,14 @@ from droneseg.core.images import read_image
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 from droneseg.nnunet.paths import NnunetPaths
-from support.workspace import Workspace
+from support.workspace import TINY_CROPS, Workspace
 
 pytestmark = pytest.mark.slow
-
-LITTLE = (
-    "patch_size=[128,128]",
-    "crop_size=[64,64]",
-    "batch_size=2",
-    "epochs=1",
-    "iterations=2",
-    "val_iterations=1",
-    "workers=0",
-)
 
 
 @pytest.fixture(scope="module")
 def pretrained(workspace: Workspace) -> Workspace:
-    workspace.run("train", "preset=pretrained", *LITTLE, "deep_supervision=true")
+    workspace.run("train", "preset=pretrained", *TINY_CROPS, "deep_supervision=true")
     model = str(workspace.fold("2d_lite0").parent)
     workspace.run("export", "--from", model, "--out", "lite0", "--images", "4", "--license", "none")
     return workspace
