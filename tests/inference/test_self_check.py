@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,13 +34,14 @@ from droneseg.model.bundle import (
     read_bundle,
     write_bundle,
 )
+from droneseg.model.store import pull_model
 from droneseg.serving.app import create_app
 from support.bundles import BIASES, WEIGHTS, make_bundle, write_network
 from support.shared import make_once
 from support.waiting import wait_until
 
 PATCH = (48, 64)
-CHAMPION = Path(__file__).parents[2] / "nnUNet_results/champion"
+ROOT = Path(__file__).parents[2]
 
 
 def with_self_check(bundle: Bundle, folder: Path, **changes: object) -> Bundle:
@@ -274,16 +276,16 @@ for profile in ("exact", "fast"):
 def test_champion_passes_with_limited_instruction_sets(
     instructions: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    def make(folder: Path) -> None:
-        with_self_check(read_bundle(CHAMPION), folder / "bundle")
+    def pull(folder: Path) -> None:
+        for name in (".dvc/config", "nnUNet_results.dvc"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        (folder / "dvc-remote").symlink_to(ROOT / "dvc-remote")
+        pull_model(folder / "nnUNet_results/champion")
 
-    if not CHAMPION.is_dir():
-        if os.environ.get("DRONESEG_REQUIRE_ALL"):
-            pytest.fail("the champion is missing; run `droneseg models pull`")
-        pytest.skip("the champion is missing; run `droneseg models pull`")
-    folder = make_once(tmp_path_factory, "champion-with-self-check", make)
+    folder = make_once(tmp_path_factory, "champion", pull)
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD, str(folder / "bundle")],
+        [sys.executable, "-c", _LOAD, str(folder / "nnUNet_results/champion")],
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
