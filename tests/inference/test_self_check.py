@@ -31,7 +31,6 @@ from droneseg.model.bundle import (
     Bundle,
     Calibration,
     Profile,
-    read_bundle,
     write_bundle,
 )
 from droneseg.model.store import pull_model
