@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from droneseg.nnunet.optimization import (
     BudgetPolyLR,
     CoarserLoss,
+    DistillationLoss,
     ExponentialMovingAverage,
     Progress,
     RateLimited,
@@ -322,3 +324,32 @@ def test_rate_limited_action_runs_once_per_interval_or_on_demand() -> None:
     action("b")
     action.call_now("c")
     assert done == ["a", "c"]
+
+
+def test_distillation_adds_the_entropy_with_the_teachers_probabilities() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    taught = torch.randn(2, 3, 8, 8).softmax(1)
+    loss = DistillationLoss(Recorded(), [1, 1, 1], 0.5)
+    target = torch.zeros(2, 1, 8, 8)
+    assert loss(logits, target).item() == 0
+    loss.probabilities = taught
+    value = loss(logits, target)
+    means = taught.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))
+    entropy = -(means * logits.log_softmax(1)).sum(1).mean()
+    assert value.item() == pytest.approx(0.5 * entropy.item(), rel=1e-5)
+    value.backward()
+    assert logits.grad is not None
+    # the gradient vanishes where the network agrees with the teacher
+    agreeing = means.log().requires_grad_()
+    loss(agreeing, target).backward()
+    assert agreeing.grad is not None
+    assert agreeing.grad.abs().max() < 1e-6 < logits.grad.abs().max()
+
+
+def test_distillation_sums_the_outputs_of_fine_classes() -> None:
+    loss = DistillationLoss(Recorded(), [1, 2], 1.0)
+    loss.probabilities = torch.tensor([0.25, 0.75]).reshape(1, 2, 1, 1)
+    equal = torch.zeros(1, 3, 1, 1)  # a third for each output: 1/3 and 2/3
+    expected = -(0.25 * np.log(1 / 3) + 0.75 * np.log(2 / 3))
+    assert loss(equal, torch.zeros(1, 1, 1, 1)).item() == pytest.approx(expected, rel=1e-5)

@@ -1,6 +1,7 @@
 """Training with fine classes, pixel weights and an ignore label; export; and training from a checkpoint."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -133,3 +134,27 @@ def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_
     model = workspace.fold("2d_ignore").parent
     workspace.run("export", "--from", str(model), "--out", "bundle", "--images", "4", "--license", "none")
     assert (root / "bundle/manifest.json").is_file()
+
+
+def test_a_small_network_learns_from_a_teacher(fine: Workspace) -> None:
+    fine.run("train", *LITTLE, "configuration=2d_teacher")
+    teacher = fine.fold("2d_teacher") / "checkpoint_final.pth"
+    small = (*LITTLE, "decoder_features=[32,24,16,16,16]", f"teacher={teacher}")
+    losses = {}
+    for name, weight in (("little", 0.01), ("much", 100)):
+        fine.run("train", *small, f"configuration=2d_{name}", f"teacher_weight={weight}", "fine_weight=0.1")
+        log = (fine.fold(f"2d_{name}") / "droneseg.log").read_text()
+        losses[name] = [float(value) for value in re.findall(r"epoch \d+/\d+  loss (-?[0-9.]+)", log)]
+    assert losses["little"]
+    assert losses["much"][0] > 10 * max(1, losses["little"][0])
+    for wrong, message in (
+        ("deep_supervision=true", "deep_supervision=false"),
+        ("teacher=none.pth", "teacher=none.pth does not exist"),
+    ):
+        refused = fine.run("train", *small, wrong, "configuration=2d_none", check=False)
+        assert refused.returncode != 0
+        assert message in refused.stderr
+    elsewhere = fine.root / "checkpoint_final.pth"
+    shutil.copy(teacher, elsewhere)
+    refused = fine.run("train", *LITTLE, f"teacher={elsewhere}", "configuration=2d_none", check=False)
+    assert "is not in a model folder" in refused.stderr

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -96,6 +96,10 @@ def load_trained_model(
     """
     files = _fold_files(folder, checkpoint, folds)
     nnunet_paths.export_environment(paths)
+    return _read_model(folder, files, trust=trust)
+
+
+def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> TrainedModel:
     contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
     configuration = str(first["init_args"]["configuration"])
@@ -163,6 +167,35 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
             network.load_state_dict(fold.weights)
             networks.append(network.eval())
     return networks
+
+
+def load_teacher(file: Path, *, labels: Mapping[str, Any], normalisation: Normalisation) -> nn.Module:
+    """Return the network of a checkpoint, in evaluation mode.
+
+    Args:
+        file: Checkpoint in the folder of a fold of a model folder.
+        labels: `labels` of the `dataset.json` of the training that it teaches; `ignore` may differ.
+        normalisation: Normalisation of the colours in that training.
+
+    Raises:
+        ModelError: If the checkpoint is not in a model folder, or has other classes or another normalisation.
+    """
+    folder = file.parent.parent
+    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if missing or not file.parent.name.startswith("fold_"):
+        raise ModelError(
+            f"{file} is not in a model folder: {' and '.join(missing) or 'fold_N'} is missing. "
+            "Choose a checkpoint_*.pth file in a fold of a model folder."
+        )
+    model = _read_model(folder, [file])
+    ours, theirs = (
+        {name: i for name, i in table.items() if name != "ignore"} for table in (labels, model.dataset["labels"])
+    )
+    if ours != theirs:
+        raise ModelError(f"{file} has the classes {', '.join(theirs)}, but this training {', '.join(ours)}.")
+    if model.normalisation != normalisation:
+        raise ModelError(f"{file} normalises colours by {model.normalisation}, but this training by {normalisation}.")
+    return build_networks(model)[0].requires_grad_(False)
 
 
 def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:

@@ -221,6 +221,12 @@ def fine_outputs(fine_classes: Sequence[int], classes: int) -> list[tuple[int, i
     return outputs
 
 
+def fine_class_counts(fine_classes: Sequence[int], classes: int) -> list[int]:
+    """Return the number of outputs of each class; see `fine_outputs`."""
+    of_output = [class_id for class_id, _ in fine_outputs(fine_classes, classes)]
+    return [of_output.count(class_id) for class_id in range(classes)]
+
+
 def sum_fine_classes(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the logits of classes, whose probabilities are the sums of those of their fine classes.
 
@@ -281,7 +287,7 @@ class PretrainedUNet(nn.Module):
         self._upscale = downscale * 2 ** (ENCODER_STAGES - len(decoder_features))
         self.encoder = EfficientNetLite(encoder)
         self._class_of_output = [class_id for class_id, _ in fine_outputs(fine_classes, num_classes)]
-        self._sizes = [self._class_of_output.count(class_id) for class_id in range(num_classes)]
+        self._sizes = fine_class_counts(fine_classes, num_classes)
         outputs = len(self._class_of_output)
         self.decoder = _Decoder(self.encoder.channels, decoder_features, outputs, deep_supervision=deep_supervision)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from droneseg.nnunet.networks import fine_outputs, sum_fine_classes
+from droneseg.nnunet.networks import fine_class_counts, fine_outputs, sum_fine_classes
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 RATE_SHARE = "share"
@@ -94,7 +94,7 @@ class PixelLoss(nn.Module):
         self.loss = loss
         self._fine_weight = fine_weight
         outputs = fine_outputs(fine_classes, classes)
-        self._sizes = [sum(of_class == class_id for of_class, _ in outputs) for class_id in range(classes)]
+        self._sizes = fine_class_counts(fine_classes, classes)
         # by fine class id; 0 and ids beyond the list are unknown
         self._output_of_fine = torch.zeros(256, dtype=torch.long, device=device)
         self._class_of_fine = torch.full((256,), -1, dtype=torch.long, device=device)
@@ -185,6 +185,39 @@ class CoarserLoss(nn.Module):
             target = target[:, :, first::step, second::step]
         value: torch.Tensor = self.loss(output, target)
         return value
+
+
+class DistillationLoss(nn.Module):
+    """Loss of the labels plus the cross entropy with a teacher's probabilities (Hinton et al. 2015).
+
+    Args:
+        loss: Loss of an output and a target.
+        sizes: Number of outputs of each class; above 1 for a class with fine classes.
+        weight: Weight of the teacher's probabilities.
+
+    Attributes:
+        probabilities: The teacher's probabilities of the classes for the next batch, shape (N, C, H, W). None for
+            batches without a teacher, which have only the loss of the labels.
+    """
+
+    def __init__(self, loss: nn.Module, sizes: Sequence[int], weight: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self.probabilities: Tensor | None = None
+        self._sizes = list(sizes)
+        self._weight = weight
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of logits, shape (N, outputs, h, w), whose pixels may be larger than the teacher's."""
+        value: Tensor = self.loss(output, target)
+        if self.probabilities is None:
+            return value
+        logits = output.float()
+        if logits.shape[1] > len(self._sizes):
+            logits = sum_fine_classes(logits, self._sizes)
+        taught = functional.adaptive_avg_pool2d(self.probabilities.float(), (logits.shape[2], logits.shape[3]))
+        with torch.autocast("cpu", enabled=False):
+            return value + self._weight * functional.cross_entropy(logits, taught)
 
 
 class ExponentialMovingAverage:

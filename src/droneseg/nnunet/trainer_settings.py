@@ -132,6 +132,14 @@ class TrainerSettings(BaseModel):
         description="Checkpoint (.pth) of a similar network from which the training starts; weights of other shapes "
         "keep their initial values. Or the network of a bundle (`model.onnx`) with the same pretrained architecture.",
     )
+    teacher: str | None = Field(
+        None,
+        description="Checkpoint (.pth) of a trained model with the same classes, whose probabilities the network also "
+        "learns (knowledge distillation). Pixels without a label learn only from it. Not with `deep_supervision`.",
+    )
+    teacher_weight: float = Field(
+        1.0, gt=0, description="Weight of the teacher's probabilities in the loss; that of the labels is 1."
+    )
     averaged_weights: float | None = Field(
         None,
         gt=0,
@@ -163,6 +171,13 @@ class TrainerSettings(BaseModel):
     seed: int = Field(0, ge=0, description="Random seed.")
     profile: bool = Field(False, description="Profile a few iterations and write a trace and a table.")
     tracked: bool = Field(False, description="Whether the run is logged to W&B; set by `tracking`.")
+
+    @model_validator(mode="after")
+    def _require_one_output(self) -> Self:
+        """Raise ValueError if a teacher is combined with deep supervision."""
+        if self.teacher and self.deep_supervision:
+            raise ValueError("teacher: set deep_supervision=false, a teacher has one output")
+        return self
 
     @model_validator(mode="after")
     def _require_crop_scales(self) -> Self:

@@ -97,11 +97,7 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         raise ConfigurationError(
             f"num_gpus={config.num_gpus} needs device=cuda, but only {device.type} is available. Use num_gpus=1."
         )
-    init_from = config.trainer.init_from
-    if init_from and not Path(init_from).is_file():
-        raise ConfigurationError(
-            f"init_from={init_from} does not exist. Choose a checkpoint_*.pth file of a fold, or a bundle's model.onnx."
-        )
+    _require_files(config)
     plans = configure_plans(config, paths)
     fold_folder = paths.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, paths, fold_folder)
@@ -113,6 +109,22 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
         _run(config, device.type, resuming)
     return TrainingResult(paths.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
+
+
+def _require_files(config: TrainingConfig) -> None:
+    """Raise ConfigurationError if a file from which the training takes weights is missing."""
+    choices = {
+        "init_from": "a checkpoint_*.pth file of a fold, or a bundle's model.onnx",
+        "teacher": "a checkpoint_*.pth file of a fold",
+    }
+    files = {key: getattr(config.trainer, key) for key in choices}
+    problems = [
+        f"{key}={file} does not exist. Choose {choices[key]}."
+        for key, file in files.items()
+        if file and not Path(file).is_file()
+    ]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 def _start_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | None) -> None:

@@ -6,10 +6,10 @@ nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this fo
 import logging
 import os
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,16 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.optim import AdamW
 
+from droneseg.core.classes import Normalisation
 from droneseg.core.errors import TrainingError
 from droneseg.core.images import read_image
 from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.case_arrays import FOLDER, CaseArrays, prepare_cases
-from droneseg.nnunet.checkpoint import initialise_weights, read_checkpoint
+from droneseg.nnunet.checkpoint import initialise_weights, load_teacher, read_checkpoint
 from droneseg.nnunet.data_loading import CaseSampler, CropLoader, in_processes, normalise
-from droneseg.nnunet.networks import PretrainedUNet, unwrap
+from droneseg.nnunet.networks import PretrainedUNet, fine_class_counts, unwrap
 from droneseg.nnunet.plans import resolve_plan
 from droneseg.nnunet.warm_start import exported_weights
 
@@ -75,6 +76,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self.reporter = Reporter(
             Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"), self.settings
         )
+        self._teacher: nn.Module | None = None
         self._last_epoch_end: float | None = None
         self._plot = self.logger.plot_progress_png = optimization.RateLimited(
             self.logger.plot_progress_png, _PLOT_INTERVAL_S
@@ -90,6 +92,8 @@ class DroneSegTrainer(nnUNetTrainer):
             network.load_pretrained()
         if self.settings.init_from:
             self._initialise_from(Path(self.settings.init_from))
+        if self.settings.teacher:
+            self._teacher = self._load_teacher(Path(self.settings.teacher))
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
@@ -117,6 +121,15 @@ class DroneSegTrainer(nnUNetTrainer):
         images = sorted(Path(nnUNet_raw, self.plans_manager.dataset_name, "imagesTr").iterdir())
         return exported_weights(file, network, map(read_image, images[:_STATISTICS_IMAGES]))
 
+    def _load_teacher(self, file: Path) -> nn.Module:
+        teacher = load_teacher(file, labels=self.dataset_json["labels"], normalisation=self._normalisation())
+        if self.settings.channels_last:
+            teacher = teacher.to(memory_format=torch.channels_last)
+        return teacher.to(self.device)
+
+    def _normalisation(self) -> Normalisation:
+        return resolve_plan(self.plans_manager.plans, self.configuration_name).normalisation
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a learning-rate schedule over epochs or time budget."""
         network = unwrap(self.network)
@@ -130,16 +143,16 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
+        classes = self.label_manager.num_segmentation_heads
+        fine = self.configuration_manager.configuration["architecture"]["arch_kwargs"].get("fine_classes", ())
         if self.settings.crop_scales:
-            kwargs = self.configuration_manager.configuration["architecture"]["arch_kwargs"]
             loss = optimization.with_pixel_targets(
-                loss,
-                self.label_manager.num_segmentation_heads,
-                self.device,
-                fine_classes=kwargs.get("fine_classes", ()),
-                fine_weight=self.settings.fine_weight,
+                loss, classes, self.device, fine_classes=fine, fine_weight=self.settings.fine_weight
             )
-        return optimization.adapt_loss(loss, self.settings.class_weights, self.device, float32=self._uses_bf16())
+        loss = optimization.adapt_loss(loss, self.settings.class_weights, self.device, float32=self._uses_bf16())
+        if self.settings.teacher:
+            loss = optimization.DistillationLoss(loss, fine_class_counts(fine, classes), self.settings.teacher_weight)
+        return loss
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """Return nnU-Net's values with a smaller initial patch size for light and flight augmentation.
@@ -180,7 +193,7 @@ class DroneSegTrainer(nnUNetTrainer):
             "batch_size": self.batch_size,
             "crop": self.settings.crop_size or tuple(self.configuration_manager.patch_size),
             "gsd_m": described.get("gsd_m", {}),
-            "normalisation": resolve_plan(self.plans_manager.plans, self.configuration_name).normalisation,
+            "normalisation": self._normalisation(),
             "ignore": self.label_manager.ignore_label,
             "oversample": self.oversample_foreground_percent,
             "strides": self._target_strides(),
@@ -247,11 +260,25 @@ class DroneSegTrainer(nnUNetTrainer):
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimiser step."""
         batch = self._normalised(batch)
-        with self._precision(), self.reporter.iteration():
+        with self._precision(), self.reporter.iteration(), self._taught(batch):
             result = super().train_step(batch)
         if self.average:
             self.average.update()
         return result
+
+    @contextmanager
+    def _taught(self, batch: dict[str, Any]) -> Iterator[None]:
+        """Give the loss the teacher's probabilities of a batch inside a `with` block, if there is a teacher."""
+        if self._teacher is None:
+            yield
+            return
+        loss = cast(optimization.DistillationLoss, self.loss)
+        with torch.no_grad():
+            loss.probabilities = self._teacher(batch["data"].to(self.device, non_blocking=True)).softmax(1)
+        try:
+            yield
+        finally:
+            loss.probabilities = None
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Compute loss and Dice of one validation batch with the averaged weights."""
