@@ -19,13 +19,15 @@ def test_duration_has_at_most_two_units(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_steps_are_reported_to_the_log_and_to_progress_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_reported_to_the_log_and_to_progress_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     lines: list[logging.LogRecord] = []
     bars: list[logging.LogRecord] = []
     for logger, records in ((callbacks.logger, lines), (step_logger, bars)):
         monkeypatch.setattr(logger, "handlers", [_Recording(records)])
         monkeypatch.setattr(logger, "propagate", False)
-        monkeypatch.setattr(logger, "level", logging.INFO)
+        caplog.set_level(logging.INFO, logger.name)  # sets it by the method, which forgets the levels of earlier tests
     now = [1000.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     settings = TrainerSettings(epochs=200, iterations=60, val_iterations=6)
