@@ -88,12 +88,12 @@ BestScales = Annotated[
     typer.Option(
         "--best-scales",
         metavar="1,S,...",
-        help="Add the profile best: mirrored, and averaged over these sizes relative to the model's resolution.",
+        help="Add the profile best: mirrored, and averaged over these scales, relative to the model's resolution.",
     ),
 ]
 Twin = Annotated[
     Path | None,
-    typer.Option("--twin", help="Add the profile twin: the faster network of this bundle, with weights in float16."),
+    typer.Option("--twin", help="Add the profile twin: the network of this other bundle, with weights in float16."),
 ]
 
 _PACKAGES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -158,7 +158,7 @@ def training_ground(
 
 
 def profile_options(best_scales: str | None, twin: Path | None) -> ProfileOptions:
-    """Return the profiles to add to a bundle; the twin's bundle is read and verified.
+    """Return the profiles to add to a bundle; the bundle of the twin is read and verified.
 
     Raises:
         typer.BadParameter: If the scales are not different numbers from 0.25 to 4, one of them 1.

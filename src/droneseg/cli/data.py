@@ -142,15 +142,17 @@ def import_dataset(
     mask_suffix: Annotated[str, typer.Option(help="End of the mask names before the extension, such as _mask.")] = "",
     gsd: Annotated[
         float | None,
-        typer.Option(help="Metres per pixel of all images, recorded in the dataset; default: from their metadata."),
+        typer.Option(
+            help="Metres per pixel of all images, recorded for `data convert`; default: the metadata of each image."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset imported earlier.")] = False,
     json: Json = False,
 ) -> None:
     """Import images and masks with other class colours.
 
-    Images are copied unchanged; masks are rewritten in the colours of the five classes. If the table has a column name,
-    the names are kept as fine classes. The class ignore marks pixels without a label, which training ignores.
+    Images are copied unchanged; masks are rewritten in the colours of the five classes. Names in the column name of the
+    table are kept as fine classes. The class ignore is for pixels without a label, which training ignores.
 
     If the table is missing, it is written with all colours of the masks. If any of them is not the colour of a
     class, the exit code is 1: fill in the column class and run the command again.
@@ -282,30 +284,32 @@ def split(
     ] = SplitBy.SCENE,
     val_share: Annotated[
         float | None,
-        typer.Option(min=0, max=0.9, help="Share of the validation part; default: 0.15, or 0 with --folds."),
+        typer.Option(min=0, max=0.9, help="Share of the validation part; default: 0.15; with --folds, 0."),
     ] = None,
     test_share: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Share of the test part; default: 0.15, or 0 with --folds.")
+        float | None, typer.Option(min=0, max=0.9, help="Share of the test part; default: 0.15; with --folds, 0.")
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Number of folds for cross-validation of the training part.")
+        int | None, typer.Option(min=2, help="Also split the training part into this number of folds.")
     ] = None,
     of: Annotated[
-        Path | None, typer.Option(help="Existing split file whose training part is split into folds; use --folds.")
+        Path | None, typer.Option(help="Existing split whose training part is split into folds; needs --folds.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same split.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the split file if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Split a dataset into parts or folds.
+    """Split a dataset into parts, and its training part into folds.
 
-    With --folds, the training part is also split into folds for cross-validation. Without --of and shares, the folds
-    are those of the whole dataset.
+    With --folds, the training part is also split into folds for cross-validation. Without --of, --val-share and
+    --test-share, all images are in the training part.
     """
     from droneseg.data.splits import check_split_writable, write_split
 
     if of and (folds is None or val_share is not None or test_share is not None):
-        raise typer.BadParameter("needs --folds, and excludes --val-share and --test-share", param_hint="--of")
+        raise typer.BadParameter(
+            "needs --folds, and cannot be combined with --val-share or --test-share", param_hint="--of"
+        )
     check_split_writable(out, replace=force)
     shares = {
         name: (0.0 if folds else _DEFAULT_SHARE) if share is None else share
@@ -390,7 +394,7 @@ def _show_scene_split(scenes: SceneSplit, folds: SceneFolds | None, out: Path, *
     _show_parts(str(out), columns)
     console.out().print(f"{scenes.crossing} matches between different parts; {sizes['dropped']} images dropped")
     if scenes.crossing:
-        console.err().print("note: the parts of this split show the same places, so its metrics are too high")
+        console.err().print("note: the parts of this split share places, so metrics on val and test are too high")
     if folds:
         _show_folds(folds)
 
@@ -442,22 +446,28 @@ def convert(
         Normalisation, typer.Option(help="How nnU-Net normalises the colour channels.")
     ] = Normalisation.RGB_TO_0_1,
     add: Annotated[
-        list[Path] | None, typer.Option(help="Further dataset, trained on in every fold; may be repeated.")
+        list[Path] | None, typer.Option(help="Further dataset, for training in every fold; repeatable.")
     ] = None,
     gsd: Annotated[
         float | None,
-        typer.Option(help="Metres per pixel of all images of SOURCE; default: recorded by the import, or metadata."),
+        typer.Option(
+            help="Metres per pixel of all images of SOURCE; default: as recorded by the import, or in their metadata."
+        ),
     ] = None,
     ignore_background: Annotated[
         bool,
-        typer.Option("--ignore-background", help="Do not train on background pixels, because they have no label."),
+        typer.Option(
+            "--ignore-background", help="Treat background pixels as unlabelled, so that training ignores them."
+        ),
     ] = False,
     boxes: Annotated[
         Path | None,
-        typer.Option(help="JSON file with boxes [x0, y0, x1, y1] around people or vehicles by stem, in mask pixels."),
+        typer.Option(
+            help="JSON file with boxes around people or vehicles, {stem: [[x0, y0, x1, y1], ...]}, in pixels."
+        ),
     ] = None,
     box_weight: Annotated[
-        float, typer.Option(help="Weight of moving objects inside the boxes; above 0, at most 2.55.")
+        float, typer.Option(help="Factor of the weight of moving objects inside the boxes; above 0, at most 2.55.")
     ] = 2.0,
     force: Force = False,
     json: Json = False,
@@ -523,29 +533,31 @@ def augment(
     source: Source,
     out: Annotated[Path, typer.Option(help="Dataset folder to create.", show_default=False)],
     split_file: Annotated[
-        Path | None, typer.Option("--split", help="Split file of the dataset; default: all images are training images.")
+        Path | None, typer.Option("--split", help="Split file; default: all images are in the training part.")
     ] = None,
     part: Annotated[Part, typer.Option(help="Part of the split to generate from.")] = Part.TRAIN,
     water: Annotated[
-        float, typer.Option(min=0, max=20, help="Images with generated water for each image; 0.5: for every second.")
+        float,
+        typer.Option(min=0, max=20, help="Images with generated water per image; 0.5: one for every second image."),
     ] = 0.5,
     ground: Annotated[
-        float, typer.Option(min=0, max=20, help="Images with ground from other images, laid in like water.")
+        float, typer.Option(min=0, max=20, help="Images with ground from other images, inserted like water, per image.")
     ] = 0.5,
     shadow: Annotated[
-        float, typer.Option(min=0, max=20, help="Images with shadows of clouds, trees and walls.")
+        float, typer.Option(min=0, max=20, help="Images with shadows of clouds, trees and walls, per image.")
     ] = 0.25,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same images.")] = 0,
     originals: Annotated[
-        bool, typer.Option("--originals/--no-originals", help="Whether to copy the original images, too.")
+        bool,
+        typer.Option("--originals/--no-originals", help="Whether the new dataset also contains the original images."),
     ] = True,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Add images with generated water, other ground and shadows.
 
-    Writes a complete dataset with generated.json and an extended split.json. Water is laid into images along their
-    masks; obstacles, people and cars stay on top.
+    Writes a complete dataset with generated.json and an extended split.json. Masks change with the images. Obstacles,
+    people and cars mostly stay above inserted water and ground.
     """
     from droneseg.data.augment import AugmentOptions, augment_dataset
 
@@ -566,7 +578,7 @@ def augment(
     generated = ", ".join(f"{number} {kind}" for kind, number in augmented.generated.items())
     console.out().print(
         f"{out}: {augmented.originals} original and {sum(augmented.generated.values())} generated pairs ({generated}); "
-        f"{console.percent(augmented.laid_share)} of the generated pixels laid in",
+        f"{console.percent(augmented.laid_share)} of the pixels of generated images are inserted water or ground",
         markup=False,
     )
 

@@ -304,7 +304,7 @@ def upgrade(
         list[Path] | None,
         typer.Option(
             "--out-of-fold",
-            help="Folder of `droneseg probabilities` to calibrate on, one for each profile.",
+            help="Folder written by `droneseg probabilities` to calibrate on; repeatable, one for each profile.",
         ),
     ] = None,
     best_scales: console.BestScales = None,

@@ -309,9 +309,9 @@ def probabilities(
     profile: Annotated[str | None, typer.Option(help="Profile of the bundles; default: that of each bundle.")] = None,
     runtime: Annotated[RuntimeName | None, typer.Option(help="Inference runtime; default: $DRONESEG_RUNTIME.")] = None,
     split: Annotated[
-        Path | None, typer.Option("--split", help="Split file. Its folds are used, or the part named by --part.")
+        Path | None, typer.Option("--split", help="Split file; predicts its folds, or the part given by --part.")
     ] = None,
-    part: Annotated[Part | None, typer.Option(help="Part of the split, predicted with a single model.")] = None,
+    part: Annotated[Part | None, typer.Option(help="Part of the split to predict, with a single model.")] = None,
     fold: Annotated[list[int] | None, typer.Option(help="Fold to predict, from 0, repeatable; default: all.")] = None,
     gsd: console.Gsd = None,
     height: console.Height = None,
@@ -320,17 +320,17 @@ def probabilities(
         float, typer.Option(min=0.05, max=20, help="Divide the logits by this number; 1 gives uncalibrated maps.")
     ] = 1.0,
     by_place: Annotated[
-        bool, typer.Option("--by-place", help="Match the photographs, and give the metrics of each place.")
+        bool, typer.Option("--by-place", help="Match the photographs, and print the metrics of each place.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Predict all photographs again.")] = False,
     json: Json = False,
 ) -> None:
     """Write class probability maps, out of fold or of one model.
 
-    With the folds of --split, each photograph is predicted by the model that was not trained on its place. The maps
-    calibrate a bundle with `droneseg models upgrade --out-of-fold`. With one model, they are a teacher's answers for a
-    distillation. Photographs whose map is up to date are skipped. If a file fails, the others are predicted, and the
-    exit code is 1.
+    With the folds of --split, each photograph is predicted by the model that was not trained on its place.
+    `droneseg models upgrade --out-of-fold` calibrates a bundle on such maps. Maps of one model can serve as the targets
+    of a knowledge distillation. Photographs whose map is up to date are skipped. If a file fails, the others are still
+    predicted, and the exit code is 1.
     """
     from droneseg.flows.probabilities import MapOptions, make_maps, require_map_folder, score_maps, write_index
 
@@ -446,12 +446,13 @@ def _fold_models(
 
 
 def _note_other_fold(bundle: Bundle, number: int, nnunet_fold: int) -> None:
-    """Write a note if a model was not trained as the fold whose photographs it is to predict."""
+    """Write a note if a model was not trained as the fold whose photographs it will predict."""
     trained = bundle.manifest.provenance.folds
     if trained != (nnunet_fold,):
         console.err().print(
             f"note: {bundle.folder} was trained as fold {', '.join(map(str, trained))} of nnU-Net, but fold {number} "
-            f"of the split is its fold {nnunet_fold}. Check that it was not trained on the photographs it predicts.",
+            f"of the split is fold {nnunet_fold} of nnU-Net. Check that the model was not trained on the photographs "
+            "that it predicts.",
             markup=False,
         )
 
@@ -534,18 +535,19 @@ def label(
     gsd: console.Gsd = None,
     height: console.Height = None,
     exposures: Annotated[
-        str, typer.Option(metavar="1,F,...", help="Factors of the brightness at which to predict, one of them 1.")
+        str, typer.Option(metavar="1,F,...", help="Brightness factors at which to predict, 0.2 to 5, one of them 1.")
     ] = "0.6,1,1.6",
     mirrored: Annotated[bool, typer.Option(help="Also predict mirrored copies.")] = True,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Pixels on which at most this share of the views agrees have weight 0.")
+        float,
+        typer.Option(min=0, max=1, help="Pixels whose label at most this share of the views predicts get weight 0."),
     ] = 0.75,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Pixels of at most this mean probability have weight 0.")
+        float, typer.Option(min=0, max=1, help="Pixels whose label has at most this mean probability get weight 0.")
     ] = 0.6,
     overlay: Annotated[
         bool,
-        typer.Option("--overlay", help="Also write overlays/NAME.png: the label, stronger where it weighs more."),
+        typer.Option("--overlay", help="Also write overlays/NAME.png, with stronger colours for larger weights."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Label all photographs again.")] = False,
     json: Json = False,
@@ -553,8 +555,8 @@ def label(
     """Label photographs without masks, for self-training.
 
     Each photograph is predicted at two sizes and several exposures, and mirrored. Pixels on which these views agree get
-    a large weight, others a small one or 0. Look at the overlays, then train with
-    `droneseg data convert DATA --add OUT`. Labels that are up to date are kept. If a file fails, the others are
+    a large weight, others a small one or 0. Look at the overlays, then add the labelled photographs to a training with
+    `droneseg data convert DATA --add OUT`. Labels that are up to date are kept. If a file fails, the others are still
     labelled, and the exit code is 1.
     """
     from droneseg.flows.label import LabelOptions, label_photographs, require_label_folder
@@ -616,7 +618,7 @@ def evaluate(
         TruthKind,
         typer.Option(
             "--truth",
-            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnU-Net's dataset.",
+            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnUNet_raw.",
         ),
     ] = TruthKind.COLOURS,
     report: Annotated[
@@ -625,7 +627,10 @@ def evaluate(
     scores: Annotated[Path | None, typer.Option(help="Write the metrics to this JSON file, for DVC.")] = None,
     boxes: Annotated[
         Path | None,
-        typer.Option(help="Boxes around people, to tell how well they are recognised: JSON by image, in pixels."),
+        typer.Option(
+            help="JSON file with boxes around people, {stem: [[x0, y0, x1, y1], ...]}, to measure how well they are "
+            "recognised; in pixels."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     json: Json = False,

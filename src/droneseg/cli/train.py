@@ -81,7 +81,7 @@ def train(
 ) -> None:
     """Train a model with nnU-Net.
 
-    The log shows the expected length of the training after a few steps, and a line every 30 seconds within an epoch.
+    After a few steps, the log shows how long the training will take; within an epoch, it has a line every 30 seconds.
     If training is interrupted, run the same command with resume=true; at most one epoch is lost.
     """
     from droneseg.training.config import load_config
@@ -107,7 +107,7 @@ def train(
 
 @contextmanager
 def _step_bar() -> Iterator[None]:
-    """Show a bar with the steps of an epoch on a terminal; log lines appear above it."""
+    """Show a progress bar with the steps of an epoch on a terminal; log lines appear above it."""
     if not console.err().is_terminal:
         yield
         return
@@ -152,7 +152,7 @@ class _StepBar(logging.Handler):
 
 @contextmanager
 def _logs_above_bar() -> Iterator[None]:
-    """Write droneseg's log to the stream that rich has put in place of stderr, without the lines within an epoch."""
+    """Redirect droneseg's log to rich's replacement of stderr, and leave out the lines within an epoch."""
     handlers = [h for h in logging.getLogger("droneseg").handlers if type(h) is logging.StreamHandler]
     before = [handler.stream for handler in handlers]
 
