@@ -59,7 +59,7 @@ def test_the_result_is_a_valid_dataset_with_originals_and_generated_pairs(source
         != read_mask(tmp_path / "out" / "masks" / f"{stem}.png", "colours")
         for stem in STEMS
     ]
-    assert np.mean(changed) / 3 < done.laid_share < 2 / 3  # shadows are a third of the images, and nothing is laid in
+    assert np.mean(changed) / 3 < done.laid_share < 2 / 3  # a third of the images have shadows, which insert no pixels
     inspection = inspect_dataset(tmp_path / "out", max_pixels=MAX_PIXELS)
     assert not inspection.problems
     assert len(inspection.facts) == 4 * COUNT
@@ -205,7 +205,7 @@ def test_a_fine_mask_of_another_size_is_a_problem(source: Path, tmp_path: Path) 
 
 def test_a_dataset_with_generated_images_is_refused(source: Path, tmp_path: Path) -> None:
     augment(source, tmp_path / "out", AugmentOptions(1, 0, 0))
-    with pytest.raises(DatasetError, match="contains generated images already"):
+    with pytest.raises(DatasetError, match="already contains generated images"):
         augment(tmp_path / "out", tmp_path / "again")
     assert not (tmp_path / "again").exists()
 

@@ -45,7 +45,7 @@ def grounded(seed: int) -> Composition:
 
 
 @pytest.mark.parametrize("compose", [watered, grounded])
-def test_the_mask_changes_only_where_something_was_laid_in(compose) -> None:
+def test_the_mask_changes_only_at_inserted_pixels(compose) -> None:
     for seed in SEEDS:
         done = compose(seed)
         before = photograph(seed).mask
@@ -55,7 +55,7 @@ def test_the_mask_changes_only_where_something_was_laid_in(compose) -> None:
         assert set(np.unique(done.mask[done.changed])) <= {WATER_ID, SOFT_ID, LANDING_ID}
 
 
-def test_water_is_laid_into_nearly_every_image() -> None:
+def test_nearly_every_image_gets_water() -> None:
     shares = [float((watered(seed).mask[watered(seed).changed] == WATER_ID).sum()) / 21600 for seed in SEEDS]
     assert np.mean([share > 0.01 for share in shares]) > 0.85
     assert 0.1 < np.mean(shares) < 0.5

@@ -455,7 +455,7 @@ def test_fine_class_that_contradicts_the_mask_is_unknown(plain: Path, tmp_path: 
         add_grey(plain, "fine_masks", f"{index}", np.full((6, 8), 1))
     done = convert(plain, tmp_path, test_share=0)
     assert (target(tmp_path, "drone_3")[..., 0] == np.where(IDS == 1, 1, 0)).all()
-    assert f"{6 * 6 * 7} pixels have a fine class of another class than in the mask" in done.notes[0]
+    assert f"{6 * 6 * 7} pixels have a fine class that contradicts the class in the mask" in done.notes[0]
 
 
 def test_wrong_fine_masks_and_weights_are_listed(plain: Path, tmp_path: Path) -> None:
@@ -480,7 +480,7 @@ def test_boxes_raise_the_weight_of_moving_objects_inside(plain: Path, tmp_path: 
     expected[1:4, 4] = 250
     assert (target(tmp_path, "drone_0")[..., 1] == expected).all()
     assert (target(tmp_path, "drone_1")[..., 1] == 100).all()
-    assert done.notes == ("boxes of 1 images that are not in the data, such as 77",)
+    assert done.notes == ("1 images with boxes are not in the data, such as 77",)
 
 
 def test_wrong_boxes_are_rejected(plain: Path, tmp_path: Path) -> None:
@@ -557,4 +557,4 @@ def test_fine_masks_of_an_added_dataset_need_the_same_table(plain: Path, tmp_pat
     done = convert(plain, tmp_path, test_share=0, added=(same, other))
     assert (target(tmp_path, "drone_same")[..., 0] == FINE_IDS).all()
     assert (target(tmp_path, "drone_different")[..., 0] == 0).all()
-    assert "different: has another table of fine classes" in done.notes[0]
+    assert "different: its table of fine classes differs" in done.notes[0]

@@ -1,4 +1,4 @@
-"""Write copies of a dataset with generated water, ground from other photographs, and shadows."""
+"""Write a copy of a dataset with additional photographs: with generated water, other ground, and shadows."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import Image, encode_png, read_image, to_rgb
 from droneseg.core.masks import encode_grey_ids, encode_mask, read_mask
 from droneseg.data.composition import (
-    LAID_IDS,
+    GROUND_IDS,
     Composition,
     Photograph,
     compose_ground,
@@ -60,15 +60,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """What is generated from each image of a part.
+    """Options of an augmentation.
 
     Attributes:
-        water: Images with generated water for each image; 0.5 is one for every second image, chosen by its stem.
-        ground: Images with ground from other images for each image.
-        shadow: Images with cast shadows for each image.
+        water: Number of images with generated water per image; 0.5 is one for every second image, chosen by its stem.
+        ground: Number of images with ground from other images per image.
+        shadow: Number of images with cast shadows per image.
         seed: Random seed; the same seed, options and dataset give the same images.
         part: Part of the split whose images are used.
-        originals: Whether the original dataset is copied, too.
+        originals: Whether the new dataset also contains the original pairs.
     """
 
     water: float = 0.5
@@ -113,11 +113,11 @@ class _Source:
     max_pixels: int
 
     def fine_ids(self, words: Sequence[str]) -> set[int]:
-        """Return the ids of fine classes whose names contain one of some words."""
+        """Return the ids of the fine classes whose names contain one of the words."""
         return {n for n, fine in enumerate(self.fine_classes, 1) if any(word in fine.name.lower() for word in words)}
 
     def sidecar(self, folder: str, stem: str) -> Path:
-        """Return the path of a grey file that belongs to a pair."""
+        """Return the path of the fine mask or the weights of a pair."""
         return self.listing.root / folder / f"{stem}.png"
 
 
@@ -131,10 +131,10 @@ def augment_dataset(
     max_pixels: int,
     progress: Progress | None = None,
 ) -> AugmentedDataset:
-    """Write a dataset with generated images beside the originals. Nothing is written if there is a problem.
+    """Write a dataset with generated images besides the originals. Nothing is written if there is a problem.
 
     The folder has images, masks, `generated.json` and, with the originals, `split.json`. Fine masks and weights are
-    kept; in generated pairs, pixels where something was laid in have no fine class and normal weight.
+    kept; in generated pairs, inserted pixels have no fine class and the normal weight.
 
     Args:
         source: Dataset folder.
@@ -146,6 +146,7 @@ def augment_dataset(
         progress: Progress callback.
 
     Raises:
+        ConfigurationError: If the table of fine classes is not valid.
         DatasetError: If a file cannot be read, or there is nothing to generate or no texture; all problems are listed.
         SplitError: If the split does not match the dataset.
         OutputExistsError: If `out` contains files of another origin, or a result while `replace` is False.
@@ -154,7 +155,7 @@ def augment_dataset(
     data = _read_source(source, split_file, max_pixels)
     plan = _plan(data, options)
     library = _read_textures(data, sorted(getattr(data.split, options.part)), progress)
-    if options.ground and not library.select(lambda region: region.label in LAID_IDS):
+    if options.ground and not library.select(lambda region: region.label in GROUND_IDS):
         raise DatasetError(
             f"No image of {data.listing.root} has a region of one soft surface or landing zone that is large enough "
             "for a texture. Use --ground 0."
@@ -181,7 +182,7 @@ def _copy_descriptions(root: Path, folder: Path) -> None:
 
 
 def kind_of(stem: str) -> str:
-    """Return the kind of a generated image: `005__water1` is of the kind `water`."""
+    """Return the kind of a generated image by its stem: that of `005__water1` is `water`."""
     return stem.rpartition("__")[2].rstrip("0123456789")
 
 
@@ -192,8 +193,8 @@ def extend_split(split: Split, generated: dict[str, str], part: str) -> Split:
 
     Args:
         split: Split of the originals.
-        generated: Original stem of each generated stem.
-        part: Part that the originals are in.
+        generated: Original stem by generated stem.
+        part: Name of the part that contains the originals.
     """
     stems = (*getattr(split, part), *generated)
     folds = split.folds
@@ -213,7 +214,7 @@ def _read_source(source: Path, split_file: Path | None, max_pixels: int) -> _Sou
     listing = list_pairs(source)
     problems = list(listing.problems)
     if listing.generated:
-        problems.append(f"{GENERATED_NAME}: the dataset contains generated images already; use the original one")
+        problems.append(f"{GENERATED_NAME}: the dataset already contains generated images; use the original dataset")
     problems += [
         f"{pair.image.name}: names with __ are reserved for generated images"
         for pair in listing.pairs
@@ -246,7 +247,7 @@ def _plan(data: _Source, options: AugmentOptions) -> dict[str, list[str]]:
 
 
 def _copies(share: float, key: str) -> int:
-    """Return the number of copies: `share` on average, and the same for the same key."""
+    """Return the number of copies: `share` on average over many keys; equal keys give equal numbers."""
     return int(share + zlib.crc32(key.encode()) / 2**32)
 
 
@@ -256,7 +257,7 @@ def _random(stem: str, seed: int) -> np.random.Generator:
 
 
 def _read_textures(data: _Source, stems: Sequence[str], progress: Progress | None) -> TextureLibrary:
-    """Find the textures of some images.
+    """Find the textures of the images with the given stems.
 
     Raises:
         DatasetError: If a mask cannot be read; all problems are listed.
@@ -311,7 +312,7 @@ def _write_pairs(
     """Write all pairs.
 
     Returns:
-        The number of pixels that show something laid in, and of all pixels of generated images.
+        The number of inserted pixels, and the number of all pixels of generated images.
 
     Raises:
         DatasetError: If a pair cannot be read; all problems are listed.
@@ -359,7 +360,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _generate(folder: Path, data: _Source, loaded: LoadedPair, stem: str, library: TextureLibrary, seed: int) -> int:
-    """Write one generated pair and return the number of pixels that show something laid in."""
+    """Write one generated pair and return its number of inserted pixels."""
     fine = _read_sidecar(data.sidecar(FINE_MASKS_FOLDER, loaded.pair.stem), loaded.mask.shape)
     overhang = None if fine is None else np.isin(fine, list(data.fine_ids(_OVERHANGING)))
     photograph = Photograph(to_rgb(loaded.opened), loaded.mask, overhang)
@@ -391,8 +392,8 @@ def _compose(photograph: Photograph, kind: str, library: TextureLibrary, rng: np
 def _donors(split: Split, library: TextureLibrary, stem: str) -> TextureLibrary:
     """Return the textures that may be used for an image.
 
-    Every fold that trains on the image must train on the sources of its textures, too; otherwise a fold would train on
-    pixels of its validation part.
+    Every fold that trains on the image must also train on the photographs that the textures come from; otherwise it
+    would train on pixels of its validation part.
     """
     trains = [set(fold.train) for fold in split.folds if stem in fold.train]
     return library.select(lambda region: all(region.stem in train for train in trains))

@@ -1,4 +1,4 @@
-"""Training and test cases: which pairs of which datasets become cases, and in which folds."""
+"""Training and test cases of a conversion: which pairs become cases, and which folds contain them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +23,11 @@ class SourceDataset:
     """A dataset to convert.
 
     Attributes:
-        name: Name of the folder that was given.
-        listing: Its pairs.
-        info: Its description.
-        sidecars: Its fine masks and weights.
-        added: Whether it is added to another dataset, so that all its photographs are trained on in every fold.
+        name: Name of the folder that the user gave.
+        listing: Pairs of the dataset.
+        info: Description that the import wrote.
+        sidecars: Fine masks and weights.
+        added: Whether it is added to another dataset, so that every fold trains on all its photographs.
         prefix: Prefix of its stems in case names.
     """
 

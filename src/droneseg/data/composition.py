@@ -1,4 +1,4 @@
-"""Lay generated water and real ground into photographs along their masks, with banks and edges."""
+"""Insert generated water and real ground into photographs, with banks and edges, and change their masks."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,8 +34,8 @@ SOFT_ID = class_id("soft-surfaces")
 DRY_IDS = (class_id("obstacles"), class_id("moving-objects"))
 """Classes that mostly stay above generated water and ground."""
 
-LAID_IDS = (SOFT_ID, LANDING_ID)
-"""Classes of ground that is taken from other photographs."""
+GROUND_IDS = (SOFT_ID, LANDING_ID)
+"""Classes of the ground that is taken from other photographs."""
 
 _NATURAL_SHARE = 0.3
 _REAL_SHARE = 0.14
@@ -78,12 +78,13 @@ _BANKS = {"none": 0.22, "grass": 0.36, "earth": 0.17, "sand": 0.09, "reeds": 0.1
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph to lay something into.
+    """A photograph before a composition.
 
     Attributes:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
-        overhang: Pixels of trees and roofs, which stay on top like obstacles; shape (H, W). None if unknown.
+        overhang: Pixels of trees and roofs, which stay on top like obstacles; shape (H, W), dtype bool. None if
+            unknown.
     """
 
     image: Image
@@ -104,12 +105,12 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Composition:
-    """A photograph with something laid in.
+    """A photograph with inserted water or ground, or with shadows.
 
     Attributes:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
-        changed: Pixels that show something else than before, shape (H, W). Shadows do not count.
+        changed: Inserted pixels, shape (H, W), dtype bool. Shadows do not count.
     """
 
     image: Image
@@ -127,7 +128,7 @@ class _Canvas:
         self.pixels: Pixels = photograph.image.astype(np.float32)
         self.mask = photograph.mask.copy()
         self.changed = np.zeros(self.size, dtype=bool)
-        # now and then, everything is covered
+        # sometimes nothing stays on top
         self.dry = photograph.dry if rng.random() < _DRY_SHARE else np.zeros(self.size, dtype=bool)
         self.detail = self.side / 1000 * float(np.exp(rng.uniform(np.log(0.7), np.log(1.8))))
         relative = float(luminance(self.pixels[::4, ::4]).mean()) / _TYPICAL_LUMINANCE
@@ -141,7 +142,7 @@ class _Canvas:
         return np.maximum(dry, blur(grown, 1.0))
 
     def lay(self, texture: Pixels, cover: Field, label: int) -> None:
-        """Blend a texture into the pixels, and give the pixels that it mostly covers a class."""
+        """Blend a texture into the pixels by its opacity, and label the pixels that it mostly covers."""
         self.pixels += cover[..., None] * (texture - self.pixels)
         covered = cover > 0.5
         self.mask[covered] = label
@@ -153,7 +154,7 @@ class _Canvas:
 
 
 def compose_water(photograph: Photograph, textures: TextureLibrary, rng: np.random.Generator) -> Composition:
-    """Lay water into a photograph: a river, pond, shore, basin, or water all over.
+    """Insert water into a photograph: a river, pond, shore, basin, or water that fills it.
 
     Args:
         photograph: Photograph to change.
@@ -180,7 +181,7 @@ def compose_water(photograph: Photograph, textures: TextureLibrary, rng: np.rand
 
 
 def compose_ground(photograph: Photograph, textures: TextureLibrary, rng: np.random.Generator) -> Composition:
-    """Lay ground from another photograph into a photograph, with the outlines and edges of water.
+    """Insert ground from another photograph into a photograph, with the outlines and edges of water.
 
     Args:
         photograph: Photograph to change.
@@ -194,7 +195,7 @@ def compose_ground(photograph: Photograph, textures: TextureLibrary, rng: np.ran
     outline = _choose_outline(canvas, FREQUENCIES | {"frame": 0.12})
     if outline.kind != "frame" and rng.random() < 0.4:
         _lay_meadow(canvas, textures)
-    ground = textures.select(lambda region: region.label in LAID_IDS)
+    ground = textures.select(lambda region: region.label in GROUND_IDS)
     texture, label = ground.draw(rng, canvas.size, zoom=rng.uniform(0.4, 1.5))
     bank = str(rng.choice(["none", "grass", "earth", "rim"], p=[0.45, 0.25, 0.15, 0.15]))
     outline = _roughen(canvas, outline, bank)
@@ -207,7 +208,7 @@ def compose_ground(photograph: Photograph, textures: TextureLibrary, rng: np.ran
 
 
 def compose_shadow(photograph: Photograph, rng: np.random.Generator) -> Composition:
-    """Cast one to three shadows over a photograph; its mask stays as it is."""
+    """Cast one to three shadows over a photograph; its mask does not change."""
     canvas = _Canvas(photograph, rng)
     for _ in range(int(rng.integers(1, 4))):
         canvas.pixels = cast_shadow(canvas.pixels, rng)
@@ -215,7 +216,7 @@ def compose_shadow(photograph: Photograph, rng: np.random.Generator) -> Composit
 
 
 def _choose_outline(canvas: _Canvas, frequencies: dict[str, float]) -> Outline:
-    """Return the outline, of a few, that covers the most ground relative to objects."""
+    """Return the best of a few random outlines: the one whose inside has the largest share of ground, not objects."""
     height, width = canvas.size
     small = (max(8, height // _OUTLINE_REDUCTION), max(8, width // _OUTLINE_REDUCTION))
     ground = cv2.resize((~canvas.dry).astype(np.float32), small[::-1], interpolation=cv2.INTER_AREA)
@@ -251,7 +252,7 @@ def _roughen(canvas: _Canvas, outline: Outline, bank: str) -> Outline:
 
 
 def _soft_cover(canvas: _Canvas, outline: Outline) -> Field:
-    """Return the opacity inside an outline, with an edge that is hard to soft."""
+    """Return the opacity inside an outline, with an edge of random softness."""
     soft = canvas.detail * float(np.exp(canvas.rng.uniform(np.log(0.8), np.log(5))))
     cover = smooth_step(outline.distance, -soft, soft)
     # the outline is a distance only approximately; the camera's blur is the same everywhere
@@ -259,7 +260,7 @@ def _soft_cover(canvas: _Canvas, outline: Outline) -> Field:
 
 
 def _lay_water(canvas: _Canvas, outline: Outline, cover: Field, textures: TextureLibrary, *, group: str | None) -> None:
-    """Render water and lay it over the ground, some of it with the texture of real water if there is any."""
+    """Render water and insert it; sometimes with the texture of real water, if the library has one."""
     rng = canvas.rng
     box = _bounding_box(cover > 0.01)
     distance = np.ascontiguousarray(outline.distance[box])
@@ -280,7 +281,7 @@ def _lay_water(canvas: _Canvas, outline: Outline, cover: Field, textures: Textur
 
 
 def _bounding_box(inside: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return the rows and columns that contain an area, at least 8 of each; all of them if it is empty."""
+    """Return the rows and columns that contain an area, with a margin of 8 pixels; all if the area is empty."""
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     if not len(rows):
         return slice(None), slice(None)

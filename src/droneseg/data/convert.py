@@ -17,8 +17,6 @@ from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, pl
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
 from droneseg.data.pixel_targets import MAX_WEIGHT, TARGETS_FOLDER, BoxWeights, Sidecars, read_boxes
 
-"""Label of pixels without a class, which nnU-Net ignores; it is the largest label, as nnU-Net requires."""
-
 _DESCRIPTION_NAME = "dataset.json"
 # nnU-Net selects the normalisation by the names of the channels
 _CHANNEL_NAMES = {
@@ -39,11 +37,11 @@ class ConversionOptions:
         unknown: Handling of colours that belong to no class.
         normalisation: Normalisation that nnU-Net applies.
         added: Further datasets, whose photographs are trained on in every fold.
-        gsd_m: Ground resolution of all images of the dataset, but not of the added ones, in metres per pixel; None for
-            the one recorded by the import or else the metadata of each image.
-        ignore_background: Whether background pixels of all datasets get nnU-Net's ignore label. The import of a
-            dataset can ask for it, too.
-        boxes_file: JSON file of boxes around moving objects of the dataset.
+        gsd_m: Ground resolution of all images of the dataset, but not of the added ones, in metres per pixel. None
+            uses the value recorded by the import, else the metadata of each image.
+        ignore_background: Whether background pixels of all datasets get nnU-Net's ignore label. If False, only those
+            of datasets imported with the class `ignore` do.
+        boxes_file: JSON file of boxes around moving objects of the dataset, see `pixel_targets.read_boxes`.
         box_weight: Factor of the weight of moving objects inside the boxes, above 0 and at most `MAX_WEIGHT`.
     """
 
@@ -285,15 +283,17 @@ class _CaseWriter:
         for dataset in self._datasets[1:]:
             if dataset.sidecars.fine_classes not in ((), self._fine_classes):
                 notes.append(
-                    f"{dataset.listing.root}: has another table of fine classes, so its fine masks are not used"
+                    f"{dataset.listing.root}: its table of fine classes differs, so its fine masks are not used"
                 )
         if missing := len(self._plan.train) - sum(item.has_fine for item in written) if self._fine_classes else 0:
             notes.append(f"{missing} training cases have no fine classes")
         if conflicting := sum(item.conflicting for item in written):
-            notes.append(f"{conflicting:,} pixels have a fine class of another class than in the mask; it is not used")
+            notes.append(
+                f"{conflicting:,} pixels have a fine class that contradicts the class in the mask; it is not used"
+            )
         stems = {pair.stem for pair in self._datasets[0].listing.pairs}
         if self._boxes and (unknown := sorted(self._boxes.boxes.keys() - stems)):
-            notes.append(f"boxes of {len(unknown)} images that are not in the data, such as {unknown[0]}")
+            notes.append(f"{len(unknown)} images with boxes are not in the data, such as {unknown[0]}")
         return notes
 
     def write_description(self, written: Sequence[_Written]) -> None:

@@ -134,7 +134,7 @@ class PairListing:
         pairs: Complete pairs, sorted by stem.
         problems: Errors to fix before the dataset can be used, one line each.
         notes: Information for the user, one line each.
-        generated: Stem of the original photograph by stem of each generated pair.
+        generated: Stem of the original photograph by stem of the generated pair.
     """
 
     root: Path
@@ -213,13 +213,13 @@ def list_pairs(source: Path) -> PairListing:
 
 
 def _read_generated(file: Path) -> tuple[dict[str, str], list[str]]:
-    """Return the original by generated stem, empty without a file, and problems with the file."""
+    """Return the original stem by generated stem, empty without a file, and problems with the file."""
     if not file.is_file():
         return {}, []
     try:
         generated = TypeAdapter(dict[str, str]).validate_json(file.read_bytes())
     except (ValidationError, OSError):
-        return {}, [f"{file.name}: is not a JSON object with the stem of the original by stem of each generated image"]
+        return {}, [f"{file.name}: is not a JSON object with the stem of the original of each generated image"]
     chained = sorted(stem for stem, original in generated.items() if original in generated)
     return generated, [f"{file.name}: the original of {stem} is generated itself" for stem in chained]
 

@@ -1,4 +1,4 @@
-"""Fine classes: the classes of a dataset before they were grouped into those of the class table."""
+"""Fine classes: subdivisions of the classes of the class table, such as roof and lawn, and their CSV table."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ def read_fine_classes(file: Path) -> tuple[FineClass, ...]:
         The fine classes in the order of their ids.
 
     Raises:
-        ConfigurationError: If the file is not such a table; all problems are listed.
+        ConfigurationError: If the file cannot be read or is not such a table; all problems are listed.
     """
     try:
         rows = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig")), skipinitialspace=True)

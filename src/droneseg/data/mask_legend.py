@@ -23,19 +23,19 @@ IGNORE = "ignore"
 
 _RGB, _INDEX, _CLASS, _NAME = ("r", "g", "b"), "index", "class", "name"
 _MAX_COLOURS = 1000
-_MAX_ENTRIES = 255  # numbers of entries have 8 bits, of which one value means unknown
+_MAX_ENTRIES = 255  # entries are numbered in 8 bits, and one number means unknown
 
 
 @dataclass(frozen=True)
 class MaskLegend:
-    """Meaning of the values of masks. Every combination of a class and a fine class is an entry.
+    """Meaning of the pixel values of masks. Every combination of a class and a fine class is an entry.
 
     Attributes:
-        colours: Number of the entry by colour; empty if the table has no colours.
-        indices: Number of the entry by value v of grey masks, as the colour (v, v, v); empty if the table has no
+        colours: Index of the entry by colour; empty if the table has no colours.
+        indices: Index of the entry by value v of grey masks, as the colour (v, v, v); empty if the table has no
             column index.
         class_ids: Class id of each entry, shape (N,), dtype uint8.
-        fine_ids: Id of the fine class of each entry, 0 without one, shape (N,), dtype uint8.
+        fine_ids: Id of the fine class of each entry, 0 if it has none, shape (N,), dtype uint8.
         fine_classes: Fine classes in the order of their ids.
         ignores: Whether training ignores background pixels.
     """
@@ -50,7 +50,7 @@ class MaskLegend:
 
 @dataclass(frozen=True)
 class _Row:
-    """A valid line of the table; `values` has the keys `colour` and `index`, as far as the table has these columns."""
+    """A valid line of the table; `values` has the keys `colour` and `index` if the table has these columns."""
 
     line: int
     values: Mapping[str, Colour]
@@ -66,8 +66,9 @@ class _Row:
 def read_legend(file: Path) -> MaskLegend:
     """Read the legend of masks from a CSV file.
 
-    The columns are `class`, and `r`, `g`, `b` or `index` or both, in any order. The optional column `name` has the
-    fine class. Other columns and empty lines are ignored; columns may also be separated by semicolons or tabs.
+    The table needs the column `class`, and `index` or `r`, `g` and `b` or all four of them, in any order. The optional
+    column `name` has the fine class. Other columns and empty lines are ignored; columns may also be separated by
+    semicolons or tabs.
 
     Raises:
         ConfigurationError: If the file is not such a table; all invalid lines are listed.
@@ -123,7 +124,7 @@ def _cells(file: Path, table: "csv.DictReader[str]") -> Iterator[tuple[int, dict
 
 
 def _parse(line: int, cells: Mapping[str, str]) -> _Row | str:
-    """Return the row, or what is wrong with it."""
+    """Return the row, or a description of its problem."""
     values = {}
     for kind, columns in (("colour", _RGB), (_INDEX, (_INDEX,) * 3)):
         if columns[0] in cells:
@@ -188,7 +189,7 @@ def write_legend(
         The number of colours, and the number of those without a class.
 
     Raises:
-        DatasetError: If a mask cannot be read, or there are too many colours to be classes.
+        DatasetError: If a mask cannot be read, or the masks have more than 1000 colours.
         OutputExistsError: If the file exists.
     """
     if file.exists():

@@ -1,4 +1,4 @@
-"""Targets beside the label: the fine class and the weight of every pixel of a training case."""
+"""Additional targets of a training case: the fine class and the weight of every pixel."""
 
 import json
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ Boxes = Mapping[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class BoxWeights:
-    """Boxes around moving objects, and the weight of the moving-object pixels in them.
+    """Boxes around moving objects, and the factor for the weights of the moving-object pixels in them.
 
     Attributes:
         boxes: Boxes by stem.
-        weight: Factor of the weight.
+        weight: Factor.
     """
 
     boxes: Boxes = field(default_factory=dict)
@@ -41,12 +41,12 @@ class BoxWeights:
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a case.
+    """Additional targets of a case.
 
     Attributes:
         png: 8-bit RGB PNG of the label's size: red is the id of the fine class or 0, green the weight in hundredths.
         has_fine: Whether the dataset has a fine mask of the case.
-        conflicting: Number of pixels whose fine class belongs to another class than the mask's; they have none.
+        conflicting: Number of pixels whose fine class belongs to another class than the mask's; it is stored as 0.
     """
 
     png: bytes
@@ -56,7 +56,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Sidecars:
-    """Fine masks and weights beside the images of a dataset.
+    """Fine masks and weights of a dataset, in folders beside the images.
 
     Attributes:
         root: Folder of the dataset.
@@ -69,7 +69,7 @@ class Sidecars:
     has_weights: bool = False
 
     def targets(self, stem: str, mask: Mask, boxes: BoxWeights | None) -> Targets:
-        """Return the targets of a pair.
+        """Return the additional targets of a pair.
 
         Args:
             stem: Stem of the pair.
@@ -92,7 +92,7 @@ class Sidecars:
         return Targets(encode_png(values), fine is not None, conflicting)
 
     def _read(self, folder: str, stem: str, mask: Mask) -> NDArray[np.uint8] | None:
-        """Return a grey image beside the pair, shape (H, W), dtype uint8; None if there is none."""
+        """Return the fine mask or the weights of a pair, shape (H, W), dtype uint8; None if there are none."""
         file = self.root / folder / f"{stem}.png"
         if not file.is_file():
             return None
@@ -122,7 +122,7 @@ def find_sidecars(root: Path) -> tuple[Sidecars, list[str]]:
     """Find the fine masks and weights of a dataset.
 
     Returns:
-        The fine masks and weights, and problems, one line each.
+        The fine masks and weights; problems, one line each.
     """
     has_weights = (root / WEIGHTS_FOLDER).is_dir()
     if not (root / FINE_MASKS_FOLDER).is_dir():
@@ -169,7 +169,7 @@ def _is_box(box: Any) -> bool:
 
 
 def _weigh_boxes(stem: str, weights: NDArray[np.uint8], mask: Mask, boxes: BoxWeights) -> NDArray[np.uint8]:
-    """Return the weights with those of moving objects inside the boxes multiplied."""
+    """Return the weights, with those of moving objects inside the boxes multiplied by the factor."""
     height, width = mask.shape
     inside = np.zeros(mask.shape, bool)
     for x0, y0, x1, y1 in boxes.boxes[stem].tolist():

@@ -37,7 +37,7 @@ class SceneSplit:
 
     Attributes:
         split: The split.
-        crossing: Number of matches between parts, recounted from all matches; 0 unless the split was made otherwise.
+        crossing: Number of matches between parts, recounted from all matches; 0 for a split by scene.
         groups: Number of places (connected images) in each part.
         class_shares: Share of the pixels by part and class name.
     """
@@ -164,9 +164,9 @@ def fold_by_scene(
     """Split images into folds so that no match connects train and val of a fold.
 
     The images are partitioned into the validation parts. Each fold drops the images outside its validation part that
-    match an image in it, so that every image is validated once. The partition with the lowest cost is searched by
-    simulated annealing: few dropped images, class shares close to those of all images, and equal sizes. Images that
-    match well move together, because single moves cannot leave a place.
+    match an image in it, so that every image is validated once. Simulated annealing searches for the partition with the
+    lowest cost: few dropped images, class shares close to those of all images, and equal sizes. Images that match well
+    move together, because moves of single images do not get a whole place into another part.
 
     Args:
         matches: Matches between images; those of other images are ignored.
@@ -227,9 +227,9 @@ class _FoldSearch:
         self._target = self._pixels.sum(axis=0) / self._pixels.sum()
 
     def run(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the number of the part of each image, shape (N,)."""
+        """Return the number of the part of each image, shape (N,), dtype int64."""
         found = []
-        # the groups of several numbers of inliers can be equal
+        # several numbers of inliers can give the same groups
         for groups in dict.fromkeys(map(self._groups, _GROUP_INLIERS)):
             for _ in range(_FOLD_TRIES):
                 labels = np.empty(self._size, np.int64)
@@ -241,7 +241,7 @@ class _FoldSearch:
         return self._anneal(single, labels, _REFINING_TEMPERATURES, rng)[1]
 
     def _groups(self, inliers: int) -> tuple[tuple[int, ...], ...]:
-        """Return the images that are connected by matches with at least so many inliers."""
+        """Return the groups of images that are connected by matches with at least this number of inliers."""
         graph = nx.Graph()
         graph.add_nodes_from(range(self._size))
         graph.add_edges_from((first, second) for first, second, found in self._edges if found >= inliers)
@@ -254,9 +254,9 @@ class _FoldSearch:
         temperatures: tuple[float, float],
         rng: np.random.Generator,
     ) -> tuple[float, NDArray[np.int64]]:
-        """Move groups between parts, ever less often to a higher cost; return the lowest cost and its labels."""
+        """Move groups between parts, accepting a higher cost ever more rarely; return the best cost and labels."""
         state = _FoldState(self._adjacency, self._pixels, labels, self._count)
-        # matches of each group with each image
+        # number of matches of each group with each image
         neighbours = [self._adjacency[list(group)].sum(axis=0) for group in groups]
         current = best = self._cost(state)
         best_labels = labels.copy()
@@ -293,10 +293,10 @@ class _FoldState:
     """Partition of N images into K parts, updated move by move.
 
     Attributes:
-        labels: Part of each image, shape (N,).
-        matches: Matches of each image in each part, shape (N, K).
-        pixels: Pixels of each part by class id, shape (K, C).
-        sizes: Images of each part, shape (K,).
+        labels: Part of each image, shape (N,), dtype int64.
+        matches: Number of matches of each image with each part, shape (N, K), dtype int32.
+        pixels: Number of pixels of each part by class id, shape (K, C), dtype float64.
+        sizes: Number of images in each part, shape (K,), dtype int64.
     """
 
     def __init__(
@@ -312,11 +312,18 @@ class _FoldState:
 
     @property
     def dropped(self) -> int:
-        """Images that the folds drop, summed over the folds: those that match an image of another part."""
+        """Number of dropped images, summed over the folds: an image counts once for each other part that it matches."""
         return int(np.count_nonzero(self.matches) - np.count_nonzero(self.matches[self._rows, self.labels]))
 
     def move(self, group: Sequence[int], neighbours: NDArray[np.int32], source: int, target: int) -> None:
-        """Move a group of images, with the given matches with each image, from one part to another."""
+        """Move a group of images from one part to another.
+
+        Args:
+            group: Images of the group.
+            neighbours: Number of matches of the group with each image, shape (N,).
+            source: Part that contains the group.
+            target: Part to move it to.
+        """
         images = list(group)
         self.labels[images] = target
         self.matches[:, source] -= neighbours

@@ -1,4 +1,4 @@
-"""Cast shadows of clouds, trees and buildings, which darken the ground and leave its class as it is."""
+"""Cast shadows of clouds, trees and buildings, which darken the ground and do not change its class."""
 
 import numpy as np
 
@@ -17,11 +17,11 @@ def cast_shadow(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Darken an image with a random shadow, and sometimes warm the lit part as low sun does.
 
     Args:
-        pixels: RGB, shape (H, W, 3).
+        pixels: RGB, shape (H, W, 3), dtype float32.
         rng: Random generator.
 
     Returns:
-        The image with a shadow, same shape.
+        The image with a shadow, same shape and dtype.
     """
     shade = draw_shadow(rng, pixels.shape[:2])
     darkness = rng.uniform(0.3, 0.7)
@@ -34,7 +34,7 @@ def cast_shadow(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def draw_shadow(rng: np.random.Generator, size: Size) -> Field:
-    """Return a random shadow: 1 in full shadow, 0 in the light, shape (H, W)."""
+    """Return a random shadow, 1 in full shadow and 0 in the light; shape (H, W), dtype float32."""
     weights = np.array(list(FREQUENCIES.values()))
     kind = rng.choice(list(FREQUENCIES), p=weights / weights.sum())
     drawers = {"cloud": _cloud, "trees": _trees, "dappled": _dappled, "building": _building, "rows": _rows}

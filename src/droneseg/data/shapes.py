@@ -17,7 +17,7 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 _LARGEST_GRID = 512
-_CUBIC_DEVIATION = 0.866  # of normal random values after cubic interpolation
+_CUBIC_DEVIATION = 0.866  # standard deviation of normal random values after cubic interpolation
 _LARGEST_CELL = 4.0  # warpAffine rounds positions to 1/32 cell, which shows as steps in larger cells
 _CURVE_POINTS = 4096
 _EVERYWHERE = 1e4
@@ -28,7 +28,7 @@ class Outline:
     """Outline of an area, as a signed distance.
 
     Attributes:
-        distance: Approximate distance to the outline in pixels, positive inside, shape (H, W).
+        distance: Approximate distance to the outline in pixels, positive inside, shape (H, W), dtype float32.
         angle: Direction of a band in radians, for currents and ripples; random for other shapes.
         kind: "band", "pond", "shore", "basin" or "frame".
     """
@@ -80,14 +80,14 @@ def fractal_noise(
     angle: float = 0.0,
     stretch: float = 1.0,
 ) -> Field:
-    """Return the sum of noises with cells of halving size, with standard deviation 1; for options see `smooth_noise`.
+    """Return the sum of noises whose cells halve in size, with mean 0 and standard deviation 1.
 
     Args:
         rng: Random generator.
         size: Height and width.
         cell: Largest cell in pixels; cells below 2 pixels are left out.
-        octaves: Maximum number of sizes.
-        persistence: Amplitude of each size relative to that of the next larger one.
+        octaves: Maximum number of noises.
+        persistence: Amplitude of a noise relative to that with cells of twice the size.
         angle: Direction in which the cells are stretched, in radians.
         stretch: Length of a cell divided by its width.
     """
@@ -111,7 +111,7 @@ def smooth_step(values: Field, low: float, high: float) -> Field:
 
 
 def blur(values: Field, sigma: float) -> Field:
-    """Return values smoothed with a Gaussian; wide ones are computed at a lower resolution."""
+    """Return values smoothed with a Gaussian of `sigma` pixels; a wide one is computed at a lower resolution."""
     if sigma < 0.3:
         return values
     if sigma <= 6:
@@ -124,7 +124,7 @@ def blur(values: Field, sigma: float) -> Field:
 
 
 def distance_inside(inside: NDArray[np.bool_]) -> Field:
-    """Return the distance in pixels of every pixel of an area to its outline, 0 outside of it."""
+    """Return the distance of each pixel to the outline of an area, in pixels; 0 outside the area."""
     if inside.all():
         return np.full(inside.shape, _EVERYWHERE, dtype=np.float32)
     return np.asarray(cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3), dtype=np.float32)

@@ -44,7 +44,7 @@ class Split:
         val: Images on which nnU-Net validates during training.
         test: Images held out from training.
         dropped: Images that are not used.
-        folds: Folds of a cross-validation over `train`; the other parts are in no fold.
+        folds: Folds of a cross-validation over `train`; they contain no image of the other parts.
     """
 
     train: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ class TextureRegion:
     Attributes:
         stem: Stem of the photograph.
         label: Class id.
-        fine: Id of the finer class; 0 if unknown.
+        fine: Id of the fine class; 0 if unknown.
         x: Left column.
         y: Top row.
         side: Side in pixels.
@@ -60,13 +60,13 @@ def find_texture_regions(stem: str, mask: Mask, fine: Mask | None = None) -> lis
 
     Args:
         stem: Stem of the photograph.
-        mask: Class ids.
-        fine: Ids of finer classes; a region then shows one of them only.
+        mask: Class ids, shape (H, W), dtype uint8.
+        fine: Ids of fine classes, same shape and dtype; a region then shows only one of them.
 
     Returns:
-        At most one region for each (finer) class; none of a class without a square of sufficient size.
+        At most one region for each class or fine class; none for one without a square of sufficient size.
     """
-    # one number for each pair of finer class and class, because a finer class may span several classes
+    # one number for each pair of fine class and class, because the unknown fine class 0 may span several classes
     detail = mask.astype(np.uint16) if fine is None else fine.astype(np.uint16) * _IDS + mask
     regions = []
     for value in np.unique(detail):
@@ -87,12 +87,12 @@ def quilt(patch: Image, size: Size, rng: np.random.Generator) -> Pixels:
     best of a few random ones instead of all possible ones.
 
     Args:
-        patch: Texture, shape (S, S, 3).
+        patch: Texture, shape (S, S, 3), dtype uint8.
         size: Height and width of the area.
         rng: Random generator.
 
     Returns:
-        Texture, shape (H, W, 3).
+        Texture, shape (H, W, 3), dtype float32.
     """
     side = min(patch.shape[:2])
     block = max(8, int(side * 0.7))
@@ -111,7 +111,7 @@ def quilt(patch: Image, size: Size, rng: np.random.Generator) -> Pixels:
 def _place_block(
     target: Pixels, source: Pixels, overlap: int, *, has_above: bool, has_left: bool, rng: np.random.Generator
 ) -> None:
-    """Write the best of a few random blocks to `target`, blended along seams with what is there already."""
+    """Write the best of a few random blocks to `target`, blended along seams with the blocks above and to the left."""
     block = target.shape[0]
     best, lowest = source[:block, :block], np.inf
     for _ in range(_CANDIDATES if has_above or has_left else 1):
@@ -165,7 +165,7 @@ def recolour(texture: Pixels, dark: Sequence[float], bright: Sequence[float], *,
     """Tint a texture with a ramp from a dark to a bright colour along its luminance, keeping its detail.
 
     Args:
-        texture: Texture, shape (H, W, 3).
+        texture: Texture, shape (H, W, 3), dtype float32.
         dark: RGB of pixels two standard deviations darker than the mean.
         bright: RGB of pixels two standard deviations brighter.
         strength: 0 keeps the texture's own colours, 1 uses the ramp only.
@@ -199,8 +199,8 @@ class TextureLibrary:
     def draw(self, rng: np.random.Generator, size: Size, *, zoom: float = 1.0) -> tuple[Pixels, int]:
         """Fill an area with the texture of a random region.
 
-        Classes and finer classes are equally likely, whatever the number of their regions. Within a class, large and
-        uniform regions are preferred.
+        All classes and fine classes are equally likely, whatever the number of their regions. Within one of them, large
+        and uniform regions are preferred.
 
         Args:
             rng: Random generator.
@@ -208,7 +208,7 @@ class TextureLibrary:
             zoom: Magnification of the texture; higher if the texture would be too small.
 
         Returns:
-            Texture, shape (H, W, 3), and its class id.
+            Texture, shape (H, W, 3), dtype float32, and its class id.
 
         Raises:
             IndexError: If the library is empty.

@@ -36,12 +36,12 @@ class Surface:
     """Area of water to render.
 
     Attributes:
-        ground: Image below the water, shape (H, W, 3).
-        cover: Opacity of the water, 0 to 1, shape (H, W).
+        ground: Image below the water, RGB, shape (H, W, 3), dtype float32.
+        cover: Opacity of the water, 0 to 1, shape (H, W), dtype float32.
         outline: Outline of the water.
         exposure: Brightness of the photograph relative to a well exposed one.
-        detail: Size of small details in pixels.
-        side: Shorter side of the photograph in pixels; the surface may be a part of it.
+        detail: Unit of length of small details such as ripples, in pixels.
+        side: Shorter side of the photograph in pixels, of which the surface may be a part.
     """
 
     ground: Pixels
@@ -66,10 +66,10 @@ def render_water(
         surface: Area of water.
         rng: Random generator.
         group: Group of body colours, a key of `COLOURS`; None for a random one.
-        texture: Texture of real water to use instead of a generated one.
+        texture: Texture of real water, shape (H, W, 3), dtype float32, to use instead of a generated one.
 
     Returns:
-        RGB, shape (H, W, 3); the caller blends it with the ground.
+        RGB, shape (H, W, 3), dtype float32; the caller blends it with the ground.
     """
     body = _body_colour(group or _draw_group(rng), rng) * np.float32(surface.exposure)
     if texture is not None:
