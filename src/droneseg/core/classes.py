@@ -40,7 +40,7 @@ FOREGROUND: tuple[SegmentationClass, ...] = CLASSES[1:]
 _BY_NAME = {c.name: c.id for c in CLASSES}
 BACKGROUND_ID = _BY_NAME["background"]
 IGNORE_LABEL = len(CLASSES)
-"""Value of pixels in nnU-Net's labels that are neither trained nor evaluated."""
+"""nnU-Net's ignore label, the value of unlabelled pixels; nnU-Net requires it to be the largest label."""
 LANDING_ID = _BY_NAME["landing-zones"]
 # Landing on one of these classes can destroy the drone; soft ground is undesirable, but not dangerous.
 UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAME["moving-objects"])

@@ -100,9 +100,12 @@ def decode_ids(data: bytes, *, ignore: bool = False, max_pixels: int = DEFAULT_M
     """Decode a mask whose pixel values (grey) or palette indices are class ids.
 
     Args:
-        data: Image file.
-        ignore: Whether the value of ignored pixels in nnU-Net's labels is accepted; these pixels become background.
+        data: Content of an image file.
+        ignore: Whether nnU-Net's ignore label is accepted; pixels with it become background.
         max_pixels: Largest accepted number of pixels.
+
+    Returns:
+        Class ids, shape (H, W), dtype uint8.
 
     Raises:
         InvalidIdsError: If a value is not a class id; the message lists and counts such values.
@@ -131,7 +134,10 @@ def decode_ids(data: bytes, *, ignore: bool = False, max_pixels: int = DEFAULT_M
 
 
 def read_mask(path: Path, kind: MaskKind, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Mask:
-    """Read a mask from a file: class colours, class ids, or nnU-Net's labels. Error messages start with the path."""
+    """Read a mask from a file of class colours, class ids, or nnU-Net's labels. Error messages start with the path.
+
+    In nnU-Net's labels, ignored pixels become background.
+    """
     try:
         data = path.read_bytes()
         if kind != "colours":

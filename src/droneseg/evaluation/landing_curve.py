@@ -14,11 +14,11 @@ _BINS = 4096
 class LandingCurve:
     """Counts pixels by their probability of a landing zone, over any number of images.
 
-    The counts are kept in 4096 bins of equal width in log-odds, so that probabilities near 1 are told apart.
+    The counts are kept in 4096 bins of equal width in log-odds, which distinguish probabilities near 1.
     """
 
     def __init__(self) -> None:
-        # rows: true landing zones, true obstacles, water and moving objects, and all pixels that are counted
+        # rows: true landing zones; true obstacles, water and moving objects; all counted pixels
         self._counts = np.zeros((3, _BINS), np.int64)
 
     def add(self, truth: Mask, landing: NDArray[np.float32], *, ignore: int | None = None) -> None:

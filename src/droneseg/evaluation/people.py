@@ -1,4 +1,4 @@
-"""How well people are recognised, from boxes around them."""
+"""Recognition of people, measured in boxes around them."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,18 +14,18 @@ from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.evaluation.evaluate import EvaluatedImage
 
 MUCH_LANDING = 0.5
-"""A person of whom at least this share is predicted as landing zone counts as missed."""
+"""Share of a person predicted as landing zone, from which the person counts in `much_landing`."""
 LITTLE_MOVING = 0.1
-"""A person of whom less than this share is predicted as moving object counts as overlooked."""
+"""Share of a person predicted as moving object, below which the person counts in `little_moving`."""
 _MOVING_ID = class_id("moving-objects")
 
 Box: TypeAlias = tuple[float, float, float, float]
-"""Left, upper, right and lower edge in pixels; right and lower edge are outside the box."""
+"""Left, upper, right and lower edge in pixels; the right and the lower edge are exclusive."""
 
 
 @dataclass(frozen=True)
 class PersonShares:
-    """Prediction within the box of a person, over the pixels that are truly a moving object.
+    """Prediction in the box of a person, over the pixels whose true class is moving objects.
 
     Attributes:
         landing: Share predicted as landing zone.
@@ -44,7 +44,7 @@ class PeopleFigures:
         people: Number of people.
         much_landing: Share of the people of whom at least half is predicted as landing zone; None without people.
         little_moving: Share of the people of whom less than a tenth is predicted as moving object; None without people.
-        without_truth: Number of boxes without any pixel that is truly a moving object; they are not counted.
+        without_truth: Number of boxes without a pixel whose true class is moving objects; they do not count as people.
     """
 
     people: int
@@ -57,7 +57,7 @@ def read_boxes(file: Path) -> dict[str, list[Box]]:
     """Read boxes by stem from a JSON object, `{stem: [[x0, y0, x1, y1], ...]}`.
 
     Raises:
-        DatasetError: If the file cannot be read or is not such an object; the error names the stems.
+        DatasetError: If the file cannot be read or is not such an object; the error lists the stems of invalid boxes.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -83,9 +83,9 @@ def _are_boxes(boxes: object) -> bool:
 
 
 def person_shares(truth: Mask, prediction: Mask, boxes: Iterable[Box]) -> list[PersonShares | None]:
-    """Return the shares of each person; None for a box without a pixel that is truly a moving object.
+    """Return the shares of each person; None for a box without a pixel whose true class is moving objects.
 
-    The pixels of a box that are not the person are not judged, so the true mask is needed, too.
+    The true mask separates the person from the other pixels of the box, which are not counted.
 
     Args:
         truth: Class ids, shape (H, W), dtype uint8.
@@ -121,6 +121,10 @@ def evaluate_people(
         boxes: Boxes by stem, in pixels of the masks.
         truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
+
+    Raises:
+        ImageError: If a mask cannot be decoded.
+        MaskError: If a mask has another encoding.
     """
     shares: list[PersonShares | None] = []
     for image in images:
@@ -132,7 +136,7 @@ def evaluate_people(
 
 
 def summarise_people(shares: Sequence[PersonShares | None]) -> PeopleFigures:
-    """Return the figures over the people of all images."""
+    """Return the figures over all people; None stands for a box that does not count."""
     known = [entry for entry in shares if entry]
     if not known:
         return PeopleFigures(0, None, None, len(shares))

@@ -1,4 +1,4 @@
-"""Regions of photographs without masks whose class is plain: polygons, and the class shares that are right in them."""
+"""Evaluation on photographs without masks: polygons with obvious contents, and limits for the class shares in them."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LIMITS: dict[str, dict[str, tuple[float, float]]] = {
     "shade": {"landing-zones": (0, 0.1), "water": (0, 0.02)},
     "sky": {"landing-zones": (0, 0.01)},
 }
-"""Smallest and largest accepted share of the pixels by kind of region and class."""
+"""Smallest and largest accepted share of the pixels, by kind of region and class name."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_regions(file: Path) -> list[Region]:
 
 
 def judge_region(region: Region, mask: Mask) -> JudgedRegion:
-    """Compare the class shares within a region with its limits.
+    """Compare the class shares in a region with the limits of its kind.
 
     Args:
         region: The region.

@@ -57,7 +57,7 @@ def fit_calibration(bundle: Bundle, samples: Iterable[tuple[Image, Mask]], *, so
 
 @dataclass(frozen=True)
 class MapCalibration:
-    """Calibration from probability maps.
+    """Calibration fitted on probability maps.
 
     Attributes:
         calibration: Block `calibration` of the manifest, with the temperature of the default profile.
@@ -69,15 +69,16 @@ class MapCalibration:
 
 
 def calibrate_from_maps(bundle: Bundle, folders: Sequence[Path]) -> MapCalibration:
-    """Fit the calibration of a bundle on probability maps that its fold models predicted out of fold.
+    """Fit the calibration of a bundle on probability maps that were predicted out of fold.
 
-    A network is more confident on photographs that it was trained on, so a temperature fitted on these is too low. The
-    maps of one profile must include those of the bundle's default profile. Where several views were combined, the
-    temperature of the combination is fitted, which differs little from that of each view.
+    A network is more confident on photographs that it was trained on, so a temperature fitted on these is too low. If
+    several views were combined, the temperature of the combination is fitted, which differs little from that of each
+    view.
 
     Args:
         bundle: Bundle with its final block `context`.
-        folders: Folders that `droneseg probabilities` wrote, at most one for each profile.
+        folders: Folders that `droneseg probabilities` wrote, at most one for each profile; one of them for the default
+            profile.
 
     Raises:
         DatasetError: If the maps are incomplete, calibrated, not out of fold or without true masks, if they are fewer

@@ -296,8 +296,8 @@ def export_model(
 
     Raises:
         ModelError: If the model cannot be loaded or exported.
-        ConfigurationError: If the plan cannot be exported, the default profile does not exist, or a twin does not suit
-            the model.
+        ConfigurationError: If the plan cannot be exported, the default profile does not exist, or the twin is not
+            compatible with the model.
     """
     on_step("loading the checkpoint")
     model = load_trained_model(folder, paths, checkpoint=checkpoint, folds=folds, trust=trust)

@@ -69,8 +69,8 @@ class NetworkSpeed(BaseModel):
     Attributes:
         gflop: Number of floating-point operations in one forward pass over one tile, in units of 10^9.
         fast_gflops: Speed of the profile `fast`, in 10^9 operations per second.
-        bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch; None without torch, or without bfloat16
-            in the processor.
+        bf16_matmul_gflops: Speed of a large bfloat16 matrix product with torch, in 10^9 operations per second; None
+            without torch or a processor with bfloat16.
     """
 
     gflop: float
@@ -367,7 +367,7 @@ def _stage_medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 def _matmul_gflops() -> float | None:
     """Return the speed of a large bfloat16 matrix product in 10^9 operations per second.
 
-    None without torch, and without bfloat16 in the processor: emulated, the product takes many minutes.
+    None without torch, or on a processor without bfloat16, where the emulated product takes many minutes.
     """
     if find_spec("torch") is None or not cpu_has_bf16():
         return None

@@ -1,10 +1,10 @@
-"""Labels of photographs without masks, made by a model, with a weight for each pixel (self-training).
+"""Labels that a model predicts for photographs without masks, with a weight for each pixel (self-training).
 
-A model is often right in one view of a photograph and wrong in another: a lake looks like asphalt in a close view, and
-a dark meadow like water. Each photograph is therefore predicted at two sizes, at several exposures, and mirrored. The
-label is the class with the largest mean probability. Its weight tells how far the views agree, and how sure they are;
-a training then learns the label also in those views in which the model was wrong. An error that all views share keeps
-a high weight, so look at the overlays before training.
+A model is often right in one view of a photograph and wrong in another: a lake can look like asphalt in a close view,
+and a dark meadow like water. Each photograph is therefore predicted at two sizes, at several exposures, and mirrored.
+The label is the class with the largest mean probability. Its weight is large if the views agree and are confident; a
+training on such labels corrects the views in which the model was wrong. An error that all views share has a large
+weight, so look at the overlays before training.
 """
 
 import hashlib
@@ -45,17 +45,17 @@ _LANDING_COLOUR = (255, 196, 0)
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels are made.
+    """Options of the labels.
 
     Attributes:
         max_pixels: Largest accepted photograph, in pixels.
         view: Ground resolution of the photographs, by default read from their files.
-        exposures: Factors of the brightness at which each photograph is predicted, one of them 1.
-        mirrored: Whether to predict mirrored copies, too.
-        min_agreement: Share of the views that must predict the label; a pixel with this share or less has weight 0.
-        min_confidence: Mean probability of the label; a pixel with this probability or less has weight 0.
+        exposures: Brightness factors at which each photograph is predicted, one of them 1.
+        mirrored: Whether to also predict mirrored copies.
+        min_agreement: A pixel has weight 0 if at most this share of the views predicts its label.
+        min_confidence: A pixel has weight 0 if the mean probability of its label is at most this.
         overlay: Whether to also write pictures of the labels and their weights.
-        force: Whether to label photographs again whose label is up to date.
+        force: Whether to also label photographs whose label is up to date.
 
     Raises:
         ConfigurationError: If an exposure is not from 0.2 to 5, if none is 1, or if a limit is not from 0 to below 1.
@@ -90,7 +90,7 @@ class LabelRecord(BaseModel):
         options: Options that the label depends on.
         width: Width of the labelled image.
         height: Height of the labelled image.
-        gsd_m: Metres per pixel of the labelled image; None if not known.
+        gsd_m: Metres per pixel of the labelled image; None if unknown.
         class_fractions: Share of the pixels by class name.
         mean_weight: Mean weight of the pixels, 0 to 1.
         unlabelled_share: Share of the pixels with weight 0.
@@ -142,7 +142,7 @@ class Label:
         image: RGB, shape (H, W, 3), dtype uint8, at the size of the label.
         mask: Class ids, shape (H, W), dtype uint8.
         weights: Weights in hundredths, shape (H, W), dtype uint8, 0 to 100.
-        gsd_m: Metres per pixel of the image; None if not known.
+        gsd_m: Metres per pixel of the image; None if unknown.
     """
 
     image: Image
@@ -164,13 +164,13 @@ def label_photographs(
         manifest: Manifest of its bundle.
         sources: Photographs with distinct stems.
         out: Folder of the dataset; created if missing.
-        options: How labels are made.
+        options: Options of the labels.
 
     Yields:
         One result per photograph.
 
     Raises:
-        OutputExistsError: If `out` holds other files.
+        OutputExistsError: If `out` contains other files.
     """
     require_label_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -211,23 +211,24 @@ def label_image(
         manifest: Manifest of its bundle.
         image: RGB, shape (H, W, 3), dtype uint8.
         ground: Ground resolution of the photograph.
-        options: How labels are made.
+        options: Options of the labels.
     """
     sizes = _view_sizes(image.shape[:2], manifest.patch_of(segmenter.profile), ground, manifest)
     height, width = max(sizes)
     table = exposure_tables(image, manifest.context.exposure if manifest.context else None)[0]
     corrected = image if table is None else table[image]
     total = np.zeros((len(manifest.classes), height, width), np.float32)
-    answers: list[tuple[Mask, float]] = []
+    predictions: list[tuple[Mask, float]] = []
     for size, size_weight in sizes.items():
         view = resample(corrected, size)
         weight = size_weight / len(options.exposures) / (2 if options.mirrored else 1)
         for probabilities in _predict_variants(segmenter, view, options):
             at_label = np.stack([_resize(channel, (height, width)) for channel in probabilities])
             total += np.float32(weight) * at_label
-            answers.append((argmax_and_max(at_label)[0], weight))
+            predictions.append((argmax_and_max(at_label)[0], weight))
     mask, confidence = argmax_and_max(total)
-    agreement = sum((np.float32(weight) * (ids == mask) for ids, weight in answers), np.zeros(mask.shape, np.float32))
+    votes = (np.float32(weight) * (ids == mask) for ids, weight in predictions)
+    agreement = sum(votes, np.zeros(mask.shape, np.float32))
     weights = pixel_weights(mask, agreement, confidence, options)
     return Label(resample(image, (height, width)), mask, weights, _scaled_gsd(ground, image.shape[1], width))
 
@@ -237,12 +238,13 @@ def pixel_weights(
 ) -> NDArray[np.uint8]:
     """Return the weights of pixels in hundredths, shape (H, W), dtype uint8.
 
-    The weight is the product of two factors: the share of the views that predict the label, from 0 at `min_agreement`
-    to 1 if all do, and its mean probability, from 0 at `min_confidence` to 1. Background has weight 0.
+    The weight is the product of two factors: the share of the views that predict the label, rescaled from 0 at
+    `min_agreement` to 1 if all do, and the mean probability of the label, rescaled from 0 at `min_confidence` to 1.
+    Background has weight 0.
 
     Args:
         mask: Class ids, shape (H, W), dtype uint8.
-        agreement: Share of the views that predict the same class, shape (H, W), dtype float32.
+        agreement: Share of the views that predict the class of the mask, shape (H, W), dtype float32.
         confidence: Mean probability of the class, shape (H, W), dtype float32.
         options: Smallest agreement and confidence.
     """
@@ -257,9 +259,13 @@ def pixel_weights(
 
 
 def change_exposure(image: Image, factor: float) -> Image:
-    """Return an image whose median luma is multiplied by a factor.
+    """Return an image whose median luma is multiplied by a factor, but at most 0.95 if the factor is above 1.
 
-    Darker images are multiplied. For brighter ones, a gamma correction avoids clipped highlights.
+    To darken an image, its pixel values are multiplied; to brighten it, a gamma correction avoids clipped highlights.
+
+    Args:
+        image: RGB, shape (H, W, 3), dtype uint8.
+        factor: Factor of the brightness.
     """
     if factor == 1:
         return image
@@ -382,7 +388,7 @@ def _encode_grey(values: NDArray[np.uint8]) -> bytes:
 
 
 def _read_records(out: Path) -> dict[str, LabelRecord]:
-    """Return the records of earlier labels; none if there are none, or their file is damaged."""
+    """Return the records of earlier labels by stem; empty if the file is missing or damaged."""
     try:
         content = json.loads((out / INDEX_NAME).read_bytes())
         return {stem: LabelRecord.model_validate(record) for stem, record in content["photographs"].items()}

@@ -60,7 +60,7 @@ class MapRecord(BaseModel):
         height: Height of the photograph in pixels.
         seen_width: Width of the photograph as resampled for the model.
         seen_height: Height of the photograph as resampled for the model.
-        gsd_m: Metres per pixel of the photograph; None if not known.
+        gsd_m: Metres per pixel of the photograph; None if unknown.
         views: Whether several views of the photograph were combined.
         confidence: Mean probability of the predicted class.
         statistics: Statistics of the resampled photograph, see `image_statistics`.
@@ -110,8 +110,8 @@ class ProbabilityIndex(BaseModel):
         temperature: Number that logits were divided by before the softmax.
         models: Id of the model by fold; "all" for a single model.
         photographs: Record of each photograph by stem.
-        dropped: Photographs that a fold leaves out, by fold.
-        never_validated: Photographs of the folds that are in the validation part of none.
+        dropped: Photographs that each fold drops, by fold.
+        never_validated: Photographs that are in no validation part of the folds.
         failed: Error message by stem.
         places: Stems by place; empty if the photographs were not matched.
         complete: Whether all photographs were processed.
@@ -170,13 +170,13 @@ class MapTask:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How maps are made.
+    """Options of the maps.
 
     Attributes:
+        max_pixels: Largest accepted photograph, in pixels.
         view: How the photographs are presented to the model.
         temperature: Number that logits are divided by before the softmax. At 1, the maps are uncalibrated.
-        max_pixels: Largest accepted photograph, in pixels.
-        force: Whether to predict photographs again whose map is up to date.
+        force: Whether to also predict photographs whose map is up to date.
     """
 
     max_pixels: int
@@ -244,14 +244,14 @@ def write_maps(
 ) -> Iterator[MapResult]:
     """Predict photographs and write the map of each to `out`.
 
-    A photograph is skipped if `out` holds its map of the same model, profile, options and files. Maps are written
+    A photograph is skipped if `out` has its map of the same model, profile, options and files. Maps are written
     atomically, so the work can be interrupted at any time. A photograph that fails does not affect the others.
 
     Args:
         segmenter: Segmenter of the model.
         tasks: Photographs with distinct stems.
-        out: Folder of the maps; created if missing.
-        options: How maps are made.
+        out: Existing folder of the maps.
+        options: Options of the maps.
 
     Yields:
         One result per photograph.
@@ -320,7 +320,7 @@ def _predict_map(
 
 
 def _disagreement(segmenter: BundleSegmenter, image: Image, seen: ProbabilityMap) -> float | None:
-    """Return the disagreement of the resampled photograph with its smallest view."""
+    """Return the disagreement of the resampled photograph with its smallest view; None if no views are combined."""
     height, width = seen.values.shape[1:]
     resampled = resample(image[nonzero_box(image)], (height, width))
     return segmenter.disagreement_when_reduced(resampled, seen.values.astype(np.float32))
@@ -390,7 +390,7 @@ def read_index(folder: Path) -> ProbabilityIndex:
 
 
 def group_places(stems: Sequence[str], matches: Sequence[Match]) -> dict[str, list[str]]:
-    """Return the connected components of matched photographs, largest first.
+    """Return the places of photographs, largest first: the connected components of their matches, by name.
 
     Args:
         stems: Photographs to group.
@@ -417,8 +417,8 @@ class GroupScores:
     Attributes:
         photographs: Number of photographs.
         miou: Mean IoU; None if no class 1 to 5 occurs.
-        unsafe_landing_rate: Share of the pixels predicted as landing zone that are unsafe; None if there are none.
-        landing_recall: Share of the true landing zones that are predicted as such; None if there are none.
+        unsafe_landing_rate: Share of the pixels predicted as landing zone that are unsafe; None without such pixels.
+        landing_recall: Share of the true landing zones that are predicted as such; None without landing zones.
     """
 
     photographs: int
@@ -433,7 +433,7 @@ class MapScores:
 
     Attributes:
         scores: Metrics over all photographs.
-        intervals: 95 % intervals by metric. Places are drawn if they are known, otherwise photographs.
+        intervals: 95 % intervals by metric, from bootstrap samples of places if they are known, else of photographs.
         by_fold: Metrics by fold.
         by_place: Metrics by place.
         miou_quartiles: Smallest value, quartiles and largest value of the mIoU over places; None without places.
@@ -490,7 +490,7 @@ class FoldModel:
 
     Attributes:
         fold: Number of the fold; None for a single model.
-        open: Function that starts the segmenter. Only one is in memory at a time.
+        open: Function that starts the segmenter. Only one segmenter is in memory at a time.
         model_id: Id of the model.
     """
 
@@ -513,13 +513,16 @@ def make_maps(
         models: Model of each fold.
         tasks: Photographs of all folds.
         index: Index without photographs.
-        out: Folder of the maps.
-        options: How maps are made.
+        out: Folder of the maps; created if missing.
+        options: Options of the maps.
         on_result: Callback with each result and the number of photographs.
+
+    Returns:
+        The complete index.
 
     Raises:
         ConfigurationError: If a fold has no model.
-        OutputExistsError: If `out` holds other files.
+        OutputExistsError: If `out` contains other files.
     """
     without = {task.fold for task in tasks} - {model.fold for model in models}
     if without:

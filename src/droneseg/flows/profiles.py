@@ -20,8 +20,8 @@ class ProfileOptions:
 
     Attributes:
         best_scales: Scales of the profile `best`, relative to the model's ground resolution, one of them 1; None keeps
-            the profile of the bundle, if any.
-        twin: Bundle whose default network becomes the profile `twin`; None keeps that of the bundle, if any.
+            the bundle's profile `best`, if any.
+        twin: Bundle whose default network becomes the profile `twin`; None keeps the bundle's profile `twin`, if any.
     """
 
     best_scales: tuple[float, ...] | None = None
@@ -59,7 +59,7 @@ def check_twin(manifest: bundle_format.Manifest, twin: bundle_format.Bundle) -> 
 def add_profiles(
     bundle: bundle_format.Bundle, options: ProfileOptions, ground: bundle_format.TrainingGround | None, folder: Path
 ) -> bundle_format.Bundle:
-    """Return the bundle with further profiles: a draft in `folder`, without figures and without a self-check for them.
+    """Return the bundle with further profiles, which have no figures and no self-check yet.
 
     Args:
         bundle: Bundle of any format.
@@ -68,7 +68,7 @@ def add_profiles(
         folder: Existing folder for the draft.
 
     Raises:
-        ConfigurationError: If the twin does not suit the bundle.
+        ConfigurationError: If the twin is not compatible with the bundle.
         MissingDependencyError: If there is a twin, and the extra `train` is not installed.
     """
     profiles = dict(bundle.manifest.profiles)

@@ -68,9 +68,9 @@ def add_blocks(
         progress: Progress callback with the number of images used for the calibration and the total.
 
     Raises:
-        ConfigurationError: If a twin does not suit the bundle.
+        ConfigurationError: If the twin is not compatible with the bundle.
         DatasetError: If there are fewer than 20 images for the calibration, or the maps cannot be used for it.
-        MissingDependencyError: If the bundle has an INT8 network or gets a twin without the extra `train`.
+        MissingDependencyError: If the bundle has an INT8 network or gets a twin, but the extra `train` is missing.
         ModelError: If a runtime cannot run a network, or if the runtimes disagree.
     """
     old = bundle.manifest

@@ -16,8 +16,8 @@ SAMPLE_STEP = 16
 """Distance of the sampled pixels, in rows and columns."""
 
 ProbabilityObserver: TypeAlias = Callable[[NDArray[np.float32], int], None]
-"""Function that is called with the class probabilities of each band of rows, shape (C, rows, W), dtype float32, and the
-index of its first row, from the top. The array is valid during the call only."""
+"""Callback with the class probabilities of a band of rows, shape (C, rows, W), dtype float32, and the index of its
+first row. Bands come from top to bottom. The array is valid only during the call."""
 QuantisedProbabilities: TypeAlias = NDArray[np.uint8]
 """Class probabilities, shape (C, H, W), dtype uint8: a byte b stands for the probability b / 255."""
 
@@ -29,9 +29,9 @@ class ProbabilityMap:
     `add` is a `ProbabilityObserver`. Memory: C bytes for each pixel.
 
     Attributes:
-        values: Probabilities in bytes, shape (C, h, w), dtype uint8.
+        values: Quantised probabilities, shape (C, h, w), dtype uint8.
         samples: Natural logarithms of the probabilities at every 16th row and column, shape (C, h / 16, w / 16)
-            rounded up, dtype float16. A byte is too coarse for fits of small probabilities.
+            rounded up, dtype float16. A byte is too coarse for fits that depend on small probabilities.
     """
 
     values: QuantisedProbabilities
@@ -58,7 +58,7 @@ class ProbabilityMap:
             self.samples[:, top : top + sampled.shape[1]] = np.log(np.maximum(sampled, smallest))
 
     def at_size(self, size: tuple[int, int], box: tuple[slice, slice]) -> QuantisedProbabilities:
-        """Return the probabilities of the photograph that the image was made from, shape (C, H, W), dtype uint8.
+        """Return the probabilities at the size of the original photograph, shape (C, H, W), dtype uint8.
 
         Args:
             size: Height and width of the photograph.
@@ -75,5 +75,5 @@ class ProbabilityMap:
 
 
 def quantise(probabilities: NDArray[np.float32]) -> QuantisedProbabilities:
-    """Return probabilities from 0 to 1 as bytes from 0 to 255, rounded to the nearest."""
+    """Return probabilities, 0 to 1, as the nearest bytes, 0 to 255."""
     return (probabilities * np.float32(255) + np.float32(0.5)).astype(np.uint8)

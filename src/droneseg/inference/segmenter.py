@@ -129,8 +129,13 @@ class BundleSegmenter:
             temperature: Number that logits are divided by before the softmax; None for that of the bundle.
 
         Returns:
-            The prediction; the probabilities at the size of the image, interpolated; and those at the size of the
+            The prediction; the probabilities interpolated to the size of the image; and those at the size of the
             resampled image.
+
+        Raises:
+            TypeError: If the image is not an array of dtype uint8.
+            ValueError: If the image has another shape than (H, W, 3), or no pixels.
+            ModelError: If the network returns logits that are not finite.
         """
         maps: list[ProbabilityMap] = []
 
@@ -144,9 +149,12 @@ class BundleSegmenter:
     def landing_probability(
         self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False
     ) -> tuple[Prediction, NDArray[np.float32]]:
-        """Predict the classes and the probability of a landing zone, shape (H, W), dtype float32, of every pixel.
+        """Predict the class of every pixel, and its probability of being a landing zone.
 
-        For the arguments see `segment`.
+        For arguments and errors see `segment`.
+
+        Returns:
+            The prediction, and the probabilities, shape (H, W), dtype float32.
         """
         landing: list[NDArray[np.float32]] = []
         prediction = self._segment(
@@ -174,7 +182,7 @@ class BundleSegmenter:
             ground: Ground resolution of the image.
             plain: Whether to use the pixels as they are.
             temperature: Number that logits are divided by; None for that of the bundle.
-            start: Function that is called with the size of the resampled image, and returns an observer of its class
+            start: Function that takes the size of the resampled image and returns an observer of its class
                 probabilities; None if they are not needed.
         """
         begin = time.perf_counter()
@@ -225,7 +233,7 @@ class BundleSegmenter:
     def disagreement_when_reduced(self, image: Image, scores: NDArray[np.float32]) -> float | None:
         """Return the disagreement of an image with its smallest view; None for a bundle that combines no views.
 
-        Small views disagree most, so a range of this feature also suits larger ones.
+        Small views disagree most, so a range fitted on this feature is also valid for larger views.
 
         Args:
             image: RGB, shape (H, W, 3), dtype uint8, at the model's ground resolution.
@@ -338,7 +346,7 @@ class BundleSegmenter:
 
 
 def _background_probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the class probabilities of an image in which nothing can be seen, shape (C, *size)."""
+    """Return the class probabilities of an image in which nothing can be seen, shape (C, *size), dtype float32."""
     probabilities = np.zeros((len(CLASSES), *size), np.float32)
     probabilities[BACKGROUND_ID] = 1
     return probabilities

@@ -154,8 +154,8 @@ def scaled_sizes(plan: ViewPlan, scales: Sequence[float]) -> tuple[tuple[int, in
 
     Args:
         plan: How the image is presented to the network.
-        scales: Factors relative to the size of the plan; 1 is that size itself. A factor that would enlarge the image
-            more than twofold is left out, because it shows nothing more.
+        scales: Factors relative to the size of the plan; 1, that size itself, is left out. A factor that would enlarge
+            the image more than twofold is also left out, because it shows no more details.
     """
     return tuple(
         _scaled(plan.size, factor) for factor in scales if factor != 1 and plan.scale * factor <= MAX_ENLARGEMENT
@@ -264,7 +264,8 @@ class ViewCombiner:
         Args:
             logits: Logits of the tiles, shape (C, rows, W).
             first: Index of the first row.
-            into: Array of the same shape, dtype float32, to which the probabilities of all classes are written.
+            into: Array of the same shape, dtype float32, to which the probabilities of all classes are written; None if
+                they are not needed.
         """
         shape = logits.shape[1:]
         ids, winning = np.empty(shape, np.uint8), np.empty(shape, np.float32)

@@ -55,8 +55,8 @@ class Profile(_Section):
     )
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(
         (1.0,),
-        description="Sizes at which the image is predicted, relative to the model's ground resolution. Their logits "
-        "are averaged. One of them is 1.",
+        description="Scales at which the image is predicted, relative to the model's ground resolution; one of them is "
+        "1. Their logits are averaged.",
     )
     temperature: float | None = Field(
         None, ge=0.05, le=20, description="Temperature of this profile; null for that of the calibration."
