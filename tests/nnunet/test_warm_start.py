@@ -77,5 +77,5 @@ def test_a_bundle_of_another_architecture_is_refused(exported: Path) -> None:
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no network")
-    with pytest.raises(TrainingError, match="not a readable ONNX network"):
+    with pytest.raises(TrainingError, match="cannot be read as an ONNX network"):
         read_folded_convolutions(tmp_path / "model.onnx")

@@ -103,8 +103,8 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["resume=true", "overwrite=true"], "  - resume and overwrite cannot be combined"),
         (["decoder_features=[64,32]", "network=efficientnet-lite0"], "decoder_features has 2 numbers"),
         (["fine_weight=0.5", "crop_scales=[1,1]"], "network=batchnorm has no pretrained encoder"),
-        (["crop_scales=[2,0.5]"], "crop_scales=[2.0, 0.5]: the first scale is the smallest"),
-        (["whole_share=0.1", "haze_share=0.2"], "whole_share, haze_share: set crop_scales, too"),
+        (["crop_scales=[2,0.5]"], "crop_scales=[2.0, 0.5]: the smallest scale must be first"),
+        (["whole_share=0.1", "haze_share=0.2"], "whole_share, haze_share: also set crop_scales"),
     ],
 )
 def test_invalid_combinations_are_reported_in_one_line(overrides: list[str], words: str) -> None:

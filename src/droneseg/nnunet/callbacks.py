@@ -1,4 +1,4 @@
-"""Training callbacks: steps and epochs for the log, a JSON file and W&B, and the profiler."""
+"""Training callbacks: reports of steps and epochs to the log, a JSON file and W&B, and the profiler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
 step_logger = logging.getLogger("droneseg-steps")
-"""Logger with a record per training step for progress bars, in the attribute `bar`; not part of droneseg's log."""
+"""Logger for progress bars, not part of droneseg's log: one record per training step, with the attribute `bar`."""
 
 EPOCHS_NAME = "epochs.json"
 """File next to the checkpoints with the metrics of all epochs, rewritten after each epoch."""
@@ -133,7 +133,7 @@ class Reporter:
         return self._profiler.iteration() if self._profiler else nullcontext()
 
     def step_ended(self, progress: Progress, epoch: int, loss: float) -> None:
-        """Report a training step: to the progress bar, and every 30 seconds to the log.
+        """Report a training step to progress bars, and every 30 seconds to the log.
 
         Args:
             progress: Progress of the training.
@@ -166,7 +166,7 @@ class Reporter:
             self._last_line_s = time.monotonic()
 
     def _announce(self, progress: Progress, epoch: int, remaining_s: float) -> None:
-        """Log the expected length of the training."""
+        """Log the expected duration of the rest of the training, and of an epoch."""
         epoch_s = (progress.step_s() or 0.0) * self._settings.iterations + progress.tail_s()
         epochs, minutes = self._settings.epochs - epoch, self._settings.max_minutes
         limited = minutes and epochs * epoch_s > progress.elapsed_s() + remaining_s

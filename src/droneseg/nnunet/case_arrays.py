@@ -1,7 +1,7 @@
 """Training cases as memory-mapped arrays at several resolutions, from which crops of any scale are read quickly.
 
-nnU-Net's preprocessed data are compressed float32 arrays at one resolution. A crop at 0.4 of the size of a photograph
-would decompress six times more pixels than it needs.
+nnU-Net's preprocessed data are compressed float32 arrays at one resolution. For a crop at scale 0.4, six times as many
+pixels would have to be decompressed as the crop has.
 """
 
 import json
@@ -24,7 +24,7 @@ from droneseg.core.system import usable_cores
 FOLDER = "crop_arrays"
 """Folder beside nnU-Net's plans with the arrays of all cases."""
 TARGETS_FOLDER = "targetsTr"
-"""Folder of the raw dataset with PNG files of fine class ids (red) and weights in hundredths (green)."""
+"""Folder of the raw dataset with the additional targets: PNG files of fine class ids (red) and weights (green)."""
 
 FULL_WEIGHT = 100
 """Weight of a normal pixel, in hundredths."""
@@ -43,9 +43,9 @@ class CaseArrays:
         levels: Number of resolutions, each half of the previous one.
         classes: Class ids of the label's pixels, without the ignore label.
         complete: Whether no pixel has the ignore label.
-        channels: Channels of the targets: 1 (class id), or 3 (class id, fine class id, weight in hundredths).
-        mean: Mean of each colour, 0 to 255.
-        deviation: Standard deviation of each colour.
+        channels: Number of channels of the targets: 1 (class id), or 3 (class id, fine class id, weight in hundredths).
+        mean: Mean of each colour channel, 0 to 255.
+        deviation: Standard deviation of each colour channel.
         folder: Folder of the arrays.
     """
 
@@ -60,12 +60,12 @@ class CaseArrays:
     folder: Path
 
     def image(self, level: int) -> Image:
-        """Return the photograph at a resolution of 1 / 2^level, memory-mapped."""
+        """Return the photograph at a resolution of 1 / 2^level, shape (h, w, 3), dtype uint8, memory-mapped."""
         image: Image = np.load(self.folder / f"{self.name}_image_{level}.npy", mmap_mode="r")
         return image
 
     def targets(self, level: int) -> NDArray[np.uint8]:
-        """Return the targets at a resolution of 1 / 2^level, shape (h, w, channels), memory-mapped."""
+        """Return the targets at a resolution of 1 / 2^level, shape (h, w, channels), dtype uint8, memory-mapped."""
         targets: NDArray[np.uint8] = np.load(self.folder / f"{self.name}_targets_{level}.npy", mmap_mode="r")
         return targets
 
@@ -79,8 +79,8 @@ def prepare_cases(
         raw: Folder of the raw dataset.
         folder: Folder of the arrays.
         names: Names of the cases.
-        ignore: Label of pixels that are not trained, if any.
-        processes: Number of threads; default: one per core, at most 8.
+        ignore: Label of pixels that have no loss; None if there is none.
+        processes: Number of threads; None for one per core, at most 8.
 
     Raises:
         ConfigurationError: If files of cases are missing or do not match; the message lists all of them.
@@ -95,7 +95,7 @@ def prepare_cases(
 
 
 def _prepare_case(raw: Path, folder: Path, name: str, ignore: int | None) -> CaseArrays | str:
-    """Return the arrays of a case, or a line that names its problem."""
+    """Return the arrays of a case, or a line that describes its problem."""
     image_file, label_file = raw / "imagesTr" / f"{name}_0000.png", raw / "labelsTr" / f"{name}.png"
     targets_file = raw / TARGETS_FOLDER / f"{name}.png"
     sources = {file.parent.name: _stamp(file) for file in (image_file, label_file, targets_file) if file.is_file()}
@@ -183,9 +183,9 @@ def _write_levels(folder: Path, name: str, image: Image, targets: NDArray[np.uin
 
 
 def halve_targets(targets: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return targets at half the resolution: of each 2x2 square, a pixel of its most frequent class.
+    """Return targets at half the resolution: each 2x2 square becomes one of its pixels with the most frequent class.
 
-    Fine class and weight are those of the chosen pixel.
+    Fine class and weight are those of the same pixel.
 
     Args:
         targets: Shape (h, w, channels), dtype uint8; the first channel is the class id. An odd last row or column is

@@ -170,15 +170,17 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
 
 
 def load_teacher(file: Path, *, labels: Mapping[str, Any], normalisation: Normalisation) -> nn.Module:
-    """Return the network of a checkpoint, in evaluation mode.
+    """Return the network of a checkpoint as a teacher: in evaluation mode and without gradients.
 
     Args:
-        file: Checkpoint in the folder of a fold of a model folder.
-        labels: `labels` of the `dataset.json` of the training that it teaches; `ignore` may differ.
-        normalisation: Normalisation of the colours in that training.
+        file: Checkpoint in a fold's folder of a model folder.
+        labels: `labels` in the `dataset.json` of the current training; the ignore label may differ.
+        normalisation: Normalisation of the colours in the current training.
 
     Raises:
-        ModelError: If the checkpoint is not in a model folder, or has other classes or another normalisation.
+        ModelError: If the checkpoint cannot be read or is not in a model folder, or if its classes or its normalisation
+            differ.
+        UntrustedCheckpointError: If loading the checkpoint could execute code.
     """
     folder = file.parent.parent
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
@@ -192,9 +194,15 @@ def load_teacher(file: Path, *, labels: Mapping[str, Any], normalisation: Normal
         {name: i for name, i in table.items() if name != "ignore"} for table in (labels, model.dataset["labels"])
     )
     if ours != theirs:
-        raise ModelError(f"{file} has the classes {', '.join(theirs)}, but this training {', '.join(ours)}.")
+        raise ModelError(
+            f"{file} has the classes {', '.join(theirs)}, but this training has {', '.join(ours)}. "
+            "Choose another teacher."
+        )
     if model.normalisation != normalisation:
-        raise ModelError(f"{file} normalises colours by {model.normalisation}, but this training by {normalisation}.")
+        raise ModelError(
+            f"{file} normalises colours by {model.normalisation}, but this training by {normalisation}. "
+            "Choose another teacher."
+        )
     return build_networks(model)[0].requires_grad_(False)
 
 
@@ -231,23 +239,28 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
 
 
 def initialise_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Load those weights that have the names and shapes of a network's; return the others' names.
+    """Load the weights whose names and shapes agree with those of a network.
 
-    A head without fine classes also initialises a head with them.
+    The head of a network without fine classes also initialises the head of a network with fine classes.
 
     Args:
         network: Network whose weights are replaced.
         weights: Weights of a similar network by name.
 
+    Returns:
+        The names of all other weights of both networks, sorted.
+
     Raises:
-        ModelError: If none of the weights fits the network.
+        ModelError: If no weight agrees in name and shape.
     """
     if isinstance(network, PretrainedUNet):
         weights = network.split_heads(weights)
     own = network.state_dict()
     taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not taken:
-        raise ModelError("None of the initial weights fits the network. Choose init_from of a similar network.")
+        raise ModelError(
+            "None of the initial weights fits the network. Set init_from to a checkpoint of a similar network."
+        )
     network.load_state_dict({**own, **taken})
     return sorted((own.keys() | weights.keys()) - taken.keys())
 

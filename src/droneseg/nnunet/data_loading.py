@@ -16,9 +16,9 @@ from droneseg.nnunet.photometric import PhotometricAugmentation, log_uniform
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
 _CENTRAL = (0.25, 0.75)  # part of the crop that contains an oversampled pixel
-_DRAWS = 30  # attempts to draw a pixel with a label
+_DRAWS = 30  # attempts to draw a labelled pixel
 _AS_PREDICTED = {"crop_scales": (1.0, 1.0), "whole_share": 0.0, "rotation_share": 0.0}
-"""Settings of the validation: crops as prediction sees them."""
+"""Settings of validation crops: at scale 1, as in prediction."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Crop:
     """Window of a photograph.
 
     Attributes:
-        top: Distance of the window's upper edge from the photograph's, in pixels of the photograph.
-        left: Distance of the left edges.
-        factor: Size of the crop's pixels: crop pixels per pixel of the photograph.
+        top: Row of the window's upper edge, in pixels of the photograph; negative above the photograph.
+        left: Column of the window's left edge, in the same way.
+        factor: Number of crop pixels per pixel of the photograph.
     """
 
     top: float
@@ -37,7 +37,7 @@ class Crop:
 
 
 class CaseSampler:
-    """Draws cases: a share of generated ones, the rest real ones, each uniformly.
+    """Draws cases: generated ones with a given share, else photographs; uniformly within both.
 
     Args:
         names: Case names; a repeated name is drawn more often.
@@ -64,7 +64,7 @@ def draw_factor(
     """Return a random factor by which a photograph is resampled.
 
     Args:
-        settings: Settings with the range of scales and the share of whole frames.
+        settings: Settings with the range of scales and the share of whole photographs.
         size: Height and width of the photograph.
         crop: Height and width of the crop.
         base: Factor that resamples the photograph to the model's ground resolution.
@@ -87,14 +87,15 @@ def place_crop(
     point: tuple[int, int] | None,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Return the random upper left corner of a window.
+    """Return a random position of a window: row and column of its upper left corner, in pixels of the photograph.
 
-    The window lies inside the photograph, or contains all of it if it is larger, along each axis.
+    Along each axis, the window is inside the photograph or, if it is larger, contains the photograph.
 
     Args:
         size: Height and width of the photograph.
-        window: Height and width of the window in pixels of the photograph.
-        point: Row and column of a pixel that lies in the central half of the window where the borders permit.
+        window: Height and width of the window, in pixels of the photograph.
+        point: Row and column of a pixel that will be in the central half of the window, unless it is too close to a
+            border; None for a uniform position.
         rng: Random generator.
     """
     corner = []
@@ -109,14 +110,14 @@ def place_crop(
 
 
 def read_crop(case: CaseArrays, crop: Crop, shape: tuple[int, int]) -> tuple[Image, NDArray[np.uint8]]:
-    """Return the image and the targets of a crop; beyond the photograph, both are reflected.
+    """Return the image and the targets of a crop; both are reflected at the borders of the photograph.
 
-    Only the window is read, at the resolution that is at most twice as fine as needed.
+    Only the window is read, at the coarsest stored resolution that still has all details of the crop.
 
     Args:
         case: Arrays of the case.
         crop: Window and factor.
-        shape: Height and width of the result.
+        shape: Height and width of the crop.
 
     Returns:
         Image, shape (h, w, 3), and targets, shape (h, w, channels), dtype uint8.
@@ -128,7 +129,7 @@ def read_crop(case: CaseArrays, crop: Crop, shape: tuple[int, int]) -> tuple[Ima
     rows = _span(crop.top / scale, shape[0], factor, image.shape[0])
     columns = _span(crop.left / scale, shape[1], factor, image.shape[1])
     area = (slice(*rows.source), slice(*columns.source))
-    # above one half, two pixels along each axis suffice; OpenCV's area filter takes eight times longer
+    # for factors above one half, two pixels along each axis suffice; OpenCV's area filter takes eight times as long
     method = cv2.INTER_LINEAR if factor >= 0.5 else cv2.INTER_AREA
     return (
         _resample(image[area], rows, columns, method),
@@ -141,9 +142,9 @@ class _Span:
     """One axis of a crop.
 
     Attributes:
-        source: First and last pixel that are read, the last excluded.
-        resized: Number of pixels after resampling.
-        offset: Position of the resampled pixels in the crop; negative if the first ones are cut off.
+        source: First pixel to read, and the one after the last.
+        resized: Number of pixels that were read, after resampling.
+        offset: Position of the first resampled pixel in the crop; negative if the crop begins after it.
         length: Number of pixels of the crop.
     """
 
@@ -161,7 +162,7 @@ def _span(start: float, length: int, factor: float, limit: int) -> _Span:
 
 
 def _resample(pixels: NDArray[np.uint8], rows: _Span, columns: _Span, method: int) -> NDArray[np.uint8]:
-    """Resample the pixels that were read, and cut them to the crop or reflect them at its borders."""
+    """Resample the pixels that were read; cut them to the crop, and reflect them where the crop extends further."""
     channels = pixels.shape[2]
     if (rows.resized, columns.resized) != pixels.shape[:2]:
         resized = cv2.resize(np.ascontiguousarray(pixels), (columns.resized, rows.resized), interpolation=method)
@@ -185,7 +186,15 @@ def _resample(pixels: NDArray[np.uint8], rows: _Span, columns: _Span, method: in
 
 
 def turn(pixels: NDArray[np.uint8], *, transpose: bool, flip: tuple[bool, bool]) -> NDArray[np.uint8]:
-    """Return a crop after a quarter turn or a mirroring: transposed, then reversed along rows and columns."""
+    """Return a crop, optionally transposed and then flipped.
+
+    All combinations together are the mirror images and the rotations by multiples of 90 degrees.
+
+    Args:
+        pixels: Image or targets, shape (h, w, channels), dtype uint8.
+        transpose: Whether to exchange rows and columns.
+        flip: Whether to reverse the order of the rows, and that of the columns.
+    """
     channels = pixels.shape[2]
     if transpose:
         pixels = cv2.transpose(pixels).astype(np.uint8, copy=False)
@@ -198,22 +207,29 @@ def turn(pixels: NDArray[np.uint8], *, transpose: bool, flip: tuple[bool, bool])
 class CropLoader:
     """Infinite iterator over batches of random crops.
 
-    A batch has `data`, uint8, shape (N, 3, h, w), in channels-last memory format; `gain` and `offset`, float32, shape
-    (N, 3, 1, 1), with which `normalise` computes the network's input; and `target`, uint8, shape (N, 1 or 3, h, w), or
-    with deep supervision a list of them. For validation, crops are at scale 1 and unchanged, and have one target.
+    A batch has these keys:
+
+    - `data`: crops, shape (N, 3, h, w), dtype uint8, in channels-last memory format.
+    - `gain`, `offset`: factors and summands with which `normalise` computes the network's input, shape (N, 3, 1, 1),
+      dtype float32.
+    - `target`: targets, shape (N, 1 or 3, h, w), dtype uint8, with the channels of `CaseArrays`; with deep supervision,
+      a list of them at several resolutions.
+    - `keys`: case names.
+
+    Validation crops are at scale 1, are not augmented, and have only the class ids as target.
 
     Args:
         cases: Arrays of the cases by name.
         sampler: Draws the cases.
         settings: Settings of crops and augmentation.
-        batch_size: Crops in a batch.
+        batch_size: Number of crops in a batch.
         crop: Height and width of a crop.
-        gsd_m: Ground resolution of the photographs in metres per pixel by case name, where it is known.
+        gsd_m: Ground resolution of the photographs in metres per pixel, by case name, if it is known.
         normalisation: Normalisation of the colours.
-        ignore: Label of pixels that are not trained, if any.
+        ignore: Label of pixels that have no loss; None if there is none.
         oversample: Share of crops that contain a pixel of a random foreground class.
-        strides: With deep supervision, the stride of each target; None: one target.
-        training: Whether to augment.
+        strides: With deep supervision, the strides of each target along both axes; None for one target.
+        training: Whether to augment the crops.
     """
 
     def __init__(
@@ -250,11 +266,11 @@ class CropLoader:
         return self
 
     def set_thread_id(self, thread_id: int) -> None:  # noqa: ARG002  # named by nnU-Net's workers
-        """Prepare a worker process: OpenCV must not start threads in it."""
+        """Prepare a worker process, in which OpenCV must not start threads."""
         cv2.setNumThreads(0)
 
     def __next__(self) -> dict[str, Any]:
-        """Return a batch; the global state of NumPy, which nnU-Net seeds in each worker, determines it."""
+        """Return a batch, determined by NumPy's global random state, which nnU-Net seeds in each worker."""
         rng = np.random.default_rng(np.random.randint(2**31, size=4))  # noqa: NPY002
         height, width = self._crop
         data = np.empty((self._batch_size, height, width, 3), np.uint8)
@@ -289,7 +305,7 @@ class CropLoader:
             target[..., channels:] = (0, FULL_WEIGHT)
 
     def _cut(self, case: CaseArrays, rng: np.random.Generator) -> tuple[Image, NDArray[np.uint8]]:
-        """Return image and targets of a random crop, not yet turned."""
+        """Return the image and the targets of a random crop before `turn`."""
         factor = draw_factor(self._settings, case.size, self._crop, self._base_factor(case.name), rng)
         share = self._settings.rotation_share
         angle = float(rng.uniform(0, 360)) if share and rng.random() < share else 0.0
@@ -307,7 +323,7 @@ class CropLoader:
         return gsd_m / self._settings.model_gsd if gsd_m and self._settings.model_gsd else 1.0
 
     def _point(self, case: CaseArrays, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Return a pixel of a random foreground class, or one with a label, or None for any pixel."""
+        """Return a pixel of a random foreground class or a labelled pixel; None if the crop may be anywhere."""
         foreground = [class_id for class_id in case.classes if class_id]
         if foreground and rng.random() < self._oversample:
             return _draw_pixel(case, foreground[rng.integers(len(foreground))], rng)
@@ -321,7 +337,7 @@ class CropLoader:
         return None
 
     def _normalisation_of(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return gain and offset of each crop's colours."""
+        """Return `gain` and `offset` of a batch."""
         if self._normalisation == Normalisation.RGB_TO_0_1:
             shape = (len(names), 3, 1, 1)
             return torch.full(shape, 1 / 255), torch.zeros(shape)
@@ -337,7 +353,7 @@ class CropLoader:
 
 
 def _draw_pixel(case: CaseArrays, class_id: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Return row and column of a random pixel of a class that the case contains."""
+    """Return the row and the column of a random pixel of a class that the case contains."""
     for level in (1, 0):  # small objects may be missing at half the resolution
         if level >= case.levels:
             continue
@@ -350,7 +366,7 @@ def _draw_pixel(case: CaseArrays, class_id: int, rng: np.random.Generator) -> tu
 
 
 def rotated_shape(shape: tuple[int, int], angle: float) -> tuple[int, int]:
-    """Return height and width of a crop that contains another one rotated by an angle in degrees."""
+    """Return the height and the width of a crop that contains a crop of this shape rotated by an angle in degrees."""
     cosine, sine = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
     return (
         int(np.ceil(shape[0] * cosine + shape[1] * sine)) + 2,
@@ -359,7 +375,14 @@ def rotated_shape(shape: tuple[int, int], angle: float) -> tuple[int, int]:
 
 
 def rotate(pixels: NDArray[np.uint8], angle: float, shape: tuple[int, int], method: int) -> NDArray[np.uint8]:
-    """Rotate pixels around their centre by an angle in degrees and cut out the centre."""
+    """Rotate pixels around their centre, and cut out the centre.
+
+    Args:
+        pixels: Image or targets, shape (h, w, channels), dtype uint8.
+        angle: Angle in degrees, counter-clockwise.
+        shape: Height and width of the result.
+        method: Interpolation of OpenCV.
+    """
     height, width = pixels.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
     matrix[:, 2] += ((shape[1] - width) / 2, (shape[0] - height) / 2)
@@ -370,11 +393,11 @@ def rotate(pixels: NDArray[np.uint8], angle: float, shape: tuple[int, int], meth
 
 
 def in_processes(loader: CropLoader, processes: int, *, cached: int, pinned: bool) -> Any:
-    """Return an iterator over the batches of a loader, which runs in worker processes, as nnU-Net's loaders do.
+    """Return an iterator over the batches of a loader that runs in worker processes, like nnU-Net's loaders.
 
     Args:
         loader: Loader of crops.
-        processes: Number of worker processes; 0: load in this process.
+        processes: Number of worker processes; 0 loads in this process.
         cached: Number of batches that are loaded in advance.
         pinned: Whether batches are copied to pinned memory, for a GPU.
     """
@@ -391,7 +414,7 @@ def in_processes(loader: CropLoader, processes: int, *, cached: int, pinned: boo
 
 
 def normalise(batch: Mapping[str, Any], device: torch.device, *, channels_last: bool) -> torch.Tensor:
-    """Return the network's input for a batch of `CropLoader`, float32, shape (N, 3, h, w), on a device."""
+    """Return the network's input for a batch of `CropLoader`, shape (N, 3, h, w), dtype float32, on a device."""
     data, gain, offset = (batch[name].to(device, non_blocking=True) for name in ("data", "gain", "offset"))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     normalised: torch.Tensor = data.mul(gain).add_(offset).contiguous(memory_format=layout)

@@ -139,14 +139,18 @@ class EfficientNetLite(nn.Module):
         return [*skips, features]
 
     def freeze(self, stages: int) -> None:
-        """Exclude the stem and the first stages from training; their normalisation uses its stored statistics."""
+        """Exclude the stem and the first stages from training; their batch normalisation uses its stored statistics.
+
+        Args:
+            stages: Number of stages; 0 also trains the stem.
+        """
         self._frozen = [self.stem, *self.stages[:stages]] if stages else []
         for part in self._frozen:
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of all stages that are not frozen."""
+        """Set the mode of the stages that are not frozen; frozen ones stay in evaluation mode."""
         super().train(mode)
         for part in self._frozen:
             part.eval()
@@ -206,7 +210,7 @@ class _Decoder(nn.Module):
 
 
 def fine_outputs(fine_classes: Sequence[int], classes: int) -> list[tuple[int, int]]:
-    """Return class id and fine class id of each output of a network with fine classes, ordered by class.
+    """Return the class id and the fine class id of each output of a network with fine classes, ordered by class.
 
     A class without fine classes has one output, with the fine class id 0.
 
@@ -228,11 +232,14 @@ def fine_class_counts(fine_classes: Sequence[int], classes: int) -> list[int]:
 
 
 def sum_fine_classes(logits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the logits of classes, whose probabilities are the sums of those of their fine classes.
+    """Return the logits of the classes, such that the probability of a class is the sum of those of its fine classes.
 
     Args:
-        logits: Logits of the outputs ordered by class, shape (N, sum of sizes, H, W).
+        logits: Logits of the outputs, ordered by class, shape (N, sum of sizes, H, W).
         sizes: Number of outputs of each class.
+
+    Returns:
+        Logits, shape (N, C, H, W).
     """
     summed = []
     for part in torch.split(logits, list(sizes), dim=1):
@@ -251,8 +258,8 @@ class PretrainedUNet(nn.Module):
     32 x `downscale`. The output is logits, shape (N, C, H, W); with deep supervision, a list of logits, each at half
     the resolution of the previous one.
 
-    With fine classes, the head has an output for each of them. In training mode, the network returns their logits,
-    ordered by class; otherwise, the logits of the classes.
+    With fine classes, the head has an output for each of them. In training mode, the network returns the logits of
+    these outputs, ordered by class; in evaluation mode, the logits of the classes.
 
     Args:
         input_channels: Number of input channels; must be 3.
@@ -317,7 +324,10 @@ class PretrainedUNet(nn.Module):
         return PretrainedUNet(3, len(self._sizes), self.encoder.name, self.downscale, features, ())
 
     def split_heads(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights in which heads without fine classes have become heads with them; the sums do not change.
+        """Return the weights with heads for the fine classes of this network.
+
+        The output of a class is copied to its fine classes, with a bias that leaves the probability of the class
+        unchanged. Heads that already have an output for each fine class are not changed.
 
         Args:
             weights: Weights of a network with the same classes, by name.

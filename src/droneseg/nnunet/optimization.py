@@ -68,13 +68,13 @@ def with_pixel_targets(
 
 
 class PixelLoss(nn.Module):
-    """nnU-Net's Dice loss and cross entropy, with a weight for each pixel and a cross entropy of fine classes.
+    """nnU-Net's Dice loss and cross entropy, with a weight for each pixel, and a cross entropy of the fine classes.
 
-    Pixels with the ignore label or weight 0 have no loss. Pixels without a known fine class, or whose fine class
-    belongs to another class than their label, have only the loss of the classes.
+    Pixels with the ignore label or weight 0 have no loss. The cross entropy of the fine classes leaves out pixels whose
+    fine class is unknown or belongs to another class than their label.
 
     Args:
-        loss: nnU-Net's compound loss; its class weights also apply to the fine classes.
+        loss: nnU-Net's compound loss; its class weights also apply to the cross entropy of the fine classes.
         classes: Number of classes.
         device: Device on which the loss is computed.
         fine_classes: Class id of each fine class; empty if the network has none.
@@ -107,7 +107,7 @@ class PixelLoss(nn.Module):
 
         Args:
             output: Logits of the classes, shape (N, C, h, w), or of the fine classes, ordered by class.
-            target: Class id, shape (N, 1, h, w), or class id, fine class id and weight in hundredths, shape
+            target: Class id, shape (N, 1, h, w); or class id, fine class id and weight in hundredths, shape
                 (N, 3, h, w).
         """
         compound: Any = self.loss
@@ -188,7 +188,7 @@ class CoarserLoss(nn.Module):
 
 
 class DistillationLoss(nn.Module):
-    """Loss of the labels plus the cross entropy with a teacher's probabilities (Hinton et al. 2015).
+    """Loss of the labels plus the cross entropy with the probabilities of a teacher (Hinton et al. 2015).
 
     Args:
         loss: Loss of an output and a target.
@@ -196,8 +196,8 @@ class DistillationLoss(nn.Module):
         weight: Weight of the teacher's probabilities.
 
     Attributes:
-        probabilities: The teacher's probabilities of the classes for the next batch, shape (N, C, H, W). None for
-            batches without a teacher, which have only the loss of the labels.
+        probabilities: Class probabilities that the teacher predicts for the next batch, shape (N, C, H, W). If None,
+            the loss is only that of the labels.
     """
 
     def __init__(self, loss: nn.Module, sizes: Sequence[int], weight: float) -> None:
@@ -208,16 +208,21 @@ class DistillationLoss(nn.Module):
         self._weight = weight
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of logits, shape (N, outputs, h, w), whose pixels may be larger than the teacher's."""
+        """Compute the loss.
+
+        Args:
+            output: Logits, shape (N, outputs, h, w); their resolution may be lower than that of the teacher.
+            target: Target of the loss of the labels.
+        """
         value: Tensor = self.loss(output, target)
         if self.probabilities is None:
             return value
         logits = output.float()
         if logits.shape[1] > len(self._sizes):
             logits = sum_fine_classes(logits, self._sizes)
-        taught = functional.adaptive_avg_pool2d(self.probabilities.float(), (logits.shape[2], logits.shape[3]))
+        expected = functional.adaptive_avg_pool2d(self.probabilities.float(), (logits.shape[2], logits.shape[3]))
         with torch.autocast("cpu", enabled=False):
-            return value + self._weight * functional.cross_entropy(logits, taught)
+            return value + self._weight * functional.cross_entropy(logits, expected)
 
 
 class ExponentialMovingAverage:
@@ -270,7 +275,7 @@ def _average_with_warm_up(
         average.copy_(value)
 
 
-_WORTH_AN_EPOCH = 0.25  # of the longest epoch; less time is not used
+_WORTH_AN_EPOCH = 0.25  # fraction of the longest epoch; with less time left, no further epoch starts
 _VALIDATION_STEP = 0.5  # time of a validation step relative to a training step, until it is measured
 _RECENT_STEPS = 20
 
@@ -309,7 +314,11 @@ class Progress:
         return float(sum(self.epoch_times_s())) + current
 
     def epoch_started(self, begin: float) -> None:
-        """Note the start of an epoch, by the clock."""
+        """Note the start of an epoch.
+
+        Args:
+            begin: Time of the start, by the clock `now`, in seconds.
+        """
         self._begin, self._steps = begin, 0
         self._step_end = math.nan
 
@@ -328,11 +337,11 @@ class Progress:
 
     @property
     def steps(self) -> int:
-        """Training steps of the current epoch."""
+        """Number of finished training steps of the current epoch."""
         return self._steps
 
     def step_s(self) -> float | None:
-        """Return the median duration of recent steps in seconds, or None before two steps."""
+        """Return the median duration of recent steps in seconds; None before the second step."""
         return statistics.median(self._recent) if self._recent else None
 
     def tail_s(self) -> float:
@@ -354,7 +363,7 @@ class Progress:
         return min(1.0, max(by_steps, self.elapsed_s() / max(end, 1e-9) if end is not None else 0.0))
 
     def _last_step_s(self) -> float | None:
-        """Return the training time at which the last step ends, or None without a time budget."""
+        """Return the training time at which the last step must end, in seconds; None without a time budget."""
         if not self._settings.max_minutes:
             return None
         budget = 60 * self._settings.max_minutes
@@ -371,7 +380,7 @@ class Progress:
         return end is not None and self._steps > 0 and self.elapsed_s() + 0.5 * (self.step_s() or 0.0) >= end
 
     def remaining_s(self, epoch: int) -> float | None:
-        """Return the expected time until the end of the training in seconds, or None before two steps.
+        """Return the expected time until the end of the training in seconds; None before the second step.
 
         Args:
             epoch: Number of finished epochs.

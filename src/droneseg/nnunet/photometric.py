@@ -1,6 +1,6 @@
 """Photometric augmentation of training crops: exposure, gamma, colour cast, contrast, haze, shadow, and loss of detail.
 
-All operations on single pixels are combined in one look-up table per colour, so that their number hardly matters.
+All operations on single pixels are combined in one look-up table per colour, so that their number hardly affects speed.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,11 @@ def log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
 
 
 class PhotometricAugmentation:
-    """Random changes of light, colour and sharpness; each setting is the share of crops that it changes.
+    """Random changes of light, colour and sharpness.
 
     Args:
-        settings: Settings with the shares.
+        settings: Settings with the share of crops for each kind of change. Dark crops get noise and no other change of
+            light, colour or sharpness except shadows.
     """
 
     def __init__(self, settings: TrainerSettings) -> None:
@@ -59,7 +60,7 @@ class PhotometricAugmentation:
         self._noise: NDArray[np.int16] | None = None
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Return a changed copy of a crop, or the crop itself if nothing was drawn."""
+        """Return a changed copy of a crop, shape (h, w, 3), dtype uint8, or the crop itself if no change was drawn."""
         if self._shadow_share and rng.random() < self._shadow_share:
             image = _cast_shadow(image, rng)
         curve = identity = _identity()
@@ -89,7 +90,7 @@ class PhotometricAugmentation:
         return self._add_noise(image, rng)
 
     def _add_noise(self, image: Image, rng: np.random.Generator) -> Image:
-        """Add Gaussian noise, cut at a random position from noise that is drawn once."""
+        """Add Gaussian noise, cut at a random position from a larger array that is drawn once."""
         height, width = image.shape[:2]
         if self._noise is None or min(self._noise.shape[0] - height, self._noise.shape[1] - width) < 0:
             side = max(_NOISE_SIDE, 2 * height, 2 * width)

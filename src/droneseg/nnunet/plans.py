@@ -40,10 +40,10 @@ def read_plans(paths: NnunetPaths) -> Plans:
 
 
 def read_fine_classes(paths: NnunetPaths) -> list[int]:
-    """Return the class id of each fine class of the preprocessed dataset; fine class ids count from 1.
+    """Return the class id of each fine class of the preprocessed dataset, in the order of the fine class ids from 1.
 
     Raises:
-        ConfigurationError: If the dataset has no fine classes, or no class has several.
+        ConfigurationError: If the dataset has no fine classes, or no class has more than one.
     """
     file = paths.preprocessed_dataset / "dataset.json"
     description = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -51,7 +51,7 @@ def read_fine_classes(paths: NnunetPaths) -> list[int]:
     fine_classes = [class_id(entry["class"]) for entry in entries]
     if len(fine_classes) == len(set(fine_classes)):
         raise ConfigurationError(
-            f"fine_weight needs fine classes, but {file} has none beyond the classes. Convert a dataset with the "
+            f"fine_weight needs a class with several fine classes, but {file} has none. Convert a dataset with the "
             "folder fine_masks, then run `droneseg preprocess`; or set fine_weight=0."
         )
     return fine_classes
@@ -150,7 +150,8 @@ def add_configuration(
         convs_per_stage: Convolutions per stage in encoder and decoder of plain and batchnorm.
         downscale: Factor by which a pretrained network downscales its input.
         decoder_levels: Upsampling steps of a pretrained network's decoder; fewer are faster but less sharp.
-        decoder_features: Channels of each upsampling step, deepest first; None for the default.
+        decoder_features: Channels of each upsampling step of a pretrained network's decoder, deepest first; None for
+            the default.
         fine_classes: Class id of each fine class that a pretrained network distinguishes during training.
 
     Raises:

@@ -79,17 +79,18 @@ class TrainerSettings(BaseModel):
     crop_scales: tuple[Scale, Scale] | None = Field(
         None,
         description="Smallest and largest scale of training crops, relative to the model's resolution: at scale 2, "
-        "things are twice as large. null: crops at the resolution of the photographs, by nnU-Net's loader.",
+        "objects are twice as large. null: crops at the resolution of the photographs, by nnU-Net's loader.",
     )
     scale_sampling: Literal["uniform", "triangular"] = Field(
         "uniform",
-        description="Distribution of the logarithm of the scale; triangular: scales near 1 are more frequent.",
+        description="Distribution of the logarithm of the scale; triangular: scales near 1 are more frequent. Needs "
+        "`crop_scales`.",
     )
     model_gsd: float | None = Field(
         None,
         gt=0,
-        description="Ground resolution of the model in metres per pixel. Scale 1 of photographs of known ground "
-        "resolution is this one; null: their own pixels.",
+        description="Ground resolution of the model in metres per pixel, at which photographs of known ground "
+        "resolution have scale 1. null: scale 1 is the resolution of each photograph. Needs `crop_scales`.",
     )
     whole_share: Share = Field(0, description="Fraction of crops that show a whole photograph. Needs `crop_scales`.")
     rotation_share: Share = Field(
@@ -125,12 +126,15 @@ class TrainerSettings(BaseModel):
         "only while it is trained. Needs `crop_scales` and a dataset with fine classes.",
     )
     frozen_stages: int = Field(
-        0, ge=0, le=7, description="First stages of a pretrained encoder that are not trained, with the stem."
+        0,
+        ge=0,
+        le=7,
+        description="Number of first stages of a pretrained encoder to exclude from training, with its stem; 0: none.",
     )
     init_from: str | None = Field(
         None,
-        description="Checkpoint (.pth) of a similar network from which the training starts; weights of other shapes "
-        "keep their initial values. Or the network of a bundle (`model.onnx`) with the same pretrained architecture.",
+        description="File with initial weights: a checkpoint (.pth) of a similar network, whose weights of other names "
+        "or shapes are left out, or the network of a bundle (`model.onnx`) with the same pretrained architecture.",
     )
     teacher: str | None = Field(
         None,
@@ -176,19 +180,19 @@ class TrainerSettings(BaseModel):
     def _require_one_output(self) -> Self:
         """Raise ValueError if a teacher is combined with deep supervision."""
         if self.teacher and self.deep_supervision:
-            raise ValueError("teacher: set deep_supervision=false, a teacher has one output")
+            raise ValueError("teacher: set deep_supervision=false, because a teacher has a single output")
         return self
 
     @model_validator(mode="after")
     def _require_crop_scales(self) -> Self:
-        """Raise ValueError if keys of the loader with random scales are set without `crop_scales`."""
+        """Raise ValueError if keys that need `crop_scales` are set without it, or if its order is wrong."""
         if self.crop_scales is not None:
             if self.crop_scales[0] > self.crop_scales[1]:
-                raise ValueError(f"crop_scales={list(self.crop_scales)}: the first scale is the smallest")
+                raise ValueError(f"crop_scales={list(self.crop_scales)}: the smallest scale must be first")
             return self
         names = [name for name in _OF_CROP_LOADER if getattr(self, name) != type(self).model_fields[name].default]
         if names:
-            raise ValueError(f"{', '.join(names)}: set crop_scales, too, for example crop_scales=[1,1]")
+            raise ValueError(f"{', '.join(names)}: also set crop_scales, for example crop_scales=[1,1]")
         return self
 
 

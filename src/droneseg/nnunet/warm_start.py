@@ -1,7 +1,7 @@
 """Initial weights from the network of a bundle.
 
-The export folds batch normalisation into the convolutions, so a bundle has one weight and one bias per convolution. To
-train on, each convolution gets its batch normalisation back, with the statistics of the new training patches.
+The export folds batch normalisation into the convolutions, so a bundle has one weight and one bias per convolution. For
+further training, each convolution gets its batch normalisation back, with the statistics of the new training images.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,36 +67,39 @@ def read_folded_convolutions(network: Path) -> list[FoldedConvolution]:
     try:
         graph = onnx.load(network).graph
     except Exception as error:  # onnx and protobuf raise errors of their own without a common base
-        raise TrainingError(f"{network} is not a readable ONNX network: {error}. Choose another bundle.") from error
+        raise TrainingError(f"{network} cannot be read as an ONNX network: {error}. Choose another bundle.") from error
     constants = {item.name: item for item in graph.initializer}
     convolutions = []
     for node in graph.node:
         if node.op_type != "Conv":
             continue
         if not (len(node.input) == 3 and constants.keys() >= set(node.input[1:])):
-            raise TrainingError(f"{network}: {node.name} has no constant weight and bias, so training cannot continue.")
+            raise TrainingError(
+                f"{network}: {node.name} has no constant weight and bias, so a training cannot start from it. Choose "
+                "the network model.onnx of a bundle."
+            )
         weight, bias = (torch.tensor(numpy_helper.to_array(constants[name])).float() for name in node.input[1:])
         convolutions.append(FoldedConvolution(weight, bias))
     return convolutions
 
 
 def load_folded(network: PretrainedUNet, convolutions: Sequence[FoldedConvolution]) -> None:
-    """Load exported convolutions; batch normalisation adds their bias and changes nothing else.
+    """Load exported convolutions; batch normalisation then only adds their bias.
 
     Args:
         network: Network of the same architecture, without deep supervision.
         convolutions: Convolutions in the order of execution.
 
     Raises:
-        TrainingError: If number or shapes of the convolutions differ.
+        TrainingError: If the number or the shapes of the convolutions differ.
     """
     layers = list(_layers(network))
     ours = [tuple(convolution.weight.shape) for convolution, _ in layers]
     theirs = [tuple(convolution.weight.shape) for convolution in convolutions]
     if ours != theirs:
         raise TrainingError(
-            "The bundle has a network of another architecture: "
-            f"{len(theirs)} convolutions, here {len(ours)}. Train with the network and plan of the bundle."
+            "The bundle has a network of another architecture: number or shapes of the convolutions differ "
+            f"({len(theirs)} in the bundle, {len(ours)} here). Train with the network and plan of the bundle."
         )
     with torch.no_grad():
         for (convolution, norm), folded in zip(layers, convolutions, strict=True):
@@ -109,7 +112,7 @@ def load_folded(network: PretrainedUNet, convolutions: Sequence[FoldedConvolutio
 
 
 def restore_normalisation(network: PretrainedUNet, patches: Iterable[Tensor]) -> None:
-    """Give batch normalisation the statistics of patches, without changing the function of the network.
+    """Set the statistics of batch normalisation to those of patches, without changing the outputs of the network.
 
     Call it after `load_folded`. Scale and shift are set such that they undo the normalisation.
 

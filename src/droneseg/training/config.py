@@ -78,8 +78,8 @@ class TrainingConfig(BaseModel):
     )
     decoder_features: tuple[Width, ...] | None = Field(
         None,
-        description="Channels of each upsampling step of a pretrained network's decoder, deepest first; null: 128, 64, "
-        "48, 32, 24.",
+        description="Channels of each upsampling step of a pretrained network's decoder, deepest first, one number for "
+        "each of `decoder_levels`; null: 128, 64, 48, 32, 24.",
     )
     fold: int = Field(
         0, ge=0, description="Fold in splits_final.json. Fold 0 is the split given to `droneseg data convert`."
@@ -123,8 +123,8 @@ class TrainingConfig(BaseModel):
                 )
         if self.decoder_features and len(self.decoder_features) != self.decoder_levels:
             raise ValueError(
-                f"decoder_features has {len(self.decoder_features)} numbers; decoder_levels={self.decoder_levels} "
-                "needs one for each"
+                f"decoder_features has {len(self.decoder_features)} numbers, but decoder_levels={self.decoder_levels}; "
+                "give one number for each level"
             )
         return self
 

@@ -103,7 +103,7 @@ class DroneSegTrainer(nnUNetTrainer):
         network = unwrap(self.network)
         others = initialise_weights(network, self._initial_weights(file, network))
         if self.local_rank == 0:
-            names = f"; {len(others)} weights differ: {', '.join(others[:_SHOWN_NAMES])}" if others else ""
+            names = f"; {len(others)} do not fit: {', '.join(others[:_SHOWN_NAMES])}" if others else ""
             more = ", ..." if len(others) > _SHOWN_NAMES else ""
             logger.info("initial weights from %s%s%s", file, names, more)
 
@@ -369,7 +369,7 @@ class DroneSegTrainer(nnUNetTrainer):
             self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
 
     def _from_rank_0(self, value: Any) -> Any:
-        """Return the value of rank 0, whose clock counts for all; without a time budget, all ranks have the same."""
+        """Return the value of rank 0, whose clock decides; without a time budget, the values of all ranks are equal."""
         if not (self.is_ddp and self.settings.max_minutes):
             return value
         shared = [value]
