@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from original_masks import read_original_mask
 from PIL import Image as pillow
 
 from droneseg.core.camera import Ground, given_ground, read_ground
-from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, class_id
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, FOREGROUND, LANDING_ID, class_id
 from droneseg.core.errors import DatasetError
 from droneseg.core.files import write_text
 from droneseg.core.images import SUFFIXES, Image, decode_image, read_image
@@ -56,14 +57,6 @@ NATIVE_SIZE = (1000, 1500)
 NATIVE_GSD_M = 0.025 * 960 / 1500
 """Metres per pixel of the native photographs, if an image of 960 pixels in width has 25 mm."""
 WATER_ID = class_id("water")
-# the original classes of the dataset by class name; 0 is unlabelled
-ORIGINAL_IDS = {
-    "obstacles": (0, 6, 10, 11, 12, 13, 14, 21, 22, 23),
-    "water": (5, 7),
-    "soft-surfaces": (2, 3, 8, 19, 20),
-    "moving-objects": (15, 16, 17, 18),
-    "landing-zones": (1, 4, 9),
-}
 _COLUMNS = (
     *("set", "photographs", "mIoU", "obst.", "water", "soft", "moving", "landing"),
     *("image-wise", "unsafe", "recall", "unsafe at recall 0.80", "0.90"),
@@ -239,14 +232,11 @@ def measure_native(
     segmenter: BundleSegmenter, folder: Path, stems: Iterable[str], boxes: Mapping[str, Sequence[Box]]
 ) -> dict[str, Any]:
     """Measure native photographs at several sizes, with their ground resolution given."""
-    table_24 = np.zeros(256, np.uint8)
-    for name, originals in ORIGINAL_IDS.items():
-        table_24[list(originals)] = class_id(name)
     found = {size: Scores() for size in SIZES}
     people = list[PersonShares | None]()
     for stem in stems:
         image = read_image(folder / "images" / f"{stem}.jpg")
-        truth: Mask = table_24[np.asarray(pillow.open(folder / "masks_24" / f"{stem}.png"))]
+        truth = read_original_mask(folder, stem)
         for size, scores in found.items():
             height, width = (round(side * size) for side in truth.shape)
             sized = resample(image, (height, width))
@@ -299,7 +289,7 @@ def measure_generated(
     """Return how generated water is classified: pixels that are water only in the generated mask."""
     origins = json.loads((folder / "generated.json").read_text(encoding="utf-8"))
     by_stem = {pair.stem: pair for pair in originals}
-    counts = np.zeros(len(ORIGINAL_IDS) + 1, np.int64)
+    counts = np.zeros(len(CLASSES), np.int64)
     used = 0
     for pair in list_pairs(folder).pairs:
         original = by_stem.get(origins.get(pair.stem, ""))
@@ -400,7 +390,7 @@ def _row(name: str, figures: Mapping[str, Any]) -> str:
         name,
         str(figures["photographs"]),
         _number(figures["miou"]),
-        *(_number(figures[f"iou_{class_name}"]) for class_name in ORIGINAL_IDS),
+        *(_number(figures[f"iou_{entry.name}"]) for entry in FOREGROUND),
         _number(figures["image_wise_miou"]),
         _percent(figures["unsafe_landing_rate"]),
         _percent(figures["landing_recall"]),

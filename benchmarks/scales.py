@@ -13,8 +13,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from original_masks import read_original_mask
 from PIL import Image as pillow
-from views import MODEL_WIDTH, read_original_mask
+from views import MODEL_WIDTH
 
 from droneseg.core.camera import given_ground
 from droneseg.core.images import Image, read_image

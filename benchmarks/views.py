@@ -17,11 +17,11 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from original_masks import read_original_mask
 from PIL import Image as pillow
 
 from droneseg.core.classes import CLASSES, LANDING_ID, class_id
 from droneseg.core.images import Image, read_image
-from droneseg.core.masks import Mask
 from droneseg.core.metrics import Confusion, confusion, iou, landing_recall, mean_iou, unsafe_landing_rate
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
@@ -33,14 +33,6 @@ JUDGED_WIDTH = 500
 SCALES = (0.25, 0.35, 0.5, 1.0, 1.25, 1.5625, 2.0)
 WATER_ID = class_id("water")
 REGIONS = [class_id(name) for name in DEFAULT_CONTEXT.region_classes]
-# the original classes of the dataset by class name; 0 is unlabelled
-ORIGINAL_IDS = {
-    "obstacles": (0, 6, 10, 11, 12, 13, 14, 21, 22, 23),
-    "water": (5, 7),
-    "soft-surfaces": (2, 3, 8, 19, 20),
-    "moving-objects": (15, 16, 17, 18),
-    "landing-zones": (1, 4, 9),
-}
 _MIN_WATER_SHARE = 0.01
 _LEAST = 1e-4  # added to probabilities before the logarithm
 
@@ -74,15 +66,6 @@ def main() -> None:
             counts = confusion(truth, scores.argmax(axis=0).astype(np.uint8))
             totals[name] = totals[name] + counts if name in totals else counts
     print_table(totals)
-
-
-def read_original_mask(folder: Path, stem: str) -> Mask:
-    """Return the class ids of a photograph whose mask has the original 24 classes."""
-    table = np.zeros(256, np.uint8)
-    for name, originals in ORIGINAL_IDS.items():
-        table[list(originals)] = class_id(name)
-    mask: Mask = table[np.asarray(pillow.open(folder / "masks_24" / f"{stem}.png"))]
-    return mask
 
 
 def choose_photographs(folder: Path, split: Path, count: int) -> list[str]:

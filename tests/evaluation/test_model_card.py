@@ -1,6 +1,6 @@
 """The script of the model card measures all parts in one run, and its figures are those of the metrics."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -26,13 +26,9 @@ ORIGINALS = np.array([0, 6, 5, 3, 15, 1], np.uint8)
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("model_card", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["model_card"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # the script imports a module beside it
+        return importlib.import_module(SCRIPT.stem)
 
 
 def write_data(folder: Path) -> None:
