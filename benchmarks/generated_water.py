@@ -1,10 +1,10 @@
-"""Measure what a bundle calls generated rivers, ponds and shores, by default over the validation photographs.
+"""Measure which classes a bundle predicts for generated rivers, ponds and shores.
 
     uv run python benchmarks/generated_water.py BUNDLE DATASET --split SPLIT [--part val] [--count 10] [--json FILE]
 
-`droneseg data augment` lays water into each photograph of the part. The photographs are predicted at a given ground
-resolution (0.025 m per pixel at a width of 960 pixels). Only pixels count that are water in the generated photograph
-and not in the original one.
+The script inserts water into each photograph of a part of the split, by default the validation part, as
+`droneseg data augment` does. It gives the model a ground resolution of 0.025 m per pixel at a width of 960 pixels. Only
+pixels count that are water in the generated mask and not in the original one.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Result:
 
 
 def measure(bundle: Path, dataset: Path, generated: Path, count: int | None) -> list[Result]:
-    """Predict generated photographs, the one with the largest share of landing zone first."""
+    """Predict generated photographs; return the results, that with the largest share of landing zone first."""
     segmenter = BundleSegmenter(read_bundle(bundle))
     originals = {pair.stem: pair for pair in list_pairs(dataset).pairs}
     origins = json.loads((generated / GENERATED_NAME).read_text())
@@ -64,13 +64,15 @@ def measure(bundle: Path, dataset: Path, generated: Path, count: int | None) -> 
 
 
 def show(results: list[Result], worst: int = 10) -> dict[str, float]:
-    """Print the shares of all generated water and of the worst photographs; return those of all water."""
+    """Print the shares by class of all generated water and of that in the worst photographs; return those of all."""
     total = Result("all", np.sum([result.pixels for result in results], axis=0))
     for result in (total, *results[:worst]):
         shares = "  ".join(f"{name} {share:6.1%}" for name, share in zip(NAMES, result.shares, strict=True))
         print(f"{result.stem:<16} {result.pixels.sum():>10,} px  {shares}")
     above = sum(result.shares[LANDING_ID] > 0.02 for result in results)
-    print(f"{above} of {len(results)} photographs have more than 2 % of their generated water called landing zone")
+    print(
+        f"in {above} of {len(results)} photographs, more than 2 % of the generated water is predicted as landing zone"
+    )
     return dict(zip(NAMES, total.shares.tolist(), strict=True))
 
 

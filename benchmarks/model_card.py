@@ -1,17 +1,19 @@
-"""Measure everything that the model card states about one bundle, and write one JSON file and one table.
+"""Measure all figures of the model card for one bundle, and write a JSON file and a table.
 
     uv run python benchmarks/model_card.py BUNDLE --data DATA --split split.json --part val --out card
 
 Each part runs only if its data is given:
 
-- --data: dataset with colour masks. Metrics over all images, of each place (--by-place), and at other exposures; with
-  --people, boxes in pixels of the native photographs, also figures about people.
+- --data: dataset with colour masks. Metrics over all images, of each place (--by-place), and at other exposures. With
+  --people, boxes in pixels of the native photographs, also the figures of people.
 - --native: the same photographs in their own size, `images` and `masks_24` with the original 24 classes. Metrics at
-  half the size, at their size and at twice the size, with the ground resolution given.
-- --labelled: folders with `images` and `masks` of class ids, of other places; 0 is not labelled and not counted. Stems
-  without their last number name the sequences, which are measured apart.
-- --regions: folders of full-size photographs with regions.json, polygons whose class is plain.
-- --generated: dataset with generated water, whose generated.json names the originals in --data.
+  half, once and twice the size, with the ground resolution given.
+- --labelled: folders with photographs of other places, `images` and `masks` of class ids; pixels with id 0 are
+  unlabelled and not counted. Photographs whose stems differ only after the last underscore are a sequence. Metrics of
+  each sequence.
+- --regions: folders of full-size photographs and regions.json, polygons with obvious contents. Number of polygons whose
+  class shares are within the limits.
+- --generated: dataset with generated water, whose originals are in --data. Share of that water by predicted class.
 
 Use --part train with --images 10 during development: the held-out photographs are for finished candidates.
 """
@@ -54,8 +56,9 @@ EXPOSURES = (0.35, 0.6, 1.6)
 SIZES = (0.5, 1.0, 2.0)
 RECALLS = (0.8, 0.9)
 NATIVE_SIZE = (1000, 1500)
+"""Height and width of the native photographs."""
 NATIVE_GSD_M = 0.025 * 960 / 1500
-"""Metres per pixel of the native photographs, if an image of 960 pixels in width has 25 mm."""
+"""Metres per pixel of the native photographs, if images of 960 pixels in width have 0.025."""
 WATER_ID = class_id("water")
 _COLUMNS = (
     *("set", "photographs", "mIoU", "obst.", "water", "soft", "moving", "landing"),
@@ -65,7 +68,7 @@ _COLUMNS = (
 
 @dataclass
 class Scores:
-    """Collects the metrics of a set of photographs."""
+    """Collects the pixel counts of a set of photographs for its metrics."""
 
     matrices: dict[str, Confusion] = field(default_factory=dict)
     curve: LandingCurve = field(default_factory=LandingCurve)
@@ -98,7 +101,7 @@ class Scores:
 
 
 def main() -> None:
-    """Measure the parts whose data is given, write card.json and card.md, and print the table."""
+    """Measure the parts whose data is given, print the table, and write card.json and card.md."""
     options = parse_arguments()
     bundle = read_bundle(options.bundle)
     segmenter = BundleSegmenter(
@@ -144,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fold", type=int, help="validation part of this fold, from 0, instead of --part")
     parser.add_argument("--images", type=int, help="only the first images of the part")
     parser.add_argument("--gsd", type=float, help="metres per pixel of the images in --data; default: unknown")
-    parser.add_argument("--by-place", action="store_true", help="match the images, and measure each place")
+    parser.add_argument("--by-place", action="store_true", help="match the images, and also measure each place")
     parser.add_argument("--no-exposures", action="store_true", help="leave out the other exposures")
     parser.add_argument("--people", type=Path, help="JSON: {stem: [[x0, y0, x1, y1], ...]}, native pixels")
     parser.add_argument("--native", type=Path)
@@ -177,7 +180,7 @@ def choose_photographs(options: argparse.Namespace) -> list[Pair]:
 def measure_dataset(
     segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Mapping[str, Sequence[Box]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure a dataset: overall, people, places and exposures."""
+    """Measure a dataset: all images, people, places and other exposures."""
     ground = given_ground(options.gsd)
     whole, people = Scores(), list[PersonShares | None]()
     exposures = {} if options.no_exposures else {factor: Scores() for factor in EXPOSURES}
@@ -201,12 +204,12 @@ def measure_dataset(
 
 
 def expose(image: Image, factor: float) -> Image:
-    """Return an image whose bytes are multiplied by a factor."""
+    """Return an image whose pixel values are multiplied by a factor."""
     return np.clip(image * factor, 0, 255).astype(np.uint8)
 
 
 def measure_places(matrices: Mapping[str, Confusion], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the metrics of each place, and the interval of the mIoU if places are drawn instead of photographs."""
+    """Return the metrics of each place, and the interval of the mIoU from bootstrap samples of places."""
     cache = load_settings().cache_dir.expanduser() / "scenes"
     images = {pair.stem: pair.image for pair in pairs}
     matches = find_matches(images, cache=cache, max_pixels=10**8, progress=lambda _stage, _done, _total: None)
@@ -253,7 +256,7 @@ def measure_native(
 
 
 def measure_labelled(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
-    """Measure the sequences of a folder apart; pixels of id 0 are not counted."""
+    """Measure each sequence of a folder; pixels of id 0 are not counted."""
     sequences: dict[str, Scores] = defaultdict(Scores)
     for file in photographs(folder / "images"):
         image, ground = read_photograph(file)
@@ -265,7 +268,7 @@ def measure_labelled(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]
 
 
 def measure_regions(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
-    """Judge the regions of a folder on full-size photographs, without options."""
+    """Evaluate the regions of the full-size photographs in a folder, predicted with default options."""
     masks: dict[str, Mask] = {}
     files = {file.stem: file for file in photographs(folder)}
     judged = []
@@ -286,7 +289,10 @@ def measure_regions(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
 def measure_generated(
     segmenter: BundleSegmenter, folder: Path, originals: Sequence[Pair], gsd_m: float | None
 ) -> dict[str, Any]:
-    """Return how generated water is classified: pixels that are water only in the generated mask."""
+    """Return the shares of generated water predicted as landing zone and as water.
+
+    Generated water is the pixels that are water in the generated mask and not in the original one.
+    """
     origins = json.loads((folder / "generated.json").read_text(encoding="utf-8"))
     by_stem = {pair.stem: pair for pair in originals}
     counts = np.zeros(len(CLASSES), np.int64)
@@ -343,7 +349,10 @@ def table(card: Mapping[str, Any]) -> list[str]:
     places = card.get("dataset", {}).get("places")
     if places:
         low, high = places["miou_interval"]
-        lines.append(f"places: {len(places['by_place'])}; mIoU {_number(low)} to {_number(high)} if places are drawn")
+        lines.append(
+            f"places: {len(places['by_place'])}; 95 % interval of the mIoU over places {_number(low)} to "
+            f"{_number(high)}"
+        )
         for name, place in places["by_place"].items():
             lines.append(
                 f"  {name}: {len(place['photographs'])} photographs, mIoU {_number(place['miou'])}, "
