@@ -46,7 +46,7 @@ from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.evaluation.landing_curve import LandingCurve
 from droneseg.evaluation.people import Box, PersonShares, person_shares, read_boxes, scale_boxes, summarise_people
-from droneseg.evaluation.regions import judge_region, read_regions
+from droneseg.evaluation.regions import evaluate_region, read_regions
 from droneseg.flows.probabilities import group_places
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import resample, resample_mask
@@ -271,17 +271,17 @@ def measure_regions(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
     """Evaluate the regions of the full-size photographs in a folder, predicted with default options."""
     masks: dict[str, Mask] = {}
     files = {file.stem: file for file in photographs(folder)}
-    judged = []
+    evaluated = []
     for region in read_regions(folder / "regions.json"):
         if region.photo not in masks:
             image, ground = read_photograph(files[region.photo])
             masks[region.photo] = segmenter.segment(image, ground).mask
-        judged.append(judge_region(region, masks[region.photo]))
+        evaluated.append(evaluate_region(region, masks[region.photo]))
     return {
-        "right": sum(entry.right for entry in judged),
+        "right": sum(entry.right for entry in evaluated),
         "regions": [
             {"photo": entry.region.photo, "truth": entry.region.truth, "right": entry.right, "shares": entry.shares}
-            for entry in judged
+            for entry in evaluated
         ],
     }
 

@@ -97,7 +97,7 @@ def test_the_image_changes_where_water_is() -> None:
     assert np.median(differences) > 20
 
 
-def test_water_needs_no_textures_and_ground_does() -> None:
+def test_ground_needs_textures_and_water_does_not() -> None:
     empty = TextureLibrary([], lambda stem: photograph(0).image)
     for seed in range(6):
         compose_water(photograph(seed), empty, np.random.default_rng(seed))

@@ -419,7 +419,7 @@ def test_ground_resolution_is_read_from_the_metadata(plain: Path, tmp_path: Path
     assert known == {"drone_2": pytest.approx(0.03), "drone_2__water1": pytest.approx(0.03)}
 
 
-def test_old_datasets_have_no_targets_and_no_new_entries(plain: Path, tmp_path: Path) -> None:
+def test_dataset_without_additions_has_no_targets_and_no_new_entries(plain: Path, tmp_path: Path) -> None:
     convert(plain, tmp_path, test_share=0)
     assert not (tmp_path / DATASET_NAME / "targetsTr").exists()
     assert set(block(tmp_path)) == {"version", "source", "normalisation", "unknown_colours", "split"}
@@ -458,7 +458,7 @@ def test_fine_class_that_contradicts_the_mask_is_unknown(plain: Path, tmp_path: 
     assert f"{6 * 6 * 7} pixels have a fine class that contradicts the class in the mask" in done.notes[0]
 
 
-def test_wrong_fine_masks_and_weights_are_listed(plain: Path, tmp_path: Path) -> None:
+def test_invalid_fine_masks_and_weights_are_listed(plain: Path, tmp_path: Path) -> None:
     (plain / "fine_classes.csv").write_text(FINE)
     add_grey(plain, "fine_masks", "0", np.full((6, 8), 4))
     add_grey(plain, "fine_masks", "1", np.zeros((6, 9)))
@@ -483,7 +483,7 @@ def test_boxes_raise_the_weight_of_moving_objects_inside(plain: Path, tmp_path: 
     assert done.notes == ("1 images with boxes are not in the data, such as 77",)
 
 
-def test_wrong_boxes_are_rejected(plain: Path, tmp_path: Path) -> None:
+def test_invalid_boxes_are_rejected(plain: Path, tmp_path: Path) -> None:
     boxes = tmp_path / "people.json"
     boxes.write_text(json.dumps({"0": [[3, 1, 9, 4]]}))
     assert "0: the box [3, 1, 9, 4] is outside the mask, which is 8x6" in refused(plain, tmp_path, boxes_file=boxes)

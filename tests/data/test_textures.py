@@ -23,7 +23,7 @@ def test_the_largest_square_of_each_class_is_found() -> None:
     assert 54 <= regions[5].side <= 60
 
 
-def test_a_texture_does_not_cross_finer_classes() -> None:
+def test_a_texture_does_not_cross_fine_classes() -> None:
     mask = np.full((100, 100), 3, dtype=np.uint8)
     fine = np.full((100, 100), 4, dtype=np.uint8)
     fine[:, 50:] = 9

@@ -1,4 +1,4 @@
-"""Rendered water stays within the range of a photograph, and covers all groups of colours."""
+"""Rendered water has the pixel values of a photograph, and all groups of colours occur."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def test_rates_are_those_of_a_threshold_over_all_images(recall: float) -> None:
     assert curve.unsafe_rate(recall) == pytest.approx(by_threshold(truth, landing, recall), abs=0.003)
 
 
-def test_probabilities_near_1_are_told_apart() -> None:
+def test_probabilities_near_1_are_distinguished() -> None:
     truth = np.array([[LANDING, LANDING, WATER, SOFT]], np.uint8)
     curve = LandingCurve()
     curve.add(truth, np.array([[1 - 1e-6, 0.999, 1 - 1e-4, 0.2]], np.float32))

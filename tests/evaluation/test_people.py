@@ -1,4 +1,4 @@
-"""People are judged by the pixels of their boxes that are truly a moving object."""
+"""Figures of people count only pixels in their boxes whose true class is moving objects."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_shares_count_only_pixels_of_the_person() -> None:
     ]
 
 
-def test_a_box_without_a_person_and_one_beyond_the_image_are_not_judged() -> None:
+def test_boxes_without_a_person_and_outside_the_image_are_not_counted() -> None:
     truth = np.full((10, 10), LANDING, np.uint8)
     truth[0, 0] = MOVING
     assert person_shares(truth, truth, [(5, 5, 8, 8), (20, 20, 30, 30), (-5, -5, 1, 1)]) == [
@@ -37,7 +37,7 @@ def test_a_box_without_a_person_and_one_beyond_the_image_are_not_judged() -> Non
     ]
 
 
-def test_limits_of_the_figures() -> None:
+def test_a_person_counts_at_half_landing_zone_and_below_a_tenth_moving_object() -> None:
     shares = [PersonShares(0.5, 0.5), PersonShares(0.49, 0.1), PersonShares(0, 0.09), PersonShares(0, 1), None]
     figures = summarise_people(shares)
     assert (figures.people, figures.without_truth) == (4, 1)

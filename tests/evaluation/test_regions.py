@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.errors import DatasetError
-from droneseg.evaluation.regions import Region, judge_region, read_regions
+from droneseg.evaluation.regions import Region, evaluate_region, read_regions
 
 LEFT_HALF = ((0.0, 0.0), (0.49, 0.0), (0.49, 1.0), (0.0, 1.0))
 WATER, SOFT, LANDING = 2, 3, 5
@@ -38,12 +38,12 @@ def mask_of(*columns: int) -> np.ndarray:
     ],
 )
 def test_shares_within_the_limits_are_right(truth: str, columns: tuple[int, ...], right: bool) -> None:
-    judged = judge_region(Region("a", truth, LEFT_HALF), mask_of(*columns))
-    assert judged.right == right
-    assert sum(judged.shares.values()) == pytest.approx(1)
+    evaluated = evaluate_region(Region("a", truth, LEFT_HALF), mask_of(*columns))
+    assert evaluated.right == right
+    assert sum(evaluated.shares.values()) == pytest.approx(1)
     names = {WATER: "water", SOFT: "soft-surfaces", LANDING: "landing-zones"}
     for class_id in set(columns):
-        assert judged.shares[names[class_id]] == pytest.approx(columns.count(class_id) / len(columns), abs=0.03)
+        assert evaluated.shares[names[class_id]] == pytest.approx(columns.count(class_id) / len(columns), abs=0.03)
 
 
 def test_regions_are_read(tmp_path: Path) -> None:

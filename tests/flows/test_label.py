@@ -1,4 +1,4 @@
-"""Labels have large weights where the views of a photograph agree, and none where they do not."""
+"""Labels have large weights where the views of a photograph agree, and weight 0 where they do not."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_weights_grow_from_the_limits_to_full_agreement() -> None:
     assert pixel_weights(mask, agreement, confidence, options).tolist() == [[100, 25, 0, 0, 0]]
 
 
-def test_plain_areas_agree_and_fine_patterns_do_not(bundle: Bundle) -> None:
+def test_views_agree_on_plain_areas_and_not_on_fine_patterns(bundle: Bundle) -> None:
     image = np.full((64, 96, 3), GREEN, np.uint8)
     # stripes of one pixel are green and blue at full size, and neither if the photograph is reduced
     image[:, 48::2] = BLUE
@@ -139,7 +139,7 @@ def test_invalid_options_are_an_error(changes: dict[str, object]) -> None:
         LabelOptions(max_pixels=1, **changes)
 
 
-def test_command_labels_the_others_if_a_file_is_damaged(bundle: Bundle, tmp_path: Path) -> None:
+def test_command_labels_the_other_files_if_one_is_damaged(bundle: Bundle, tmp_path: Path) -> None:
     photographs(tmp_path / "in", 2)
     (tmp_path / "in/broken.png").write_bytes(b"broken")
     words = ["label", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--model", str(bundle.folder)]

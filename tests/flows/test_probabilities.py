@@ -154,7 +154,7 @@ def test_photographs_with_an_up_to_date_map_are_skipped(
     assert not any(result.skipped for result in results)
 
 
-def test_a_damaged_file_does_not_cost_the_others(bundles: list[Bundle], tmp_path: Path) -> None:
+def test_a_damaged_file_does_not_affect_the_others(bundles: list[Bundle], tmp_path: Path) -> None:
     data = make_photographs(tmp_path / "drone", COUNT)
     (data / KAGGLE_FOLDER / IMAGES_FOLDER / "005.png").write_bytes(b"not an image")
     (data / KAGGLE_FOLDER / MASKS_FOLDER / "020.png").write_bytes(b"not a mask")

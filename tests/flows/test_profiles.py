@@ -1,4 +1,4 @@
-"""The profiles `best` and `twin` average scales and use another network, and are checked like the others."""
+"""`best` averages scales, `twin` uses another network, and both profiles are checked like the others."""
 
 import json
 from dataclasses import replace
@@ -161,7 +161,7 @@ def test_self_check_covers_the_twin(bundle: Bundle, twin: Bundle, tmp_path: Path
         BundleSegmenter(spoilt, profile="twin")
 
 
-def test_a_twin_that_does_not_suit_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_incompatible_twin_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     other = TrainingGround(gsd_m=0.05, gsd_range_m=(0.02, 0.1), source="test")
     twin = make_bundle(tmp_path / "other", ground=other)
     with pytest.raises(ConfigurationError, match=r"ground resolution 0\.05 instead of 0\.025"):

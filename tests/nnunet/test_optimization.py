@@ -326,7 +326,7 @@ def test_rate_limited_action_runs_once_per_interval_or_on_demand() -> None:
     assert done == ["a", "c"]
 
 
-def test_distillation_adds_the_entropy_with_the_teachers_probabilities() -> None:
+def test_distillation_adds_the_cross_entropy_with_the_teachers_probabilities() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     taught = torch.randn(2, 3, 8, 8).softmax(1)

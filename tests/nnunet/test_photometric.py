@@ -1,4 +1,4 @@
-"""Photometric augmentation: each kind by itself."""
+"""Photometric augmentation: each kind of change by itself."""
 
 import numpy as np
 import pytest

@@ -47,7 +47,7 @@ def exported(trained: PretrainedUNet, tmp_path_factory: pytest.TempPathFactory) 
     return file
 
 
-def test_a_warm_started_network_computes_what_the_bundle_does(trained: PretrainedUNet, exported: Path) -> None:
+def test_a_warm_started_network_has_the_outputs_of_the_bundle(trained: PretrainedUNet, exported: Path) -> None:
     network = build().eval()
     patches = torch.rand(PATCHES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 

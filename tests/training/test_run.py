@@ -103,7 +103,7 @@ def test_budget_below_one_epoch_shortens_it_and_anneals_the_learning_rate(worksp
     assert max(rates) < 0.1 * 0.003, "a tenth of the initial rate"
 
 
-def test_log_says_the_expected_length_before_the_first_epoch_ends(workspace: Workspace) -> None:
+def test_log_has_the_expected_duration_before_the_first_epoch_ends(workspace: Workspace) -> None:
     workspace.run("train", *TINY, "configuration=2d_talks", "epochs=2", "iterations=8", "validation=none")
     lines = read(workspace.fold("2d_talks") / "droneseg.log").splitlines()
     expected = next(number for number, line in enumerate(lines) if "for 2 epochs" in line)

@@ -41,7 +41,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class JudgedRegion:
+class EvaluatedRegion:
     """A region with its prediction.
 
     Attributes:
@@ -80,7 +80,7 @@ def read_regions(file: Path) -> list[Region]:
     return regions
 
 
-def judge_region(region: Region, mask: Mask) -> JudgedRegion:
+def evaluate_region(region: Region, mask: Mask) -> EvaluatedRegion:
     """Compare the class shares in a region with the limits of its kind.
 
     Args:
@@ -94,4 +94,4 @@ def judge_region(region: Region, mask: Mask) -> JudgedRegion:
     counts = np.bincount(inside, minlength=len(CLASSES)) / max(inside.size, 1)
     shares = dict(zip(NAMES, counts.tolist(), strict=True))
     right = inside.size > 0 and all(low <= shares[name] <= high for name, (low, high) in LIMITS[region.truth].items())
-    return JudgedRegion(region, shares, right)
+    return EvaluatedRegion(region, shares, right)
