@@ -16,6 +16,7 @@ from droneseg.core.metrics import compute_metrics, confusion
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, list_pairs
 from droneseg.data.image_matching import Match
 from droneseg.flows.calibrate import calibrate_from_maps, fit_temperature
+from droneseg.flows.map_plan import fold_tasks, plan_maps
 from droneseg.flows.probabilities import (
     INDEX_NAME,
     FoldModel,
@@ -23,7 +24,6 @@ from droneseg.flows.probabilities import (
     MapResult,
     MapTask,
     ProbabilityIndex,
-    fold_tasks,
     group_places,
     make_maps,
     read_index,
@@ -183,6 +183,25 @@ def test_a_photograph_in_two_folds_is_an_error(photographs: Path) -> None:
     with pytest.raises(DatasetError, match="several folds") as raised:
         fold_tasks(list_pairs(photographs).pairs, {0: ("000", "001"), 2: ("001", "002")})
     assert "001: folds 0, 2" in str(raised.value)
+
+
+def test_plan_lists_what_the_chosen_folds_leave_out(photographs: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    train = [*FOLDS[0], *FOLDS[1][2:]]
+    folds = [
+        {"train": list(FOLDS[1][2:]), "val": list(FOLDS[0][1:]), "dropped": [FOLDS[0][0]]},
+        {"train": list(FOLDS[0]), "val": list(FOLDS[1][2:]), "dropped": []},
+    ]
+    split.write_text(json.dumps({"train": train, "val": list(FOLDS[1][:2]), "folds": folds}))
+    plan = plan_maps(photographs, split, folds=[0])
+    assert [(task.stem, task.fold) for task in plan.tasks] == [(stem, 0) for stem in FOLDS[0][1:]]
+    assert plan.first_nnunet_fold == 1  # the validation part is nnU-Net's fold 0
+    assert plan.dropped == {"0": ["000"]}
+    assert plan.never_validated == (FOLDS[0][0], *FOLDS[1][2:])
+    with pytest.raises(ConfigurationError, match="has folds 0 to 1"):
+        plan_maps(photographs, split, folds=[2])
+    part = plan_maps(photographs, split, part="val")
+    assert [(task.stem, task.fold) for task in part.tasks] == [(stem, None) for stem in FOLDS[1][:2]]
 
 
 # Calibration

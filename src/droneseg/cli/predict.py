@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from droneseg.core.prediction import Segmenter
     from droneseg.evaluation.evaluate import Evaluation
     from droneseg.flows.label import LabelResult
-    from droneseg.flows.probabilities import FoldModel, MapResult, MapScores, MapTask, ProbabilityIndex
+    from droneseg.flows.map_plan import MapPlan
+    from droneseg.flows.probabilities import FoldModel, MapResult, MapScores, ProbabilityIndex
     from droneseg.inference.batch import FileResult, ViewOptions
     from droneseg.model.bundle import Bundle
     from droneseg.nnunet.paths import NnunetPaths
@@ -332,6 +333,7 @@ def probabilities(
     of a knowledge distillation. Photographs whose map is up to date are skipped. If a file fails, the others are still
     predicted, and the exit code is 1.
     """
+    from droneseg.flows.map_plan import empty_index
     from droneseg.flows.probabilities import MapOptions, make_maps, require_map_folder, score_maps, write_index
 
     view = console.view_options(gsd, height, plain=plain)
@@ -340,7 +342,7 @@ def probabilities(
     plan = _plan_maps(source, split, part, fold)
     opened = _fold_models(models or [settings.model], plan, profile, runtime)
     options = MapOptions(settings.max_pixels, view, temperature, force)
-    index = _empty_index(plan, source, split, opened, profile, temperature)
+    index = empty_index(plan, source, split, opened, profile=profile, temperature=temperature)
     with console.progress_bar("photographs") as progress:
         done = 0
 
@@ -364,66 +366,26 @@ def probabilities(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _MapPlan:
-    """Photographs to predict, and what the folds leave out."""
+def _plan_maps(source: Path, split: Path | None, part: Part | None, fold: list[int] | None) -> MapPlan:
+    """Return the plan of the maps.
 
-    tasks: list[MapTask]
-    folds: tuple[int, ...] = ()
-    first_nnunet_fold: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    never_validated: tuple[str, ...] = ()
+    Raises:
+        typer.BadParameter: If the options cannot be combined, or the split lacks the folds.
+    """
+    from droneseg.flows.map_plan import plan_maps
 
-
-def _plan_maps(source: Path, split: Path | None, part: Part | None, chosen: list[int] | None) -> _MapPlan:
-    """Return the photographs to predict: those of folds, of a part of a split, or all."""
-    from droneseg.flows.probabilities import MapTask, fold_tasks
-
-    if (part or chosen) and not split:
+    if (part or fold) and not split:
         raise typer.BadParameter("--part and --fold require --split FILE", param_hint="--part" if part else "--fold")
-    if part and chosen:
+    if part and fold:
         raise typer.BadParameter("cannot be combined with --part", param_hint="--fold")
-    if split is None and not _is_dataset(source):
-        from droneseg.inference.batch import find_inputs
-
-        return _MapPlan([MapTask(image.stem, image) for image in find_inputs([str(source)])])
-    from droneseg.flows.export import choose_pairs
-
-    if split is None or part:
-        pairs = choose_pairs(source, split, (part or Part.VAL).value)
-        return _MapPlan([MapTask(pair.stem, pair.image, pair.mask) for pair in pairs])
-    from droneseg.data.splits import read_split
-
-    pairs = choose_pairs(source, None, "")
-    parts = read_split(split, [pair.stem for pair in pairs])
-    folds = parts.folds
-    numbers = tuple(chosen or range(len(folds)))
-    if not folds or not set(numbers) <= set(range(len(folds))):
-        has = f"folds 0 to {len(folds) - 1}" if folds else "no folds; create them with `droneseg data split --folds 3`"
-        raise typer.BadParameter(f"{split} has {has}", param_hint="--fold" if folds else "--split")
-    validated = {stem for number in numbers for stem in folds[number].val}
-    listed = {stem for number in numbers for stem in (*folds[number].train, *folds[number].val, *folds[number].dropped)}
-    return _MapPlan(
-        fold_tasks(pairs, {number: folds[number].val for number in numbers}),
-        numbers,
-        1 if parts.val else 0,
-        {str(number): list(folds[number].dropped) for number in numbers},
-        tuple(sorted(listed - validated)),
-    )
-
-
-def _is_dataset(source: Path) -> bool:
-    from droneseg.data.dataset import find_dataset
-
     try:
-        find_dataset(source)
-    except DatasetError:
-        return False
-    return True
+        return plan_maps(source, split, part=part.value if part else None, folds=fold or ())
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="--fold" if fold else "--split") from error
 
 
 def _fold_models(
-    folders: Sequence[Path], plan: _MapPlan, profile: str | None, runtime: RuntimeName | None
+    folders: Sequence[Path], plan: MapPlan, profile: str | None, runtime: RuntimeName | None
 ) -> list[FoldModel]:
     """Return the model of each fold; every bundle is verified before the first prediction."""
     from droneseg.flows.probabilities import FoldModel
@@ -457,29 +419,7 @@ def _note_other_fold(bundle: Bundle, number: int, nnunet_fold: int) -> None:
         )
 
 
-def _empty_index(
-    plan: _MapPlan,
-    source: Path,
-    split: Path | None,
-    models: Sequence[FoldModel],
-    profile: str | None,
-    temperature: float,
-) -> ProbabilityIndex:
-    from droneseg.flows.probabilities import ProbabilityIndex
-
-    return ProbabilityIndex(
-        kind="out of fold" if plan.folds else "one model",
-        data=source.resolve().name,
-        split=split.name if split else None,
-        profile=profile,
-        temperature=temperature,
-        models={"all" if model.fold is None else str(model.fold): model.model_id for model in models},
-        dropped=plan.dropped,
-        never_validated=list(plan.never_validated),
-    )
-
-
-def _find_places(plan: _MapPlan, index: ProbabilityIndex) -> dict[str, list[str]]:
+def _find_places(plan: MapPlan, index: ProbabilityIndex) -> dict[str, list[str]]:
     from droneseg.data.image_matching import find_matches
     from droneseg.flows.probabilities import group_places
 

@@ -29,7 +29,6 @@ from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, decode_image
 from droneseg.core.masks import Mask, decode_colours
 from droneseg.core.metrics import Confusion, SegmentationMetrics, compute_metrics, confusion
-from droneseg.data.dataset import Pair
 from droneseg.data.image_matching import Match
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
@@ -200,31 +199,6 @@ class MapResult:
     record: MapRecord | None
     error: str | None = None
     skipped: bool = False
-
-
-def fold_tasks(pairs: Sequence[Pair], folds: Mapping[int, Sequence[str]]) -> list[MapTask]:
-    """Return the photographs to predict with the models of folds.
-
-    Args:
-        pairs: Pairs of the dataset.
-        folds: Validation part of each fold by its number.
-
-    Raises:
-        DatasetError: If a photograph is in the validation part of several folds.
-    """
-    by_stem = {pair.stem: pair for pair in pairs}
-    fold_of: dict[str, list[int]] = defaultdict(list)
-    for number, stems in folds.items():
-        for stem in stems:
-            fold_of[stem].append(number)
-    repeated = [
-        f"{stem}: folds {', '.join(map(str, numbers))}" for stem, numbers in fold_of.items() if len(numbers) > 1
-    ]
-    if repeated:
-        raise DatasetError("Photographs are in the validation part of several folds:", repeated)
-    return [
-        MapTask(stem, by_stem[stem].image, by_stem[stem].mask, numbers[0]) for stem, numbers in sorted(fold_of.items())
-    ]
 
 
 def require_map_folder(out: Path) -> None:
