@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from droneseg.core.camera import Ground
 from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, colours
-from droneseg.core.errors import ConfigurationError, DronesegError, OutputExistsError
+from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, decode_image, encode_png
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.core.prediction import class_fractions
+from droneseg.flows.output_folder import PhotographResult, require_output_folder, result_of
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.runtimes.base import argmax_and_max
 from droneseg.inference.segmenter import BundleSegmenter
@@ -117,21 +120,8 @@ class LabelRecord(BaseModel):
         return self.model_id, self.profile, self.options, self.source_sha256
 
 
-@dataclass(frozen=True)
-class LabelResult:
-    """Result for one photograph.
-
-    Attributes:
-        source: Path of the photograph.
-        record: Facts about the label; None if it failed.
-        error: Error message; None if it succeeded.
-        skipped: Whether an earlier label was up to date.
-    """
-
-    source: Path
-    record: LabelRecord | None
-    error: str | None = None
-    skipped: bool = False
+LabelResult: TypeAlias = PhotographResult[LabelRecord]
+"""Result for one photograph."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +167,8 @@ def label_photographs(
     records = dict(_read_records(out))
     _write_records(records, out)
     for source in sources:
-        try:
-            result = _label_file(segmenter, manifest, source, out, options, records.get(source.stem))
-        except DronesegError as error:
-            result = LabelResult(source, None, str(error))
-        except OSError as error:
-            result = LabelResult(source, None, f"{error.filename or source}: {error.strerror}")
+        work = partial(_label_file, segmenter, manifest, source, out, options, records.get(source.stem))
+        result = result_of(source, work)
         if result.record and not result.skipped:
             records[source.stem] = result.record
             _write_records(records, out)
@@ -195,10 +181,7 @@ def require_label_folder(out: Path) -> None:
     Raises:
         OutputExistsError: If it is a file, or a folder with other content.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX_NAME).is_file():
-        raise OutputExistsError(f"{out} holds no labels (it has no {INDEX_NAME}). Choose another folder for --out.")
+    require_output_folder(out, INDEX_NAME, "labels")
 
 
 def label_image(

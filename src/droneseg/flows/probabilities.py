@@ -15,22 +15,24 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, OutputExistsError, optional_import
+from droneseg.core.errors import ConfigurationError, DatasetError, optional_import
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, decode_image
 from droneseg.core.masks import Mask, decode_colours
 from droneseg.core.metrics import Confusion, SegmentationMetrics, compute_metrics, confusion
 from droneseg.data.image_matching import Match
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
+from droneseg.flows.output_folder import PhotographResult, require_output_folder, result_of
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.probability_map import SAMPLE_STEP, ProbabilityMap, QuantisedProbabilities
 from droneseg.inference.segmenter import BundleSegmenter
@@ -184,21 +186,8 @@ class MapOptions:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class MapResult:
-    """Result for one photograph.
-
-    Attributes:
-        stem: Stem of the photograph.
-        record: Facts about the map; None if it failed.
-        error: Error message; None if it succeeded.
-        skipped: Whether an earlier map was up to date.
-    """
-
-    stem: str
-    record: MapRecord | None
-    error: str | None = None
-    skipped: bool = False
+MapResult: TypeAlias = PhotographResult[MapRecord]
+"""Result for one photograph."""
 
 
 def require_map_folder(out: Path) -> None:
@@ -207,10 +196,7 @@ def require_map_folder(out: Path) -> None:
     Raises:
         OutputExistsError: If it is a file, or a folder with other content.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX_NAME).is_file():
-        raise OutputExistsError(f"{out} holds no maps (it has no {INDEX_NAME}). Choose another folder.")
+    require_output_folder(out, INDEX_NAME, "maps")
 
 
 def write_maps(
@@ -231,12 +217,7 @@ def write_maps(
         One result per photograph.
     """
     for task in tasks:
-        try:
-            yield _write_map(segmenter, task, out, options)
-        except DronesegError as error:
-            yield MapResult(task.stem, None, str(error))
-        except OSError as error:
-            yield MapResult(task.stem, None, f"{error.filename or task.image}: {error.strerror}")
+        yield result_of(task.image, partial(_write_map, segmenter, task, out, options))
 
 
 def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: MapOptions) -> MapResult:
@@ -252,8 +233,8 @@ def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: Ma
     )
     earlier = None if options.force else _read_record(file)
     if earlier and (*earlier.identity, earlier.fold) == (*wanted, task.fold):
-        return MapResult(task.stem, earlier, skipped=True)
-    return MapResult(task.stem, _predict_map(segmenter, task, options, file, (data, truth_data)))
+        return MapResult(task.image, earlier, skipped=True)
+    return MapResult(task.image, _predict_map(segmenter, task, options, file, (data, truth_data)))
 
 
 def _predict_map(
