@@ -47,6 +47,10 @@ UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAM
 
 DATASET_NAME = "Dataset101_DroneSeg"
 """Name of the dataset in nnU-Net's folders."""
+TARGETS_FOLDER = "targetsTr"
+"""Folder of the raw dataset with the additional targets: PNG files of fine class ids (red) and weights (green)."""
+NORMAL_WEIGHT = 100
+"""Weight of a normal pixel in these files, in hundredths."""
 
 
 class Normalisation(StrEnum):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
+from droneseg.core.classes import NORMAL_WEIGHT
 from droneseg.core.errors import DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import Image, encode_png, read_image, to_rgb
@@ -41,7 +42,7 @@ from droneseg.data.dataset import (
     write_info,
 )
 from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, FineClass, read_fine_classes
-from droneseg.data.pixel_targets import NORMAL_WEIGHT, WEIGHTS_FOLDER
+from droneseg.data.pixel_targets import WEIGHTS_FOLDER
 from droneseg.data.splits import Fold, Split, read_split, write_split
 from droneseg.data.textures import TextureLibrary, TextureRegion, find_texture_regions
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from droneseg.core.camera import check_scale, read_ground
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, Normalisation
+from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, TARGETS_FOLDER, Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, plan_cases
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
-from droneseg.data.pixel_targets import MAX_WEIGHT, TARGETS_FOLDER, BoxWeights, Sidecars, read_boxes
+from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars, read_boxes
 
 _DESCRIPTION_NAME = "dataset.json"
 # nnU-Net selects the normalisation by the names of the channels

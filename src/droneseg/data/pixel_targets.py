@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.classes import NAMES, class_id
+from droneseg.core.classes import NAMES, NORMAL_WEIGHT, class_id
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, load, open_image
 from droneseg.core.masks import Mask
 from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, FineClass, read_fine_classes
 
-TARGETS_FOLDER = "targetsTr"
 WEIGHTS_FOLDER = "weights"
-NORMAL_WEIGHT = 100
-"""Weight of a normal pixel, in hundredths."""
 MAX_WEIGHT = 2.55
 """Largest weight of a pixel; weights are stored in hundredths in 8 bits."""
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core.classes import TARGETS_FOLDER
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 from droneseg.core.images import Image, read_image
@@ -23,11 +24,6 @@ from droneseg.core.system import usable_cores
 
 FOLDER = "crop_arrays"
 """Folder beside nnU-Net's plans with the arrays of all cases."""
-TARGETS_FOLDER = "targetsTr"
-"""Folder of the raw dataset with the additional targets: PNG files of fine class ids (red) and weights (green)."""
-
-FULL_WEIGHT = 100
-"""Weight of a normal pixel, in hundredths."""
 
 _LEVELS = 3  # resolutions 1, 1/2 and 1/4
 _SMALLEST_SIDE = 32

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from droneseg.core.classes import Normalisation
+from droneseg.core.classes import NORMAL_WEIGHT, Normalisation
 from droneseg.core.images import Image
-from droneseg.nnunet.case_arrays import FULL_WEIGHT, CaseArrays
+from droneseg.nnunet.case_arrays import CaseArrays
 from droneseg.nnunet.photometric import PhotometricAugmentation, log_uniform
 from droneseg.nnunet.trainer_settings import TrainerSettings
 
@@ -302,7 +302,7 @@ class CropLoader:
         channels = min(self._channels, turned.shape[2])
         target[..., :channels] = turned[..., :channels]
         if channels < self._channels:
-            target[..., channels:] = (0, FULL_WEIGHT)
+            target[..., channels:] = (0, NORMAL_WEIGHT)
 
     def _cut(self, case: CaseArrays, rng: np.random.Generator) -> tuple[Image, NDArray[np.uint8]]:
         """Return the image and the targets of a random crop before `turn`."""
