@@ -299,10 +299,10 @@ def split(
     force: Annotated[bool, typer.Option("--force", help="Replace the split file if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Split a dataset into parts, and its training part into folds.
+    """Split a dataset into parts.
 
-    With --folds, the training part is also split into folds for cross-validation. Without --of, --val-share and
-    --test-share, all images are in the training part.
+    With --folds, the training part is also split into folds for cross-validation. It then contains all images, unless
+    --of, --val-share or --test-share are given.
     """
     from droneseg.data.splits import check_split_writable, write_split
 

@@ -242,7 +242,7 @@ def pixel_weights(
 
 
 def change_exposure(image: Image, factor: float) -> Image:
-    """Return an image whose median luma is multiplied by a factor, but at most 0.95 if the factor is above 1.
+    """Return an image whose median luma is multiplied by a factor; a factor above 1 raises it to at most 0.95.
 
     To darken an image, its pixel values are multiplied; to brighten it, a gamma correction avoids clipped highlights.
 
