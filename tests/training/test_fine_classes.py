@@ -117,7 +117,7 @@ def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_
     workspace = Workspace(Path(shutil.copytree(preprocessed_folder, tmp_path / "ignore", symlinks=True)))
     refused = workspace.run("train", *LITTLE, "fine_weight=0.5", "configuration=2d_none", check=False)
     assert refused.returncode == 1
-    assert "fine_weight needs fine classes" in refused.stderr
+    assert "fine_weight needs a class with several fine classes" in refused.stderr
     root = workspace.root
     raw = root / "nnUNet_raw/Dataset101_DroneSeg"
     for file in (raw / "dataset.json", root / "nnUNet_preprocessed/Dataset101_DroneSeg/dataset.json"):
