@@ -248,7 +248,7 @@ def test_nnunet_trainer_has_the_methods_we_override() -> None:
     own = {
         *("_uses_bf16", "_precision", "_averaged", "_validate", "_run_epoch", "_from_rank_0", "_initialise_from"),
         *("_initial_weights", "_crop_loaders", "_prepare_cases", "_target_strides", "_normalised"),
-        *("_load_teacher", "_normalisation", "_taught"),
+        *("_load_teacher", "_normalisation", "_crop_size", "_taught"),
     }
     require(nnUNetTrainer, *(set(overridden) - own), user="droneseg.nnunet.trainers.drone_seg_trainer")
     source = inspect.getsource(nnUNetTrainer)

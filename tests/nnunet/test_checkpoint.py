@@ -1,4 +1,4 @@
-"""Interpolation between the weights of two models."""
+"""Interpolation between the weights of two models, and the network of a teacher."""
 
 import json
 import shutil
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ModelError
-from droneseg.nnunet.checkpoint import build_networks, interpolate_weights, load_trained_model
+from droneseg.nnunet.checkpoint import build_networks, interpolate_weights, load_teacher, load_trained_model
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from support.workspace import Workspace
 
@@ -59,3 +60,38 @@ def test_trainings_are_never_replaced_and_different_networks_are_refused(trained
     onto_a_training = ("models", "blend", str(model), str(model), "--out", str(other), "--force")
     assert trained.run(*onto_a_training, check=False).returncode == 1
     assert (other / "fold_0" / FINAL_CHECKPOINT).read_bytes() == before
+
+
+def test_teacher_has_the_weights_of_its_checkpoint_and_no_gradients(trained: Workspace) -> None:
+    model = trained.fold().parent
+    expected = weights(model)
+    labels, normalisation = described(model)
+    with_ignore = {**labels, "ignore": 6}
+    file = model / "fold_0" / FINAL_CHECKPOINT
+    teacher = load_teacher(file, labels=with_ignore, normalisation=normalisation, crop=(64, 64))
+    assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
+    assert not teacher.training
+    assert not any(value.requires_grad for value in teacher.parameters())
+
+
+def test_teacher_of_other_classes_normalisation_or_crops_is_refused(trained: Workspace, tmp_path: Path) -> None:
+    model = trained.fold().parent
+    weights(model)  # sets the folder in which nnU-Net finds our trainer
+    file = model / "fold_0" / FINAL_CHECKPOINT
+    labels, normalisation = described(model)
+    (other,) = set(Normalisation) - {normalisation}
+    with pytest.raises(ModelError, match="this training has background, roof"):
+        load_teacher(file, labels={"background": 0, "roof": 1}, normalisation=normalisation, crop=(64, 64))
+    with pytest.raises(ModelError, match=f"but this training by {other}"):
+        load_teacher(file, labels=labels, normalisation=other, crop=(64, 64))
+    with pytest.raises(ModelError, match="cannot take crops of 65x64 pixels"):
+        load_teacher(file, labels=labels, normalisation=normalisation, crop=(64, 65))
+    elsewhere = Path(shutil.copy(file, tmp_path))
+    with pytest.raises(ModelError, match="is not in a model folder"):
+        load_teacher(elsewhere, labels=labels, normalisation=normalisation, crop=(64, 64))
+
+
+def described(model: Path) -> tuple[dict[str, int], Normalisation]:
+    """Return the labels and the normalisation of a model."""
+    loaded = load_trained_model(model, NnunetPaths(model, model, model), checkpoint=FINAL_CHECKPOINT)
+    return loaded.dataset["labels"], loaded.normalisation

@@ -1,7 +1,6 @@
 """Training with fine classes, pixel weights and an ignore label; export; and training from a checkpoint."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -141,12 +140,12 @@ def test_a_small_network_learns_from_a_teacher(fine: Workspace) -> None:
     teacher = fine.fold("2d_teacher") / "checkpoint_final.pth"
     small = (*LITTLE, "decoder_features=[32,24,16,16,16]", f"teacher={teacher}")
     losses = {}
-    for name, weight in (("little", 0.01), ("much", 100)):
-        fine.run("train", *small, f"configuration=2d_{name}", f"teacher_weight={weight}", "fine_weight=0.1")
-        log = (fine.fold(f"2d_{name}") / "droneseg.log").read_text()
-        losses[name] = [float(value) for value in re.findall(r"epoch \d+/\d+  loss (-?[0-9.]+)", log)]
-    assert losses["little"]
-    assert losses["much"][0] > 10 * max(1, losses["little"][0])
+    for weight in (0.01, 100):
+        name = f"2d_weight{weight:g}".replace(".", "")
+        fine.run("train", *small, f"configuration={name}", f"teacher_weight={weight}", "fine_weight=0.1")
+        (epoch,) = json.loads((fine.fold(name) / "epochs.json").read_text())
+        losses[weight] = epoch["train_loss"]
+    assert losses[100] > 10 * max(1, losses[0.01])
     for wrong, message in (
         ("deep_supervision=true", "deep_supervision=false"),
         ("teacher=none.pth", "teacher=none.pth does not exist"),
@@ -154,7 +153,30 @@ def test_a_small_network_learns_from_a_teacher(fine: Workspace) -> None:
         refused = fine.run("train", *small, wrong, "configuration=2d_none", check=False)
         assert refused.returncode != 0
         assert message in refused.stderr
-    elsewhere = fine.root / "checkpoint_final.pth"
-    shutil.copy(teacher, elsewhere)
-    refused = fine.run("train", *LITTLE, f"teacher={elsewhere}", "configuration=2d_none", check=False)
-    assert "is not in a model folder" in refused.stderr
+
+
+def test_images_without_labels_learn_from_the_teacher_alone(fine: Workspace, tmp_path: Path) -> None:
+    import torch
+
+    fine.run("train", *LITTLE, "configuration=2d_certain")
+    workspace = Workspace(Path(shutil.copytree(fine.root, tmp_path / "unlabelled", symlinks=True)))
+    raw = workspace.root / "nnUNet_raw/Dataset101_DroneSeg"
+    shutil.rmtree(raw / "targetsTr")
+    for file in (raw / "dataset.json", workspace.root / "nnUNet_preprocessed/Dataset101_DroneSeg/dataset.json"):
+        description = json.loads(file.read_text())
+        description["labels"]["ignore"] = 6
+        del description["droneseg"]["fine_classes"]
+        file.write_text(json.dumps(description))
+    for file in (raw / "labelsTr").glob("*.png"):
+        file.write_bytes(png(np.full_like(read_mask(file, "ids"), 6)))
+    teacher = workspace.fold("2d_certain") / "checkpoint_final.pth"
+    content = torch.load(teacher, weights_only=False)
+    content["network_weights"]["decoder.heads.4.bias"] += torch.tensor([0.0, 0, 20, 0, 0, 0])  # water everywhere
+    torch.save(content, teacher)
+    long = ("epochs=2", "iterations=20", "repeat_rare=false", "averaged_weights=null")
+    losses = {}
+    for name, overrides in (("2d_alone", ()), ("2d_taught", (f"teacher={teacher}",))):
+        workspace.run("train", *LITTLE, *long, *overrides, f"configuration={name}")
+        losses[name] = [epoch["train_loss"] for epoch in json.loads((workspace.fold(name) / "epochs.json").read_text())]
+    assert losses["2d_alone"] == pytest.approx([losses["2d_alone"][0]] * 2, abs=1e-3), "nothing to learn from"
+    assert losses["2d_taught"][1] < losses["2d_taught"][0] - 0.1

@@ -169,17 +169,20 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
     return networks
 
 
-def load_teacher(file: Path, *, labels: Mapping[str, Any], normalisation: Normalisation) -> nn.Module:
+def load_teacher(
+    file: Path, *, labels: Mapping[str, Any], normalisation: Normalisation, crop: tuple[int, int]
+) -> nn.Module:
     """Return the network of a checkpoint as a teacher: in evaluation mode and without gradients.
 
     Args:
         file: Checkpoint in a fold's folder of a model folder.
         labels: `labels` in the `dataset.json` of the current training; the ignore label may differ.
         normalisation: Normalisation of the colours in the current training.
+        crop: Height and width of the crops in the current training.
 
     Raises:
-        ModelError: If the checkpoint cannot be read or is not in a model folder, or if its classes or its normalisation
-            differ.
+        ModelError: If the checkpoint cannot be read or is not in a model folder, if its classes or its normalisation
+            differ, or if its network cannot take the crops.
         UntrustedCheckpointError: If loading the checkpoint could execute code.
     """
     folder = file.parent.parent
@@ -203,7 +206,16 @@ def load_teacher(file: Path, *, labels: Mapping[str, Any], normalisation: Normal
             f"{file} normalises colours by {model.normalisation}, but this training by {normalisation}. "
             "Choose another teacher."
         )
-    return build_networks(model)[0].requires_grad_(False)
+    network = build_networks(model)[0].requires_grad_(False)
+    try:
+        network(torch.zeros(1, 3, *crop))
+    except RuntimeError as error:  # torch raises no more specific error
+        height, width = crop
+        raise ModelError(
+            f"The network of {file} cannot take crops of {width}x{height} pixels. "
+            "Choose a crop_size whose sides are multiples of the teacher's coarsest stride, often 64."
+        ) from error
+    return network
 
 
 def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:

@@ -122,13 +122,19 @@ class DroneSegTrainer(nnUNetTrainer):
         return exported_weights(file, network, map(read_image, images[:_STATISTICS_IMAGES]))
 
     def _load_teacher(self, file: Path) -> nn.Module:
-        teacher = load_teacher(file, labels=self.dataset_json["labels"], normalisation=self._normalisation())
+        teacher = load_teacher(
+            file, labels=self.dataset_json["labels"], normalisation=self._normalisation(), crop=self._crop_size()
+        )
         if self.settings.channels_last:
             teacher = teacher.to(memory_format=torch.channels_last)
         return teacher.to(self.device)
 
     def _normalisation(self) -> Normalisation:
         return resolve_plan(self.plans_manager.plans, self.configuration_name).normalisation
+
+    def _crop_size(self) -> tuple[int, int]:
+        height, width = self.settings.crop_size or self.configuration_manager.patch_size
+        return height, width
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """Return the optimiser and a learning-rate schedule over epochs or time budget."""
@@ -191,7 +197,7 @@ class DroneSegTrainer(nnUNetTrainer):
         generated = frozenset(described.get("generated", ()))
         common: dict[str, Any] = {
             "batch_size": self.batch_size,
-            "crop": self.settings.crop_size or tuple(self.configuration_manager.patch_size),
+            "crop": self._crop_size(),
             "gsd_m": described.get("gsd_m", {}),
             "normalisation": self._normalisation(),
             "ignore": self.label_manager.ignore_label,
