@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from original_masks import read_original_mask
 from PIL import Image as pillow
 
+from droneseg.core.boxes import Boxes, read_boxes
 from droneseg.core.camera import Ground, given_ground, read_ground
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, FOREGROUND, LANDING_ID, class_id
 from droneseg.core.errors import DatasetError
@@ -45,7 +46,7 @@ from droneseg.data.image_matching import find_matches
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.evaluation.landing_curve import LandingCurve
-from droneseg.evaluation.people import Box, PersonShares, person_shares, read_boxes, scale_boxes, summarise_people
+from droneseg.evaluation.people import PersonShares, person_shares, scale_boxes, summarise_people
 from droneseg.evaluation.regions import evaluate_region, read_regions
 from droneseg.flows.probabilities import group_places
 from droneseg.inference.segmenter import BundleSegmenter
@@ -178,7 +179,7 @@ def choose_photographs(options: argparse.Namespace) -> list[Pair]:
 
 
 def measure_dataset(
-    segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Mapping[str, Sequence[Box]], options: argparse.Namespace
+    segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Boxes, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure a dataset: all images, people, places and other exposures."""
     ground = given_ground(options.gsd)
@@ -231,9 +232,7 @@ def _short(scores: Any) -> dict[str, float | None]:
     }
 
 
-def measure_native(
-    segmenter: BundleSegmenter, folder: Path, stems: Iterable[str], boxes: Mapping[str, Sequence[Box]]
-) -> dict[str, Any]:
+def measure_native(segmenter: BundleSegmenter, folder: Path, stems: Iterable[str], boxes: Boxes) -> dict[str, Any]:
     """Measure native photographs at several sizes, with their ground resolution given."""
     found = {size: Scores() for size in SIZES}
     people = list[PersonShares | None]()

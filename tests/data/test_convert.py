@@ -488,7 +488,7 @@ def test_invalid_boxes_are_rejected(plain: Path, tmp_path: Path) -> None:
     boxes.write_text(json.dumps({"0": [[3, 1, 9, 4]]}))
     assert "0: the box [3, 1, 9, 4] is outside the mask, which is 8x6" in refused(plain, tmp_path, boxes_file=boxes)
     boxes.write_text(json.dumps({"0": [[3, 1, 3, 4], [1, 2, 3, 4]], "1": [5]}))
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(DatasetError) as caught:
         convert(plain, tmp_path, boxes_file=boxes)
     assert "0: [3, 1, 3, 4] is not a box" in str(caught.value)
     assert "1: 5 is not a box" in str(caught.value)

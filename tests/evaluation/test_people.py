@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from droneseg.cli.main import app
-from droneseg.core.errors import DatasetError
 from droneseg.core.masks import encode_mask
-from droneseg.evaluation.people import PersonShares, person_shares, read_boxes, scale_boxes, summarise_people
+from droneseg.evaluation.people import PersonShares, person_shares, scale_boxes, summarise_people
 
 MOVING, LANDING, SOFT = 4, 5, 3
 
@@ -48,23 +46,6 @@ def test_a_person_counts_at_half_landing_zone_and_below_a_tenth_moving_object() 
 
 def test_boxes_are_scaled_separately_along_both_axes() -> None:
     assert scale_boxes([(150, 100, 300, 500)], (1000, 1500), (500, 300)) == [(30, 50, 60, 250)]
-
-
-def test_boxes_are_read_by_stem(tmp_path: Path) -> None:
-    file = tmp_path / "people.json"
-    file.write_text(json.dumps({"a": [[1, 2, 3, 4.5]], "b": []}))
-    assert read_boxes(file) == {"a": [(1, 2, 3, 4.5)], "b": []}
-
-
-@pytest.mark.parametrize("content", ["[]", "{", '{"a": [[1, 2, 3]], "b": [[3, 0, 1, 1]], "c": [[0, 0, 1, 1]]}'])
-def test_malformed_boxes_are_an_error(tmp_path: Path, content: str) -> None:
-    file = tmp_path / "people.json"
-    file.write_text(content)
-    with pytest.raises(DatasetError) as raised:
-        read_boxes(file)
-    assert str(file) in str(raised.value)
-    if '"a"' in content:
-        assert [line.strip(" -") for line in str(raised.value).splitlines()[1:]] == ["a", "b"]
 
 
 def test_evaluate_reports_people(tmp_path: Path) -> None:

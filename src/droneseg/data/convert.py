@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from droneseg.core.boxes import read_boxes
 from droneseg.core.camera import check_scale, read_ground
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, TARGETS_FOLDER, Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
@@ -15,7 +16,7 @@ from droneseg.core.images import encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, plan_cases
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
-from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars, read_boxes
+from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars
 
 _DESCRIPTION_NAME = "dataset.json"
 # nnU-Net selects the normalisation by the names of the channels
@@ -41,7 +42,7 @@ class ConversionOptions:
             uses the value recorded by the import, else the metadata of each image.
         ignore_background: Whether background pixels of all datasets get nnU-Net's ignore label. If False, only those
             of datasets imported with the class `ignore` do.
-        boxes_file: JSON file of boxes around moving objects of the dataset, see `pixel_targets.read_boxes`.
+        boxes_file: JSON file of boxes around moving objects of the dataset, see `core.boxes.read_boxes`.
         box_weight: Factor of the weight of moving objects inside the boxes, above 0 and at most `MAX_WEIGHT`.
     """
 

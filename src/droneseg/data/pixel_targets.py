@@ -1,14 +1,12 @@
 """Additional targets of a training case: the fine class and the weight of every pixel."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from droneseg.core.boxes import Boxes
 from droneseg.core.classes import NAMES, NORMAL_WEIGHT, class_id
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, load, open_image
@@ -18,9 +16,6 @@ from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, Fin
 WEIGHTS_FOLDER = "weights"
 MAX_WEIGHT = 2.55
 """Largest weight of a pixel; weights are stored in hundredths in 8 bits."""
-
-Boxes = Mapping[str, NDArray[np.int64]]
-"""Boxes by stem, shape (N, 4): x0, y0, x1, y1 in pixels of the mask; x1 and y1 are exclusive."""
 
 
 @dataclass(frozen=True)
@@ -130,49 +125,15 @@ def find_sidecars(root: Path) -> tuple[Sidecars, list[str]]:
         return Sidecars(root, (), has_weights), [str(error)]
 
 
-def read_boxes(file: Path) -> Boxes:
-    """Read boxes from a JSON object with a list of boxes [x0, y0, x1, y1] by stem.
-
-    Raises:
-        ConfigurationError: If the file cannot be read, or a box is not four numbers with x0 < x1 and y0 < y1; all
-            problems are listed.
-    """
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file} cannot be read as JSON: {error}") from error
-    lists = content if isinstance(content, dict) else {"": content}
-    problems = [
-        f"{stem}: {box!r} is not a box"
-        for stem, boxes in lists.items()
-        for box in (boxes if isinstance(boxes, list) else [boxes])
-        if not _is_box(box)
-    ]
-    if problems or not isinstance(content, dict):
-        expected = "Expected a JSON object with lists of boxes [x0, y0, x1, y1] by stem, in pixels of the mask"
-        raise ConfigurationError(
-            "\n".join([f"{file} has no valid boxes. {expected}:", *(f"  - {p}" for p in problems)])
-        )
-    return {
-        stem: np.round(np.array(boxes, np.float64).reshape(-1, 4)).astype(np.int64) for stem, boxes in lists.items()
-    }
-
-
-def _is_box(box: Any) -> bool:
-    if not isinstance(box, list) or len(box) != 4:
-        return False
-    numbers = [value for value in box if isinstance(value, int | float) and not isinstance(value, bool)]
-    return len(numbers) == 4 and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]
-
-
 def _weigh_boxes(stem: str, weights: NDArray[np.uint8], mask: Mask, boxes: BoxWeights) -> NDArray[np.uint8]:
     """Return the weights, with those of moving objects inside the boxes multiplied by the factor."""
     height, width = mask.shape
     inside = np.zeros(mask.shape, bool)
-    for x0, y0, x1, y1 in boxes.boxes[stem].tolist():
+    for box in boxes.boxes[stem]:
+        x0, y0, x1, y1 = (round(edge) for edge in box)
         if x1 > width or y1 > height:
             raise DatasetError(
-                f"{stem}: the box {[x0, y0, x1, y1]} is outside the mask, which is {width}x{height}; boxes must be in "
+                f"{stem}: the box {list(box)} is outside the mask, which is {width}x{height}; boxes must be in "
                 "pixels of the mask"
             )
         inside[y0:y1, x0:x1] = True

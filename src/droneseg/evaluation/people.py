@@ -1,15 +1,12 @@
 """Recognition of people, measured in boxes around them."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
+from droneseg.core.boxes import Box, Boxes
 from droneseg.core.classes import LANDING_ID, class_id
-from droneseg.core.errors import DatasetError
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.evaluation.evaluate import EvaluatedImage
 
@@ -18,9 +15,6 @@ MUCH_LANDING = 0.5
 LITTLE_MOVING = 0.1
 """Share of a person predicted as moving object, below which the person counts in `little_moving`."""
 _MOVING_ID = class_id("moving-objects")
-
-Box: TypeAlias = tuple[float, float, float, float]
-"""Left, upper, right and lower edge in pixels; the right and the lower edge are exclusive."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +47,6 @@ class PeopleFigures:
     without_truth: int
 
 
-def read_boxes(file: Path) -> dict[str, list[Box]]:
-    """Read boxes by stem from a JSON object, `{stem: [[x0, y0, x1, y1], ...]}`.
-
-    Raises:
-        DatasetError: If the file cannot be read or is not such an object; the error lists the stems of invalid boxes.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{file} cannot be read as JSON: {error}. Pass a file of boxes by image.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{file} is not an object of boxes by image: {{stem: [[x0, y0, x1, y1], ...]}}.")
-    wrong = [stem for stem, boxes in content.items() if not _are_boxes(boxes)]
-    if wrong:
-        raise DatasetError(f"{file} has images whose boxes are not lists of four ascending numbers:", wrong)
-    return {stem: [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes] for stem, boxes in content.items()}
-
-
-def _are_boxes(boxes: object) -> bool:
-    return isinstance(boxes, list) and all(
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(edge, int | float) for edge in box)
-        and box[0] < box[2]
-        and box[1] < box[3]
-        for box in boxes
-    )
-
-
 def person_shares(truth: Mask, prediction: Mask, boxes: Iterable[Box]) -> list[PersonShares | None]:
     """Return the shares of each person; None for a box without a pixel whose true class is moving objects.
 
@@ -112,7 +77,7 @@ def scale_boxes(boxes: Iterable[Box], source: tuple[int, int], target: tuple[int
 
 
 def evaluate_people(
-    images: Iterable[EvaluatedImage], boxes: Mapping[str, Sequence[Box]], *, truth_kind: MaskKind, max_pixels: int
+    images: Iterable[EvaluatedImage], boxes: Boxes, *, truth_kind: MaskKind, max_pixels: int
 ) -> PeopleFigures:
     """Return the figures over the people of evaluated images.
 
