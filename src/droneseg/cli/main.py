@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from droneseg.cli import benchmark, console, data, models, predict, train
+from droneseg.cli import benchmark, console, data, evaluate, models, predict, train
 from droneseg.cli.console import Json
 from droneseg.core.errors import DronesegError, MissingDependencyError
 
@@ -212,14 +212,14 @@ app.add_typer(data.app, name="data")
 app.command()(train.preprocess)
 app.command()(train.train)
 app.command()(train.sweep)
-app.command()(predict.export)
+app.command()(train.export)
 app.add_typer(models.app, name="models")
 app.command()(predict.predict)
 app.command()(predict.probabilities)
 app.command()(predict.label)
-app.command()(predict.evaluate)
+app.command()(evaluate.evaluate)
 app.command()(benchmark.benchmark)
-app.command()(predict.drift)
+app.command()(evaluate.drift)
 
 
 def main() -> None:

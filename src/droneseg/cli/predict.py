@@ -1,11 +1,10 @@
-"""The `droneseg export`, `predict`, `probabilities`, `label`, `evaluate` and `drift` commands."""
+"""The `droneseg predict`, `probabilities` and `label` commands."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,163 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Model, Part, Records, SplitFile
-from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError, ModelError
+from droneseg.cli.console import Json, Model, Part, SplitFile
+from droneseg.core.errors import ConfigurationError, DatasetError
 from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
-    from droneseg.core.images import Image
     from droneseg.core.prediction import Segmenter
-    from droneseg.evaluation.evaluate import Evaluation
     from droneseg.flows.label import LabelResult
     from droneseg.flows.map_plan import MapPlan
     from droneseg.flows.probabilities import FoldModel, MapResult, MapScores, ProbabilityIndex
     from droneseg.inference.batch import FileResult, ViewOptions
     from droneseg.model.bundle import Bundle
-    from droneseg.nnunet.paths import NnunetPaths
 
 
 _NAMED = 3
 """Largest number of images that a line lists by name."""
 _REMEDIES = {"unknown_scale": "--gsd, --height", "unknown_pitch": "--height, --gsd", "unknown_camera": "--gsd"}
 """Options that replace missing metadata, by the code of the warning."""
-
-
-class TruthKind(StrEnum):
-    """Encoding of ground truth masks."""
-
-    COLOURS = "colours"
-    IDS = "ids"
-    LABELS = "labels"
-
-
-def export(
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="nnU-Net's model folder; default: the only one in nnUNet_results."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: $DRONESEG_MODEL.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="File name of the checkpoint in each fold.")] = "checkpoint_final.pth",
-    fold: Annotated[
-        list[int] | None, typer.Option(help="Fold to export, repeatable; default: the average of all folds.")
-    ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Add a profile with a calibrated INT8 network.")] = False,
-    default_profile: Annotated[str, typer.Option(help="Default profile of the bundle.")] = "fast",
-    licence: Annotated[
-        str, typer.Option("--license", help="Licence of the weights.")
-    ] = "the terms of the data it was trained on",
-    train_gsd: console.TrainGsd = None,
-    train_gsd_range: console.TrainGsdRange = None,
-    train_gsd_source: console.TrainGsdSource = None,
-    best_scales: console.BestScales = None,
-    twin: console.Twin = None,
-    images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
-    gsd: console.Gsd = None,
-    height: console.Height = None,
-    plain: console.Plain = False,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
-) -> None:
-    """Export a trained model to a bundle for inference.
-
-    The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
-    profile is measured on the validation images; --gsd, --height and --plain apply to them. With --train-gsd, images
-    are resampled to the ground resolution of the training images.
-    """
-    from droneseg.core.files import check_writable
-    from droneseg.model.bundle import MANIFEST_NAME
-
-    ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
-    further = console.profile_options(best_scales, twin)
-    view = console.view_options(gsd, height, plain=plain)
-    settings = console.settings()
-    target = out or settings.model
-    check_writable(target, marker=MANIFEST_NAME, replace=force)
-    console.require_nnunet()
-    from droneseg.flows.export import export_model
-    from droneseg.nnunet.paths import NnunetPaths
-
-    paths = NnunetPaths.from_settings(settings)
-    model_folder = source or _only_trained_model(paths)
-    bundle = export_model(
-        model_folder,
-        paths,
-        target,
-        checkpoint=checkpoint,
-        folds=tuple(fold) if fold else None,
-        trust=trust,
-        int8=int8,
-        default_profile=default_profile,
-        licence=licence,
-        ground=ground,
-        further=further,
-        view=view,
-        images=images,
-        on_step=console.show_step,
-    )
-    _upload_bundle(bundle, model_folder)
-    if json:
-        console.show_json(bundle.manifest.model_dump(mode="json"))
-    else:
-        _show_bundle(bundle)
-
-
-def _only_trained_model(paths: NnunetPaths) -> Path:
-    """Return the folder of the only trained model.
-
-    Raises:
-        ModelError: If there are none or several.
-    """
-    from droneseg.nnunet.paths import trained_folders
-
-    folders = trained_folders(paths.results)
-    if len(folders) == 1:
-        return folders[0]
-    if not folders:
-        raise ModelError(f"No trained model in {paths.results}. Train one with `droneseg train`.")
-    names = "".join(f"\n  - {folder}" for folder in folders)
-    raise ModelError(f"Several trained models in {paths.results}. Choose one with --from:{names}")
-
-
-def _upload_bundle(bundle: Bundle, model_folder: Path) -> None:
-    """Upload the bundle to W&B if the training was tracked; a failed upload is only reported."""
-    from droneseg.model.bundle import MANIFEST_NAME
-    from droneseg.nnunet.wandb_logger import choose_mode, send_bundle
-
-    key = console.settings().wandb_api_key
-    choose_mode("auto", api_key=key.get_secret_value() if key else None)
-    provenance = bundle.manifest.provenance
-    try:
-        run = send_bundle(
-            model_folder / f"fold_{provenance.folds[0]}",
-            bundle.folder,
-            [MANIFEST_NAME, *bundle.manifest.files],
-            bundle.manifest.model_dump(mode="json"),
-            name=f"bundle-{provenance.configuration}",
-        )
-    except DronesegError as error:
-        console.err().print(f"note: the bundle was not uploaded to W&B: {error}", markup=False)
-        return
-    if run:
-        console.err().print(f"note: the bundle was uploaded to W&B as an artifact of run {run}", markup=False)
-
-
-def _show_bundle(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    rows = [
-        [
-            f"{name}{' (default)' if name == manifest.default_profile else ''}",
-            console.percent(profile.figures["agreement_with_exact"], 2),
-            console.number(profile.figures["miou"]),
-        ]
-        for name, profile in manifest.profiles.items()
-    ]
-    title = f"measured on: {(manifest.quality or {}).get('data', '-')}"
-    console.out().print(console.table(title, ["profile", "agreement with exact", "mIoU"], rows))
-    console.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
 
 
 def predict(
@@ -547,182 +406,3 @@ def _show_labels(results: Sequence[LabelResult], out: Path, *, json: bool) -> No
     classes = [name for name in (records[0].class_fractions if records else ()) if name != "background"]
     columns = ["photograph", "weight", "no weight", *classes]
     console.out().print(console.table(f"{out}: {len(records)} labelled, {len(failed)} failed", columns, rows))
-
-
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
-    truth: Annotated[
-        Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
-    ],
-    truth_kind: Annotated[
-        TruthKind,
-        typer.Option(
-            "--truth",
-            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnUNet_raw.",
-        ),
-    ] = TruthKind.COLOURS,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
-    ] = None,
-    scores: Annotated[Path | None, typer.Option(help="Write the metrics to this JSON file, for DVC.")] = None,
-    boxes: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file with boxes around people, {stem: [[x0, y0, x1, y1], ...]}, to measure how well they are "
-            "recognised; in pixels."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
-    json: Json = False,
-) -> None:
-    """Compare predicted masks with ground truth masks.
-
-    Masks are matched by file name.
-    """
-    from droneseg.core.files import check_writable
-    from droneseg.evaluation.evaluate import evaluate_folder
-    from droneseg.evaluation.people import evaluate_people, read_boxes
-    from droneseg.evaluation.report import REPORT_MARKER
-
-    max_pixels = console.settings().max_pixels
-    by_image = read_boxes(boxes) if boxes else {}
-    if report:
-        check_writable(report, marker=REPORT_MARKER, replace=force)
-    with console.progress_bar("masks") as progress:
-        evaluation = evaluate_folder(
-            predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
-        )
-    if scores:
-        _write_scores(evaluation, scores)
-    if report:
-        _write_report(evaluation, report, predictions, truth, truth_kind)
-    people = evaluate_people(evaluation.images, by_image, truth_kind=truth_kind.value, max_pixels=max_pixels)
-    if json:
-        console.show_json(_evaluation_json(evaluation) | ({"people": asdict(people)} if boxes else {}))
-        return
-    _show_evaluation(evaluation)
-    if boxes:
-        console.out().print(
-            f"{people.people} people   at least half landing zone {console.percent(people.much_landing)}   "
-            f"less than a tenth moving object {console.percent(people.little_moving)}"
-        )
-    if report:
-        console.out().print(f"report: {report / 'report.md'}", markup=False)
-
-
-def _mask_folder(truth: Path) -> Path:
-    """Return the folder of masks: `truth` itself if it contains PNG files, otherwise that of the dataset."""
-    if not truth.is_dir() or any(truth.glob("*.png")):
-        return truth
-    from droneseg.data.dataset import find_dataset
-
-    return find_dataset(truth).masks
-
-
-def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth: Path, truth_kind: TruthKind) -> None:
-    from droneseg.evaluation.report import write_report
-
-    max_pixels = console.settings().max_pixels
-    write_report(
-        evaluation,
-        report,
-        title=f"Quality of {predictions.name}",
-        truth_kind=truth_kind.value,
-        max_pixels=max_pixels,
-        find_image=_image_finder(truth, max_pixels),
-        replace=True,  # the folder was checked before the evaluation
-    )
-
-
-def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:
-    """Return a function that reads the image of a stem from a dataset folder; it returns None if there is none."""
-    from droneseg.core.images import SUFFIXES, read_image
-    from droneseg.data.dataset import find_dataset
-
-    try:
-        folder = find_dataset(truth).images
-    except DatasetError:
-        return lambda _stem: None
-
-    def find_image(stem: str) -> Image | None:
-        for suffix in SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return read_image(folder / f"{stem}{suffix}", max_pixels=max_pixels)
-        return None
-
-    return find_image
-
-
-def _write_scores(evaluation: Evaluation, file: Path) -> None:
-    from json import dumps
-
-    from droneseg.core.files import write_text
-
-    write_text(file, dumps(vars(evaluation.scores), indent=2) + "\n")
-
-
-def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
-    return {
-        "scores": vars(evaluation.scores),
-        "image_miou": {image.stem: image.miou for image in evaluation.images},
-        "without_prediction": evaluation.without_prediction,
-    }
-
-
-def _show_evaluation(evaluation: Evaluation) -> None:
-    from droneseg.evaluation.report import background_note
-
-    scores = evaluation.scores
-    rows = [
-        [name, console.number(scores.per_class_iou[name]), console.number(scores.per_class_dice[name])]
-        for name in scores.per_class_iou
-    ]
-    console.out().print(console.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
-    console.out().print(
-        f"mIoU {console.number(scores.miou)}   image-wise mIoU {console.number(scores.image_wise_miou)}"
-    )
-    console.out().print(
-        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
-        f"landing recall {console.percent(scores.landing_recall)}   "
-        f"pixel accuracy {console.percent(scores.pixel_accuracy)}"
-    )
-    if note := background_note(scores.confusion):
-        console.err().print(f"note: {note}")
-    if missing := len(evaluation.without_prediction):
-        console.err().print(f"note: {missing} ground truth masks have no prediction and are not counted")
-
-
-def drift(
-    number: Annotated[
-        int, typer.Option("--n", min=20, max=20_000, help="Maximum number of recent records to compare.")
-    ] = 200,
-    model: Model = None,
-    records: Records = None,
-    reports: Annotated[
-        str | None, typer.Option(help="Folder or URL for the report; default: $DRONESEG_REPORTS_URL.")
-    ] = None,
-    metrics: Annotated[
-        Path | None, typer.Option(help="Also write the result to this file, for the Prometheus textfile collector.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Compare recent predictions with the validation images.
-
-    Writes an HTML report and a JSON file to --reports. The exit code is 0 whether or not drift is found.
-    """
-    from droneseg.monitoring.drift_report import make_report
-
-    settings = console.settings()
-    with console.spinner("reading records and writing the report"):
-        report = make_report(
-            model or settings.model, records or settings.records_url, reports or settings.reports_url, number
-        )
-    if metrics:
-        from droneseg.monitoring.prometheus import write_drift
-
-        write_drift(metrics, drifted=report.drifted, share=report.share)
-    if json:
-        console.show_json(report.model_dump())
-        return
-    console.out().print(report.message, markup=False)
-    console.out().print(f"report: {report.url}", markup=False)

@@ -1,4 +1,4 @@
-"""The `droneseg preprocess`, `train`, `sweep` and `demo` commands."""
+"""The `droneseg preprocess`, `train`, `sweep`, `export` and `demo` commands."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Overrides
+from droneseg.core.errors import DronesegError, ModelError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from droneseg.flows.demo import DemoResult
+    from droneseg.model.bundle import Bundle
+    from droneseg.nnunet.paths import NnunetPaths
     from droneseg.training.search_space import SweepConfig
     from droneseg.training.sweep import SweepResult, Trial
 
@@ -250,3 +253,132 @@ def _show_sweep(result: SweepResult, keys: Iterable[str], out: Path) -> None:
 
 def _format_value(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def export(
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="nnU-Net's model folder; default: the only one in nnUNet_results."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: $DRONESEG_MODEL.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="File name of the checkpoint in each fold.")] = "checkpoint_final.pth",
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Fold to export, repeatable; default: the average of all folds.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Add a profile with a calibrated INT8 network.")] = False,
+    default_profile: Annotated[str, typer.Option(help="Default profile of the bundle.")] = "fast",
+    licence: Annotated[
+        str, typer.Option("--license", help="Licence of the weights.")
+    ] = "the terms of the data it was trained on",
+    train_gsd: console.TrainGsd = None,
+    train_gsd_range: console.TrainGsdRange = None,
+    train_gsd_source: console.TrainGsdSource = None,
+    best_scales: console.BestScales = None,
+    twin: console.Twin = None,
+    images: Annotated[int, typer.Option(min=4, help="Maximum number of images to measure the profiles on.")] = 8,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    plain: console.Plain = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
+) -> None:
+    """Export a trained model to a bundle for inference.
+
+    The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
+    profile is measured on the validation images; --gsd, --height and --plain apply to them. With --train-gsd, images
+    are resampled to the ground resolution of the training images.
+    """
+    from droneseg.core.files import check_writable
+    from droneseg.model.bundle import MANIFEST_NAME
+
+    ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
+    further = console.profile_options(best_scales, twin)
+    view = console.view_options(gsd, height, plain=plain)
+    settings = console.settings()
+    target = out or settings.model
+    check_writable(target, marker=MANIFEST_NAME, replace=force)
+    console.require_nnunet()
+    from droneseg.flows.export import export_model
+    from droneseg.nnunet.paths import NnunetPaths
+
+    paths = NnunetPaths.from_settings(settings)
+    model_folder = source or _only_trained_model(paths)
+    bundle = export_model(
+        model_folder,
+        paths,
+        target,
+        checkpoint=checkpoint,
+        folds=tuple(fold) if fold else None,
+        trust=trust,
+        int8=int8,
+        default_profile=default_profile,
+        licence=licence,
+        ground=ground,
+        further=further,
+        view=view,
+        images=images,
+        on_step=console.show_step,
+    )
+    _upload_bundle(bundle, model_folder)
+    if json:
+        console.show_json(bundle.manifest.model_dump(mode="json"))
+    else:
+        _show_bundle(bundle)
+
+
+def _only_trained_model(paths: NnunetPaths) -> Path:
+    """Return the folder of the only trained model.
+
+    Raises:
+        ModelError: If there are none or several.
+    """
+    from droneseg.nnunet.paths import trained_folders
+
+    folders = trained_folders(paths.results)
+    if len(folders) == 1:
+        return folders[0]
+    if not folders:
+        raise ModelError(f"No trained model in {paths.results}. Train one with `droneseg train`.")
+    names = "".join(f"\n  - {folder}" for folder in folders)
+    raise ModelError(f"Several trained models in {paths.results}. Choose one with --from:{names}")
+
+
+def _upload_bundle(bundle: Bundle, model_folder: Path) -> None:
+    """Upload the bundle to W&B if the training was tracked; a failed upload is only reported."""
+    from droneseg.model.bundle import MANIFEST_NAME
+    from droneseg.nnunet.wandb_logger import choose_mode, send_bundle
+
+    key = console.settings().wandb_api_key
+    choose_mode("auto", api_key=key.get_secret_value() if key else None)
+    provenance = bundle.manifest.provenance
+    try:
+        run = send_bundle(
+            model_folder / f"fold_{provenance.folds[0]}",
+            bundle.folder,
+            [MANIFEST_NAME, *bundle.manifest.files],
+            bundle.manifest.model_dump(mode="json"),
+            name=f"bundle-{provenance.configuration}",
+        )
+    except DronesegError as error:
+        console.err().print(f"note: the bundle was not uploaded to W&B: {error}", markup=False)
+        return
+    if run:
+        console.err().print(f"note: the bundle was uploaded to W&B as an artifact of run {run}", markup=False)
+
+
+def _show_bundle(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    rows = [
+        [
+            f"{name}{' (default)' if name == manifest.default_profile else ''}",
+            console.percent(profile.figures["agreement_with_exact"], 2),
+            console.number(profile.figures["miou"]),
+        ]
+        for name, profile in manifest.profiles.items()
+    ]
+    title = f"measured on: {(manifest.quality or {}).get('data', '-')}"
+    console.out().print(console.table(title, ["profile", "agreement with exact", "mIoU"], rows))
+    console.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)

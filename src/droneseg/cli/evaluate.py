@@ -1,0 +1,207 @@
+"""The `droneseg evaluate` and `drift` commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from droneseg.cli import console
+from droneseg.cli.console import Json, Model, Records
+from droneseg.core.errors import DatasetError
+
+if TYPE_CHECKING:
+    from droneseg.core.images import Image
+    from droneseg.evaluation.evaluate import Evaluation
+
+
+class TruthKind(StrEnum):
+    """Encoding of ground truth masks."""
+
+    COLOURS = "colours"
+    IDS = "ids"
+    LABELS = "labels"
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
+    truth: Annotated[
+        Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
+    ],
+    truth_kind: Annotated[
+        TruthKind,
+        typer.Option(
+            "--truth",
+            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnUNet_raw.",
+        ),
+    ] = TruthKind.COLOURS,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
+    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Write the metrics to this JSON file, for DVC.")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with boxes around people, {stem: [[x0, y0, x1, y1], ...]}, to measure how well they are "
+            "recognised; in pixels."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare predicted masks with ground truth masks.
+
+    Masks are matched by file name.
+    """
+    from droneseg.core.boxes import read_boxes
+    from droneseg.core.files import check_writable
+    from droneseg.evaluation.evaluate import evaluate_folder
+    from droneseg.evaluation.people import evaluate_people
+    from droneseg.evaluation.report import REPORT_MARKER
+
+    max_pixels = console.settings().max_pixels
+    by_image = read_boxes(boxes) if boxes else {}
+    if report:
+        check_writable(report, marker=REPORT_MARKER, replace=force)
+    with console.progress_bar("masks") as progress:
+        evaluation = evaluate_folder(
+            predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
+        )
+    if scores:
+        _write_scores(evaluation, scores)
+    if report:
+        _write_report(evaluation, report, predictions, truth, truth_kind)
+    people = evaluate_people(evaluation.images, by_image, truth_kind=truth_kind.value, max_pixels=max_pixels)
+    if json:
+        console.show_json(_evaluation_json(evaluation) | ({"people": asdict(people)} if boxes else {}))
+        return
+    _show_evaluation(evaluation)
+    if boxes:
+        console.out().print(
+            f"{people.people} people   at least half landing zone {console.percent(people.much_landing)}   "
+            f"less than a tenth moving object {console.percent(people.little_moving)}"
+        )
+    if report:
+        console.out().print(f"report: {report / 'report.md'}", markup=False)
+
+
+def _mask_folder(truth: Path) -> Path:
+    """Return the folder of masks: `truth` itself if it contains PNG files, otherwise that of the dataset."""
+    if not truth.is_dir() or any(truth.glob("*.png")):
+        return truth
+    from droneseg.data.dataset import find_dataset
+
+    return find_dataset(truth).masks
+
+
+def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth: Path, truth_kind: TruthKind) -> None:
+    from droneseg.evaluation.report import write_report
+
+    max_pixels = console.settings().max_pixels
+    write_report(
+        evaluation,
+        report,
+        title=f"Quality of {predictions.name}",
+        truth_kind=truth_kind.value,
+        max_pixels=max_pixels,
+        find_image=_image_finder(truth, max_pixels),
+        replace=True,  # the folder was checked before the evaluation
+    )
+
+
+def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:
+    """Return a function that reads the image of a stem from a dataset folder; it returns None if there is none."""
+    from droneseg.core.images import SUFFIXES, read_image
+    from droneseg.data.dataset import find_dataset
+
+    try:
+        folder = find_dataset(truth).images
+    except DatasetError:
+        return lambda _stem: None
+
+    def find_image(stem: str) -> Image | None:
+        for suffix in SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return read_image(folder / f"{stem}{suffix}", max_pixels=max_pixels)
+        return None
+
+    return find_image
+
+
+def _write_scores(evaluation: Evaluation, file: Path) -> None:
+    from json import dumps
+
+    from droneseg.core.files import write_text
+
+    write_text(file, dumps(vars(evaluation.scores), indent=2) + "\n")
+
+
+def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
+    return {
+        "scores": vars(evaluation.scores),
+        "image_miou": {image.stem: image.miou for image in evaluation.images},
+        "without_prediction": evaluation.without_prediction,
+    }
+
+
+def _show_evaluation(evaluation: Evaluation) -> None:
+    from droneseg.evaluation.report import background_note
+
+    scores = evaluation.scores
+    rows = [
+        [name, console.number(scores.per_class_iou[name]), console.number(scores.per_class_dice[name])]
+        for name in scores.per_class_iou
+    ]
+    console.out().print(console.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
+    console.out().print(
+        f"mIoU {console.number(scores.miou)}   image-wise mIoU {console.number(scores.image_wise_miou)}"
+    )
+    console.out().print(
+        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
+        f"landing recall {console.percent(scores.landing_recall)}   "
+        f"pixel accuracy {console.percent(scores.pixel_accuracy)}"
+    )
+    if note := background_note(scores.confusion):
+        console.err().print(f"note: {note}")
+    if missing := len(evaluation.without_prediction):
+        console.err().print(f"note: {missing} ground truth masks have no prediction and are not counted")
+
+
+def drift(
+    number: Annotated[
+        int, typer.Option("--n", min=20, max=20_000, help="Maximum number of recent records to compare.")
+    ] = 200,
+    model: Model = None,
+    records: Records = None,
+    reports: Annotated[
+        str | None, typer.Option(help="Folder or URL for the report; default: $DRONESEG_REPORTS_URL.")
+    ] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Also write the result to this file, for the Prometheus textfile collector.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare recent predictions with the validation images.
+
+    Writes an HTML report and a JSON file to --reports. The exit code is 0 whether or not drift is found.
+    """
+    from droneseg.monitoring.drift_report import make_report
+
+    settings = console.settings()
+    with console.spinner("reading records and writing the report"):
+        report = make_report(
+            model or settings.model, records or settings.records_url, reports or settings.reports_url, number
+        )
+    if metrics:
+        from droneseg.monitoring.prometheus import write_drift
+
+        write_drift(metrics, drifted=report.drifted, share=report.share)
+    if json:
+        console.show_json(report.model_dump())
+        return
+    console.out().print(report.message, markup=False)
+    console.out().print(f"report: {report.url}", markup=False)
