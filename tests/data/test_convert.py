@@ -506,8 +506,8 @@ def test_ignored_background_gets_the_ignore_label(plain: Path, tmp_path: Path) -
 def add_dataset(folder: Path, stems: list[str]) -> Path:
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
-    for stem in stems:
-        add_pair(folder, stem, value=200)
+    for index, stem in enumerate(stems):
+        add_pair(folder, stem, value=250 + index)
     return folder
 
 
@@ -522,14 +522,52 @@ def test_added_datasets_are_trained_on_in_every_fold(plain: Path, tmp_path: Path
     assert all(everywhere <= set(fold["train"]) and not everywhere & set(fold["val"]) for fold in folds(tmp_path))
     assert ["drone_0__water1" in fold["train"] for fold in folds(tmp_path)] == [True, True, False]
     image = Image.open(tmp_path / DATASET_NAME / "imagesTr" / "drone_mine_0_0000.png")
-    assert image.getpixel((0, 0)) == (200, 200, 200)
+    assert image.getpixel((0, 0)) == (250, 250, 250)
     assert block(tmp_path)["added"] == ["mine", "other"]
+
+
+def test_added_copies_of_held_out_photographs_are_listed(plain: Path, tmp_path: Path) -> None:
+    mine = add_dataset(tmp_path / "mine", ["a", "b", "c", "d"])
+    for stem, original in (("a", "0"), ("b", "2"), ("d", "4")):
+        shutil.copy(plain / "images" / f"{original}.png", mine / "images" / f"{stem}.png")
+    Image.open(plain / "images" / "3.png").save(mine / "images" / "c.bmp")  # other bytes, the same pixels
+    (mine / "images" / "c.png").unlink()
+    parts = {"train": ["0", "1", "2"], "val": ["3"], "test": ["4"], "dropped": ["5"], "folds": FOLDS}
+    message = refused(plain, tmp_path, split_file=split_file(tmp_path, parts), added=(mine,))
+    held_out = [("a.png", "0.png", "validation"), ("c.bmp", "3.png", "validation"), ("d.png", "4.png", "test")]
+    for copy, original, purpose in held_out:
+        line = f"{mine}/images/{copy}: is the same photograph as {plain}/images/{original}, which is for {purpose}"
+        assert line in message
+    assert message.count("is the same photograph") == 3  # 2 is in the training part of the only fold that uses it
+    assert "Delete these copies" in message
+
+
+def test_dataset_cannot_be_added_to_itself(plain: Path, tmp_path: Path) -> None:
+    message = refused(plain, tmp_path, test_share=0.17, added=(plain,))
+    assert message.startswith(f"{plain} has 6 problem(s)")
+    assert message.count("is the same photograph") == 6
+
+
+def test_dataset_is_added_only_once(plain: Path, tmp_path: Path) -> None:
+    mine = add_dataset(tmp_path / "mine", ["a"])
+    message = refused(plain, tmp_path, added=(mine, mine / "images"))
+    assert message.startswith(f"{plain}, {mine} together have 1 problem(s)")
+    assert f"{mine}: is added more than once" in message
+
+
+def test_added_dataset_may_have_generated_images_but_not_their_originals(plain: Path, tmp_path: Path) -> None:
+    augmented = add_dataset(tmp_path / "augmented", [f"{index}__water1" for index in range(6)])
+    (augmented / "generated.json").write_text(json.dumps({f"{index}__water1": f"{index}" for index in range(6)}))
+    assert convert(plain, tmp_path, test_share=0, added=(augmented,)).generated == 6
+    for kind in ("images", "masks"):
+        shutil.copy(plain / kind / "1.png", augmented / kind)
+    assert "--no-originals" in refused(plain, tmp_path, test_share=0, added=(augmented,), force=True)
 
 
 def test_added_dataset_in_the_layout_of_kaggle_has_the_name_of_its_folder(
     plain: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    add_pair(plain, "000")
+    add_pair(plain, "000", value=5)
     convert(plain, tmp_path, test_share=0, added=(dataset,))
     assert block(tmp_path)["added"] == ["drone"]
     assert (tmp_path / DATASET_NAME / "labelsTr" / "drone_drone_000.png").is_file()

@@ -1,6 +1,7 @@
 """Training and test cases of a conversion: which pairs become cases, and which folds contain them."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +79,37 @@ class CasePlan:
     folds: tuple[dict[str, list[str]], ...]
     split: Split
 
+    @property
+    def held_out(self) -> dict[str, tuple[Case, str]]:
+        """Photographs for validation in any fold, or for test, each with this purpose, by case name."""
+        validated = {name for fold in self.folds for name in fold["val"]}
+        found = {case.name: (case, "validation") for case in self.train if case.name in validated}
+        return found | {case.name: (case, "test") for case in self.test}
+
+    @property
+    def added(self) -> dict[str, Case]:
+        """Photographs of added datasets, which every fold trains on, by case name."""
+        return {case.name: case for case in self.train if case.dataset.added and case.original is None}
+
+
+def find_held_out_copies(plan: CasePlan, digests: Mapping[str, str]) -> list[str]:
+    """Return a problem for each added photograph that is also held out for validation or test.
+
+    Args:
+        plan: Cases by part, and the folds.
+        digests: Digest of the pixels by case name, for `plan.held_out` and `plan.added`.
+    """
+    same = defaultdict[str, list[str]](list)
+    for name in plan.held_out:
+        if name in digests:
+            same[digests[name]].append(name)
+    return [
+        f"{added.pair.image}: is the same photograph as {plan.held_out[name][0].pair.image}, which is for "
+        f"{plan.held_out[name][1]}"
+        for added in plan.added.values()
+        for name in same.get(digests.get(added.name, ""), [])
+    ]
+
 
 def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceDataset, ...], list[str], list[str]]:
     """List the pairs of a dataset and of added datasets.
@@ -100,6 +132,9 @@ def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceData
         prefix = f"{name}_" if used & stems else ""
         names = {f"{prefix}{stem}" for stem in stems}
         where = f"{listing.root}: " if added else ""
+        if any(listing.root.samefile(earlier.listing.root) for earlier in datasets[1:]):
+            problems.append(f"{where}is added more than once; add it once")
+            continue
         problems += [f"{where}{line}" for line in (*listing.problems, *sidecar_problems)]
         if used & names:
             problems.append(f"{where}{len(used & names)} stems are in use already; rename the folder or its files")

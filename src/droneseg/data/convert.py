@@ -1,5 +1,6 @@
 """Convert a dataset to nnU-Net's raw format."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from droneseg.core.camera import check_scale, read_ground
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, TARGETS_FOLDER, Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
-from droneseg.core.images import encode_png, to_rgb
+from droneseg.core.images import Image, encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
-from droneseg.data.cases import Case, CasePlan, SourceDataset, open_datasets, plan_cases
+from droneseg.data.cases import Case, CasePlan, SourceDataset, find_held_out_copies, open_datasets, plan_cases
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
 from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars
 
@@ -24,6 +25,11 @@ _CHANNEL_NAMES = {
     Normalisation.RGB_TO_0_1: dict.fromkeys(("0", "1", "2"), Normalisation.RGB_TO_0_1.value),
     Normalisation.ZSCORE: {"0": "R", "1": "G", "2": "B"},
 }
+_COPIES_NOTE = (
+    "Every fold trains on added photographs, so none of them may be for validation or test. Delete these copies, or "
+    "leave out the added dataset. If `data augment` wrote it, convert it instead of DIR, with its own split.json, or "
+    "write it again with --no-originals."
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,11 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Written:
-    """Result of writing one case."""
+    """Result of writing one case.
+
+    Attributes:
+        digest: Digest of the pixels, if they must be compared with those of other datasets.
+    """
 
     name: str
     copied: bool
@@ -102,6 +112,7 @@ class _Written:
     gsd_m: float | None
     has_fine: bool
     conflicting: int
+    digest: str | None
 
 
 def convert_dataset(
@@ -127,7 +138,8 @@ def convert_dataset(
 
     Raises:
         ConfigurationError: If an option is not plausible or the file of boxes is not valid.
-        DatasetError: If a pair has a problem; the message lists all problems, and nothing is written.
+        DatasetError: If a pair has a problem, or an added photograph is also one for validation or test; the message
+            lists all problems, and nothing is written.
         OutputExistsError: If the dataset exists and `force` is False.
         SplitError: If the split does not match the dataset.
     """
@@ -145,7 +157,10 @@ def convert_dataset(
     with atomic_directory(target, marker=_DESCRIPTION_NAME, replace=force) as staging_dir:
         writer = _CaseWriter(staging_dir, datasets, plan, options, boxes, max_pixels)
         written, more = writer.write_all(progress)
-        if problems := [*problems, *more]:
+        copies = find_held_out_copies(plan, {item.name: item.digest for item in written if item.digest})
+        if copies:
+            notes.append(_COPIES_NOTE)
+        if problems := [*problems, *more, *copies]:
             raise DatasetError(_headline(datasets, problems, notes, options.unknown), problems)
         writer.write_description(written)
     return Conversion(
@@ -187,9 +202,9 @@ def _decode_all(
 def _headline(
     datasets: Sequence[SourceDataset], problems: Sequence[str], notes: Sequence[str], unknown: UnknownPolicy
 ) -> str:
-    roots = " and ".join(str(dataset.listing.root) for dataset in datasets)
-    have = "has" if len(datasets) == 1 else "have"
-    lines = [f"{roots} {have} {len(problems)} problem(s); nothing was written. Fix them and convert again."]
+    roots = list(dict.fromkeys(str(dataset.listing.root) for dataset in datasets))
+    have = "has" if len(roots) == 1 else "together have"
+    lines = [f"{', '.join(roots)} {have} {len(problems)} problem(s); nothing was written. Fix them and convert again."]
     lines += [f"  note: {note}" for note in notes]
     if unknown == "fail" and any("unknown colours" in line for line in problems):
         lines.append("  note: --unknown background converts unknown colours to background.")
@@ -218,6 +233,8 @@ class _CaseWriter:
             else Sidecars(dataset.sidecars.root, (), dataset.sidecars.has_weights)
             for dataset in datasets
         }
+        # an added photograph may be a copy of one that is held out
+        self._compared = plan.held_out.keys() | plan.added.keys() if plan.added else frozenset()
         self._has_targets = bool(self._fine_classes or boxes or any(d.sidecars.has_weights for d in datasets))
 
     def write_all(self, progress: Progress | None) -> tuple[list[_Written], list[str]]:
@@ -262,6 +279,7 @@ class _CaseWriter:
             self._gsd_m(case, loaded.data),
             has_fine,
             conflicting,
+            _digest(to_rgb(loaded.opened)) if case.name in self._compared else None,
         )
 
     def _ignores(self, dataset: SourceDataset) -> bool:
@@ -332,6 +350,12 @@ class _CaseWriter:
             "split": {name: len(part) for name, part in self._plan.split.parts.items()},
             **{name: value for name, value in optional.items() if value},
         }
+
+
+def _digest(image: Image) -> str:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _known_gsd(plan: CasePlan, written: Sequence[_Written]) -> dict[str, float]:
