@@ -176,11 +176,16 @@ def test_a_validation_part_can_be_generated_alone(source: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / SPLIT_NAME).exists()
 
 
-def test_a_share_below_one_selects_about_that_share_of_the_images(tmp_path: Path) -> None:
-    write_samples(tmp_path / "many", count=60, size=(48, 40), seed=0)
-    done = augment(tmp_path / "many", tmp_path / "out", AugmentOptions(0.5, 0, 0.25))
-    assert 20 <= done.generated["water"] <= 40
-    assert 6 <= done.generated["shadow"] <= 24
+def test_the_numbers_of_generated_images_are_exact(tmp_path: Path) -> None:
+    write_samples(tmp_path / "few", count=9, size=(48, 40), seed=0)
+    chosen = []
+    for seed in range(3):
+        done = augment(tmp_path / "few", tmp_path / f"out{seed}", AugmentOptions(0.5, 1.3, 0.25, seed=seed))
+        assert done.generated == {"water": 5, "ground": 12, "shadow": 2}  # 4.5, 11.7 and 2.25 rounded
+        generated = json.loads((done.folder / GENERATED_NAME).read_text())
+        assert {list(generated.values()).count(f"{number:03d}") >= 1 for number in range(9)} == {True}
+        chosen.append({stem for stem in generated if kind_of(stem) == "water"})
+    assert chosen[0] != chosen[1] or chosen[1] != chosen[2]
 
 
 def test_all_unreadable_files_are_listed_and_nothing_is_written(source: Path, tmp_path: Path) -> None:

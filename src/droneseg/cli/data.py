@@ -538,7 +538,7 @@ def augment(
     part: Annotated[Part, typer.Option(help="Part of the split to generate from.")] = Part.TRAIN,
     water: Annotated[
         float,
-        typer.Option(min=0, max=20, help="Images with generated water per image; 0.5: one for every second image."),
+        typer.Option(min=0, max=20, help="Images with generated water per image; 0.5: one for half of the images."),
     ] = 0.5,
     ground: Annotated[
         float, typer.Option(min=0, max=20, help="Images with ground from other images, inserted like water, per image.")

@@ -64,7 +64,7 @@ class AugmentOptions:
     """Options of an augmentation.
 
     Attributes:
-        water: Number of images with generated water per image; 0.5 is one for every second image, chosen by its stem.
+        water: Number of images with generated water per image; 0.5 is one for half of the images, chosen by the seed.
         ground: Number of images with ground from other images per image.
         shadow: Number of images with cast shadows per image.
         seed: Random seed; the same seed, options and dataset give the same images.
@@ -231,13 +231,11 @@ def _read_source(source: Path, split_file: Path | None, max_pixels: int) -> _Sou
 
 def _plan(data: _Source, options: AugmentOptions) -> dict[str, list[str]]:
     """Return the stems to generate by original stem."""
+    stems = getattr(data.split, options.part)
+    copies = {kind: _copies(stems, kind, getattr(options, kind), options.seed) for kind in KINDS}
     plan = {
-        stem: [
-            f"{stem}__{kind}{number}"
-            for kind in KINDS
-            for number in range(1, _copies(getattr(options, kind), f"{options.seed} {stem} {kind}") + 1)
-        ]
-        for stem in getattr(data.split, options.part)
+        stem: [f"{stem}__{kind}{number}" for kind in KINDS for number in range(1, copies[kind][stem] + 1)]
+        for stem in stems
     }
     if not any(plan.values()):
         raise DatasetError(
@@ -247,9 +245,15 @@ def _plan(data: _Source, options: AugmentOptions) -> dict[str, list[str]]:
     return plan
 
 
-def _copies(share: float, key: str) -> int:
-    """Return the number of copies: `share` on average over many keys; equal keys give equal numbers."""
-    return int(share + zlib.crc32(key.encode()) / 2**32)
+def _copies(stems: Sequence[str], kind: str, rate: float, seed: int) -> dict[str, int]:
+    """Return the number of copies of each photograph: `rate` of them, rounded to whole copies in total.
+
+    The seed chooses which photographs get one copy more than the others.
+    """
+    total = int(rate * len(stems) + 0.5)
+    least, further = divmod(total, max(1, len(stems)))
+    order = sorted(stems, key=lambda stem: _random(f"{stem} {kind}", seed).random())
+    return {stem: least + (rank < further) for rank, stem in enumerate(order)}
 
 
 def _random(stem: str, seed: int) -> np.random.Generator:
