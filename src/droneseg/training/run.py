@@ -87,17 +87,18 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         wandb_key: API key of Weights & Biases, if any.
 
     Raises:
-        ConfigurationError: If the data is not preprocessed or the device is not available.
+        ConfigurationError: If the data is not preprocessed, the fold or a file does not exist, or the device is not
+            available.
         OutputExistsError: If the fold already has a training and neither `resume` nor `overwrite` is set.
         TrainingError: If the training cannot be resumed, was interrupted, or its loss is not finite.
     """
+    _require_fold_and_files(config, paths)
     _export_environment(config, paths)
     device = nnunet_paths.choose_device(config.device)
     if config.num_gpus > 1 and device.type != "cuda":
         raise ConfigurationError(
             f"num_gpus={config.num_gpus} needs device=cuda, but only {device.type} is available. Use num_gpus=1."
         )
-    _require_files(config)
     plans = configure_plans(config, paths)
     fold_folder = paths.fold_folder(config.configuration, config.fold)
     resuming = _prepare_folder(config, plans, paths, fold_folder)
@@ -107,24 +108,39 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
     with log_file(fold_folder / _LOG_NAME), redirect_stdout_to_log():
         precision = ", bf16" if settings.bf16 else ""
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
-        _run(config, device.type, resuming)
+        _run(config, device.type, resuming, fold_folder)
     return TrainingResult(paths.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
 
 
-def _require_files(config: TrainingConfig) -> None:
-    """Raise ConfigurationError if a file from which the training takes weights is missing."""
+def _require_fold_and_files(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> None:
+    """Raise ConfigurationError if the fold, or a file from which the training takes weights, does not exist."""
+    problems = [*_problems_of_fold(config.fold, paths), *_problems_of_files(config)]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+
+
+def _problems_of_fold(fold: int, paths: nnunet_paths.NnunetPaths) -> list[str]:
+    """Return a problem if the split has no such fold: nnU-Net would silently train on a random split instead."""
+    file = paths.preprocessed_dataset / "splits_final.json"
+    if not file.is_file():  # nnU-Net chooses five folds
+        return []
+    count = len(json.loads(file.read_text(encoding="utf-8")))
+    if fold < count:
+        return []
+    return [f"fold={fold} is not in {file}. Choose from its folds: {', '.join(map(str, range(count)))}."]
+
+
+def _problems_of_files(config: TrainingConfig) -> list[str]:
     choices = {
         "init_from": "a checkpoint_*.pth file of a fold, or a bundle's model.onnx",
         "teacher": "a checkpoint_*.pth file of a fold",
     }
-    files = {key: getattr(config.trainer, key) for key in choices}
-    problems = [
-        f"{key}={file} does not exist. Choose {choices[key]}."
+    files = {key: Path(file) for key in choices if (file := getattr(config.trainer, key))}
+    return [
+        f"{key}={file} {'is a folder' if file.is_dir() else 'does not exist'}. Choose {choices[key]}."
         for key, file in files.items()
-        if file and not Path(file).is_file()
+        if not file.is_file()
     ]
-    if problems:
-        raise ConfigurationError("\n".join(problems))
 
 
 def _start_tracking(config: TrainingConfig, fold_folder: Path, wandb_key: str | None) -> None:
@@ -200,7 +216,7 @@ def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSetti
 
 def _prepare_folder(config: TrainingConfig, plans: Plans, paths: nnunet_paths.NnunetPaths, fold_folder: Path) -> bool:
     """Create the fold's folder; return whether it has a checkpoint to resume from."""
-    present = [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
+    present = _checkpoints_in(fold_folder)
     if present and not (config.resume or config.overwrite):
         raise OutputExistsError(
             f"{fold_folder} already contains a training run ({', '.join(present)}). "
@@ -217,6 +233,10 @@ def _prepare_folder(config: TrainingConfig, plans: Plans, paths: nnunet_paths.Nn
         logger.info("no checkpoint to resume in %s; starting from scratch", fold_folder)
     fold_folder.mkdir(parents=True, exist_ok=True)
     return bool(present)
+
+
+def _checkpoints_in(fold_folder: Path) -> list[str]:
+    return [name for name in _CHECKPOINTS if (fold_folder / name).is_file()]
 
 
 def _require_same_plan(config: TrainingConfig, plans: Plans, paths: nnunet_paths.NnunetPaths) -> None:
@@ -247,7 +267,7 @@ def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str
     write_text(fold_folder / nnunet_paths.RECORD_NAME, json.dumps(record, indent=2) + "\n")
 
 
-def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
+def _run(config: TrainingConfig, device: str, resuming: bool, fold_folder: Path) -> None:
     import torch
     from nnunetv2.run.run_training import run_training
 
@@ -265,6 +285,10 @@ def _run(config: TrainingConfig, device: str, resuming: bool) -> None:
             device=torch.device(device),
         )
     except KeyboardInterrupt as error:
+        if not _checkpoints_in(fold_folder):
+            raise TrainingError(
+                "Training interrupted before its first checkpoint, so nothing was saved. Run the same command again."
+            ) from error
         raise TrainingError("Training interrupted. Continue from the last checkpoint with resume=true.") from error
 
 
