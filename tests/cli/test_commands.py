@@ -199,6 +199,26 @@ def test_upgrade_refuses_incomplete_options(options: tuple[str, ...], words: str
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--fold", "1"), "fold 1 has no checkpoint_final.pth. Choose --fold from 0."),
+        (("--checkpoint", "checkpoint_best.pth"), "no fold contains checkpoint_best.pth. Found checkpoint_final.pth"),
+        (("--default-profile", "quick"), "'quick' cannot be the default profile; choose one of exact, fast."),
+        (("--default-profile", "int8"), "The profile int8 needs --int8."),
+    ],
+)
+def test_export_checks_its_options_before_it_imports_torch(
+    options: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model/fold_0").mkdir(parents=True)
+    for name in ("plans.json", "dataset.json", "fold_0/checkpoint_final.pth"):
+        (tmp_path / "model" / name).touch()
+    monkeypatch.setitem(sys.modules, "droneseg.flows.export", None)  # importing it raises ImportError
+    given = ["export", "--from", str(tmp_path / "model"), "--out", str(tmp_path / "bundle"), *options]
+    assert words in str(CliRunner().invoke(app, given).exception)
+
+
 def test_an_error_of_the_file_system_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     done = droneseg("data", "sample", "file/x", "--count", "1", "--size", "64x48", cwd=tmp_path)

@@ -15,6 +15,7 @@ from droneseg.core.masks import read_mask
 from droneseg.core.metrics import compute_metrics, confusion
 from droneseg.data.dataset import list_pairs
 from droneseg.data.synthetic import generate_scene
+from droneseg.flows import upgrade
 from droneseg.flows.export import add_reference
 from droneseg.flows.upgrade import CalibrationImages, add_blocks
 from droneseg.inference.batch import ViewOptions
@@ -121,6 +122,16 @@ def test_a_calibration_is_kept_until_images_are_presented_differently(old: Bundl
     assert again.manifest.calibration == first.manifest.calibration
     finer = GROUND.model_copy(update={"gsd_m": 0.018})
     assert add_blocks(first, tmp_path / "c", ground=finer).manifest.calibration is None
+
+
+def test_unusable_images_and_maps_are_refused_before_anything_is_computed(
+    old: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrade, "build_self_check", lambda *_: pytest.fail("the self-check was computed"))
+    with pytest.raises(DatasetError, match="3 images are too few for a calibration"):
+        add_blocks(old, tmp_path / "new", images=calibration_images(tmp_path / "photographs", 3))
+    with pytest.raises(DatasetError, match=r"a has no maps\. [\s\S]*b has no maps\. Write them with"):
+        add_blocks(old, tmp_path / "new", maps=[tmp_path / "a", tmp_path / "b"])
 
 
 def test_too_few_images_for_a_calibration_write_nothing(old: Bundle, tmp_path: Path) -> None:

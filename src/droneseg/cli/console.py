@@ -299,6 +299,35 @@ def progress_bars(*steps: str) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda step, done, total: progress.update(tasks[step], completed=done, total=total)
 
 
+@contextmanager
+def step_progress() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show the steps of long work like `show_step`, and the images done in the current step like `progress_bar`.
+
+    Yields:
+        A callback with the name of a step when it begins, and one with the images done in it and their number.
+    """
+    if not err().is_terminal:
+        lines = [_plain_progress("images")]
+
+        def begin_plain(step: str) -> None:
+            show_step(step)
+            lines[0] = _plain_progress("images")
+
+        yield begin_plain, lambda done, total: lines[0](done, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err(), transient=True) as progress:
+        task = progress.add_task("images", total=None, visible=False)
+
+        def begin(step: str) -> None:
+            show_step(step)
+            progress.reset(task, visible=False)
+
+        yield begin, lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
 def _plain_progress(step: str) -> Callable[[int, int], None]:
     shown = 0
 

@@ -301,27 +301,34 @@ def export(
     target = out or settings.model
     check_writable(target, marker=MANIFEST_NAME, replace=force)
     console.require_nnunet()
-    from droneseg.flows.export import export_model
-    from droneseg.nnunet.paths import NnunetPaths
+    from droneseg.flows.profiles import choose_profiles
+    from droneseg.nnunet.paths import NnunetPaths, fold_files
 
+    choose_profiles(default_profile, int8=int8)
     paths = NnunetPaths.from_settings(settings)
     model_folder = source or _only_trained_model(paths)
-    bundle = export_model(
-        model_folder,
-        paths,
-        target,
-        checkpoint=checkpoint,
-        folds=tuple(fold) if fold else None,
-        trust=trust,
-        int8=int8,
-        default_profile=default_profile,
-        licence=licence,
-        ground=ground,
-        further=further,
-        view=view,
-        images=images,
-        on_step=console.show_step,
-    )
+    folds = tuple(fold) if fold else None
+    fold_files(model_folder, checkpoint, folds)
+    from droneseg.flows.export import export_model  # imports torch, which takes seconds
+
+    with console.step_progress() as (on_step, progress):
+        bundle = export_model(
+            model_folder,
+            paths,
+            target,
+            checkpoint=checkpoint,
+            folds=folds,
+            trust=trust,
+            int8=int8,
+            default_profile=default_profile,
+            licence=licence,
+            ground=ground,
+            further=further,
+            view=view,
+            images=images,
+            on_step=on_step,
+            progress=progress,
+        )
     _upload_bundle(bundle, model_folder)
     if json:
         console.show_json(bundle.manifest.model_dump(mode="json"))

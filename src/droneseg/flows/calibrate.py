@@ -1,7 +1,8 @@
 """Calibration of a bundle on images with ground truth: temperature, and ranges of the check for unlike images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from droneseg.core.prediction import image_statistics
 from droneseg.flows.probabilities import ProbabilityIndex, read_index, read_map
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import features_of, fit_ranges
-from droneseg.model.bundle import Bundle, Calibration
+from droneseg.model.bundle import Bundle, Calibration, Manifest
 
 MIN_IMAGES = 20
 """Smallest number of images for a calibration."""
@@ -68,7 +69,36 @@ class MapCalibration:
     temperatures: dict[str, float]
 
 
-def calibrate_from_maps(bundle: Bundle, folders: Sequence[Path]) -> MapCalibration:
+def check_maps(manifest: Manifest, folders: Sequence[Path]) -> dict[Path, ProbabilityIndex]:
+    """Check that a bundle can be calibrated on maps, and return the index of each folder.
+
+    Args:
+        manifest: Manifest with the final block `context` and the names of all profiles.
+        folders: See `calibrate_from_maps`.
+
+    Raises:
+        DatasetError: See `calibrate_from_maps`.
+    """
+    indices, problems = dict[Path, ProbabilityIndex](), list[str]()
+    for folder in folders:
+        try:
+            indices[folder] = read_index(folder)
+        except DatasetError as error:
+            problems.append(str(error))
+    problems += [f"{folder}: {problem}" for folder, index in indices.items() for problem in _problems(index, manifest)]
+    found = [profile for index in indices.values() for profile in _profiles(index)]
+    if len(set(found)) < len(found):
+        problems.append("Several folders have maps of the same profile; pass one for each profile.")
+    if len(indices) == len(folders) and manifest.default_profile not in found:
+        problems.append(f"No folder has maps of the default profile, {manifest.default_profile}.")
+    if problems:
+        raise DatasetError("The maps cannot be used for a calibration:", problems)
+    return indices
+
+
+def calibrate_from_maps(
+    bundle: Bundle, folders: Sequence[Path], progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> MapCalibration:
     """Fit the calibration of a bundle on probability maps that were predicted out of fold.
 
     A network is more confident on photographs that it was trained on, so a temperature fitted on these is too low. If
@@ -79,23 +109,21 @@ def calibrate_from_maps(bundle: Bundle, folders: Sequence[Path]) -> MapCalibrati
         bundle: Bundle with its final block `context`.
         folders: Folders that `droneseg probabilities` wrote, at most one for each profile; one of them for the default
             profile.
+        progress: Progress callback with the number of maps read and the total.
 
     Raises:
         DatasetError: If the maps are incomplete, calibrated, not out of fold or without true masks, if they are fewer
             than 20 or belong to an unknown profile, or if no folder has maps of the default profile; the error lists
             all problems.
     """
-    indices = {folder: read_index(folder) for folder in folders}
-    problems = [f"{folder}: {problem}" for folder, index in indices.items() for problem in _problems(index, bundle)]
-    by_profile = {profile: folder for folder, index in indices.items() for profile in _profiles(index)}
+    indices = check_maps(bundle.manifest, folders)
     default = bundle.manifest.default_profile
-    if len(by_profile) < len(folders):
-        problems.append("Several folders have maps of the same profile; pass one for each profile.")
-    if default not in by_profile:
-        problems.append(f"No folder has maps of the default profile, {default}.")
-    if problems:
-        raise DatasetError("The maps cannot be used for a calibration:", problems)
-    temperatures = {profile: _temperature_of_maps(folder) for profile, folder in by_profile.items()}
+    by_profile = {profile: folder for folder, index in indices.items() for profile in _profiles(index)}
+    total, done = sum(len(index.photographs) for index in indices.values()), count(1)
+    temperatures = {
+        profile: _temperature_of_maps(folder, indices[folder], lambda: progress(next(done), total))
+        for profile, folder in by_profile.items()
+    }
     index = indices[by_profile[default]]
     source = _describe_maps(index)
     calibration = Calibration(
@@ -110,10 +138,10 @@ def _profiles(index: ProbabilityIndex) -> set[str]:
     return {record.profile for record in index.photographs.values()}
 
 
-def _problems(index: ProbabilityIndex, bundle: Bundle) -> list[str]:
+def _problems(index: ProbabilityIndex, manifest: Manifest) -> list[str]:
     records = index.photographs.values()
-    unknown = _profiles(index) - set(bundle.manifest.profiles)
-    lacking = bundle.manifest.context is not None and any("disagreement" not in record.features for record in records)
+    unknown = _profiles(index) - set(manifest.profiles)
+    lacking = manifest.context is not None and any("disagreement" not in record.features for record in records)
     found = {
         "is incomplete; run `droneseg probabilities` again": not index.complete or bool(index.failed),
         "is not out of fold; pass --split with folds": index.kind != "out of fold",
@@ -127,14 +155,15 @@ def _problems(index: ProbabilityIndex, bundle: Bundle) -> list[str]:
     return [problem for problem, is_true in found.items() if is_true]
 
 
-def _temperature_of_maps(folder: Path) -> float:
+def _temperature_of_maps(folder: Path, index: ProbabilityIndex, on_map: Callable[[], None]) -> float:
     logits, truths = [], []
-    for record in read_index(folder).photographs.values():
+    for record in index.photographs.values():
         stored = read_map(folder / record.file)
         if stored.truth is None:
             raise DatasetError(f"{folder / record.file} has no true mask. Run `droneseg probabilities` again.")
         logits.append(stored.log_probabilities.reshape(len(stored.log_probabilities), -1).astype(np.float32))
         truths.append(stored.truth.reshape(-1))
+        on_map()
     return fit_temperature(np.concatenate(logits, axis=1), np.concatenate(truths))
 
 

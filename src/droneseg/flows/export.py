@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.camera import Ground
-from droneseg.core.errors import ConfigurationError, DatasetError, DriftError
+from droneseg.core.errors import DatasetError, DriftError
 from droneseg.core.files import check_writable
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, decode_image, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Confusion, compute_metrics, confusion
-from droneseg.data.dataset import Pair, list_pairs
+from droneseg.data.dataset import Pair, Progress, list_pairs
 from droneseg.data.splits import read_split
 from droneseg.data.synthetic import generate_scene
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.flows.calibrate import MIN_IMAGES
-from droneseg.flows.profiles import NO_PROFILES, ProfileOptions
+from droneseg.flows.profiles import NO_PROFILES, ProfileOptions, choose_profiles
 from droneseg.flows.upgrade import CalibrationImages, add_blocks
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
@@ -43,14 +43,12 @@ _CHECKED_PATCHES = 4
 _MOST_IMAGES = 500
 """Maximum number of images of a calibration and a drift reference."""
 
-PROFILES = {
-    "exact": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
-    "fast": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=False, precision="fastest"),
-}
-INT8_PROFILE = bundle_format.Profile(network=bundle_format.INT8_NETWORK_NAME, mirroring=False, precision="f32")
-
 StepCallback = Callable[[str], None]
 """Callback with the name of each step when it begins."""
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def add_reference(
     quality: bool = False,
     max_pixels: int,
     replace: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = _no_progress,
 ) -> bundle_format.Bundle:
     """Write a copy of a bundle with a new drift reference.
 
@@ -227,7 +225,9 @@ def add_reference(
         }
         if quality:
             samples = _read_samples(pairs, source, view, max_pixels=max_pixels)
-            blocks["profiles"], blocks["quality"] = _measure(bundle, samples, lambda _step: None, plain=view.plain)
+            blocks["profiles"], blocks["quality"] = _measure(
+                bundle, samples, lambda _step: None, _no_progress, plain=view.plain
+            )
         files = {name: bundle.folder / name for name in bundle.manifest.files} | {bundle_format.REFERENCE_NAME: table}
         return bundle_format.write_bundle(
             out, lambda records: bundle.manifest.model_copy(update=blocks | {"files": records}), files
@@ -246,7 +246,7 @@ def _read_photographs(
     view: ViewOptions = DEFAULT_VIEW,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress = _no_progress,
 ) -> Iterator[tuple[Image, Ground]]:
     """Yield the image of each pair with its ground resolution."""
     for done, pair in enumerate(pairs, start=1):
@@ -270,6 +270,7 @@ def export_model(
     view: ViewOptions = DEFAULT_VIEW,
     images: int = 8,
     on_step: StepCallback,
+    progress: Progress = _no_progress,
 ) -> bundle_format.Bundle:
     """Export a trained model to a bundle.
 
@@ -293,17 +294,16 @@ def export_model(
         view: How the validation images are presented to the model.
         images: Maximum number of images to measure the profiles on.
         on_step: Callback, called when a step begins.
+        progress: Progress callback with the number of images that the current step has processed, and the total.
 
     Raises:
         ModelError: If the model cannot be loaded or exported.
         ConfigurationError: If the plan cannot be exported, the default profile does not exist, or the twin is not
             compatible with the model.
     """
+    profiles = choose_profiles(default_profile, int8=int8)
     on_step("loading the checkpoint")
     model = load_trained_model(folder, paths, checkpoint=checkpoint, folds=folds, trust=trust)
-    profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
-    if default_profile not in profiles:
-        raise ConfigurationError(f"There is no profile {default_profile!r}; choose one of {', '.join(profiles)}.")
     fold = model.folds[0].number
     samples = take_samples(paths, fold, images, view)
     with TemporaryDirectory() as temporary:
@@ -312,38 +312,34 @@ def export_model(
         description = _Description(model, profiles, default_profile, licence, agreement)
         draft = bundle_format.write_bundle(staging_dir / "networks", description.manifest, networks)
         validation = _pairs_of_fold(paths, fold, "val", _MOST_IMAGES)
-        draft = _add_blocks(draft, staging_dir / "draft", ground, further, validation, samples.source, on_step)
-        measured, quality = _measure(draft, samples, on_step, plain=view.plain)
+        images_to_fit = _calibration_images(validation, samples.source, on_step)
+        draft = add_blocks(
+            draft, staging_dir / "draft", ground=ground, images=images_to_fit, profiles=further, progress=progress
+        )
+        measured, quality = _measure(draft, samples, on_step, progress, plain=view.plain)
         changes: dict[str, object] = {"profiles": measured, "quality": quality}
         files = {name: draft.folder / name for name in draft.manifest.files}
         if validation:
             on_step(f"computing the drift reference from {len(validation)} images")
             files[bundle_format.REFERENCE_NAME] = staging_dir / bundle_format.REFERENCE_NAME
             changes["drift_reference"] = take_reference(
-                draft, _read_photographs(validation, view), samples.source, files[bundle_format.REFERENCE_NAME]
+                draft,
+                _read_photographs(validation, view, progress=progress),
+                samples.source,
+                files[bundle_format.REFERENCE_NAME],
             )
         return bundle_format.write_bundle(
             out, lambda records: draft.manifest.model_copy(update=changes | {"files": records}), files
         )
 
 
-def _add_blocks(
-    bundle: bundle_format.Bundle,
-    out: Path,
-    ground: bundle_format.TrainingGround | None,
-    further: ProfileOptions,
-    validation: Sequence[Pair],
-    source: str,
-    on_step: StepCallback,
-) -> bundle_format.Bundle:
-    """Add the self-check, and the calibration if there are enough images."""
-    images = None
-    if len(validation) >= MIN_IMAGES:
-        on_step(f"computing the self-check, and the calibration from {len(validation)} images")
-        images = CalibrationImages(f"{len(validation)} images, {source}", validation, "labels")
-    else:
+def _calibration_images(validation: Sequence[Pair], source: str, on_step: StepCallback) -> CalibrationImages | None:
+    """Return the images to calibrate on, or None if they are too few, and begin the step that uses them."""
+    if len(validation) < MIN_IMAGES:
         on_step("computing the self-check")
-    return add_blocks(bundle, out, ground=ground, images=images, profiles=further)
+        return None
+    on_step(f"computing the self-check, and the calibration from {len(validation)} images")
+    return CalibrationImages(f"{len(validation)} images, {source}", validation, "labels")
 
 
 def _export_networks(
@@ -426,21 +422,21 @@ class _Description:
 
 
 def _measure(
-    draft: bundle_format.Bundle, samples: Samples, on_step: StepCallback, *, plain: bool
+    draft: bundle_format.Bundle, samples: Samples, on_step: StepCallback, progress: Progress, *, plain: bool
 ) -> tuple[dict[str, bundle_format.Profile], dict[str, Any]]:
     """Predict the samples with every profile.
 
     Returns:
         The profiles with their measurements, and the metrics of the default profile for the manifest.
     """
-    masks = {}
+    masks: dict[str, list[Mask]] = {}
     for name in draft.manifest.profiles:
         on_step(f"measuring profile {name} on {len(samples.images)} images ({samples.source})")
         segmenter = BundleSegmenter(draft, profile=name)
-        masks[name] = [
-            segmenter.segment(image, ground, plain=plain).mask
-            for image, ground in zip(samples.images, samples.grounds, strict=True)
-        ]
+        masks[name] = []
+        for image, ground in zip(samples.images, samples.grounds, strict=True):
+            masks[name].append(segmenter.segment(image, ground, plain=plain).mask)
+            progress(len(masks[name]), len(samples.images))
     measured, quality = {}, {}
     for name, profile in draft.manifest.profiles.items():
         agreement = np.mean([(a == b).mean() for a, b in zip(masks[name], masks["exact"], strict=True)])

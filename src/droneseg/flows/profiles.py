@@ -1,5 +1,6 @@
 """Further profiles of a bundle: `best` with several scales, and `twin` with another, faster network."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import numpy as np
 from droneseg.core.errors import ConfigurationError, optional_import
 from droneseg.model import bundle as bundle_format
 
+PROFILES = {
+    "exact": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=True, precision="f32", half_sums=True),
+    "fast": bundle_format.Profile(network=bundle_format.NETWORK_NAME, mirroring=False, precision="fastest"),
+}
+INT8_PROFILE = bundle_format.Profile(network=bundle_format.INT8_NETWORK_NAME, mirroring=False, precision="f32")
 BEST = "best"
 TWIN = "twin"
 _MIN_HALVED_VALUES = 1024
@@ -30,6 +36,30 @@ class ProfileOptions:
 
 NO_PROFILES = ProfileOptions()
 """No further profiles."""
+
+
+def choose_profiles(default: str, *, int8: bool) -> dict[str, bundle_format.Profile]:
+    """Return the profiles of an exported bundle, without further ones.
+
+    Args:
+        default: Name of the default profile.
+        int8: Whether the bundle has an INT8 network.
+
+    Raises:
+        ConfigurationError: If the default profile is none of them.
+    """
+    profiles = PROFILES | ({"int8": INT8_PROFILE} if int8 else {})
+    if default not in profiles:
+        hint = " The profile int8 needs --int8." if default == "int8" else ""
+        raise ConfigurationError(
+            f"{default!r} cannot be the default profile; choose one of {', '.join(profiles)}.{hint}"
+        )
+    return profiles
+
+
+def names_with(profiles: Iterable[str], options: ProfileOptions) -> set[str]:
+    """Return the names of the profiles of a bundle after `add_profiles`."""
+    return {*profiles, *([BEST] if options.best_scales else []), *([TWIN] if options.twin else [])}
 
 
 def check_twin(manifest: bundle_format.Manifest, twin: bundle_format.Bundle) -> None:

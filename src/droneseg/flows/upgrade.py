@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from droneseg.core.errors import MissingDependencyError
+from droneseg.core.errors import DatasetError, MissingDependencyError
 from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, read_image
 from droneseg.core.masks import Mask, MaskKind, read_mask
 from droneseg.data.dataset import Pair
 from droneseg.data.synthetic import generate_self_check_image
-from droneseg.flows.calibrate import calibrate_from_maps, fit_calibration
-from droneseg.flows.profiles import NO_PROFILES, ProfileOptions, add_profiles
+from droneseg.flows.calibrate import MIN_IMAGES, calibrate_from_maps, check_maps, fit_calibration
+from droneseg.flows.profiles import NO_PROFILES, ProfileOptions, add_profiles, check_twin, names_with
 from droneseg.inference.self_check import build_self_check
 from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model import bundle as bundle_format
@@ -65,7 +65,7 @@ def add_blocks(
         maps: Folders of out-of-fold probability maps for the block `calibration`, instead of `images`; at most one for
             each profile.
         profiles: Profiles to add or replace.
-        progress: Progress callback with the number of images used for the calibration and the total.
+        progress: Progress callback with the number of images or maps used for the calibration and the total.
 
     Raises:
         ConfigurationError: If the twin is not compatible with the bundle.
@@ -77,6 +77,8 @@ def add_blocks(
     ground = ground or old.ground
     context = DEFAULT_CONTEXT if ground else None
     unchanged = (ground, context) == (old.ground, old.context)
+    final = old.model_copy(update={"ground": ground, "context": context})
+    _check_inputs(final, images, maps, profiles)
     with TemporaryDirectory() as temporary:
         bundle = _with_unsigned_int8(bundle, Path(temporary))
         bundle = add_profiles(bundle, profiles, ground, Path(temporary))
@@ -92,13 +94,37 @@ def add_blocks(
         }
         if maps:
             draft = bundle_format.Bundle(bundle.folder, bundle.manifest.model_copy(update=blocks), bundle.model_id)
-            fitted = calibrate_from_maps(draft, maps)
+            fitted = calibrate_from_maps(draft, maps, progress)
             blocks["calibration"] = fitted.calibration
             blocks["profiles"] = _with_temperatures(bundle.manifest.profiles, fitted.temperatures)
         if images:
             draft = _write(bundle, Path(temporary, "draft"), blocks, files)
             blocks["calibration"] = fit_calibration(draft, images.read(progress), source=images.source)
         return _write(bundle, out, blocks, files)
+
+
+def _check_inputs(
+    final: bundle_format.Manifest, images: CalibrationImages | None, maps: Sequence[Path], profiles: ProfileOptions
+) -> None:
+    """Check the twin and the images or maps of the calibration, before anything is computed.
+
+    Args:
+        final: Manifest with its final ground resolution and context.
+        images: Images for the calibration.
+        maps: Folders of maps for the calibration.
+        profiles: Profiles to add.
+
+    Raises:
+        ConfigurationError: If the twin is not compatible with the bundle.
+        DatasetError: If there are too few images, or the maps cannot be used.
+    """
+    if profiles.twin:
+        check_twin(final, profiles.twin)
+    if images and len(images.pairs) < MIN_IMAGES:
+        raise DatasetError(f"{len(images.pairs)} images are too few for a calibration; use at least {MIN_IMAGES}.")
+    if maps:
+        names = dict.fromkeys(names_with(final.profiles, profiles), final.profiles[final.default_profile])
+        check_maps(final.model_copy(update={"profiles": names}), maps)
 
 
 def _with_temperatures(

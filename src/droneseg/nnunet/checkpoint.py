@@ -94,7 +94,7 @@ def load_trained_model(
         ConfigurationError: If bundles do not support the model's normalisation.
         UntrustedCheckpointError: If a checkpoint contains other pickled objects and `trust` is false.
     """
-    files = _fold_files(folder, checkpoint, folds)
+    files = nnunet_paths.fold_files(folder, checkpoint, folds)
     nnunet_paths.export_environment(paths)
     return _read_model(folder, files, trust=trust)
 
@@ -120,29 +120,15 @@ def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> 
         trainer=str(first["trainer_name"]),
         mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
         folds=tuple(
-            Fold(_fold_number(file), int(content["current_epoch"]), file_sha256(file), content["network_weights"])
+            Fold(
+                nnunet_paths.fold_number(file),
+                int(content["current_epoch"]),
+                file_sha256(file),
+                content["network_weights"],
+            )
             for file, content in zip(files, contents, strict=True)
         ),
     )
-
-
-def _fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) -> list[Path]:
-    """Return the checkpoint files of the given folds, or of all folds."""
-    files = [
-        file
-        for file in nnunet_paths.checkpoint_files(folder, checkpoint)
-        if folds is None or _fold_number(file) in folds
-    ]
-    missing = sorted(set(folds or ()) - {_fold_number(file) for file in files})
-    if missing:
-        raise ModelError(
-            f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Choose other folds with --fold."
-        )
-    return files
-
-
-def _fold_number(checkpoint: Path) -> int:
-    return int(checkpoint.parent.name.removeprefix("fold_"))
 
 
 def build_networks(model: TrainedModel) -> list[nn.Module]:

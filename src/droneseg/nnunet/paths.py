@@ -125,6 +125,28 @@ def checkpoint_files(folder: Path, checkpoint: str) -> list[Path]:
     return files
 
 
+def fold_files(folder: Path, checkpoint: str, folds: tuple[int, ...] | None) -> list[Path]:
+    """Return the checkpoint files of some folds of a model folder; None selects all folds that have this checkpoint.
+
+    Raises:
+        ModelError: If the folder is not a model folder, or a fold does not have this checkpoint.
+    """
+    files = checkpoint_files(folder, checkpoint)
+    found = {fold_number(file) for file in files}
+    missing = sorted(set(folds or ()) - found)
+    if missing:
+        raise ModelError(
+            f"{folder}: fold {', '.join(map(str, missing))} has no {checkpoint}. Choose --fold from "
+            f"{', '.join(map(str, sorted(found)))}."
+        )
+    return [file for file in files if folds is None or fold_number(file) in folds]
+
+
+def fold_number(checkpoint: Path) -> int:
+    """Return the number of the fold that a checkpoint file belongs to."""
+    return int(checkpoint.parent.name.removeprefix("fold_"))
+
+
 def choose_device(choice: DeviceChoice) -> torch.device:
     """Return the device to compute on; "auto" selects the first available of cuda, mps and cpu.
 
