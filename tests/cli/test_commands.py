@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from droneseg.cli.main import app
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
-from droneseg.training.config import training_keys
+from droneseg.training.config import preset_names, training_keys
 from support.bundles import make_bundle
 from support.projects import make_photographs
 from support.waiting import HANG_S, wait_until
@@ -43,6 +43,13 @@ def test_help_lists_every_command_with_a_complete_line(group: str) -> None:
     for name, command in commands.commands.items():
         first_line = command.help.partition("\n")[0]
         assert (re.search(rf"^  {name} +{re.escape(first_line)}$", shown, re.MULTILINE) is not None) != command.hidden
+
+
+def test_help_of_train_lists_all_presets() -> None:
+    shown = CliRunner().invoke(app, ["train", "--help"], terminal_width=400).output
+    listed = re.search(r"preset=([a-z|]+)", shown)
+    assert listed is not None
+    assert sorted(listed[1].split("|")) == preset_names()
 
 
 def test_data_adopt_is_a_hidden_alias_of_data_import() -> None:

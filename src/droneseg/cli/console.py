@@ -52,7 +52,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Training configuration: preset=smoke|cpu|pretrained|gpu, max_minutes=30, resume=true, ...; "
+        help="Training configuration: preset=smoke|cpu|pretrained|multiscale|gpu, max_minutes=30, resume=true, ...; "
         "`droneseg train --show` lists all keys.",
         show_default=False,
     ),
