@@ -52,6 +52,20 @@ def test_help_of_train_lists_all_presets() -> None:
     assert sorted(listed[1].split("|")) == preset_names()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "convert", "DIR", "--box-weight", "2"], "needs --boxes FILE"),
+        (["data", "convert", "DIR", "--split", "split.json", "--test-share", "0.1"], "cannot be combined with --split"),
+        (["models", "upgrade", "A", "--out", "B", "--split", "split.json"], "needs --data FOLDER"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, arguments, terminal_width=200)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
 def test_data_adopt_is_a_hidden_alias_of_data_import() -> None:
     group = typer.main.get_command(app).commands["data"].commands
     assert group["adopt"].hidden

@@ -104,6 +104,7 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["decoder_features=[64,32]", "network=efficientnet-lite0"], "decoder_features has 2 numbers"),
         (["fine_weight=0.5", "crop_scales=[1,1]"], "network=batchnorm has no pretrained encoder"),
         (["crop_scales=[2,0.5]"], "crop_scales=[2.0, 0.5]: the smallest scale must be first"),
+        (["teacher_weight=2"], "teacher_weight: also set teacher"),
         (["whole_share=0.1", "haze_share=0.2"], "whole_share, haze_share: also set crop_scales"),
     ],
 )

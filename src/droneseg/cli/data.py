@@ -438,8 +438,8 @@ def convert(
     ] = None,
     split_file: Annotated[Path | None, typer.Option("--split", help="Split file to use.")] = None,
     test_share: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the test part, if there is no split file.")
-    ] = 0.2,
+        float | None, typer.Option(min=0, max=0.9, help="Share of the test part without --split; default: 0.2.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for choosing the test part.")] = 0,
     unknown: Annotated[Unknown, typer.Option(help="Handling of mask colours that belong to no class.")] = Unknown.FAIL,
     normalisation: Annotated[
@@ -467,8 +467,11 @@ def convert(
         ),
     ] = None,
     box_weight: Annotated[
-        float, typer.Option(help="Factor of the weight of moving objects inside the boxes; above 0, at most 2.55.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            help="Factor of the weight of moving objects inside the boxes; above 0, at most 2.55; default: 2."
+        ),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -477,12 +480,16 @@ def convert(
     Fine masks and weights of the dataset become additional targets. Generated images are never used for validation or
     test.
     """
-    from droneseg.data.convert import ConversionOptions, convert_dataset
+    from droneseg.data.convert import DEFAULT_BOX_WEIGHT, DEFAULT_TEST_SHARE, ConversionOptions, convert_dataset
 
+    if box_weight is not None and boxes is None:
+        raise typer.BadParameter("needs --boxes FILE", param_hint="--box-weight")
+    if test_share is not None and split_file:
+        raise typer.BadParameter("cannot be combined with --split, which has a test part", param_hint="--test-share")
     settings = console.settings()
     options = ConversionOptions(
         split_file=split_file,
-        test_share=test_share,
+        test_share=DEFAULT_TEST_SHARE if test_share is None else test_share,
         seed=seed,
         unknown=unknown.value,
         normalisation=normalisation,
@@ -490,7 +497,7 @@ def convert(
         gsd_m=gsd,
         ignore_background=ignore_background,
         boxes_file=boxes,
-        box_weight=box_weight,
+        box_weight=DEFAULT_BOX_WEIGHT if box_weight is None else box_weight,
     )
     with console.progress_bar("pairs") as progress:
         converted = convert_dataset(

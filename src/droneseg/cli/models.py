@@ -325,6 +325,8 @@ def upgrade(
 
     if data and out_of_fold:
         raise typer.BadParameter("cannot be combined with --data", param_hint="--out-of-fold")
+    if split and not data:
+        raise typer.BadParameter("needs --data FOLDER", param_hint="--split")
     ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
     profiles = console.profile_options(best_scales, twin)
     part_name = console.choose_part(split, part, default=Part.TRAIN)

@@ -19,6 +19,9 @@ from droneseg.data.cases import Case, CasePlan, SourceDataset, find_held_out_cop
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
 from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars
 
+DEFAULT_TEST_SHARE = 0.2
+DEFAULT_BOX_WEIGHT = 2.0
+
 _DESCRIPTION_NAME = "dataset.json"
 # nnU-Net selects the normalisation by the names of the channels
 _CHANNEL_NAMES = {
@@ -53,7 +56,7 @@ class ConversionOptions:
     """
 
     split_file: Path | None = None
-    test_share: float = 0.2
+    test_share: float = DEFAULT_TEST_SHARE
     seed: int = 0
     unknown: UnknownPolicy = "fail"
     normalisation: Normalisation = Normalisation.RGB_TO_0_1
@@ -61,7 +64,7 @@ class ConversionOptions:
     gsd_m: float | None = None
     ignore_background: bool = False
     boxes_file: Path | None = None
-    box_weight: float = 2.0
+    box_weight: float = DEFAULT_BOX_WEIGHT
 
 
 @dataclass(frozen=True)

@@ -177,10 +177,12 @@ class TrainerSettings(BaseModel):
     tracked: bool = Field(False, description="Whether the run is logged to W&B; set by `tracking`.")
 
     @model_validator(mode="after")
-    def _require_one_output(self) -> Self:
-        """Raise ValueError if a teacher is combined with deep supervision."""
+    def _require_consistent_teacher(self) -> Self:
+        """Raise ValueError if a teacher is combined with deep supervision, or has a weight but does not exist."""
         if self.teacher and self.deep_supervision:
             raise ValueError("teacher: set deep_supervision=false, because a teacher has a single output")
+        if not self.teacher and self.teacher_weight != type(self).model_fields["teacher_weight"].default:
+            raise ValueError("teacher_weight: also set teacher, a checkpoint of a trained model")
         return self
 
     @model_validator(mode="after")
