@@ -11,6 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from droneseg.cli import console
 from droneseg.cli.main import app
 from droneseg.data.dataset import KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.training.config import preset_names, training_keys
@@ -64,6 +65,10 @@ def test_options_without_effect_are_refused(arguments: list[str], words: str) ->
     done = CliRunner().invoke(app, arguments, terminal_width=200)
     assert done.exit_code == 2
     assert words in done.output
+
+
+def test_commands_in_hints_are_quoted_for_the_shell() -> None:
+    assert console.command("data", "check", Path("my data")) == "droneseg data check 'my data'"
 
 
 def test_data_adopt_is_a_hidden_alias_of_data_import() -> None:

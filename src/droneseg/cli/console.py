@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -238,6 +239,16 @@ def show_json(value: Any) -> None:
     """Write a value or a dataclass as JSON to stdout."""
     content = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def command(*arguments: object) -> str:
+    """Return a droneseg command, quoted for a shell."""
+    return shlex.join(["droneseg", *map(str, arguments)])
+
+
+def show_next(*arguments: object) -> None:
+    """Print the droneseg command to run next."""
+    out().print(f"next: {command(*arguments)}", markup=False)
 
 
 def show_step(step: str) -> None:

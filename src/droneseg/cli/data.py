@@ -86,8 +86,9 @@ def download(
     left_out = f" ({downloaded.left_out} other files were not unpacked)" if downloaded.left_out else ""
     console.out().print(f"{downloaded.folder}: {downloaded.pairs} pairs{left_out}", markup=False)
     if downloaded.problems:
-        console.out().print(f"{len(downloaded.problems)} problem(s): see `droneseg data check {folder}`", markup=False)
-    console.out().print(f"next: droneseg data split {folder} --out data.json", markup=False)
+        check = console.command("data", "check", folder)
+        console.out().print(f"{len(downloaded.problems)} problem(s): see `{check}`", markup=False)
+    console.show_next("data", "split", folder, "--out", "data.json")
 
 
 @app.command()
@@ -202,7 +203,7 @@ def _show_imported(imported: ImportedDataset) -> None:
         console.out().print(f"{imported.fine_classes} fine classes in fine_masks and fine_classes.csv")
     if imported.ignores_background:
         console.out().print("training ignores background pixels: `droneseg data convert` leaves them without a label")
-    console.out().print(f"next: droneseg data check {imported.folder}", markup=False)
+    console.show_next("data", "check", imported.folder)
 
 
 @app.command()
@@ -258,8 +259,10 @@ def stats(source: Source, plot: Plot = None, json: Json = False) -> None:
         if plot:
             console.out().print(f"plot: {plot}")
     if inspection.problems:
-        count = len(inspection.problems)
-        console.err().print(f"note: {count} problem(s); these files are left out. See `droneseg data check {source}`")
+        check = console.command("data", "check", source)
+        console.err().print(
+            f"note: {len(inspection.problems)} problem(s); these files are left out. See `{check}`", markup=False
+        )
 
 
 def _show_stats(stats: DatasetStats, root: Path) -> None:

@@ -409,4 +409,5 @@ def blend(
     from droneseg.nnunet.checkpoint import interpolate_weights
 
     interpolate_weights(first, second, out, share=share, replace=force)
-    console.out().print(f"blended: {out}\nnext: droneseg export --from {out}", markup=False)
+    console.out().print(f"blended: {out}", markup=False)
+    console.show_next("export", "--from", out)

@@ -105,7 +105,7 @@ def train(
     mean_dice = result.mean_validation_dice
     dice = f", mean validation Dice {mean_dice:.3f}" if mean_dice is not None else ""
     console.out().print(f"trained: {result.model_folder}{dice}", markup=False)
-    console.out().print(f"next: droneseg export --from {result.model_folder}", markup=False)
+    console.show_next("export", "--from", result.model_folder)
 
 
 @contextmanager
@@ -227,7 +227,10 @@ def _write_wandb_sweep(search: SweepConfig, file: Path) -> None:
     from droneseg.training.search_space import wandb_sweep
 
     write_text(file, yaml.safe_dump(wandb_sweep(search), sort_keys=False))
-    console.out().print(f"{file}: run `wandb sweep {file}`, then `wandb agent ID` on each machine", markup=False)
+    console.out().print(
+        f"{file}: run `{shlex.join(['wandb', 'sweep', str(file)])}`, then `wandb agent ID` on each machine",
+        markup=False,
+    )
 
 
 def _show_sweep(result: SweepResult, keys: Iterable[str], out: Path) -> None:
