@@ -72,10 +72,7 @@ def preprocess(
 
     paths = NnunetPaths.from_settings(console.settings())
     result = preprocess(paths, processes=processes, show_progress=console.err().is_terminal)
-    height, width = result.patch_size
-    console.out().print(
-        f"{result.folder}: planned patch size {width}x{height}, batch size {result.batch_size}", markup=False
-    )
+    console.out().print(f"preprocessed: {result.folder}", markup=False)
 
 
 def train(
