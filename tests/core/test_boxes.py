@@ -15,6 +15,25 @@ def test_boxes_are_read_by_stem(tmp_path: Path) -> None:
     assert read_boxes(file) == {"a": ((1, 2, 3, 4.5),), "b": ()}
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "people.json cannot be read: No such file or directory. Pass an existing file"),
+        ("{}", "people.json has no boxes. Expected an object"),
+        ('{"a": []}', "people.json has no boxes."),
+        ('{"a": [0, 0, 5, 5]}', "a: [0, 0, 5, 5] is a box, but not in a list: use [[x0, y0, x1, y1]]"),
+    ],
+)
+def test_missing_boxes_are_an_error(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "people.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(DatasetError) as raised:
+        read_boxes(file)
+    assert words in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 2
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": [[1, 2, 3]], "b": [[3, 0, 1, 1]], "c": [[0, 0, 1, 1]]}'])
 def test_malformed_boxes_are_an_error(tmp_path: Path, content: str) -> None:
     file = tmp_path / "people.json"

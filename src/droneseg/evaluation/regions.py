@@ -63,7 +63,9 @@ def read_regions(file: Path) -> list[Region]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}. Pass an existing file of regions.") from error
+    except ValueError as error:
         raise DatasetError(f"{file} cannot be read as JSON: {error}. Pass a file of regions.") from error
     regions, problems = [], []
     for number, entry in enumerate(content if isinstance(content, list) else [content]):
