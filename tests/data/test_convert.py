@@ -172,7 +172,7 @@ def test_empty_folders_are_rejected(tmp_path: Path) -> None:
     root = tmp_path / "empty"
     (root / IMAGES_FOLDER).mkdir(parents=True)
     (root / MASKS_FOLDER).mkdir()
-    assert "both folders are empty" in refused(root, tmp_path)
+    assert f"{IMAGES_FOLDER} and {MASKS_FOLDER}: both folders are empty" in refused(root, tmp_path)
     assert "not a folder" in refused(tmp_path / "absent", tmp_path)
 
 

@@ -252,7 +252,7 @@ def pair_folders(
     for stem in sorted(mask_files.keys() - image_files.keys()):
         problems.append(f"{masks.name}/{mask_files[stem][0].name}: has no image in {images.name}")
     if not image_files and not mask_files:
-        problems.append(f"{images.parent}: both folders are empty")
+        problems.append(f"{images.name} and {masks.name}: both folders are empty")
     common = sorted(image_files.keys() & mask_files.keys())
     unique = [stem for stem in common if len(image_files[stem]) == len(mask_files[stem]) == 1]
     pairs = tuple(Pair(stem, image_files[stem][0], mask_files[stem][0]) for stem in unique)
