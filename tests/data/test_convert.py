@@ -548,6 +548,12 @@ def test_dataset_cannot_be_added_to_itself(plain: Path, tmp_path: Path) -> None:
     assert message.count("is the same photograph") == 6
 
 
+def test_labels_without_a_finished_photograph_are_recognised(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/labels.json").write_text("{}")
+    assert "`droneseg label` was interrupted" in refused(plain, tmp_path, added=(tmp_path / "labels",))
+
+
 def test_dataset_is_added_only_once(plain: Path, tmp_path: Path) -> None:
     mine = add_dataset(tmp_path / "mine", ["a"])
     message = refused(plain, tmp_path, added=(mine, mine / "images"))

@@ -71,6 +71,9 @@ LAYOUTS: tuple[FolderLayout, ...] = (KAGGLE, PLAIN)
 GENERATED_NAME = "generated.json"
 """File that names the original photograph of every generated one."""
 
+LABELS_NAME = "labels.json"
+"""File that describes the labels of a dataset that `droneseg label` wrote."""
+
 DATASET_MARKER = "adopted.json"  # the name that earlier versions used
 """File that marks an imported dataset and describes it."""
 
@@ -273,6 +276,11 @@ def _below(source: Path) -> Iterable[Path]:
 
 
 def _explain_not_found(source: Path) -> str:
+    if (source / LABELS_NAME).is_file():
+        return (
+            f"{source} has no labels yet: `droneseg label` was interrupted before the first one. Run the same "
+            "`droneseg label` command again."
+        )
     expected = " or ".join(str(layout) for layout in LAYOUTS)
     if not any(source.iterdir()):
         return f"{source} is empty. Expected {expected} in it."

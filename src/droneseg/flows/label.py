@@ -28,6 +28,7 @@ from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import Image, decode_image, encode_png
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.core.prediction import class_fractions
+from droneseg.data.dataset import LABELS_NAME
 from droneseg.flows.output_folder import PhotographResult, require_output_folder, result_of
 from droneseg.inference.batch import DEFAULT_VIEW, ViewOptions
 from droneseg.inference.runtimes.base import argmax_and_max
@@ -35,7 +36,7 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import brightness, exposure_tables, resample
 from droneseg.model.bundle import Manifest
 
-INDEX_NAME = "labels.json"
+INDEX_NAME = LABELS_NAME
 EXPOSURES = (0.6, 1.0, 1.6)
 _UNKNOWN_SIZES = ((1.0, 0.7), (2.0, 0.3))
 """Sizes relative to the whole photograph in one tile, with their weights, if the ground resolution is unknown."""
