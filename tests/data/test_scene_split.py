@@ -124,7 +124,9 @@ def test_class_in_a_single_place_is_an_error() -> None:
     stems, matches = cliques(6, 3)
     pixels = {stem: np.array([0, 10, 10 if stem[0] == "0" else 0, 40, 10, 60]) for stem in stems}
     # the only place with water can be cut for two parts, but not for three
-    with pytest.raises(SplitError, match="No split by scene leaves every class"):
+    with pytest.raises(
+        SplitError, match=r"No split by scene leaves every class both in \w+ .*: too few places show water\."
+    ):
         split_by_scene(matches, pixels, **SHARES)
 
 

@@ -341,6 +341,7 @@ def _best_cut(
     """Return the part of about `size` images with the lowest cost, and the images dropped for it."""
     target = _shares(class_pixels, class_pixels)
     best: tuple[float, set[str], set[str]] | None = None
+    lacking = np.zeros(len(target), int)  # number of tries by missing class
     for _ in range(_TRIES):
         grown = _grow(graph, size, rng)
         cut = _cover(graph, grown)
@@ -348,7 +349,9 @@ def _best_cut(
         if not part or not rest:
             continue
         shares, rest_shares = _shares(part, class_pixels), _shares(rest, class_pixels)
-        if ((target > 0) & ((shares == 0) | (rest_shares == 0))).any():
+        missing = (target > 0) & ((shares == 0) | (rest_shares == 0))
+        if missing.any():
+            lacking += missing
             continue
         shortage = _shortage(shares, target) + _shortage(rest_shares, target)
         cost = len(cut) + _SIZE_WEIGHT * abs(size - len(part)) + _SHORTAGE_WEIGHT * shortage
@@ -356,8 +359,11 @@ def _best_cut(
         if best is None or cost < best[0]:
             best = (cost, part, cut)
     if best is None:
+        scarce = ", ".join(entry.name for entry in FOREGROUND if lacking[entry.id] == lacking.max() > 0)
+        reason = f"too few places show {scarce}" if scarce else "nearly all images show one place"
         raise SplitError(
-            f"No split by scene leaves every class both in {name} and outside it. Choose a larger share, or add images."
+            f"No split by scene leaves every class both in {name} and outside it: {reason}. Choose a larger share, "
+            "add images of other places, or use --by random, whose metrics are too high."
         )
     return best[1], best[2]
 
