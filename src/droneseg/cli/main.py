@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from droneseg.cli import benchmark, console, data, evaluate, models, predict, train
+from droneseg.cli import benchmark, console, data, models, predict, reports, train
 from droneseg.cli.console import Json
 from droneseg.core.errors import DronesegError, MissingDependencyError
 
@@ -217,9 +217,9 @@ app.add_typer(models.app, name="models")
 app.command()(predict.predict)
 app.command()(predict.probabilities)
 app.command()(predict.label)
-app.command()(evaluate.evaluate)
+app.command()(reports.evaluate)
 app.command()(benchmark.benchmark)
-app.command()(evaluate.drift)
+app.command()(reports.drift)
 
 
 def main() -> None:
