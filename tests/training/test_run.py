@@ -128,9 +128,20 @@ def test_overwrite_renames_the_existing_training(workspace: Workspace) -> None:
     assert (workspace.fold("2d_early") / "checkpoint_final.pth").read_bytes() != before
 
 
-def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("iterations", "logged", "message"),
+    [
+        (1, "epoch 1/5000", "Training interrupted. Continue from the last checkpoint with resume=true."),
+        (50_000, "Ctrl-C keeps", "Training interrupted before its first checkpoint, so nothing was saved."),
+    ],
+)
+def test_ctrl_c_ends_with_one_line_that_says_what_is_saved(
+    workspace: Workspace, iterations: int, logged: str, message: str
+) -> None:
+    name = f"2d_interrupted_{iterations}"
+    options = [f"configuration={name}", "epochs=5000", f"iterations={iterations}", "validation=none"]
     running = subprocess.Popen(
-        [*workspace.command, "train", *TINY, "configuration=2d_interrupted", "epochs=5000", "validation=none"],
+        [*workspace.command, "train", *TINY, *options],
         cwd=workspace.root,
         env=workspace.environment,
         stderr=subprocess.PIPE,
@@ -138,11 +149,11 @@ def test_ctrl_c_ends_with_one_line_that_names_resume(workspace: Workspace) -> No
         # a process started in the background ignores SIGINT; one in a terminal does not
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    wait_for(lambda: "epoch 1/5000" in read(workspace.fold("2d_interrupted") / "droneseg.log"), running)
+    wait_for(lambda: logged in read(workspace.fold(name) / "droneseg.log"), running)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=HANG_S)
     assert running.returncode == 1
-    assert "error: Training interrupted. Continue from the last checkpoint with resume=true." in errors
+    assert f"error: {message}" in errors
     assert "Traceback" not in errors
 
 

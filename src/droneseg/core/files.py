@@ -1,14 +1,16 @@
-"""Atomic writes, atomic directory replacement, directory lock."""
+"""Atomic writes, atomic directory replacement, directory lock, JSON files of users."""
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from droneseg.core.errors import OutputExistsError
+from droneseg.core.errors import DatasetError, OutputExistsError
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -25,6 +27,24 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, text.encode())
+
+
+def read_json(file: Path, *, expected: str) -> Any:
+    """Read a JSON file that a user passes.
+
+    Args:
+        file: File.
+        expected: Sentence that says what the file must contain.
+
+    Raises:
+        DatasetError: If the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}. Pass an existing file. {expected}") from error
+    except ValueError as error:
+        raise DatasetError(f"{file} cannot be read as JSON: {error}. {expected}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Evaluation on photographs without masks: polygons with obvious contents, and limits for the class shares in them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import ImageDraw
 
 from droneseg.core.classes import CLASSES, NAMES
 from droneseg.core.errors import DatasetError
+from droneseg.core.files import read_json
 from droneseg.core.masks import Mask
 
 LIMITS: dict[str, dict[str, tuple[float, float]]] = {
@@ -61,12 +61,7 @@ def read_regions(file: Path) -> list[Region]:
     Raises:
         DatasetError: If the file cannot be read, or an entry is malformed; the error lists all of them.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror}. Pass an existing file of regions.") from error
-    except ValueError as error:
-        raise DatasetError(f"{file} cannot be read as JSON: {error}. Pass a file of regions.") from error
+    content = read_json(file, expected="Expected a list of objects with photo, truth and polygon.")
     regions, problems = [], []
     for number, entry in enumerate(content if isinstance(content, list) else [content]):
         try:
