@@ -92,10 +92,11 @@ def test_a_better_candidate_becomes_the_champion_and_is_committed(
     assert previous["miou"].value < 0.7
     assert entry.figures.differences["miou"].low > 0
     assert git(project, "status", "--porcelain") == ""
-    assert git(project, "show", "--name-only", "--format=%s").split("\n") == [
-        f"Promote model {better.model_id}: better with 95 % confidence, and not less safe", "",
-        "model-registry.jsonl", "nnUNet_results.dvc",
-    ]  # fmt: skip
+    subject, empty, reason, *_ = git(project, "log", "-1", "--format=%B").split("\n")
+    assert subject == f"Promote model {better.model_id}"
+    assert (empty, reason) == ("", "better with 95 % confidence, and not less safe")
+    changed = git(project, "show", "--name-only", "--format=").split("\n")
+    assert changed == ["model-registry.jsonl", "nnUNet_results.dvc"]
     assert read_registry(project) == [entry]
 
 

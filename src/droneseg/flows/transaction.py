@@ -62,11 +62,11 @@ def commit(root: Path, entry: RegistryEntry, before: Mapping[Path, bytes | None]
 
 def _message(entry: RegistryEntry) -> str:
     action = {"promote": "Promote", "rollback": "Roll back to"}[entry.action]
-    subject = f"{action} model {entry.model.model_id}: {entry.reason}"
+    message = f"{action} model {entry.model.model_id}\n\n{entry.reason}"  # a subject is too short for a reason
     if not entry.figures:
-        return subject
+        return message
     miou = [number(metrics["miou"].value) for metrics in entry.figures.figures]
-    return f"{subject}\n\nmIoU {' -> '.join(miou)}"
+    return f"{message}\nmIoU {' -> '.join(miou)}"
 
 
 @contextmanager
