@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from droneseg.core.classes import CLASSES
 from droneseg.model import bundle
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +20,16 @@ ALLOWED = {
         bundle.MANIFEST_NAME,
         bundle.NETWORK_NAME,
         bundle.INT8_NETWORK_NAME,
+        bundle.TWIN_NETWORK_NAME,
         bundle.REFERENCE_NAME,
         bundle.SELF_CHECK_IMAGE_NAME,
         bundle.SELF_CHECK_EXPECTED_NAME,
     )
 }
+
+
+CHECKPOINT_FILES = {"dataset.json", "plans.json", "fold_0/checkpoint_final.pth"}
+"""Files of the model folder that the included model was exported from."""
 
 
 def blob(md5: str) -> Path:
@@ -34,13 +40,18 @@ def listings() -> list[Path]:
     return sorted(REMOTE.rglob("*.dir"))
 
 
+def read_pointer(path: str) -> dict[str, str]:
+    """Return the md5 of each file of a tracked folder by path."""
+    pointer = yaml.safe_load((ROOT / f"{path}.dvc").read_text())
+    (out,) = pointer["outs"]
+    assert out["path"] == path
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(blob(out["md5"]).read_bytes())}
+
+
 @pytest.fixture(scope="module")
 def tracked() -> dict[str, str]:
     """Return the md5 of each file of the tracked model by path."""
-    pointer = yaml.safe_load((ROOT / "nnUNet_results.dvc").read_text())
-    (out,) = pointer["outs"]
-    assert out["path"] == "nnUNet_results"
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(blob(out["md5"]).read_bytes())}
+    return read_pointer("nnUNet_results")
 
 
 def test_repository_remote_is_the_default() -> None:
@@ -56,7 +67,8 @@ def test_repository_remote_contains_only_intact_files_of_models() -> None:
     assert known
     for listing in listings():
         entries = json.loads(listing.read_bytes())
-        assert {entry["relpath"] for entry in entries} <= ALLOWED
+        paths = {entry["relpath"] for entry in entries}
+        assert paths <= ALLOWED or paths == CHECKPOINT_FILES
         files = [blob(entry["md5"]) for entry in entries]
         assert sum(file.stat().st_size for file in files) <= MOST_BYTES
         known |= set(files)
@@ -83,3 +95,11 @@ def test_training_folders_are_not_tracked(tracked: dict[str, str]) -> None:
     lines = (ROOT / ".dvcignore").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["nnUNet_results/*", "!nnUNet_results/champion"]
     assert set(tracked) <= ALLOWED
+
+
+def test_model_folder_of_the_included_model_contains_no_names_of_photographs() -> None:
+    tracked = read_pointer("nnunet-model")
+    assert set(tracked) == CHECKPOINT_FILES
+    dataset = json.loads(blob(tracked["dataset.json"]).read_bytes())
+    assert set(dataset["labels"]) == {entry.name for entry in CLASSES}
+    assert not {"gsd_m", "generated"} & set(dataset["droneseg"])
