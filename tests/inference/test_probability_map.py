@@ -6,8 +6,8 @@ import pytest
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, given_ground
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.probability_map import QUANTISATION_ERROR, ProbabilityMap, quantise
+from droneseg.inference.runtimes.base import softmax
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.views import softmax
 from droneseg.model.bundle import Bundle, Calibration
 from support.bundles import TRAINED_AT, VIEWS, make_bundle
 

@@ -2,10 +2,13 @@
 
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground
+from droneseg.core.classes import CLASSES
+from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from support.waiting import HANG_S
 
@@ -14,6 +17,7 @@ class BrightIsLanding:
     """Segmenter that labels bright pixels as landing zones and dark ones as water; waits while `gate` is cleared."""
 
     profile = "exact"
+    landing_policy = LandingPolicy()
 
     def __init__(self, model_id: str = "aaa", patch: tuple[int, int] = (16, 24)) -> None:
         self.model_id = model_id
@@ -36,7 +40,9 @@ class BrightIsLanding:
         del ground, plain
         return math.prod(-(-side // patch) for side, patch in zip(size, self.info.input_shape, strict=False))
 
-    def segment(self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+    def segment(
+        self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, landing: bool = False
+    ) -> Prediction:
         """Segment by brightness."""
         self.plain.append(plain)
         self.calls += 1
@@ -44,4 +50,12 @@ class BrightIsLanding:
             raise TimeoutError("nobody opened the gate")
         mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
         statistics = image_statistics(image)
-        return Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground, statistics)
+        prediction = Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground, statistics)
+        return replace(prediction, landing_grid=_certain(mask)) if landing else prediction
+
+
+def _certain(mask: np.ndarray) -> LandingGrid:
+    """Return the grid of a mask whose classes are certain."""
+    grid = LandingGrid.empty(mask.shape)
+    grid.add((np.arange(len(CLASSES))[:, None, None] == mask).astype(np.float32), 0)
+    return grid

@@ -42,6 +42,8 @@ BACKGROUND_ID = _BY_NAME["background"]
 IGNORE_LABEL = len(CLASSES)
 """nnU-Net's ignore label, the value of unlabelled pixels; nnU-Net requires it to be the largest label."""
 LANDING_ID = _BY_NAME["landing-zones"]
+LANDING_DISPLAY = (255, 214, 0)
+"""RGB colour of landing zones in overlays; their grey in masks is hard to see on asphalt."""
 # Landing on one of these classes can destroy the drone; soft ground is undesirable, but not dangerous.
 UNSAFE_IDS: tuple[int, ...] = (_BY_NAME["obstacles"], _BY_NAME["water"], _BY_NAME["moving-objects"])
 
@@ -77,3 +79,8 @@ def colours() -> NDArray[np.uint8]:
     import numpy as np  # the command line imports this module for its options and must start quickly
 
     return np.array([c.colour for c in CLASSES], dtype=np.uint8)
+
+
+def display_colour(class_id: int) -> tuple[int, int, int]:
+    """Return the RGB colour of a class in overlays."""
+    return LANDING_DISPLAY if class_id == LANDING_ID else CLASSES[class_id].colour

@@ -10,6 +10,7 @@ from PIL import Image as pillow
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, explain
 from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
+from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.masks import Mask
 
 _ROW_STEP = 4  # of `image_statistics`, which compares neighbours along rows only
@@ -45,6 +46,7 @@ class Prediction:
         disagreement: Share of the pixels for which the views of the image predict different region classes, 0 to 1;
             None if there is only one view.
         unlike_training: How the image is unlike the training images, such as "darker"; empty if it is like them.
+        landing_grid: Pooled probabilities for landing sites; None unless requested.
     """
 
     mask: Mask
@@ -57,6 +59,7 @@ class Prediction:
     seen_size: tuple[int, int] | None = None
     disagreement: float | None = None
     unlike_training: tuple[str, ...] = ()
+    landing_grid: LandingGrid | None = None
 
     @property
     def warnings(self) -> tuple[PredictionWarning, ...]:
@@ -107,7 +110,14 @@ class Segmenter(Protocol):
         """Description of the model."""
         ...
 
-    def segment(self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+    @property
+    def landing_policy(self) -> LandingPolicy:
+        """Limits of the probabilities at which a drone may land."""
+        ...
+
+    def segment(
+        self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, landing: bool = False
+    ) -> Prediction:
         """Predict the class of every pixel.
 
         Args:
@@ -115,6 +125,7 @@ class Segmenter(Protocol):
             ground: Ground resolution of the image.
             plain: Whether to apply the network to the pixels as they are, without resampling, context or exposure
                 correction.
+            landing: Whether to also pool the probabilities for landing sites.
         """
         ...
 

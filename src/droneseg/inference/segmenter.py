@@ -13,13 +13,14 @@ from droneseg.core.camera import UNKNOWN_GROUND, Ground, WarningCode
 from droneseg.core.classes import BACKGROUND_ID, CLASSES, LANDING_ID, Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image, require_rgb
+from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.masks import Mask
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
 from droneseg.inference import sliding_window, unlike_training, views
 from droneseg.inference.probability_map import ProbabilityMap, ProbabilityObserver, QuantisedProbabilities
-from droneseg.inference.runtimes.base import Probabilities, argmax_with_confidence
+from droneseg.inference.runtimes.base import Probabilities
 from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Context, read_bundle
 
@@ -96,7 +97,14 @@ class BundleSegmenter:
             quality=manifest.quality,
         )
 
-    def segment(self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+    @property
+    def landing_policy(self) -> LandingPolicy:
+        """Limits of the active profile; the default limits, without a bound, if the bundle has none."""
+        return self._bundle.manifest.landing.get(self._profile, LandingPolicy())
+
+    def segment(
+        self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, landing: bool = False
+    ) -> Prediction:
         """Predict the class of every pixel.
 
         The image is resampled to the model's ground resolution. If it is larger than a tile, the predictions of smaller
@@ -107,13 +115,24 @@ class BundleSegmenter:
             image: RGB, shape (H, W, 3), dtype uint8.
             ground: Ground resolution of the image.
             plain: Whether to use the pixels as they are.
+            landing: Whether to also pool the probabilities for landing sites. Black areas are background there.
 
         Raises:
             TypeError: If the image is not an array of dtype uint8.
             ValueError: If the image has another shape than (H, W, 3), or no pixels.
             ModelError: If the network returns logits that are not finite.
         """
-        return self._segment(image, ground, plain=plain)
+        if not landing:
+            return self._segment(image, ground, plain=plain)
+        grids: list[LandingGrid] = []
+
+        def start(seen: Image) -> ProbabilityObserver:
+            grid = LandingGrid.empty((seen.shape[0], seen.shape[1]), sliding_window.nonzero_box(image))
+            grids.append(grid)
+            return _without_black_areas(grid.add, seen)
+
+        prediction = self._segment(image, ground, plain=plain, start=start)
+        return replace(prediction, landing_grid=grids[0])
 
     def probabilities(
         self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, temperature: float | None = None
@@ -139,8 +158,8 @@ class BundleSegmenter:
         """
         maps: list[ProbabilityMap] = []
 
-        def start(size: tuple[int, int]) -> ProbabilityObserver:
-            maps.append(ProbabilityMap.empty(size))
+        def start(seen: Image) -> ProbabilityObserver:
+            maps.append(ProbabilityMap.empty((seen.shape[0], seen.shape[1])))
             return maps[0].add
 
         prediction = self._segment(image, ground, plain=plain, temperature=temperature, start=start)
@@ -158,7 +177,7 @@ class BundleSegmenter:
         """
         landing: list[NDArray[np.float32]] = []
         prediction = self._segment(
-            image, ground, plain=plain, start=lambda _size: lambda band, _first: landing.append(band[LANDING_ID].copy())
+            image, ground, plain=plain, start=lambda _seen: lambda band, _first: landing.append(band[LANDING_ID].copy())
         )
         box = sliding_window.nonzero_box(image)
         whole = np.zeros(image.shape[:2], np.float32)
@@ -173,7 +192,7 @@ class BundleSegmenter:
         *,
         plain: bool,
         temperature: float | None = None,
-        start: Callable[[tuple[int, int]], ProbabilityObserver] | None = None,
+        start: Callable[[Image], ProbabilityObserver] | None = None,
     ) -> Prediction:
         """Segment an image; see `segment`.
 
@@ -182,8 +201,8 @@ class BundleSegmenter:
             ground: Ground resolution of the image.
             plain: Whether to use the pixels as they are.
             temperature: Number that logits are divided by; None for that of the bundle.
-            start: Function that takes the size of the resampled image and returns an observer of its class
-                probabilities; None if they are not needed.
+            start: Function that takes the resampled image and returns an observer of its class probabilities; None if
+                they are not needed.
         """
         begin = time.perf_counter()
         image = require_rgb(image)
@@ -197,7 +216,7 @@ class BundleSegmenter:
         window = self._window if temperature is None else replace(self._window, temperature=temperature)
         context = None if self._is_plain(plain) else self._bundle.manifest.context
         scaled = [views.resample(cropped, size) for size in self._scaled_sizes(plan, plain=plain)]
-        result, disagreement = self._run(seen, scaled, plan, context, window, start(plan.size) if start else None)
+        result, disagreement = self._run(seen, scaled, plan, context, window, start(seen) if start else None)
         unlike = unlike_training.describe(unlike_training.features_of(statistics, disagreement), self._ranges)
         mask = _uncrop(views.resample_mask(result.mask, (height, width)), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
@@ -300,8 +319,7 @@ class BundleSegmenter:
             return sliding_window.SlidingWindowResult(np.full(plan.size, BACKGROUND_ID, np.uint8), image.size / 3), None
         tables = self._tables(image, context)
         if not plan.views and not scaled:
-            classify = _observed(observe, window.temperature) if observe else None
-            return sliding_window.sliding_window_inference(self._runtime, image, tables, window, classify), None
+            return sliding_window.sliding_window_inference(self._runtime, image, tables, window, observe=observe), None
         window = replace(window, border="mirror")
         network_s = 0.0
 
@@ -352,15 +370,36 @@ def _background_probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
     return probabilities
 
 
-def _observed(observe: ProbabilityObserver, temperature: float) -> sliding_window.Classifier:
-    """Return the ordinary classifier, which also passes the class probabilities to an observer."""
+def _without_black_areas(observe: ProbabilityObserver, image: Image) -> ProbabilityObserver:
+    """Return an observer for which the black areas of an image are background: nothing can be seen in them.
 
-    def classify(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
-        found = argmax_with_confidence(logits, temperature)
-        observe(views.softmax(logits.astype(np.float32, copy=False), temperature), first)
-        return found
+    Rotated orthophotos have such areas, in which networks see landing zones. Single black pixels and thin lines are no
+    areas, they can be shadow.
+    """
+    black = (image[..., 0] | image[..., 1] | image[..., 2]) == 0  # much faster than `any`
+    areas = black if black.all() else _opened(black)
+    if not areas.any():
+        return observe
+    background = _background_probabilities((1, 1))
 
-    return classify
+    def observe_without(probabilities: NDArray[np.float32], first: int) -> None:
+        observe(np.where(areas[first : first + probabilities.shape[1]], background, probabilities), first)
+
+    return observe_without
+
+
+def _opened(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the union of the squares of 3 x 3 pixels that lie in a set of pixels, shape (H, W)."""
+    opened = np.zeros_like(pixels)
+    if not pixels.any():
+        return opened
+    columns = pixels[:-2] & pixels[1:-1] & pixels[2:]
+    inner = columns[:, :-2] & columns[:, 1:-1] & columns[:, 2:]
+    height, width = inner.shape
+    for top in range(3):
+        for left in range(3):
+            opened[top : top + height, left : left + width] |= inner
+    return opened
 
 
 def _observed_combiner(observe: ProbabilityObserver, combiner: views.ViewCombiner) -> sliding_window.Classifier:

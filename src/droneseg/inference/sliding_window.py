@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from droneseg.core.classes import Normalisation
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
-from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence
+from droneseg.inference.probability_map import ProbabilityObserver
+from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence, softmax
 
 _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
 # as in nnU-Net's `compute_gaussian` and SciPy's `gaussian_filter`, which it calls
 _SIGMA_SHARE = 1 / 8
 _TRUNCATE = 4.0
 _PEAK = 10.0
+_OBSERVED_ROWS = 64  # few enough to fit in the processor's cache
 
 Table: TypeAlias = NDArray[np.float32] | NDArray[np.uint8] | None
 """Look-up table for the bytes of a tile: normalised values by channel, shape (3, 256), dtype float32, see
@@ -218,6 +220,7 @@ def sliding_window_inference(
     tables: Sequence[Table],
     window: SlidingWindowConfig,
     classify: Classifier | None = None,
+    observe: ProbabilityObserver | None = None,
 ) -> SlidingWindowResult:
     """Segment a cropped image.
 
@@ -227,12 +230,13 @@ def sliding_window_inference(
         tables: Look-up tables, at least one; the logits of the tiles are averaged over the tables.
         window: Parameters of the sliding window.
         classify: Function that turns logits into classes; None for the class with the largest logit.
+        observe: Function that receives the class probabilities, in bands of rows; not to be combined with `classify`.
     """
     tiles = _TileExtractor(image, window)
     result = SlidingWindowResult(np.empty(image.shape[:2], np.uint8))
     single = len(tiles.positions) == len(tables) == 1 and not window.mirror_axes
     if single and not window.accumulate_float16 and not classify:
-        _one_tile(runtime, tiles, tables[0], window.temperature, result)
+        _one_tile(runtime, tiles, tables[0], window.temperature, observe, result)
         return result
 
     classify = classify or (lambda logits, _first: argmax_with_confidence(logits, window.temperature))
@@ -241,6 +245,8 @@ def sliding_window_inference(
         ids, probabilities = classify(logits, first)
         result.mask[first : first + len(ids)] = ids
         result.probability_sum += float(probabilities.sum(dtype=np.float64))
+        if observe:
+            _observe(logits, first, window.temperature, observe)
 
     result.network_s = _finished_rows(runtime, tiles, tables, window, decide)
     return result
@@ -335,17 +341,43 @@ def _inside(start: int, side: int, before: int, patch: int) -> tuple[int, slice]
 
 
 def _one_tile(
-    runtime: Runtime, tiles: _TileExtractor, table: Table, temperature: float, result: SlidingWindowResult
+    runtime: Runtime,
+    tiles: _TileExtractor,
+    table: Table,
+    temperature: float,
+    observe: ProbabilityObserver | None,
+    result: SlidingWindowResult,
 ) -> None:
     """Segment an image that fits in one tile, with the runtime's argmax: a single tile needs no weights."""
     patches = tiles.extract(tiles.positions, table)
     begin = time.perf_counter()
-    ids, probabilities = runtime.argmax(patches, temperature)
+    by_class: NDArray[np.float32] | None = None
+    if observe:
+        ids, probabilities, by_class = runtime.argmax_and_softmax(patches, temperature)
+    else:
+        ids, probabilities = runtime.argmax(patches, temperature)
     result.network_s = time.perf_counter() - begin
     height, width = result.mask.shape
     area = slice(tiles.before[0], tiles.before[0] + height), slice(tiles.before[1], tiles.before[1] + width)
     result.mask[:] = ids[0][area]
     result.probability_sum = float(probabilities[0][area].sum(dtype=np.float64))
+    if observe and by_class is not None:
+        for first, rows in _row_blocks(by_class[0][:, area[0], area[1]]):
+            observe(rows, first)
+
+
+def _row_blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the index of the first row and the rows of each block of an array, shape (C, H, W)."""
+    for first in range(0, values.shape[1], _OBSERVED_ROWS):
+        yield first, values[:, first : first + _OBSERVED_ROWS]
+
+
+def _observe(
+    logits: NDArray[np.float32] | NDArray[np.float16], first: int, temperature: float, observe: ProbabilityObserver
+) -> None:
+    """Pass the softmax of logits to an observer."""
+    for top, rows in _row_blocks(logits):
+        observe(softmax(rows.astype(np.float32, copy=False), temperature), first + top)
 
 
 def _finished_rows(

@@ -18,7 +18,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
-from droneseg.inference.runtimes.base import Probabilities, argmax_and_max, require_finite
+from droneseg.inference.runtimes.base import Probabilities, argmax_and_max, require_finite, softmax
 from droneseg.model.bundle import Context, Exposure, TrainingGround
 
 DEFAULT_CONTEXT = Context(
@@ -323,12 +323,3 @@ class ViewCombiner:
         return np.stack(
             [np.asarray(channel.resize((width, rows), pillow.Resampling.BILINEAR, box=box)) for channel in channels]
         )
-
-
-def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Return the class probabilities of logits, shape (C, H, W), divided by a temperature."""
-    scaled = logits / np.float32(temperature)
-    scaled -= scaled.max(axis=0)
-    np.exp(scaled, out=scaled)
-    scaled /= scaled.sum(axis=0)
-    return scaled

@@ -48,6 +48,15 @@ def argmax_with_confidence(
     return ids, winning
 
 
+def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Return the class probabilities of logits, shape (C, H, W), divided by a temperature."""
+    scaled = logits / np.float32(temperature)
+    scaled -= scaled.max(axis=0)
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=0)
+    return scaled
+
+
 def argmax_and_max(scores: NDArray[np.float32]) -> tuple[Mask, NDArray[np.float32]]:
     """Return the class with the largest score of each pixel, shape (H, W), dtype uint8, and that score.
 
@@ -99,6 +108,12 @@ class Runtime(Protocol):
         Raises:
             ModelError: If a logit is not finite.
         """
+        ...
+
+    def argmax_and_softmax(
+        self, patches: Patches, temperature: float = 1.0
+    ) -> tuple[Mask, Probabilities, NDArray[np.float32]]:
+        """Return the results of `argmax`, and the probabilities of all classes, shape (N, C, H, W), dtype float32."""
         ...
 
 

@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from droneseg.core.errors import ModelError
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
-from droneseg.inference.runtimes.base import Patches, Probabilities, argmax_with_confidence, batch_for
+from droneseg.inference.runtimes.base import Patches, Probabilities, argmax_with_confidence, batch_for, softmax
 
 _CUDA = "CUDAExecutionProvider"
 # the exceptions of ONNX Runtime have no common base class
@@ -62,5 +62,16 @@ class OnnxRuntime:
 
     def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:
         """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
-        results = [argmax_with_confidence(logits, temperature) for logits in self.logits(patches)]
-        return np.stack([ids for ids, _ in results]), np.stack([probabilities for _, probabilities in results])
+        return _argmax(self.logits(patches), temperature)
+
+    def argmax_and_softmax(
+        self, patches: Patches, temperature: float = 1.0
+    ) -> tuple[Mask, Probabilities, NDArray[np.float32]]:
+        """Return the results of `argmax`, and the probabilities of all classes, shape (N, C, H, W), dtype float32."""
+        logits = self.logits(patches)
+        return *_argmax(logits, temperature), np.stack([softmax(tile, temperature) for tile in logits])
+
+
+def _argmax(logits: NDArray[np.float32], temperature: float) -> tuple[Mask, Probabilities]:
+    results = [argmax_with_confidence(tile, temperature) for tile in logits]
+    return np.stack([ids for ids, _ in results]), np.stack([probabilities for _, probabilities in results])

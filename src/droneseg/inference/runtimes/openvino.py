@@ -25,8 +25,9 @@ with no_telemetry():
 logger = logging.getLogger(__name__)
 ops = ov.opset13
 
-Output: TypeAlias = Literal["logits", "argmax"]
-"""Output of a compiled graph: logits, or the predicted class of each pixel with its probability."""
+Output: TypeAlias = Literal["logits", "argmax", "softmax"]
+"""Output of a compiled graph: logits; the predicted class of each pixel and its probability (argmax); or these two and
+the probabilities of all classes (softmax)."""
 
 # part of every cache key; change it when the graph around the network changes
 _VERSION = "3"
@@ -107,7 +108,7 @@ class OpenVinoRuntime:
         patch: Height and width of a tile.
         precision: `f32`, or `fastest`, which is bfloat16 where the CPU supports it in hardware.
         takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255 in the graph.
-        first: Output whose graph is compiled immediately; the other graph is compiled on first use.
+        first: Output whose graph is compiled immediately; the other graphs are compiled on first use.
         cache: Folder for compiled networks, which speeds up the next start; None disables the cache.
         network_sha256: SHA-256 of the ONNX file.
 
@@ -129,7 +130,7 @@ class OpenVinoRuntime:
         self.batch = batch_for(patch)
         self._lock = threading.Lock()
         self._core, self._network, self._patch, self._takes_bytes = ov.Core(), network, patch, takes_bytes
-        # kept in memory because the file may be replaced before the second graph is compiled
+        # kept in memory because the file may be replaced before another graph is compiled
         self._bytes = _verified_bytes(network, network_sha256)
         self._cache_folder, self._network_sha256 = cache, network_sha256
         bf16 = precision == "fastest" and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -170,16 +171,30 @@ class OpenVinoRuntime:
     def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:
         """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
         with self._lock:
-            request = self._run("argmax", patches, np.full(_SCALAR, 1 / temperature, np.float32))
-            ids = np.array(request.get_output_tensor(0).data, dtype=np.uint8)
-            probabilities = np.array(request.get_output_tensor(1).data, dtype=np.float32)
+            # the softmax graph also gives these outputs, and replaces the other graph once it is compiled
+            compiled = ("softmax", len(patches)) in self._requests
+            return self._argmax(patches, temperature, "softmax" if compiled else "argmax")
+
+    def argmax_and_softmax(
+        self, patches: Patches, temperature: float = 1.0
+    ) -> tuple[Mask, Probabilities, NDArray[np.float32]]:
+        """Return the results of `argmax`, and the probabilities of all classes, shape (N, C, H, W), dtype float32."""
+        with self._lock:
+            # each graph has its own memory for activations, so only this one is kept
+            self._requests.pop(("argmax", len(patches)), None)
+            ids, winning = self._argmax(patches, temperature, "softmax")
+            request = self._request("softmax", len(patches))
+            probabilities = np.array(request.get_output_tensor(2).data, dtype=np.float32)
+        return ids, winning, probabilities
+
+    def _argmax(self, patches: Patches, temperature: float, output: Output) -> tuple[Mask, Probabilities]:
+        request = self._request(output, len(patches))
+        inputs = patches, np.full(_SCALAR, 1 / temperature, np.float32)
+        request.infer([ov.Tensor(values, shared_memory=True) for values in inputs])
+        ids = np.array(request.get_output_tensor(0).data, dtype=np.uint8)
+        probabilities = np.array(request.get_output_tensor(1).data, dtype=np.float32)
         require_finite(probabilities)
         return ids, probabilities
-
-    def _run(self, output: Output, *inputs: NDArray[np.float32] | NDArray[np.uint8]) -> ov.InferRequest:
-        request = self._request(output, len(inputs[0]))
-        request.infer([ov.Tensor(values, shared_memory=True) for values in inputs])
-        return request
 
     def _request(self, output: Output, batch: int) -> ov.InferRequest:
         """Return the inference request for this output and batch size; compile its graph on first use."""
@@ -202,12 +217,13 @@ class OpenVinoRuntime:
             raise ModelError(f"OpenVINO cannot run {self._network}: {error}") from error
 
     def _add_pre_and_postprocessing(self, model: ov.Model, output: Output) -> ov.Model:
-        """Add normalisation before the network, and argmax after it if `output` asks for it."""
+        """Add normalisation before the network and, unless `output` is logits, argmax and softmax after it."""
         logits = model.get_results()[0].input_value(0)
         outputs, parameters = [logits], model.get_parameters()
-        if output == "argmax":
+        if output != "logits":
             parameters.append(ops.parameter(_SCALAR, np.float32, "inverse_temperature"))
-            outputs = _argmax(logits, parameters[-1].output(0))
+            ids, winning, probabilities = _softmax(logits, parameters[-1].output(0))
+            outputs = [ids, winning, *([probabilities] if output == "softmax" else [])]
         ended = ov.Model(outputs, parameters, "droneseg")
         prepared = ov.preprocess.PrePostProcessor(ended)
         prepared.input(0).model().set_layout(ov.Layout("NCHW"))
@@ -224,8 +240,10 @@ def _verified_bytes(network: Path, sha256: str) -> bytes:
     return data
 
 
-def _argmax(logits: ov.Output, inverse_temperature: ov.Output) -> list[ov.Output]:
-    """Add the class with the largest logit and its softmax probability to the graph; the lowest class id wins ties.
+def _softmax(logits: ov.Output, inverse_temperature: ov.Output) -> tuple[ov.Output, ov.Output, ov.Output]:
+    """Add the class with the largest logit, its probability and the probabilities of all classes to the graph.
+
+    The lowest class id wins ties.
 
     The graph is built class by class, which OpenVINO fuses into one pass over the pixels. Its own reductions over the
     class axis took longer than a small network.
@@ -239,5 +257,10 @@ def _argmax(logits: ov.Output, inverse_temperature: ov.Output) -> list[ov.Output
     terms = [ops.exp(ops.multiply(ops.subtract(logit, best), inverse_temperature)) for logit in by_class]
     total = reduce(ops.add, terms)
     channel = np.array([1])
-    probability = ops.squeeze(ops.divide(np.float32(1), total), channel)
-    return [ops.squeeze(ops.convert(ids, "u8"), channel).output(0), probability.output(0)]
+    winning = ops.divide(np.float32(1), total)
+    probabilities = ops.multiply(ops.concat(terms, 1), winning)
+    return (
+        ops.squeeze(ops.convert(ids, "u8"), channel).output(0),
+        ops.squeeze(winning, channel).output(0),
+        probabilities.output(0),
+    )
