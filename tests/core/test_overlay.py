@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import colours
+from droneseg.core.classes import LANDING_DISPLAY, colours
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.core.overlay import blend, describe_ground, draw_overlay, draw_prediction
 from droneseg.core.prediction import Prediction, class_fractions
@@ -29,7 +29,16 @@ def test_blend_tints_classes_and_draws_borders_in_full_colour() -> None:
     mask = np.array([[2, 2, 2, 5, 5, 5]] * 4, np.uint8)
     blended = blend(image, mask, opacity=0.5)
     assert blended[1, 1].tolist() == ((100 + colours()[2].astype(int)) // 2).tolist()
-    assert blended[1, 3].tolist() == colours()[5].tolist()
+    assert blended[1, 3].tolist() == list(LANDING_DISPLAY)
+
+
+def test_landing_zones_are_hatched_and_visible_on_their_grey() -> None:
+    image = np.full((48, 48, 3), colours()[5], np.uint8)
+    blended = blend(image, np.full((48, 48), 5, np.uint8)).astype(int)
+    tints = np.unique(blended.reshape(-1, 3), axis=0)
+    assert len(tints) == 2
+    assert (np.abs(tints - colours()[5]).max(axis=1) > 20).all()
+    assert 0.05 < (blended == tints[0]).all(axis=2).mean() < 0.95
 
 
 def test_blend_refuses_a_mask_of_another_size() -> None:

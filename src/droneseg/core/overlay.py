@@ -1,6 +1,7 @@
 """Overlays: masks drawn over their images, with a legend of the classes, a caption and the warnings."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import CLASSES, colours
+from droneseg.core.classes import CLASSES, LANDING_DISPLAY, LANDING_ID, display_colour
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
@@ -22,6 +23,12 @@ _BACKGROUND: Colour = (24, 24, 27)
 _LABEL_INK: Colour = (240, 240, 240)
 _CAPTION_INK: Colour = (190, 190, 195)
 _WARNING_INK: Colour = (250, 204, 21)
+_STRIPE = len(CLASSES)
+_TINTS = np.array([*(display_colour(entry.id) for entry in CLASSES), LANDING_DISPLAY], np.uint8)
+"""Colours of the classes and of the stripes in landing zones."""
+_BEST_INK: Colour = (255, 255, 255)
+_OTHER_INK: Colour = (205, 205, 210)
+_HALO_INK: Colour = _BACKGROUND
 _SOURCES = {
     "argument": "given",
     "georeference": "from the georeference",
@@ -30,8 +37,32 @@ _SOURCES = {
 }
 
 
+@dataclass(frozen=True)
+class Hatching:
+    """Hatching of landing zones in overlays; the web page uses it, too.
+
+    Attributes:
+        stripes: Number of stripes along the longer side.
+        min_period: Smallest distance between two stripes, in pixels.
+        period_in_widths: Distance between two stripes, in widths of a stripe.
+        ground_opacity: Opacity between the stripes, as a factor of the opacity of other classes.
+        stripe_opacity: Opacity of the stripes, as the same factor.
+    """
+
+    stripes: int = 60
+    min_period: int = 8
+    period_in_widths: int = 6
+    ground_opacity: float = 0.4
+    stripe_opacity: float = 1.4
+
+
+HATCHING = Hatching()
+
+
 def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
     """Tint an image by class and draw the borders between classes in full colour.
+
+    Landing zones are hatched and more transparent than other classes, so that the ground stays visible.
 
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
@@ -50,20 +81,33 @@ def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
             "Use the mask of this image."
         )
     mixed = np.empty_like(image)
-    index = mask.astype(np.uint16) * 256
+    index = _hatched(mask).astype(np.uint16) * 256
     for channel, table in enumerate(_mixing_tables(opacity)):
         mixed[..., channel] = table[index + image[..., channel]]
     border = np.zeros(mask.shape, dtype=bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]
-    mixed[border] = colours()[mask[border]]
+    mixed[border] = _TINTS[mask[border]]
     return mixed
 
 
+def _hatched(mask: Mask) -> Mask:
+    """Return a mask in which stripes of the landing zones have the id `_STRIPE`."""
+    height, width = mask.shape
+    period = max(HATCHING.min_period, max(height, width) // HATCHING.stripes)
+    diagonal = np.arange(height, dtype=np.int32)[:, None] + np.arange(width, dtype=np.int32)
+    hatched = mask.copy()
+    hatched[(mask == LANDING_ID) & (diagonal % period < max(1, period // HATCHING.period_in_widths))] = _STRIPE
+    return hatched
+
+
 def _mixing_tables(opacity: float) -> NDArray[np.uint8]:
-    """Return the mixed value of each channel, class and pixel value, shape (3, C x 256)."""
-    values, tints = np.arange(256) * (1 - opacity), colours().T[..., None] * opacity
-    return (values + tints).astype(np.uint8).reshape(3, -1)
+    """Return the mixed value of each channel, class or stripe, and pixel value, shape (3, (C + 1) x 256)."""
+    weights = np.full((len(_TINTS), 1), opacity)
+    weights[LANDING_ID] *= HATCHING.ground_opacity
+    weights[_STRIPE] = min(1.0, opacity * HATCHING.stripe_opacity)
+    mixed = (np.arange(256) * (1 - weights) + _TINTS.T[..., None] * weights).astype(np.uint8)
+    return np.reshape(mixed, (3, -1))
 
 
 def draw_overlay(
@@ -91,7 +135,7 @@ def draw_overlay(
     blended = blend(image, mask)
     height, width = mask.shape
     labels = [
-        (entry.colour, f"{entry.name} {class_fractions[entry.name]:.1%}")
+        (display_colour(entry.id), f"{entry.name} {class_fractions[entry.name]:.1%}")
         for entry in CLASSES
         if class_fractions.get(entry.name, 0) > 0
     ]
@@ -117,6 +161,55 @@ def draw_prediction(image: Image, prediction: Prediction, *, name: str = "") -> 
         caption=" | ".join(filter(None, [*parts, describe_ground(prediction.ground)])),
         warnings=[warning.message for warning in prediction.warnings],
     )
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A landing site to draw, in pixels of the image.
+
+    Attributes:
+        x: Column of the centre.
+        y: Row of the centre.
+        radius: Radius of the disc.
+        outer_radius: Radius of the largest disc around the same centre that keeps the clearances.
+        label: Text beside it.
+    """
+
+    x: float
+    y: float
+    radius: float
+    outer_radius: float
+    label: str
+
+
+def draw_sites(image: Image, prediction: Prediction, rings: Sequence[Ring], message: str, *, name: str = "") -> Image:
+    """Draw landing sites over an image and its mask, with the legend, caption and warnings of `draw_prediction`.
+
+    Args:
+        image: RGB, shape (H, W, 3), dtype uint8.
+        prediction: Prediction for this image.
+        rings: Sites, best first; the best one is drawn in white.
+        message: The decision in words, for the caption.
+        name: Name of the image for the caption.
+    """
+    height, width = image.shape[:2]
+    drawn = draw_prediction(image, prediction, name=" | ".join(filter(None, [name, message])))
+    canvas = pillow.fromarray(drawn)
+    draw = ImageDraw.Draw(canvas)
+    line = max(2, max(height, width) // 400)
+    font = ImageFont.load_default(max(12, max(height, width) // 50))
+    inks = [_BEST_INK if number == 0 else _OTHER_INK for number in range(len(rings))]
+    for ring, ink in reversed(list(zip(rings, inks, strict=True))):
+        for radius, thick in ((ring.outer_radius, line), (ring.radius, 2 * line)):
+            for margin, colour in ((line / 2, _HALO_INK), (0, ink)):
+                outside = radius + margin
+                box = (ring.x - outside, ring.y - outside, ring.x + outside, ring.y + outside)
+                draw.ellipse(box, outline=colour, width=thick + round(2 * margin))
+    for ring, ink in zip(rings, inks, strict=True):
+        draw.text(
+            (ring.x, ring.y), ring.label, fill=ink, font=font, anchor="mm", stroke_width=line, stroke_fill=_HALO_INK
+        )
+    return np.asarray(canvas)
 
 
 def describe_ground(ground: Ground) -> str:
