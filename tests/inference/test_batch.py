@@ -28,7 +28,9 @@ def photos(tmp_path: Path) -> Path:
 class Warns(BrightIsLanding):
     """Segmenter that warns about images of unknown ground resolution."""
 
-    def segment(self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False) -> Prediction:
+    def segment(
+        self, image: np.ndarray, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, landing: bool = False
+    ) -> Prediction:
         """Segment by brightness."""
         if ground.gsd_m is None:
             ground = ground.model_copy(update={"warnings": (WarningCode.UNKNOWN_SCALE,)})

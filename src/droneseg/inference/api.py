@@ -1,24 +1,29 @@
 """Public Python API: load a model, call it with photographs, use the results; `droneseg` re-exports it."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image as pillow
+from pydantic import ValidationError
 
 from droneseg.core import errors
 from droneseg.core.camera import Ground, PredictionWarning, given_ground, read_ground
 from droneseg.core.files import write_bytes
 from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png, pillow_to_rgb, read_bytes, require_rgb
+from droneseg.core.landing_grid import LandingPolicy
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.core.overlay import describe_ground, draw_prediction
 from droneseg.core.prediction import ModelInfo, Prediction, Segmenter
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings, load_settings
 from droneseg.inference.batch import OVERLAY_SUFFIX
+from droneseg.inference.landing import LandingAnswer, LandingOptions, describe_problems, find_sites
 from droneseg.inference.segmenter import load_segmenter
 
 Photo: TypeAlias = str | PathLike[str] | bytes | pillow.Image | Image
@@ -36,11 +41,15 @@ class Result:
         prediction: Prediction; the properties below return parts of it.
         image: The upright photograph, RGB, shape (H, W, 3), dtype uint8.
         source: Path of the photograph; None if it was not read from a file.
+        landing_policy: Limits of the model for landing sites.
+        predict_again: Function that predicts the photograph again, with what landing sites need.
     """
 
     prediction: Prediction
     image: Image
-    source: Path | None = None
+    source: Path | None
+    landing_policy: LandingPolicy
+    predict_again: Callable[[], Prediction]
 
     @property
     def mask(self) -> Mask:
@@ -76,6 +85,56 @@ class Result:
     def timings_s(self) -> dict[str, float]:
         """Seconds by stage: decode, preprocess, network and postprocess."""
         return self.prediction.timings_s
+
+    def landing_sites(
+        self,
+        *,
+        radius_m: float | None = None,
+        radius_px: float | None = None,
+        clearance_m: float | None = None,
+        clearance_px: float | None = None,
+        clearance_people_m: float | None = None,
+        clearance_people_px: float | None = None,
+        max_sites: int = 5,
+        allow: Sequence[str] = ("landing-zones",),
+    ) -> LandingAnswer:
+        """Return the discs on which a drone can land, or the reason why there is none.
+
+        Clearances are measured from the rim of the disc; `droneseg.inference.landing.LandingOptions` describes the
+        defaults. The answer is advisory: slope, wires, wind and later movements cannot be seen in a photograph. The
+        first call predicts the photograph again, unless it was segmented with `landing=True`.
+
+        Args:
+            radius_m: Radius of the disc in metres; it needs a known ground resolution.
+            radius_px: Radius of the disc in pixels of the photograph.
+            clearance_m: Distance to everything that is not safe, in metres.
+            clearance_px: The same in pixels.
+            clearance_people_m: Distance to people and vehicles, in metres.
+            clearance_people_px: The same in pixels.
+            max_sites: Largest number of sites.
+            allow: Classes to land on: `landing-zones`, `soft-surfaces`.
+
+        Raises:
+            ConfigurationError: If a length is given in both units or is out of range, or a class cannot be allowed.
+        """
+        try:
+            options = LandingOptions(
+                radius_m=radius_m,
+                radius_px=radius_px,
+                clearance_m=clearance_m,
+                clearance_px=clearance_px,
+                clearance_people_m=clearance_people_m,
+                clearance_people_px=clearance_people_px,
+                max_sites=max_sites,
+                allow=tuple(allow),
+            )
+        except ValidationError as error:
+            raise errors.ConfigurationError(describe_problems(error)) from error
+        return find_sites(self._landing_prediction, self.landing_policy, options)
+
+    @cached_property
+    def _landing_prediction(self) -> Prediction:
+        return self.predict_again() if self.prediction.landing_grid is None else self.prediction
 
     def overlay(self) -> pillow.Image:
         """Return the mask drawn over the photograph, with a legend and the warnings, as `predict --overlay` does."""
@@ -169,7 +228,13 @@ class Model:
         return self._segmenter.info
 
     def __call__(
-        self, photo: Photo, *, gsd_m: float | None = None, height_m: float | None = None, plain: bool = False
+        self,
+        photo: Photo,
+        *,
+        gsd_m: float | None = None,
+        height_m: float | None = None,
+        plain: bool = False,
+        landing: bool = False,
     ) -> Result:
         """Segment a photograph.
 
@@ -183,6 +248,7 @@ class Model:
             height_m: Height of the camera above ground in metres; not for arrays, whose focal length is unknown.
             plain: Whether to apply the network to the pixels as they are, without resampling, context or exposure
                 correction.
+            landing: Whether `Result.landing_sites` will be called; it then need not predict the photograph again.
 
         Raises:
             TypeError: If `photo` is none of these types, or an array that is not uint8.
@@ -193,9 +259,10 @@ class Model:
         begin = time.perf_counter()
         image, ground, source = self._read(photo, gsd_m, height_m)
         decode_s = round(time.perf_counter() - begin, 5)
-        prediction = self._segmenter.segment(image, ground, plain=plain)
+        prediction = self._segmenter.segment(image, ground, plain=plain, landing=landing)
         prediction = replace(prediction, timings_s={"decode": decode_s, **prediction.timings_s})
-        return Result(prediction, image, source)
+        predict_again = partial(self._segmenter.segment, image, ground, plain=plain, landing=True)
+        return Result(prediction, image, source, self._segmenter.landing_policy, predict_again)
 
     def _read(self, photo: object, gsd_m: float | None, height_m: float | None) -> tuple[Image, Ground, Path | None]:
         """Return the pixels, the ground resolution and the path of a photograph."""
