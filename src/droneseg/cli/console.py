@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from droneseg.core.settings import Settings
+    from droneseg.evaluation.landing_risk import Risk
     from droneseg.flows.profiles import ProfileOptions
     from droneseg.inference.batch import ViewOptions
+    from droneseg.inference.landing import LandingOptions
     from droneseg.model.bundle import TrainingGround
 
 
@@ -45,6 +47,38 @@ Height = Annotated[
     float | None,
     typer.Option(
         "--height", metavar="M", help="Height of the camera above ground in metres; default: read from each file."
+    ),
+]
+Radius = Annotated[float | None, typer.Option("--radius", metavar="M", help="Radius of the sites, in metres.")]
+RadiusPx = Annotated[
+    float | None, typer.Option("--radius-px", metavar="N", help="Radius of the sites, in pixels of the photograph.")
+]
+Clearance = Annotated[
+    float | None,
+    typer.Option("--clearance", metavar="M", help="Distance from the rim of a site to everything unsafe, in metres."),
+]
+ClearancePx = Annotated[
+    float | None,
+    typer.Option(
+        "--clearance-px",
+        metavar="N",
+        help="Distance from the rim of a site to everything unsafe, in pixels of the photograph.",
+    ),
+]
+ClearancePeople = Annotated[
+    float | None,
+    typer.Option(
+        "--clearance-people",
+        metavar="M",
+        help="Distance from the rim of a site to people and vehicles, in metres.",
+    ),
+]
+ClearancePeoplePx = Annotated[
+    float | None,
+    typer.Option(
+        "--clearance-people-px",
+        metavar="N",
+        help="Distance from the rim of a site to people and vehicles, in pixels of the photograph.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
@@ -131,6 +165,28 @@ def view_options(gsd: float | None, height: float | None, *, plain: bool) -> Vie
         return ViewOptions(gsd_m=gsd, height_m=height, plain=plain)
     except ConfigurationError as error:
         raise typer.BadParameter(str(error), param_hint="--gsd" if gsd is not None else "--height") from error
+
+
+def landing_options(**values: object) -> LandingOptions:
+    """Return the requirements for landing sites.
+
+    Raises:
+        typer.BadParameter: If a value is invalid; the message names the options.
+    """
+    from pydantic import ValidationError
+
+    from droneseg.inference.landing import LandingOptions
+
+    try:
+        return LandingOptions.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"--{str(item['loc'][0]).removesuffix('_m').replace('_', '-')}: {item['msg']}"
+            if item["loc"]
+            else item["msg"]
+            for item in error.errors()
+        ]
+        raise typer.BadParameter("; ".join(problems)) from error
 
 
 def training_ground(
@@ -350,3 +406,8 @@ def _plain_progress(step: str) -> Callable[[int, int], None]:
             err().print(f"{step}: {done} of {total}")
 
     return update
+
+
+def failures(risk: Risk | None) -> str:
+    """Return a number of failures with the bound on their rate, for example "1 of 92 (up to 5.1%)"; "-" for None."""
+    return "-" if risk is None else f"{risk.failures} of {risk.number} (up to {percent(risk.bound)})"

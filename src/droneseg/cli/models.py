@@ -346,6 +346,83 @@ def upgrade(
     show_blocks(upgraded)
 
 
+@app.command("calibrate-landing")
+def calibrate_landing(
+    model: Annotated[Path, typer.Argument(metavar="A", help="Bundle of the model.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            help="Folder of out-of-fold maps that `droneseg probabilities` wrote; repeatable, one for each profile.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle to write.", show_default=False)],
+    alpha: Annotated[float, typer.Option(min=0.001, max=0.5, help="Probability that a bound is too low.")] = 0.05,
+    risk: Annotated[
+        float,
+        typer.Option(min=0.001, max=0.5, help="Accepted share of first sites that contain anything unsafe."),
+    ] = 0.05,
+    radius: console.Radius = None,
+    radius_px: console.RadiusPx = None,
+    clearance: console.Clearance = None,
+    clearance_px: console.ClearancePx = None,
+    clearance_people: console.ClearancePeople = None,
+    clearance_people_px: console.ClearancePeoplePx = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
+    json: Json = False,
+) -> None:
+    """Choose the limits for landing sites from photographs that the model was not trained on.
+
+    The command chooses the largest limit of danger at which, with a confidence of 1 - ALPHA, at most a share RISK of
+    the first sites contains anything unsafe. Promote the bundle with `droneseg models promote --force REASON`: only its
+    manifest differs.
+    """
+    from droneseg.core.files import check_writable
+    from droneseg.flows.landing_quality import as_json, calibrate_bundle
+    from droneseg.model.bundle import MANIFEST_NAME, read_bundle
+
+    options = console.landing_options(
+        radius_m=radius,
+        radius_px=radius_px,
+        clearance_m=clearance,
+        clearance_px=clearance_px,
+        clearance_people_m=clearance_people,
+        clearance_people_px=clearance_people_px,
+    )
+    bundle = read_bundle(model)
+    check_writable(out, marker=MANIFEST_NAME, replace=force)
+    with console.progress_bar("photographs") as progress:
+        calibrated = calibrate_bundle(
+            bundle,
+            data,
+            out,
+            options,
+            alpha=alpha,
+            largest_risk=risk,
+            progress=progress,
+        )
+    if json:
+        console.show_json(
+            {profile: as_json(result) for profile, result in calibrated.by_profile.items()}
+            | {"model_id": calibrated.bundle.model_id}
+        )
+        return
+    for profile, result in calibrated.by_profile.items():
+        rows = [
+            [
+                f"{limit:g}" + (" *" if result.policy and limit == result.policy.danger_limit else ""),
+                f"{one.with_site} of {one.photographs}",
+                *map(console.failures, (one.unsafe, one.much_unsafe, one.unsafe_places, one.people_near)),
+                f"{one.false_abstentions.failures} of {one.false_abstentions.number}",
+            ]
+            for limit, one in result.curve.items()
+        ]
+        columns = ["danger below", "with a site", "unsafe", "over 1 % unsafe", "unsafe places", "people near", "missed"]
+        console.out().print(console.table(f"profile {profile}; * chosen", columns, rows))
+    console.out().print(f"{calibrated.bundle.folder}: model {calibrated.bundle.model_id}", markup=False)
+
+
 def _calibration_images(data: Path, split: Path | None, part: str) -> CalibrationImages:
     from droneseg.flows.export import choose_pairs
     from droneseg.flows.upgrade import CalibrationImages

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from droneseg.cli import console
-from droneseg.cli.console import Json, Model, Records
+from droneseg.cli.console import Json, Model, Part, Records, SplitFile, ValPart
+from droneseg.cli.land import LandingSource, evaluate_landing
 from droneseg.core.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class TruthKind(StrEnum):
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.", show_default=False)],
     truth: Annotated[
-        Path, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
-    ],
+        Path | None, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
+    ] = None,
     truth_kind: Annotated[
         TruthKind,
         typer.Option(
@@ -51,12 +52,61 @@ def evaluate(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
+    landing: Annotated[
+        bool,
+        typer.Option(
+            "--landing",
+            help="Evaluate landing sites: PREDICTIONS is a dataset, or a folder that `droneseg probabilities` wrote.",
+        ),
+    ] = False,
+    model: Model = None,
+    split: SplitFile = None,
+    part: ValPart = None,
+    gsd: console.Gsd = None,
+    height: console.Height = None,
+    radius: console.Radius = None,
+    radius_px: console.RadiusPx = None,
+    clearance: console.Clearance = None,
+    clearance_px: console.ClearancePx = None,
+    clearance_people: console.ClearancePeople = None,
+    clearance_people_px: console.ClearancePeoplePx = None,
+    by_place: Annotated[
+        bool,
+        typer.Option(
+            "--by-place", help="Match the photographs to group them by place, and also count failures by place."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare predicted masks with ground truth masks.
 
-    Masks are matched by file name.
+    Masks are matched by file name. With --landing, the landing sites of photographs are compared with their masks; the
+    options from --model to --by-place only apply to landing sites.
     """
+    if landing:
+        if truth is not None:
+            raise typer.BadParameter("is not used with --landing; PREDICTIONS is the dataset", param_hint="TRUTH")
+        view = console.view_options(gsd, height, plain=False)
+        options = console.landing_options(
+            radius_m=radius,
+            radius_px=radius_px,
+            clearance_m=clearance,
+            clearance_px=clearance_px,
+            clearance_people_m=clearance_people,
+            clearance_people_px=clearance_people_px,
+        )
+        part_name = console.choose_part(split, part, default=Part.VAL)
+        source = LandingSource(predictions, model, split, part_name, view, boxes, by_place)
+        evaluate_landing(source, options, report, force=force, json=json)
+        return
+    only_landing = {"--model": model, "--split": split, "--part": part, "--gsd": gsd, "--height": height}
+    only_landing |= {"--radius": radius, "--radius-px": radius_px, "--clearance": clearance}
+    only_landing |= {"--clearance-px": clearance_px, "--clearance-people": clearance_people}
+    only_landing |= {"--clearance-people-px": clearance_people_px, "--by-place": by_place or None}
+    if useless := [flag for flag, value in only_landing.items() if value is not None]:
+        raise typer.BadParameter("requires --landing", param_hint=", ".join(useless))
+    if truth is None:
+        raise typer.BadParameter("is missing; pass a folder of masks", param_hint="TRUTH")
     from droneseg.core.boxes import read_boxes
     from droneseg.core.files import check_writable
     from droneseg.evaluation.evaluate import evaluate_folder

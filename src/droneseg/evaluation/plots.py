@@ -15,6 +15,7 @@ from droneseg.core.metrics import Confusion
 from droneseg.core.overlay import blend, draw_overlay
 from droneseg.core.prediction import class_fractions
 from droneseg.evaluation.bootstrap import Interval
+from droneseg.evaluation.landing_risk import LandingRisk
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +102,37 @@ def plot_calibration(confidence: ArrayLike, accuracy: ArrayLike, path: Path) -> 
         ylabel="Pixel accuracy of the image",
         title="Below the diagonal: over-confident",
     )
+    figure.savefig(path, dpi=120)
+
+
+def plot_risk(curve: Mapping[float, LandingRisk], limit: float, path: Path) -> None:
+    """Plot the share of first sites that contain anything unsafe against the share of photographs with a site.
+
+    Args:
+        curve: Failure rates by limit of danger.
+        limit: Limit of the model; it is marked.
+        path: PNG file to write.
+    """
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    risks = {tested: risk for tested, risk in curve.items() if risk.photographs}
+    coverage = [risk.with_site / risk.photographs for risk in risks.values()]
+    rates = [risk.unsafe.failures / max(risk.unsafe.number, 1) for risk in risks.values()]
+    bounds = [risk.unsafe.bound for risk in risks.values()]
+    axes.plot(coverage, rates, "o-", color=_TINT, label="measured")
+    axes.fill_between(coverage, rates, bounds, color=_TINT, alpha=0.2, label="up to the 95 % bound")
+    for tested, share, rate in zip(risks, coverage, rates, strict=True):
+        axes.annotate(f"{tested:g}", (share, rate), textcoords="offset points", xytext=(4, 6), fontsize=8)
+        if tested == limit:
+            axes.plot(share, rate, "s", color="black", label="limit of the model")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, None),
+        xlabel="Share of photographs with a site",
+        ylabel="First sites with anything unsafe",
+        title="Each point is labelled with its limit of danger",
+    )
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
 
 

@@ -86,7 +86,7 @@ def check_maps(manifest: Manifest, folders: Sequence[Path]) -> dict[Path, Probab
         except DatasetError as error:
             problems.append(str(error))
     problems += [f"{folder}: {problem}" for folder, index in indices.items() for problem in _problems(index, manifest)]
-    found = [profile for index in indices.values() for profile in _profiles(index)]
+    found = [profile for index in indices.values() for profile in profiles_of_maps(index)]
     if len(set(found)) < len(found):
         problems.append("Several folders have maps of the same profile; pass one for each profile.")
     if len(indices) == len(folders) and manifest.default_profile not in found:
@@ -118,14 +118,14 @@ def calibrate_from_maps(
     """
     indices = check_maps(bundle.manifest, folders)
     default = bundle.manifest.default_profile
-    by_profile = {profile: folder for folder, index in indices.items() for profile in _profiles(index)}
+    by_profile = {profile: folder for folder, index in indices.items() for profile in profiles_of_maps(index)}
     total, done = sum(len(index.photographs) for index in indices.values()), count(1)
     temperatures = {
         profile: _temperature_of_maps(folder, indices[folder], lambda: progress(next(done), total))
         for profile, folder in by_profile.items()
     }
     index = indices[by_profile[default]]
-    source = _describe_maps(index)
+    source = describe_maps(index)
     calibration = Calibration(
         temperature=temperatures.pop(default),
         source=source,
@@ -134,13 +134,14 @@ def calibrate_from_maps(
     return MapCalibration(calibration, temperatures)
 
 
-def _profiles(index: ProbabilityIndex) -> set[str]:
+def profiles_of_maps(index: ProbabilityIndex) -> set[str]:
+    """Return the profiles that the maps were predicted with."""
     return {record.profile for record in index.photographs.values()}
 
 
 def _problems(index: ProbabilityIndex, manifest: Manifest) -> list[str]:
     records = index.photographs.values()
-    unknown = _profiles(index) - set(manifest.profiles)
+    unknown = profiles_of_maps(index) - set(manifest.profiles)
     lacking = manifest.context is not None and any("disagreement" not in record.features for record in records)
     found = {
         "is incomplete; run `droneseg probabilities` again": not index.complete or bool(index.failed),
@@ -148,7 +149,7 @@ def _problems(index: ProbabilityIndex, manifest: Manifest) -> list[str]:
         f"has temperature {index.temperature:g}; use maps of temperature 1": index.temperature != 1,
         "has photographs without a true mask": any(record.confusion is None for record in records),
         f"has {len(records)} photographs; use at least {MIN_IMAGES}": len(records) < MIN_IMAGES,
-        f"has maps of profiles {', '.join(sorted(_profiles(index)))}; use one": len(_profiles(index)) > 1,
+        f"has maps of profiles {', '.join(sorted(profiles_of_maps(index)))}; use one": len(profiles_of_maps(index)) > 1,
         f"has profile {', '.join(sorted(unknown))}, which the bundle lacks": bool(unknown),
         "comes from bundles without a ground resolution, which combine no views": lacking,
     }
@@ -167,7 +168,8 @@ def _temperature_of_maps(folder: Path, index: ProbabilityIndex, on_map: Callable
     return fit_temperature(np.concatenate(logits, axis=1), np.concatenate(truths))
 
 
-def _describe_maps(index: ProbabilityIndex) -> str:
+def describe_maps(index: ProbabilityIndex) -> str:
+    """Return a description of the photographs of the maps."""
     left_out = f", {len(index.never_validated)} in none" if index.never_validated else ""
     return (
         f"{len(index.photographs)} photographs of {index.data}, each predicted by the model of the fold that was not "

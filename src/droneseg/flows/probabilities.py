@@ -144,12 +144,14 @@ class StoredMap:
         probabilities: Shape (C, H, W), dtype uint8; a byte b stands for b / 255.
         log_probabilities: Shape (C, h, w), dtype float16; natural logarithms at sampled pixels.
         truth: True class ids of the sampled pixels, shape (h, w), dtype uint8; None without a true mask.
+        mask: The true mask, shape (H, W), dtype uint8; None without one, and in maps of earlier versions.
     """
 
     record: MapRecord
     probabilities: QuantisedProbabilities
     log_probabilities: NDArray[np.float16]
     truth: Mask | None
+    mask: Mask | None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def _predict_map(
         features=features_of(prediction.statistics, _disagreement(segmenter, image, seen)),
         confusion=None if truth is None else confusion(truth, prediction.mask).tolist(),
     )
-    _save(file, record, probabilities, seen, None if truth is None else truth[nonzero_box(image)])
+    _save(file, record, probabilities, seen, truth, nonzero_box(image))
     return record
 
 
@@ -282,9 +284,14 @@ def _disagreement(segmenter: BundleSegmenter, image: Image, seen: ProbabilityMap
 
 
 def _save(
-    file: Path, record: MapRecord, probabilities: QuantisedProbabilities, seen: ProbabilityMap, truth: Mask | None
+    file: Path,
+    record: MapRecord,
+    probabilities: QuantisedProbabilities,
+    seen: ProbabilityMap,
+    truth: Mask | None,
+    box: tuple[slice, slice],
 ) -> None:
-    """Write a map; `truth` is the true mask without the black border that is cropped for the model."""
+    """Write a map; `truth` is the true mask."""
     arrays: dict[str, NDArray[Any]] = {
         "probabilities": probabilities,
         "log_probabilities": seen.samples,
@@ -292,7 +299,9 @@ def _save(
     }
     if truth is not None:
         height, width = seen.values.shape[1:]
-        arrays["truth"] = resample_mask(truth, (height, width))[::SAMPLE_STEP, ::SAMPLE_STEP]
+        cropped = truth[box]  # without the black border that is cropped for the model
+        arrays["truth"] = resample_mask(cropped, (height, width))[::SAMPLE_STEP, ::SAMPLE_STEP]
+        arrays["mask"] = truth
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs accept no other keywords
     write_bytes(file, buffer.getvalue())
@@ -311,6 +320,7 @@ def read_map(file: Path) -> StoredMap:
                 stored["probabilities"],
                 stored["log_probabilities"],
                 stored.get("truth"),
+                stored.get("mask"),
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DatasetError(f"{file} is not a probability map: {error}. Run `droneseg probabilities` again.") from error

@@ -91,6 +91,8 @@ def add_blocks(
             "context": context,
             "self_check": self_check,
             "calibration": old.calibration if unchanged and not images and not maps else None,
+            # a new temperature changes the probabilities that the limits are for
+            "landing": old.landing if unchanged and not images and not maps else {},
         }
         if maps:
             draft = bundle_format.Bundle(bundle.folder, bundle.manifest.model_copy(update=blocks), bundle.model_id)

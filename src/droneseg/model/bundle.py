@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from droneseg.core.classes import CLASSES, Normalisation
 from droneseg.core.errors import BundleError, OtherClassesError
 from droneseg.core.files import atomic_directory, file_sha256, write_bytes
+from droneseg.core.landing_grid import LandingPolicy
 
 FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
@@ -227,6 +228,9 @@ class Manifest(_Section):
     context: Context | None = None
     self_check: SelfCheck | None = None
     calibration: Calibration | None = None
+    landing: dict[str, LandingPolicy] = Field(
+        default_factory=dict, description="Limits of the probabilities for landing sites, by profile."
+    )
     files: dict[Annotated[str, Field(pattern=_FILE_NAME)], FileRecord]
 
     @model_validator(mode="after")
@@ -240,6 +244,8 @@ class Manifest(_Section):
             raise ValueError("profiles with the same network must have the same patch_size")
         if self.default_profile not in self.profiles:
             raise ValueError(f"default profile {self.default_profile!r} is not one of {sorted(self.profiles)}")
+        if unknown := sorted(set(self.landing) - set(self.profiles)):
+            raise ValueError(f"landing has limits of unknown profiles: {', '.join(unknown)}")
         required = {profile.network for profile in self.profiles.values()}
         required |= {self.drift_reference.file} if self.drift_reference else set()
         required |= {self.self_check.image, self.self_check.expected} if self.self_check else set()

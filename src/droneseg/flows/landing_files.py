@@ -1,0 +1,138 @@
+"""Landing sites of photographs: from files to answers, drawings and MAVLink messages."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from droneseg.core.errors import DronesegError
+from droneseg.core.files import write_bytes, write_text
+from droneseg.core.images import decode_image, encode_png, read_bytes
+from droneseg.core.overlay import Ring, draw_sites
+from droneseg.core.prediction import Segmenter
+from droneseg.inference.batch import ViewOptions
+from droneseg.inference.landing import LandingAnswer, LandingOptions, LandingSite, find_sites
+
+ANSWER_SUFFIX = "_landing.json"
+DRAWING_SUFFIX = "_landing.png"
+_BODY_FRD = 12  # MAV_FRAME_BODY_FRD
+_VISION_OTHER = 3  # LANDING_TARGET_TYPE_VISION_OTHER
+
+
+class LandResult(BaseModel):
+    """Landing sites of one file.
+
+    Attributes:
+        source: Path of the photograph.
+        size: Height and width of the photograph; None if it could not be read.
+        answer: The answer; None if the file failed.
+        error: Error message, if it failed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    size: tuple[int, int] | None = None
+    answer: LandingAnswer | None = None
+    error: str | None = None
+
+
+def land_files(
+    segmenter: Segmenter,
+    sources: Sequence[Path],
+    options: LandingOptions,
+    out: Path | None,
+    *,
+    view: ViewOptions,
+    overlay: bool = False,
+    max_pixels: int,
+) -> Iterator[LandResult]:
+    """Find the landing sites of photographs one by one; a file that fails does not affect the others.
+
+    Args:
+        segmenter: Segmenter to use.
+        sources: Image files with distinct stems.
+        options: Requirements for the sites.
+        out: Folder for the answers and drawings; None writes nothing.
+        view: How the photographs are presented to the model.
+        overlay: Whether to draw the sites over the photographs.
+        max_pixels: Largest accepted photograph, in pixels.
+
+    Yields:
+        One result per file, in the order of `sources`.
+    """
+    for source in sources:
+        try:
+            data = read_bytes(source)
+            image = decode_image(data, max_pixels=max_pixels)
+            prediction = segmenter.segment(image, view.read_ground(data), plain=view.plain, landing=True)
+            answer = find_sites(prediction, segmenter.landing_policy, options)
+            if out:
+                write_text(
+                    out / f"{source.stem}{ANSWER_SUFFIX}", answer.model_dump_json(by_alias=True, indent=2) + "\n"
+                )
+            if out and overlay:
+                decision = answer.message if answer.sites else f"No landing site. {answer.message}"
+                drawing = draw_sites(image, prediction, rings_of(answer), decision, name=source.name)
+                write_bytes(out / f"{source.stem}{DRAWING_SUFFIX}", encode_png(drawing))
+        except DronesegError as error:
+            yield LandResult(source=str(source), error=str(error))
+            continue
+        except OSError as error:
+            yield LandResult(source=str(source), error=f"{error.filename or source}: {error.strerror or error}")
+            continue
+        yield LandResult(source=str(source), size=image.shape[:2], answer=answer)
+
+
+def rings_of(answer: LandingAnswer) -> list[Ring]:
+    """Return the rings to draw for each site: the requested disc, and the largest disc around the same centre."""
+    radius = answer.policy.radius_px or 0.0
+    return [Ring(site.x_px, site.y_px, radius, site.radius_px, f"{site.rank}: {_size(site)}") for site in answer.sites]
+
+
+def _size(site: LandingSite) -> str:
+    return f"{site.radius_px:.0f} px" if site.radius_m is None else f"{site.radius_m:.1f} m"
+
+
+def mavlink_fields(result: LandResult) -> dict[str, float | int | None]:
+    """Return the fields of the MAVLink message LANDING_TARGET for the best site; empty if there is no site.
+
+    The camera is assumed to look straight down. See https://mavlink.io/en/messages/common.html#LANDING_TARGET.
+
+    Args:
+        result: Result with an answer.
+
+    Returns:
+        Fields by name. Angles from the optical axis, to the right and downwards in the image, and sizes are in radians;
+        they are null unless both height and ground resolution are known, which give the focal length. The distance is
+        the height in metres, null if it is not known.
+    """
+    answer, size = result.answer, result.size
+    if answer is None or size is None or not answer.sites:
+        return {}
+    site, ground = answer.sites[0], answer.ground
+    fields: dict[str, float | int | None] = {
+        "target_num": 0,
+        "frame": _BODY_FRD,
+        "angle_x": None,
+        "angle_y": None,
+        "distance": None,
+        "size_x": None,
+        "size_y": None,
+        "type": _VISION_OTHER,
+        "position_valid": 0,
+    }
+    if ground.height_m and ground.gsd_m:
+        focal_px = ground.height_m / ground.gsd_m
+        height, width = size
+        right, down = site.x_px - (width - 1) / 2, site.y_px - (height - 1) / 2
+        angle = 2 * math.atan(site.radius_px / focal_px)
+        fields |= {
+            "angle_x": math.atan(right / focal_px),
+            "angle_y": math.atan(down / focal_px),
+            "distance": ground.gsd_m * math.hypot(focal_px, right, down),
+            "size_x": angle,
+            "size_y": angle,
+        }
+    return fields
