@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from droneseg.cli import benchmark, console, data, models, predict, reports, train
+from droneseg.cli import benchmark, console, data, land, models, predict, reports, train
 from droneseg.cli.console import Json
 from droneseg.core.errors import DronesegError, MissingDependencyError
 
@@ -36,7 +36,7 @@ _EXTRAS = {
 _SECTIONS = {
     "Start": ("demo", "doctor"),
     "Data and training": ("data", "preprocess", "train", "sweep", "export"),
-    "Models and predictions": ("models", "predict", "probabilities", "label", "evaluate", "benchmark"),
+    "Models and predictions": ("models", "predict", "land", "probabilities", "label", "evaluate", "benchmark"),
     "Service": ("serve", "drift"),
 }
 
@@ -215,6 +215,7 @@ app.command()(train.sweep)
 app.command()(train.export)
 app.add_typer(models.app, name="models")
 app.command()(predict.predict)
+app.command()(land.land)
 app.command()(predict.probabilities)
 app.command()(predict.label)
 app.command()(reports.evaluate)
