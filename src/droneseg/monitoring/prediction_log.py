@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from droneseg.core.camera import Ground
 from droneseg.core.prediction import Prediction
+from droneseg.inference.landing import LandingAnswer
 from droneseg.monitoring.storage import write_file
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,42 @@ Outcome = Literal["written", "dropped"]
 Count: TypeAlias = Callable[[Outcome, int], None]
 
 
+class LandingRecord(BaseModel):
+    """Landing decision of one image, with the best site if there is one.
+
+    Attributes:
+        decision: `site` or `no_safe_site`.
+        reason: Why there is no site.
+        x_px: Column of the centre of the best site.
+        y_px: Row of its centre.
+        radius_px: Radius of the largest disc around its centre.
+        radius_m: The same in metres, if the ground resolution is known.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    decision: str
+    reason: str | None = None
+    x_px: float | None = None
+    y_px: float | None = None
+    radius_px: float | None = None
+    radius_m: float | None = None
+
+    @classmethod
+    def of(cls, answer: LandingAnswer) -> "LandingRecord":
+        """Return the record of an answer."""
+        if not answer.sites:
+            return cls(decision=answer.decision, reason=answer.reason)
+        best = answer.sites[0]
+        return cls(
+            decision=answer.decision,
+            x_px=best.x_px,
+            y_px=best.y_px,
+            radius_px=best.radius_px,
+            radius_m=best.radius_m,
+        )
+
+
 class Record(BaseModel):
     """Log entry of one prediction. It contains neither the image nor, by default, the file name.
 
@@ -54,6 +91,7 @@ class Record(BaseModel):
         statistics: Statistics of the image as resampled for the model, see `image_statistics`.
         source: SHA-256 of the file name, or the name itself if names are kept; None for an upload without a name.
         sample: Path of the stored image, relative to the log; None if the image was not sampled.
+        landing: Landing decision; None if no landing sites were requested.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -70,6 +108,7 @@ class Record(BaseModel):
     statistics: dict[str, float]
     source: str | None = None
     sample: str | None = None
+    landing: LandingRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -129,13 +168,20 @@ class PredictionLog:
         self._worker = threading.Thread(target=self._work, name="prediction-log", daemon=True)
         self._worker.start()
 
-    def log(self, filename: str | None, prediction: Prediction, sample: Sample | None = None) -> None:
+    def log(
+        self,
+        filename: str | None,
+        prediction: Prediction,
+        sample: Sample | None = None,
+        landing: LandingAnswer | None = None,
+    ) -> None:
         """Queue a prediction and return immediately.
 
         Args:
             filename: Name of the uploaded file, if any.
             prediction: Prediction for the image.
             sample: Files to store if this image is sampled.
+            landing: Landing sites, if they were requested.
         """
         if random.random() >= self._sample_share:
             sample = None
@@ -146,7 +192,7 @@ class PredictionLog:
                 return
             self._record_count.accept()
             try:
-                self._queue.put(self._create_record(filename, prediction, sample))
+                self._queue.put(self._create_record(filename, prediction, sample, landing))
             except Exception:
                 logger.exception("dropped a record: it cannot be created")
                 self._record_count.settle("dropped", 1)
@@ -196,7 +242,9 @@ class PredictionLog:
         while self._samples.pending:
             self._samples.write()
 
-    def _create_record(self, filename: str | None, prediction: Prediction, sample: Sample | None) -> Record:
+    def _create_record(
+        self, filename: str | None, prediction: Prediction, sample: Sample | None, landing: LandingAnswer | None
+    ) -> Record:
         now = datetime.now(UTC)
         height, width = prediction.mask.shape
         seen_height, seen_width = prediction.seen_size or (height, width)
@@ -213,6 +261,7 @@ class PredictionLog:
             statistics=prediction.statistics,
             source=self._source(filename),
             sample=self._samples.add(now, sample) if sample else None,
+            landing=LandingRecord.of(landing) if landing else None,
         )
 
     def _source(self, filename: str | None) -> str | None:

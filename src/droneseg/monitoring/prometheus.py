@@ -10,6 +10,7 @@ from prometheus_client.exposition import choose_encoder
 
 from droneseg.core.camera import WarningCode
 from droneseg.core.prediction import Prediction
+from droneseg.inference.landing import NoSiteReason
 
 STAGES = ("queue", "decode", "preprocess", "network", "postprocess", "encode")
 _SECONDS = (0.05, 0.075, 0.1, 0.15, 0.25, 0.4, 0.6, 1, 1.5, 2.5, 4, 6, 10, 15, 25, 40, 60)
@@ -89,6 +90,11 @@ class ServiceMetrics:
             "droneseg_confidence", "Mean probability of the predicted class of an image.", buckets=_CONFIDENCES
         )
         self._warnings = counter("droneseg_prediction_warnings", "Warnings about predictions, by code.", ("code",))
+        self._landings = counter(
+            "droneseg_landing_decisions",
+            "Answers to requests for landing sites, by decision and reason; the reason is empty if there is a site.",
+            ("decision", "reason"),
+        )
 
     def _add_model_metrics(self) -> None:
         gauge = partial(Gauge, registry=self._registry)
@@ -125,6 +131,9 @@ class ServiceMetrics:
             self._faults.labels(code)
         for warning in WarningCode:
             self._warnings.labels(warning.value)
+        self._landings.labels("site", "")
+        for reason in NoSiteReason:
+            self._landings.labels("no_safe_site", reason.value)
 
     def watch_queue(self, waiting: Callable[[], float], seconds: Callable[[], float]) -> None:
         """Register functions that report the state of the queue whenever the metrics are read.
@@ -174,6 +183,10 @@ class ServiceMetrics:
             self._stage_seconds.labels(stage).observe(seconds)
         for code in prediction.ground.warnings:
             self._warnings.labels(code.value).inc()
+
+    def count_landing(self, decision: str, reason: str | None) -> None:
+        """Count an answer to a request for landing sites."""
+        self._landings.labels(decision, reason or "").inc()
 
     def count_records(self, result: str, number: int) -> None:
         """Count records; `result` is "written" or "dropped"."""
