@@ -19,6 +19,7 @@ from droneseg.core.errors import BundleError, ConfigurationError, ImageTooLargeE
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
+from droneseg.inference.landing import NoSiteReason
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
@@ -381,6 +382,13 @@ def test_api_key_is_required_except_for_public_paths(start: Start) -> None:
     assert error(private.get("/metrics")) == (401, "unauthorized")
 
 
+def test_metrics_of_landing_decisions_start_at_zero(client: TestClient) -> None:
+    text = client.get("/metrics").text
+    assert 'droneseg_landing_decisions_total{decision="site",reason=""} 0.0' in text
+    for reason in NoSiteReason:
+        assert f'droneseg_landing_decisions_total{{decision="no_safe_site",reason="{reason}"}} 0.0' in text
+
+
 def test_metrics_count_requests_with_a_fixed_set_of_labels(client: TestClient) -> None:
     client.post("/predict", files=[file()])
     client.post("/predict", files=[file(b"junk")])
@@ -540,7 +548,7 @@ def test_openapi_declares_the_api_key_where_it_is_required(start: Start, client:
     assert set(described["components"]["securitySchemes"]) == {"APIKeyHeader", "HTTPBearer"}
     assert described["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
     protected = {path for path, methods in described["paths"].items() for one in methods.values() if "security" in one}
-    assert protected == {"/predict", "/batch_predict", "/model_info", "/drift", "/admin/reload"}
+    assert protected == {"/predict", "/batch_predict", "/landing_sites", "/model_info", "/drift", "/admin/reload"}
     assert "securitySchemes" not in client.get("/openapi.json").json()["components"]
 
 

@@ -185,6 +185,64 @@ def test_services_command_and_python_give_the_same_result(
         assert expected[1]["gsd_m"] == EXPECTED_GSD_M[name, options]  # type: ignore[index]
 
 
+LANDING_OPTIONS: dict[str, dict[str, object]] = {
+    "defaults": {},
+    "in pixels": {"radius_px": 6, "clearance_px": 1, "clearance_people_px": 2, "max_sites": 3},
+    "in metres": {"radius_m": 0.2, "clearance_m": 0.05, "clearance_people_m": 0.1},
+    "soft": {"radius_px": 6, "allow": "landing-zones,soft-surfaces", "gsd_m": 0.025},
+}
+
+
+@pytest.mark.parametrize("options", LANDING_OPTIONS)
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_services_and_python_find_the_same_landing_sites(
+    servers_with_views: dict[str, Server], bundle_with_views: Path, name: str, options: str
+) -> None:
+    wanted = dict(LANDING_OPTIONS[options])
+    gsd_m = wanted.pop("gsd_m", None)
+    allow = str(wanted.pop("allow", "landing-zones")).split(",")
+    result = droneseg.load(bundle_with_views)(PHOTOGRAPHS[name], gsd_m=gsd_m, landing=True)  # type: ignore[arg-type]
+    expected = result.landing_sites(**wanted, allow=allow).model_dump(mode="json", by_alias=True)  # type: ignore[arg-type]
+    for server in servers_with_views.values():
+        response = server.find_sites(PHOTOGRAPHS[name], LANDING_OPTIONS[options], **KEY)
+        assert response.status_code == 200, response.text
+        assert response.json() == expected, server.backend.name
+
+
+def test_the_command_finds_the_same_landing_sites(bundle_with_views: Path, tmp_path: Path) -> None:
+    for name, data in PHOTOGRAPHS.items():
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    words = ["land", str(tmp_path), "--model", str(bundle_with_views), "--radius-px", "6", "--json"]
+    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, check=True, capture_output=True)
+    model = droneseg.load(bundle_with_views)
+    answers = {Path(found["source"]).stem: found["answer"] for found in json.loads(done.stdout)["results"]}
+    for name, data in PHOTOGRAPHS.items():
+        expected = model(data).landing_sites(radius_px=6).model_dump(mode="json", by_alias=True)
+        assert answers[name] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radius_m": 0}, "radius_m"),
+        ({"radius_m": 1, "radius_px": 2}, "radius_m and radius_px are both given"),
+        ({"allow": "water"}, "allow"),
+        ({"radius": 1}, "radius is not an option. Send radius_m or radius_px."),
+        ({"gsd_m": 0.02, "height_m": 40}, "gsd_m and height_m are both given. Send one of them."),
+    ],
+    ids=str,
+)
+def test_wrong_landing_options_get_the_same_error(
+    servers: dict[str, Server], options: dict[str, object], message: str
+) -> None:
+    responses = {name: server.find_sites(PHOTOGRAPHS["at 25 m"], options, **KEY) for name, server in servers.items()}
+    for name, response in responses.items():
+        if name == "bento" and "radius" in options:
+            continue  # headers of other names are not options
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
+        assert message in response.json()["error"]["message"]
+
+
 def test_results_depend_on_the_options(bundle_with_views: Path) -> None:
     model = droneseg.load(bundle_with_views)
     assert model(PHOTOGRAPHS["dark"]).warnings[-1].message.endswith("do not rely on the result. It is darker.")

@@ -10,7 +10,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from droneseg.core.camera import WARNING_MESSAGES, WarningCode
+from droneseg.core.classes import LANDING_DISPLAY
 from droneseg.core.masks import read_mask
+from droneseg.core.overlay import HATCHING
 from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.images import png
 from support.programs import require_program
@@ -80,9 +82,12 @@ def test_photo_is_shown_with_its_classes(page: Page) -> None:
     expect(rows.nth(2)).to_contain_text("50.0 %")
     expect(page.locator("#facts")).to_contain_text("160 \u00d7 120")
     left, right = pixel(page, 10, 60), pixel(page, 150, 60)
-    assert np.abs(np.subtract(left[:3], (169, 169, 169))).max() <= 2
+    assert np.abs(np.subtract(left[:3], LANDING_DISPLAY)).max() <= 2
     assert np.abs(np.subtract(right[:3], (14, 135, 204))).max() <= 2
-    assert left[3] == right[3] == round(0.55 * 255)
+    assert right[3] == round(0.55 * 255)
+    row = {pixel(page, x, 60)[3] for x in range(10, 30)}
+    opacities = HATCHING.ground_opacity, HATCHING.stripe_opacity
+    assert row == {round(factor * 0.55 * 255) for factor in opacities}, "landing zones are hatched"
 
 
 def test_warnings_are_shown_in_words_above_picture_and_figures(page: Page) -> None:
@@ -150,10 +155,50 @@ def test_opacity_and_class_selection_change_the_overlay(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
     page.locator("#opacity").fill("100")
-    wait_until(lambda: pixel(page, 10, 60)[3] == 255)
+    wait_until(lambda: pixel(page, 150, 60)[3] == 255)
     page.get_by_label("water").uncheck()
     wait_until(lambda: pixel(page, 150, 60)[3] == 0)
-    assert pixel(page, 10, 60)[3] == 255
+    assert pixel(page, 10, 60)[3] > 0
+
+
+def test_landing_sites_are_found_and_drawn(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    page.get_by_role("button", name="Find landing sites").click()
+    expect(page.locator("#landing-status")).to_contain_text("the best has room for a radius of")
+    expect(page.locator("#sites li").first).to_contain_text("no people seen")
+    wait_until(lambda: any(pixel(page, x, 60)[:3] == [255, 255, 255] for x in range(80)))
+    assert all(pixel(page, x, 60)[:3] != [255, 255, 255] for x in range(85, 160)), "no ring on water"
+    page.get_by_label("Show sites on the photo").uncheck()
+    wait_until(lambda: all(pixel(page, x, 60)[:3] != [255, 255, 255] for x in range(80)))
+
+
+def test_landing_sites_are_found_again_if_the_scale_changes(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    page.get_by_label("Radius in metres").fill("0.2")
+    page.get_by_label("Metres per pixel").fill("0.02")
+    page.get_by_role("button", name="Find landing sites").click()  # leaving the scale sends the photo again
+    expect(page.locator("#landing-status")).to_contain_text("Required: a radius of 0.2 m")
+    with page.expect_response("**/landing_sites"):
+        page.get_by_label("Metres per pixel").fill("0.03")
+        page.keyboard.press("Enter")
+    expect(page.locator("#facts")).to_contain_text("3 cm per pixel (given)")
+    expect(page.locator("#landing-status")).to_contain_text("Required: a radius of 0.2 m")
+
+
+def test_the_reason_for_no_landing_site_is_shown_in_words(page: Page) -> None:
+    choose(page)
+    expect(page.locator("#result")).to_be_visible()
+    page.get_by_label("Radius in metres").fill("2")
+    page.get_by_role("button", name="Find landing sites").click()
+    expect(page.locator("#landing-status")).to_contain_text("The ground resolution of the image is not known")
+    expect(page.locator("#sites li")).to_have_count(0)
+    page.get_by_label("Radius in metres").fill("two")
+    page.get_by_role("button", name="Find landing sites").click()
+    expect(page.locator("#landing-status")).to_contain_text("radius_m")
+    choose(page, png(PIXELS[:, 80:]), "lake.png")
+    expect(page.locator("#landing-status")).to_have_text("")
 
 
 def test_mask_and_overlay_can_be_saved(page: Page, tmp_path: Path) -> None:
@@ -241,17 +286,12 @@ def test_all_controls_are_reachable_by_keyboard(page: Page) -> None:
     expect(page.locator("#result")).to_be_visible()
     page.locator("body").press("Tab")
     reached = []
-    for _ in range(14):  # the fifteenth is the first one again
+    expected = ["file", "gsd", "height", "plain", "radius", "people", "soft", "find-sites", "opacity", *"012345"]
+    expected += ["save-mask", "save-overlay"]
+    for _ in expected:
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.value"))
         page.keyboard.press("Tab")
-    assert [name for name in reached if name in ("file", "opacity", "0", "5", "save-mask", "save-overlay")] == [
-        "file",
-        "opacity",
-        "0",
-        "5",
-        "save-mask",
-        "save-overlay",
-    ]
+    assert reached == expected, "in the order on the page"
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])

@@ -25,16 +25,20 @@ Body: TypeAlias = tuple[bytes, dict[str, str]]
 """Body of a request and its headers."""
 
 
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def as_form(data: bytes, options: Mapping[str, object]) -> Body:
     """Return a multipart body with an image and its options."""
-    fields = [(name, json.dumps(value)) for name, value in options.items()]
+    fields = [(name, _as_text(value)) for name, value in options.items()]
     body, content_type = encode_multipart_formdata([("data", ("a.png", data, "image/png")), *fields])
     return body, {"Content-Type": content_type}
 
 
 def as_itself(data: bytes, options: Mapping[str, object]) -> Body:
     """Return the image itself as the body, and its options in headers."""
-    headers = {f"X-{name.replace('_', '-')}": json.dumps(value) for name, value in options.items()}
+    headers = {f"X-{name.replace('_', '-')}": _as_text(value) for name, value in options.items()}
     return data, {"Content-Type": "image/png"} | headers
 
 
@@ -49,11 +53,12 @@ NO_OPTIONS: Mapping[str, object] = {}
 
 @dataclass(frozen=True)
 class Backend:
-    """Way to serve predictions: command of the service, path of the endpoint, encoding of the body."""
+    """Way to serve predictions: command of the service, paths of the endpoints, encoding of the body."""
 
     name: str
     command: Sequence[str]
     path: str
+    landing_path: str
     body: Callable[[bytes, Mapping[str, object]], Body]
 
 
@@ -66,9 +71,11 @@ _BENTO_COMMAND = (
     "serve",
     "droneseg.serving.bentoml_service:DroneSegService",
 )
-FASTAPI = Backend("fastapi", (*COMMAND, "serve"), "/predict", as_form)
-BENTO = Backend("bento", _BENTO_COMMAND, "/predict_image_bytes", as_itself)
-BENTO_BASE64 = replace(BENTO, name="bento-base64", path="/predict_base64", body=as_base64)
+FASTAPI = Backend("fastapi", (*COMMAND, "serve"), "/predict", "/landing_sites", as_form)
+BENTO = Backend("bento", _BENTO_COMMAND, "/predict_image_bytes", "/landing_sites_image_bytes", as_itself)
+BENTO_BASE64 = replace(
+    BENTO, name="bento-base64", path="/predict_base64", landing_path="/landing_sites", body=as_base64
+)
 _UNLIMITED_S = "86400"
 
 
@@ -87,8 +94,17 @@ class Server:
 
     def predict(self, data: bytes, options: Mapping[str, object] = NO_OPTIONS, **headers: str) -> httpx.Response:
         """Send an image and its options to the prediction endpoint."""
+        return self._post(self.backend.path, data, options, headers)
+
+    def find_sites(self, data: bytes, options: Mapping[str, object] = NO_OPTIONS, **headers: str) -> httpx.Response:
+        """Send an image and its options to the endpoint for landing sites."""
+        return self._post(self.backend.landing_path, data, options, headers)
+
+    def _post(
+        self, path: str, data: bytes, options: Mapping[str, object], headers: Mapping[str, str]
+    ) -> httpx.Response:
         body, own_headers = self.backend.body(data, options)
-        return httpx.post(f"{self.url}{self.backend.path}", content=body, headers=own_headers | headers, timeout=HANG_S)
+        return httpx.post(f"{self.url}{path}", content=body, headers={**own_headers, **headers}, timeout=HANG_S)
 
     @property
     def memory_mb(self) -> float:

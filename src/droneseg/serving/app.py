@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
+from droneseg.inference.landing import LandingAnswer
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.drift import MIN_RECORDS
@@ -157,16 +158,39 @@ def _prediction_router(service: PredictionService, key: list[Depends]) -> APIRou
             await asyncio.sleep(0)  # lets other requests run while a batch of large masks is encoded
         return _json("[" + ",".join(items) + "]")
 
+    @router.post(
+        "/landing_sites",
+        response_model=LandingAnswer,
+        responses=openapi.LANDING,
+        openapi_extra=openapi.ONE_LANDING_FILE,
+    )
+    async def landing_sites(request: Request) -> Response:
+        """Find sites where a drone can land.
+
+        A site is a disc of landing zone. It keeps one clearance from everything unsafe and another one from people and
+        vehicles. If there is no site, the status is 200, `sites` is empty, and `reason` says why. The answer is
+        advisory.
+        """
+        _, (result,) = await _segment(service, budget, request, max_files=1, kind=schemas.LandingRequestOptions)
+        if isinstance(result, Exception):
+            raise result
+        return _json(cast(LandingAnswer, result.landing).model_dump_json(by_alias=True))
+
     return router
 
 
 async def _segment(
-    service: PredictionService, budget: UploadBudget, request: Request, *, max_files: int | None
+    service: PredictionService,
+    budget: UploadBudget,
+    request: Request,
+    *,
+    max_files: int | None,
+    kind: type[schemas.PredictionOptions] = schemas.PredictionOptions,
 ) -> tuple[list[schemas.Upload], list[schemas.PredictionResult | Exception]]:
     """Read the files of a request and return them with their results or errors."""
     service.check_capacity()
     with budget.reserve() as reservation:
-        uploads = await read_files(request, service.settings, reservation)
+        uploads = await read_files(request, service.settings, reservation, kind)
         if max_files and len(uploads) > max_files:
             raise MissingInputError(
                 f"The form has {len(uploads)} files. Send one file, or send all files to /batch_predict."
@@ -254,9 +278,9 @@ def _page_router() -> APIRouter:
         if name != "page.html":
             add_file(name, f"/ui/{name}")
 
-    @router.get("/ui/classes.json")
-    async def classes() -> tuple[schemas.ClassInfo, ...]:
-        return schemas.class_infos()
+    @router.get("/ui/settings.json")
+    async def settings() -> schemas.PageSettings:
+        return schemas.PageSettings(classes=schemas.class_infos())
 
     return router
 

@@ -12,6 +12,7 @@ from droneseg.core import errors
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
 from droneseg.core.system import background_command, background_environment
+from droneseg.inference.landing import LandingAnswer
 from droneseg.monitoring.drift_report import DriftResult, require_enabled
 from droneseg.monitoring.prediction_log import PredictionLog, Sample
 from droneseg.monitoring.prometheus import ServiceMetrics
@@ -73,10 +74,12 @@ class PredictionLogger:
         if settings.retention_days or settings.retention_mb:
             threading.Thread(target=self._run_retention, name="retention", daemon=True).start()
 
-    def log(self, upload: Upload, prediction: Prediction, mask_png: bytes) -> None:
-        """Log a prediction in the background."""
+    def log(
+        self, upload: Upload, prediction: Prediction, mask_png: bytes, landing: LandingAnswer | None = None
+    ) -> None:
+        """Log a prediction, and its landing sites if requested, in the background."""
         if self._prediction_log:
-            self._prediction_log.log(upload.filename, prediction, Sample(upload.data, mask_png))
+            self._prediction_log.log(upload.filename, prediction, Sample(upload.data, mask_png), landing)
 
     def flush(self, timeout_s: float) -> None:
         """Wait until the records of all earlier predictions are written, at most `timeout_s` seconds."""

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from droneseg.core.errors import ConfigurationError, DronesegError
 from droneseg.core.logs import configure_logging
 from droneseg.core.settings import Settings, load_settings, warn_of_misspelt
+from droneseg.inference.landing import LandingAnswer
 from droneseg.inference.segmenter import load_segmenter
 from droneseg.model.store import fetch_model
 from droneseg.monitoring.prometheus import ServiceMetrics
@@ -35,6 +36,7 @@ from droneseg.serving.schemas import (
     DEFAULT_OPTIONS,
     BentoPredictionResponse,
     HealthResponse,
+    LandingRequestOptions,
     ModelResponse,
     PredictionOptions,
     Upload,
@@ -44,6 +46,7 @@ from droneseg.serving.service import START_S, PredictionService
 
 DEFAULT_PORT = 3000
 PREDICT_BASE64, PREDICT_BYTES, MODEL_INFO = "/predict_base64", "/predict_image_bytes", "/model_info"
+LANDING_BASE64, LANDING_BYTES = "/landing_sites", "/landing_sites_image_bytes"
 PUBLIC_PATHS = ("/", "/livez", "/readyz", "/healthz", "/schema.json", "/docs.json")
 _LINKS = {"documentation": "/docs.json", "model": MODEL_INFO, "metrics": METRICS, "ready": "/readyz"}
 _WEB_PAGE = "/static_content"  # files of BentoML's web page, which are not served
@@ -51,7 +54,11 @@ _BODY_HEADERS = (b"content-type", b"content-length", b"transfer-encoding")
 _BODY_PARSERS: dict[str, Callable[[Headers, bytes], Upload]] = {
     PREDICT_BASE64: request_body.parse_base64_body,
     PREDICT_BYTES: request_body.parse_image_body,
+    LANDING_BASE64: partial(request_body.parse_base64_body, kind=request_body.Base64LandingRequest),
+    LANDING_BYTES: partial(request_body.parse_image_body, kind=LandingRequestOptions),
 }
+_BYTES_PATHS = {PREDICT_BASE64: PREDICT_BYTES, LANDING_BASE64: LANDING_BYTES}
+"""Path of the endpoint that takes the image of a JSON body as its own body."""
 # keys in a request's `state`
 _OPTIONS = "options"  # options of the image, read by BentoMLMiddleware
 _OWN_ERROR = "error_in_our_format"  # whether the endpoint has returned an error response
@@ -133,6 +140,19 @@ class DroneSegService:
         """Segment one image, sent as the request body."""
         return await self._predict(Upload(None, image, _options_of_request()))
 
+    @bentoml.api(route=LANDING_BASE64)
+    async def landing_sites(self, req: request_body.Base64LandingImage) -> LandingAnswer:
+        """Find sites where a drone can land in one image, sent as base64 in JSON."""
+        return await self._find_sites(req.decode())
+
+    @bentoml.api(route=LANDING_BYTES)
+    async def landing_sites_image_bytes(self, image: Annotated[bytes, ContentType("image/*")], /) -> LandingAnswer:
+        """Find sites where a drone can land in one image, sent as the request body."""
+        options = _options_of_request()
+        if not isinstance(options, LandingRequestOptions):
+            options = LandingRequestOptions()
+        return await self._find_sites(Upload(None, image, options))
+
     @bentoml.api(route=MODEL_INFO)
     async def model_info(self) -> ModelResponse:
         """Return the active model: id, licence, classes and quality metrics."""
@@ -149,6 +169,15 @@ class DroneSegService:
             return result.to_bento_response()
         except Exception as error:  # noqa: BLE001  # BentoML would return any error in its own format
             return cast(BentoPredictionResponse, self._error_response(error))
+
+    async def _find_sites(self, upload: Upload) -> LandingAnswer:
+        try:
+            (result,) = await self._service.predict([upload])
+            if isinstance(result, Exception):
+                raise result
+            return cast(LandingAnswer, result.landing)
+        except Exception as error:  # noqa: BLE001  # as in `_predict`
+            return cast(LandingAnswer, self._error_response(error))
 
     def _error_response(self, error: Exception) -> Response:
         request = cast(Request, DroneSegService.context.request)  # type: ignore[attr-defined]  # set by the decorator
@@ -205,7 +234,7 @@ class BentoMLMiddleware:
             await self._call_bentoml(scope, _with_body(b"{}", receive), send, content_type=b"application/json")
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the image and pass on a request for `/predict_image_bytes` whose body is the image."""
+        """Read the image and pass on a request whose body is the image."""
         self._service.check_capacity()
         with self._budget.reserve() as reservation:
             headers = Headers(scope=scope)
@@ -216,7 +245,9 @@ class BentoMLMiddleware:
             scope.setdefault("state", {})[_OPTIONS] = upload.options
             receive_image = _with_body(upload.data, receive)
             del body, upload  # the request waits in the queue, and BentoML keeps the image
-            scope = {**scope, "path": PREDICT_BYTES, "raw_path": PREDICT_BYTES.encode()}
+            requested: str = scope["path"]
+            path = _BYTES_PATHS.get(requested, requested)
+            scope = {**scope, "path": path, "raw_path": path.encode()}
             call = self._call_bentoml(scope, receive_image, send, content_type=b"application/octet-stream")
             await request_body.cancel_on_disconnect(call, receive)
 
@@ -266,7 +297,7 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
         settings=service.settings,
         metrics=service.metrics,
         error_detail=service.error_detail,
-        known_paths=(*PUBLIC_PATHS, PREDICT_BASE64, PREDICT_BYTES, MODEL_INFO, METRICS),
+        known_paths=(*PUBLIC_PATHS, *_BODY_PARSERS, MODEL_INFO, METRICS),
         public_paths=PUBLIC_PATHS,
     )
 

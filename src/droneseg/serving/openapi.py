@@ -4,7 +4,8 @@ from typing import Any
 
 from droneseg.core import errors
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, WarningCode, explain
-from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.classes import CLASSES, NAMES, display_colour
+from droneseg.inference.landing import REASON_MESSAGES, LandingOptions, NoSiteReason
 from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL_ERROR, ErrorSpec
 from droneseg.serving.request_body import FILE_FIELD
 from droneseg.serving.schemas import ErrorResponse, PredictionOptions
@@ -63,6 +64,25 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"type": "boolean"},
 }
 ONE_FILE = _form_body(_FILE, {name: _option(name, kind) for name, kind in _OPTIONS.items()})
+_LANDING_OPTIONS: dict[str, dict[str, Any]] = LandingOptions.model_json_schema()["properties"]
+_LENGTHS: dict[str, dict[str, Any]] = {
+    # the first of two types; the other one is null, which forms do not have
+    name: {**schema["anyOf"][0], "description": schema["description"]}
+    for name, schema in _LANDING_OPTIONS.items()
+    if "anyOf" in schema
+}
+ONE_LANDING_FILE = _form_body(
+    _FILE,
+    {
+        **{name: _option(name, kind) for name, kind in _OPTIONS.items()},
+        **_LENGTHS,
+        "max_sites": _LANDING_OPTIONS["max_sites"],
+        "allow": {
+            "type": "string",
+            "description": "Classes to land on, separated by commas: landing-zones (default), soft-surfaces.",
+        },
+    },
+)
 MANY_FILES = _form_body(
     {"type": "array", "items": _FILE, "minItems": 1}, {name: _per_file(name, kind) for name, kind in _OPTIONS.items()}
 )
@@ -125,7 +145,10 @@ MODEL = _responses(
         "framework": "OpenVINO bf16",
         "self_check": "OpenVINO bf16 passed; its difference is 0.0077 and the limit 0.08",
         "license": "see MODEL_LICENSE.md",
-        "classes": [{"id": entry.id, "name": entry.name, "colour": entry.colour} for entry in CLASSES],
+        "classes": [
+            {"id": entry.id, "name": entry.name, "colour": entry.colour, "display": display_colour(entry.id)}
+            for entry in CLASSES
+        ],
         "quality": {"miou": {"value": 0.75, "low": 0.72, "high": 0.77}},
     },
     errors.UnauthorizedError,
@@ -169,6 +192,61 @@ PREDICT: _Responses = {
                 "schema": {"type": "string"},
                 "example": "unknown_scale",
             }
+        },
+    },
+    **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),
+}
+_SITE = {
+    "rank": 1,
+    "x_px": 512.5,
+    "y_px": 300.5,
+    "lon": None,
+    "lat": None,
+    "radius_px": 116.3,
+    "radius_m": 2.0,
+    "area_m2": 41.0,
+    "clearance_px": {"obstacles": 180.0, "water": None, "moving-objects": 520.0},
+    "clearance_m": {"obstacles": 2.32, "water": None, "moving-objects": 6.71},
+    "class": "landing-zones",
+    "min_probability": 0.962,
+    "mean_probability": 0.988,
+    "score": 0.71,
+}
+_LANDING = {
+    "decision": "site",
+    "reason": None,
+    "message": "1 site; the best has room for a radius of 2.0 m.",
+    "sites": [_SITE],
+    "policy": {
+        "danger_limit": 0.05,
+        "moving_limit": 0.1,
+        "threshold": None,
+        "alpha": 0.05,
+        "bound": 0.064,
+        "calibrated_on": "212 photographs of 19 places",
+        "radius_m": 1.5,
+        "clearance_m": 1.0,
+        "clearance_people_m": 5.0,
+        "radius_px": 116.3,
+        "clearance_px": 77.5,
+        "clearance_people_px": 387.6,
+        "allow": ["landing-zones"],
+    },
+    "ground": _PREDICTION["ground"],
+    "model_id": "0123456789ab",
+}
+_NO_LANDING = {
+    **_LANDING,
+    "decision": "no_safe_site",
+    "reason": NoSiteReason.PEOPLE_NEAR,
+    "message": REASON_MESSAGES[NoSiteReason.PEOPLE_NEAR],
+    "sites": [],
+}
+LANDING: _Responses = {
+    200: {
+        "description": "Landing sites, or the reason why there is none.",
+        "content": {
+            "application/json": {"examples": {"site": {"value": _LANDING}, "no_safe_site": {"value": _NO_LANDING}}}
         },
     },
     **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),

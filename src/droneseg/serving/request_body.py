@@ -19,8 +19,15 @@ from starlette.types import Receive
 from droneseg.core import errors
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M
 from droneseg.core.images import EMPTY_FILE
+from droneseg.core.landing_grid import OPTION_CONFLICT
 from droneseg.core.settings import Settings
-from droneseg.serving.schemas import MISNAMED_OPTIONS, OPTION_CONFLICT, PredictionOptions, Upload
+from droneseg.serving.schemas import (
+    MISNAMED_LENGTHS,
+    MISNAMED_OPTIONS,
+    LandingRequestOptions,
+    PredictionOptions,
+    Upload,
+)
 
 FILE_FIELD = "data"
 _BUDGET_BODIES = 8  # size of the budget, in bodies of the largest allowed size
@@ -31,7 +38,6 @@ _REMEDIES = {
     "height_m": "Send the height above ground in metres, {:g} to {:g}, for example 40.".format(*GIVEN_HEIGHT_RANGE_M),
     "plain": "Send true or false.",
 }
-_OPTION_HEADERS = {"gsd_m": "X-GSD-M", "height_m": "X-Height-M", "plain": "X-Plain"}
 _JSON = "application/json"
 _RAW_TYPES = ("application/octet-stream", "text/plain")  # BentoML's client sends bytes as text/plain
 _BASE64 = re.compile(r"^[A-Za-z0-9+/]*=*\Z")
@@ -115,10 +121,21 @@ class Reservation:
             raise errors.QueueFullError("Too many large requests at the same time. Retry later.", retry_after_s=1.0)
 
 
-async def read_files(request: Request, settings: Settings, reservation: Reservation) -> list[Upload]:
+async def read_files(
+    request: Request,
+    settings: Settings,
+    reservation: Reservation,
+    kind: type[PredictionOptions] = PredictionOptions,
+) -> list[Upload]:
     """Read the files in the field `data` of a multipart form, and their options in fields of the same names.
 
     An option has one value for all files, or one value per file in their order; an empty value counts as missing.
+
+    Args:
+        request: Request with the form.
+        settings: Limits of sizes, number of files and time.
+        reservation: Reservation of the memory for the body.
+        kind: Class of the options.
 
     Raises:
         WrongContentTypeError: If the body is not a multipart form.
@@ -141,26 +158,26 @@ async def read_files(request: Request, settings: Settings, reservation: Reservat
     except MultiPartException as error:
         raise errors.MalformedRequestError(f"The multipart body is malformed: {error.message}") from error
     try:
-        return _uploads(form)
+        return _uploads(form, kind)
     finally:
         await form.close()
 
 
-def _uploads(form: FormData) -> list[Upload]:
+def _uploads(form: FormData, kind: type[PredictionOptions]) -> list[Upload]:
     files = [part for part in form.getlist(FILE_FIELD) if isinstance(part, UploadFile)]
     if not files:
         names = ", ".join(sorted({repr(name[:40]) for name in form})) or "none"
         raise errors.MissingInputError(f"The field {FILE_FIELD!r} has no file; fields sent: {names}.")
     return [
         Upload(file.filename, file.file.read(), options)
-        for file, options in zip(files, _form_options(form, len(files)), strict=True)
+        for file, options in zip(files, _form_options(form, len(files), kind), strict=True)
     ]
 
 
-def _form_options(form: FormData, files: int) -> list[PredictionOptions]:
+def _form_options(form: FormData, files: int, kind: type[PredictionOptions]) -> list[PredictionOptions]:
     """Return the options of each file; the message of an error lists all problems."""
     problems, columns = [], {}
-    for name in (*PredictionOptions.model_fields, *MISNAMED_OPTIONS):
+    for name in (*kind.model_fields, *MISNAMED_OPTIONS, *MISNAMED_LENGTHS):
         values = [_text(value) for value in form.getlist(name)]
         if len(values) in (0, 1, files):
             columns[name] = values if len(values) == files else (values or [""]) * files
@@ -169,7 +186,7 @@ def _form_options(form: FormData, files: int) -> list[PredictionOptions]:
     options = []
     for row in zip(*columns.values(), strict=True):
         try:
-            options.append(_validate_options(dict(zip(columns, row, strict=True))))
+            options.append(_validate_options(dict(zip(columns, row, strict=True)), kind))
         except ValidationError as error:
             problems += _describe_problems(error)
     if problems:
@@ -181,9 +198,9 @@ def _text(value: str | UploadFile) -> str:
     return f"file {value.filename}" if isinstance(value, UploadFile) else value.strip()
 
 
-def _validate_options(texts: Mapping[str, str]) -> PredictionOptions:
+def _validate_options(texts: Mapping[str, str], kind: type[PredictionOptions]) -> PredictionOptions:
     """Return the options in these texts, by name; an empty text counts as missing."""
-    return PredictionOptions.model_validate_strings({name: text for name, text in texts.items() if text})
+    return kind.model_validate_strings({name: text for name, text in texts.items() if text})
 
 
 def _describe_problems(error: ValidationError) -> list[str]:
@@ -269,10 +286,30 @@ class Base64Image(PredictionOptions):
         return Upload(None, decode_base64(self.image_b64), options)
 
 
+class Base64LandingImage(Base64Image, LandingRequestOptions):
+    """JSON request with a base64-encoded image, its options, and the requirements for landing sites."""
+
+    def decode(self) -> Upload:
+        """Return the image file and its options; see `Base64Image`."""
+        values = {name: getattr(self, name) for name in LandingRequestOptions.model_fields}
+        return Upload(None, decode_base64(self.image_b64), LandingRequestOptions(**values))
+
+
 class Base64Request(BaseModel):
     """Body of `/predict_base64`."""
 
     req: Base64Image
+
+
+class Base64LandingRequest(BaseModel):
+    """Body of `/landing_sites` of the BentoML service."""
+
+    req: Base64LandingImage
+
+
+def header_of(option: str) -> str:
+    """Return the header of an option, for example X-Height-M."""
+    return f"X-{option.replace('_', '-').title()}"
 
 
 def media_type(headers: Headers) -> str:
@@ -280,8 +317,8 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def parse_image_body(headers: Headers, body: bytes) -> Upload:
-    """Return a body as an image file, and the options in the headers.
+def parse_image_body(headers: Headers, body: bytes, kind: type[PredictionOptions] = PredictionOptions) -> Upload:
+    """Return the body as an image file, with the options in the headers; `kind` is the class of the options.
 
     Raises:
         WrongContentTypeError: If the media type is not that of an image.
@@ -293,16 +330,18 @@ def parse_image_body(headers: Headers, body: bytes) -> Upload:
         raise errors.WrongContentTypeError(
             f"The content type is {content_type[:40]}. Send the image file itself, for example as image/jpeg."
         )
-    texts = {name: ", ".join(headers.getlist(header)) for name, header in _OPTION_HEADERS.items()}
+    texts = {name: ", ".join(headers.getlist(header_of(name))) for name in kind.model_fields}
     try:
-        options = _validate_options(texts)
+        options = _validate_options(texts, kind)
     except ValidationError as error:
         raise errors.MissingInputError(" ".join(_describe_problems(error))) from error
     return _require_content(Upload(None, body, options))
 
 
-def parse_base64_body(headers: Headers, body: bytes) -> Upload:
-    """Return the image file and the options in a JSON body; see `Base64Request`.
+def parse_base64_body(
+    headers: Headers, body: bytes, kind: type[Base64Request | Base64LandingRequest] = Base64Request
+) -> Upload:
+    """Return the image file and the options in a JSON body; `kind` is the class of the body.
 
     Raises:
         WrongContentTypeError: If the body is not JSON or the file is not an image, by their media types.
@@ -315,9 +354,9 @@ def parse_base64_body(headers: Headers, body: bytes) -> Upload:
         problem = f"The content type is {content_type[:40]}" if content_type else "The body has no content type"
         raise errors.WrongContentTypeError(f"{problem}. Send {_JSON}.")
     if sum(body.count(character) for character in b"[{,") > _MAX_JSON_PARTS:
-        names = ", ".join(Base64Image.model_fields)
+        names = ", ".join((Base64LandingImage if kind is Base64LandingRequest else Base64Image).model_fields)
         raise errors.MalformedRequestError(f"The JSON body has too many elements. Send only {names}.")
-    image = _validate_base64_request(body).req
+    image = _validate_base64_request(body, kind)
     if not image.content_type.lower().startswith("image/"):
         raise errors.WrongContentTypeError(
             f"content_type is {image.content_type[:40]!r}. Send the media type of an image."
@@ -331,9 +370,9 @@ def _require_content(upload: Upload) -> Upload:
     return upload
 
 
-def _validate_base64_request(body: bytes) -> Base64Request:
+def _validate_base64_request(body: bytes, kind: type[Base64Request | Base64LandingRequest]) -> Base64Image:
     try:
-        return Base64Request.model_validate_json(body)
+        return kind.model_validate_json(body).req
     except ValidationError as error:
         if error.errors(include_input=False)[0]["type"] == "json_invalid":
             raise errors.MalformedRequestError("The body is not valid JSON. Send a JSON object.") from error

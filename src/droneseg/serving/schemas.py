@@ -10,8 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, Ground, PredictionWarning
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import CLASSES, display_colour
+from droneseg.core.landing_grid import LENGTHS, OPTION_CONFLICT
+from droneseg.core.overlay import HATCHING, Hatching
 from droneseg.core.prediction import Prediction, Segmenter
+from droneseg.inference.landing import CLEARANCE_PEOPLE_M, RADIUS_M, LandingAnswer, LandingOptions
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # lengths instead of tuple[int, int]: OpenAPI 3.1 only has `prefixItems`, which many client generators do not support
@@ -85,6 +88,16 @@ class ClassInfo(_Response):
     id: int
     name: str
     colour: Annotated[tuple[int, ...], Three] = Field(description="RGB colour in the palette of the masks.")
+    display: Annotated[tuple[int, ...], Three] = Field(description="RGB colour in overlays.")
+
+
+class PageSettings(_Response):
+    """Constants of the web page."""
+
+    classes: tuple[ClassInfo, ...]
+    hatching: Hatching = HATCHING
+    radius_m: float = RADIUS_M
+    clearance_people_m: float = CLEARANCE_PEOPLE_M
 
 
 class ModelResponse(_Response):
@@ -139,10 +152,10 @@ class ReloadResponse(_Response):
     changed: bool = Field(description="Whether the active model changed.")
 
 
-OPTION_CONFLICT = "option_conflict"
-"""Type of the validation errors whose messages name the options themselves."""
 MISNAMED_OPTIONS = {"gsd": "gsd_m", "height": "height_m"}
 """Names of command-line options, which would otherwise be ignored, and the names to use instead."""
+MISNAMED_LENGTHS = {name: f"{name}_m or {name}_px" for name in LENGTHS}
+"""The same for the lengths of landing sites."""
 
 
 class PredictionOptions(BaseModel):
@@ -180,6 +193,24 @@ class PredictionOptions(BaseModel):
         return self
 
 
+class LandingRequestOptions(PredictionOptions, LandingOptions):
+    """Options of one image whose landing sites are requested."""
+
+    model_config = ConfigDict(frozen=True, strict=False, extra="allow")
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> LandingRequestOptions:
+        for wrong in MISNAMED_LENGTHS.keys() & (self.model_extra or {}).keys():
+            message = f"{wrong} is not an option. Send {MISNAMED_LENGTHS[wrong]}."
+            raise PydanticCustomError(OPTION_CONFLICT, "{message}", {"message": message})
+        return self
+
+    @property
+    def landing(self) -> LandingOptions:
+        """Requirements for the landing sites."""
+        return LandingOptions(**{name: getattr(self, name) for name in LandingOptions.model_fields})
+
+
 DEFAULT_OPTIONS = PredictionOptions()
 """Options of an image if the client gives none."""
 
@@ -191,6 +222,11 @@ class Upload:
     filename: str | None
     data: bytes
     options: PredictionOptions = DEFAULT_OPTIONS
+
+    @property
+    def landing(self) -> LandingOptions | None:
+        """Requirements for the landing sites; None if no landing sites are requested."""
+        return self.options.landing if isinstance(self.options, LandingRequestOptions) else None
 
 
 @dataclass(frozen=True)
@@ -207,6 +243,7 @@ class PredictionResult:
         ground: Ground resolution, resampling and warning codes.
         warnings: Warnings in words.
         mask_png: Encoded mask, byte for byte the file that `droneseg predict` writes.
+        landing: Landing sites, if they were requested.
     """
 
     filename: str | None
@@ -218,9 +255,12 @@ class PredictionResult:
     ground: Ground
     warnings: tuple[PredictionWarning, ...]
     mask_png: bytes
+    landing: LandingAnswer | None = None
 
     @classmethod
-    def of(cls, filename: str | None, prediction: Prediction, mask_png: bytes) -> PredictionResult:
+    def of(
+        cls, filename: str | None, prediction: Prediction, mask_png: bytes, landing: LandingAnswer | None = None
+    ) -> PredictionResult:
         """Return the result of a prediction and its encoded mask."""
         height, width = prediction.mask.shape
         return cls(
@@ -233,6 +273,7 @@ class PredictionResult:
             prediction.ground,
             prediction.warnings,
             mask_png,
+            landing,
         )
 
     def to_response(self, *, with_mask: bool = True) -> PredictionResponse:
@@ -259,7 +300,10 @@ class PredictionResult:
 
 def class_infos() -> tuple[ClassInfo, ...]:
     """Return all classes with their ids and colours."""
-    return tuple(ClassInfo(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES)
+    return tuple(
+        ClassInfo(id=entry.id, name=entry.name, colour=entry.colour, display=display_colour(entry.id))
+        for entry in CLASSES
+    )
 
 
 def model_response(segmenter: Segmenter) -> ModelResponse:

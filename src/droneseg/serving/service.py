@@ -22,6 +22,7 @@ from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, Segmenter
 from droneseg.core.settings import Settings
+from droneseg.inference.landing import find_sites
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving import schemas
 from droneseg.serving.background import DriftReporter, PredictionLogger
@@ -289,14 +290,20 @@ class PredictionService:
         # one image is in the network while another is decoded or encoded; waiting for the lock counts as queueing
         with self._inference_lock:
             waited_s += time.perf_counter() - started_at - decode_s
-            prediction = self._require_model().segment(image, job.ground, plain=upload.options.plain)
+            segmenter, requirements = self._require_model(), upload.landing
+            prediction = segmenter.segment(
+                image, job.ground, plain=upload.options.plain, landing=requirements is not None
+            )
+        landing = find_sites(prediction, segmenter.landing_policy, requirements) if requirements else None
         predicted_at = time.perf_counter()
         mask_png = encode_mask(prediction.mask)
         encode_s = time.perf_counter() - predicted_at
         prediction = _with_timings(prediction, queue=waited_s, decode=decode_s, encode=encode_s)
         self.metrics.count_prediction(prediction)
-        self._prediction_logger.log(upload, prediction, mask_png)
-        return schemas.PredictionResult.of(upload.filename, prediction, mask_png)
+        if landing:
+            self.metrics.count_landing(landing.decision, landing.reason)
+        self._prediction_logger.log(upload, prediction, mask_png, landing)
+        return schemas.PredictionResult.of(upload.filename, prediction, mask_png, landing)
 
 
 def count_tiles(upload: schemas.Upload, ground: Ground, segmenter: Segmenter, max_pixels: int) -> int:

@@ -4,13 +4,15 @@
 const at = (id) => document.getElementById(id);
 const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
 const LANDING = "landing-zones";
+const NOT_SEARCHED = ["unknown_scale", "oblique", "unlike_training"];
 const SOURCES = { argument: "given", georeference: "from the georeference", laser: "from the laser rangefinder", height: "height above ground" };
 
-let classes = [];
+let settings = null; // constants that the service uses, too
 let shown = null; // result on display, returned by `prepare`
 let request = null; // request of the latest photo; responses to earlier requests are ignored
 let chosenFile = null;
 let drawing = 0;
+let searchNext = false; // whether to search for landing sites as soon as the photo that is being sent is shown
 
 function begin() {
   at("file").addEventListener("change", (event) => {
@@ -24,6 +26,9 @@ function begin() {
   at("height").addEventListener("input", () => { at("gsd").value = ""; });
   at("options").addEventListener("change", () => chosenFile && send(chosenFile));
   at("save-overlay").addEventListener("click", saveOverlay);
+  at("find-sites").addEventListener("click", findSites);
+  at("show-sites").addEventListener("change", drawSoon);
+  window.addEventListener("resize", drawSoon); // rings and ranks have a constant size on the screen
   at("key-form").addEventListener("submit", useKey);
   at("stage").addEventListener("pointermove", showClassAtPointer);
   for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, dragged);
@@ -31,7 +36,7 @@ function begin() {
 }
 
 async function loadStatus() {
-  classes = await (await fetch("/ui/classes.json")).json();
+  settings = await (await fetch("/ui/settings.json")).json();
   const status = await (await fetch("/")).json();
   at("model").textContent = status.ready ? `Model ${status.model_id}` : "The model is not ready yet.";
 }
@@ -51,12 +56,11 @@ function useKey(event) {
 function send(file) {
   if (request) request.abort();
   if (chosenFile && chosenFile !== file) at("gsd").value = at("height").value = ""; // the scale of the previous photo
+  // the same photo with another scale has other sites
+  const searched = shown && shown.file === file && (shown.answer || at("find-sites").disabled);
+  searchNext = Boolean(searched) || (searchNext && chosenFile === file);
   chosenFile = file;
-  const body = new FormData();
-  body.append("data", file);
-  body.append("gsd_m", decimal(at("gsd")));
-  body.append("height_m", decimal(at("height")));
-  body.append("plain", at("plain").checked);
+  const body = photoForm(file);
   const xhr = new XMLHttpRequest();
   request = xhr;
   xhr.open("POST", "/predict");
@@ -95,7 +99,17 @@ async function handleResponse(xhr, file) {
   if (xhr !== request) return undefined; // another photo was chosen in the meantime
   show(result);
   at("working").hidden = true;
-  return setStatus(`Done: ${file.name}`);
+  setStatus(`Done: ${file.name}`);
+  return searchNext ? findSites() : undefined;
+}
+
+function photoForm(file) {
+  const body = new FormData();
+  body.append("data", file);
+  body.append("gsd_m", decimal(at("gsd")));
+  body.append("height_m", decimal(at("height")));
+  body.append("plain", at("plain").checked);
+  return body;
 }
 
 function decimal(input) {
@@ -126,12 +140,13 @@ async function prepare(file, response) {
   image.src = URL.createObjectURL(file);
   // the service reads formats that browsers do not, such as TIFF; then the classes are shown without the photo
   const hasPhoto = await image.decode().then(() => true, () => false);
-  return { ids, width, height, response, name, image, hasPhoto, mask: URL.createObjectURL(mask) };
+  return { file, ids, width, height, response, name, image, hasPhoto, mask: URL.createObjectURL(mask) };
 }
 
 function show(result) {
   if (shown) for (const url of [shown.image.src, shown.mask]) URL.revokeObjectURL(url);
   shown = result;
+  showAnswer(null);
   at("photo").replaceWith(shown.image);
   at("stage").classList.toggle("no-photo", !shown.hasPhoto);
   document.body.classList.add("has-result");
@@ -140,6 +155,9 @@ function show(result) {
   at("save-mask").download = `${shown.name}.png`;
   showWarnings(shown.response.warnings);
   showClasses(shown.response);
+  const scaled = shown.response.ground.gsd_m !== null; // otherwise the defaults are a share of the photo
+  at("radius").placeholder = scaled ? settings.radius_m : "";
+  at("people").placeholder = scaled ? settings.clearance_people_m : "";
   draw();
 }
 
@@ -148,7 +166,7 @@ function idsOf(bitmap, width, height) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   const pixels = context.getImageData(0, 0, width, height).data;
-  const idOf = new Map(classes.map(({ id, colour: [r, g, b] }) => [(r << 16) | (g << 8) | b, id]));
+  const idOf = new Map(settings.classes.map(({ id, colour: [r, g, b] }) => [(r << 16) | (g << 8) | b, id]));
   const ids = new Uint8Array(width * height);
   for (let index = 0; index < ids.length; index += 1) {
     ids[index] = idOf.get((pixels[4 * index] << 16) | (pixels[4 * index + 1] << 8) | pixels[4 * index + 2]);
@@ -174,7 +192,7 @@ function groundInWords({ gsd_m: gsd, source, warnings }) {
 
 function showClasses(response) {
   at("headline").textContent = `${percent(response.class_fractions[LANDING])} landing zone`;
-  const rows = classes.map(({ id, name, colour }) => {
+  const rows = settings.classes.map(({ id, name, display: colour }) => {
     const share = response.class_fractions[name];
     const row = document.createElement("li");
     const label = document.createElement("label");
@@ -213,18 +231,119 @@ function drawSoon() {
 
 function draw() {
   if (!shown) return;
+  const { hatching } = settings;
   const alpha = shown.hasPhoto ? Math.round((255 * at("opacity").value) / 100) : 255;
   const visible = new Set([...at("classes").querySelectorAll("input:checked")].map((box) => Number(box.value)));
   // RGBA in little-endian order, which all supported processors use
   const tints = new Uint32Array(256);
-  for (const { id, colour: [r, g, b] } of classes) {
-    if (visible.has(id)) tints[id] = ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
+  const stripes = new Uint32Array(256); // differ from the tints only in landing zones, which are hatched
+  for (const { id, name, display: [r, g, b] } of settings.classes) {
+    if (!visible.has(id)) continue;
+    const tint = (weight) => ((Math.min(255, Math.round(alpha * weight)) << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    const hatched = name === LANDING && shown.hasPhoto;
+    tints[id] = tint(hatched ? hatching.ground_opacity : 1);
+    stripes[id] = tint(hatched ? hatching.stripe_opacity : 1);
   }
+  const period = Math.max(hatching.min_period, Math.floor(Math.max(shown.width, shown.height) / hatching.stripes));
+  const line = Math.max(1, Math.floor(period / hatching.period_in_widths));
   const canvas = Object.assign(at("overlay"), { width: shown.width, height: shown.height });
   const overlay = new ImageData(shown.width, shown.height);
   const target = new Uint32Array(overlay.data.buffer);
-  for (let index = 0; index < target.length; index += 1) target[index] = tints[shown.ids[index]];
-  canvas.getContext("2d").putImageData(overlay, 0, 0);
+  for (let y = 0, index = 0; y < shown.height; y += 1) {
+    for (let x = 0; x < shown.width; x += 1, index += 1) {
+      target[index] = ((x + y) % period < line ? stripes : tints)[shown.ids[index]];
+    }
+  }
+  const context = canvas.getContext("2d");
+  context.putImageData(overlay, 0, 0);
+  if (shown.answer && at("show-sites").checked) drawSites(context, shown.answer);
+}
+
+function drawSites(context, { sites, policy }) {
+  const scale = shown.width / at("overlay").clientWidth; // pixels of the photo per pixel of the page
+  const line = Math.max(2, 1.5 * scale);
+  const circle = (site, radius, width, colour) => {
+    context.beginPath();
+    context.arc(site.x_px, site.y_px, radius, 0, 2 * Math.PI);
+    Object.assign(context, { lineWidth: width, strokeStyle: colour });
+    context.stroke();
+  };
+  Object.assign(context, { textAlign: "center", textBaseline: "middle", font: `600 ${Math.max(12, 14 * scale)}px system-ui, sans-serif` });
+  const colourOf = (site) => (site.rank === 1 ? "#ffffff" : "#cdcdd2");
+  const ring = (site, radius, width) => {
+    circle(site, radius, width + 2 * line, "#18181b");
+    circle(site, radius, width, colourOf(site));
+  };
+  for (const site of [...sites].reverse()) {
+    if (site.rank === 1) ring(site, site.radius_px, line);
+    ring(site, policy.radius_px, site.rank === 1 ? 2 * line : line);
+  }
+  for (const site of sites) { // above all rings
+    Object.assign(context, { lineWidth: 2 * line, strokeStyle: "#18181b", fillStyle: colourOf(site) });
+    context.strokeText(site.rank, site.x_px, site.y_px);
+    context.fillText(site.rank, site.x_px, site.y_px);
+  }
+}
+
+async function findSites() {
+  searchNext = !at("working").hidden;
+  if (searchNext) {
+    at("landing-status").textContent = "Waiting for the prediction";
+    return;
+  }
+  const searched = shown;
+  const body = photoForm(searched.file);
+  body.append("radius_m", decimal(at("radius")));
+  body.append("clearance_people_m", decimal(at("people")));
+  if (at("soft").checked) body.append("allow", "landing-zones,soft-surfaces");
+  at("landing-status").textContent = "Searching for landing sites";
+  at("find-sites").disabled = true;
+  try {
+    const headers = at("key").value ? { "X-API-Key": at("key").value } : {};
+    const response = await fetch("/landing_sites", { method: "POST", body, headers });
+    const answer = await response.json();
+    if (searched !== shown) return; // another photo was chosen since
+    if (response.status === 429) at("landing-status").textContent = `The service is busy. Retry in ${response.headers.get("Retry-After")} s.`;
+    else if (response.status !== 200) at("landing-status").textContent = answer.error.message;
+    else showAnswer(answer);
+  } catch {
+    at("landing-status").textContent = "The service did not respond. Check that it is running, then try again.";
+  } finally {
+    at("find-sites").disabled = false;
+  }
+}
+
+function inWords(px, m) {
+  return m === null ? `${Math.round(px)} px` : `${m.toFixed(1)} m`;
+}
+
+function decisionInWords({ decision, reason, message, policy }) {
+  const { radius_px: radius, clearance_px: clearance, clearance_people_px: people } = policy;
+  const words = decision === "site" ? message : `No landing site. ${message}`;
+  if (NOT_SEARCHED.includes(reason)) return words;
+  const lengths = [
+    `a radius of ${inWords(radius, policy.radius_m)}`,
+    `${inWords(clearance, policy.clearance_m)} from danger`,
+    `${inWords(people, policy.clearance_people_m)} from people and vehicles`,
+  ];
+  return `${words} Required: ${lengths.join(", ")}.`;
+}
+
+function showAnswer(answer) {
+  if (shown) shown.answer = answer;
+  at("landing-status").textContent = answer ? decisionInWords(answer) : "";
+  at("sites-layer").hidden = !answer || answer.sites.length === 0;
+  const rows = (answer ? answer.sites : []).map((site) => {
+    const [people, metres] = [site.clearance_px["moving-objects"], site.clearance_m["moving-objects"]];
+    const parts = [
+      `room for a radius of ${inWords(site.radius_px, site.radius_m)}`,
+      people === null ? "no people seen" : `people ${inWords(people, metres)} away`,
+      `probability at least ${percent(site.min_probability).replace(" ", "\u00a0")}`,
+    ];
+    return Object.assign(document.createElement("li"), { textContent: parts.join(", ") });
+  });
+  at("sites").replaceChildren(...rows);
+  drawSoon();
 }
 
 function showClassAtPointer(event) {
@@ -232,7 +351,7 @@ function showClassAtPointer(event) {
   const box = at("overlay").getBoundingClientRect();
   const x = Math.floor(((event.clientX - box.left) / box.width) * shown.width);
   const y = Math.floor(((event.clientY - box.top) / box.height) * shown.height);
-  const entry = classes[shown.ids[y * shown.width + x]];
+  const entry = settings.classes[shown.ids[y * shown.width + x]];
   if (entry) at("under").textContent = `x ${x}, y ${y}: ${entry.name.replace("-", " ")}`;
 }
 
