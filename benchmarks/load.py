@@ -151,18 +151,18 @@ async def _probe(stop: Any) -> list[float]:
     return seconds
 
 
-def start_service(backend: str, model: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a backend and wait until it is ready."""
+def start_service(backend: str, model: Path, folder: Path, port: int = PORT) -> subprocess.Popen[bytes]:
+    """Start a backend on a port and wait until it is ready."""
     environment = {
         "DRONESEG_MODEL": str(model.resolve()),
         "DRONESEG_RECORDS_URL": str(folder / "records"),
-        "DRONESEG_PORT": str(PORT),
+        "DRONESEG_PORT": str(port),
         "BENTOML_DO_NOT_TRACK": "True",
     }
     with (folder / "log").open("wb") as log:
         command = [sys.executable, *COMMANDS[backend]]
         service = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
-    asyncio.run(_ready(service))
+    asyncio.run(_ready(service, f"http://127.0.0.1:{port}/readyz"))
     return service
 
 
@@ -185,11 +185,11 @@ def memory_mb(service: subprocess.Popen[bytes]) -> float:
     return sum(child.memory_info().rss for child in (process, *process.children(recursive=True))) / 1e6
 
 
-async def _ready(service: subprocess.Popen[bytes]) -> None:
+async def _ready(service: subprocess.Popen[bytes], url: str) -> None:
     async with aiohttp.ClientSession() as client:
         while service.poll() is None:
             try:
-                async with client.get(f"{URL}/readyz") as response:
+                async with client.get(url) as response:
                     if response.status == 200:
                         return
             except aiohttp.ClientError:

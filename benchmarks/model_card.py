@@ -13,13 +13,18 @@ Each part runs only if its data is given:
   each sequence.
 - --regions: folders of full-size photographs and regions.json, polygons with obvious contents. Number of polygons whose
   class shares are within the limits.
+- --landing: radii in pixels of the images in --data. Number of images with a landing site, and of first sites that
+  contain anything unsafe, at these radii, with a clearance of one radius from people; and how far the first site moves
+  if the image is compressed as JPEG of quality 90.
 - --generated: dataset with generated water, whose originals are in --data. Share of that water by predicted class.
 
 Use --part train with --images 10 during development: the held-out photographs are for finished candidates.
 """
 
 import argparse
+import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +44,7 @@ from droneseg.core.files import write_text
 from droneseg.core.images import SUFFIXES, Image, decode_image, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import Confusion, compute_metrics, confusion
+from droneseg.core.prediction import Prediction
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import load_settings
 from droneseg.data.dataset import Pair, list_pairs
@@ -46,9 +52,13 @@ from droneseg.data.image_matching import find_matches
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import bootstrap_intervals
 from droneseg.evaluation.landing_curve import LandingCurve
+from droneseg.evaluation.landing_risk import summarise
 from droneseg.evaluation.people import PersonShares, person_shares, scale_boxes, summarise_people
 from droneseg.evaluation.regions import evaluate_region, read_regions
+from droneseg.flows.landing_quality import find_outcomes, predict_cases
 from droneseg.flows.probabilities import group_places
+from droneseg.inference.batch import ViewOptions
+from droneseg.inference.landing import LandingAnswer, LandingOptions, find_sites
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import resample, resample_mask
 from droneseg.model.bundle import read_bundle
@@ -121,6 +131,8 @@ def main() -> None:
     boxes = read_boxes(options.people) if options.people else {}
     if pairs:
         card["dataset"] = measure_dataset(segmenter, pairs, boxes, options)
+    if options.landing:
+        card["landing"] = measure_landing(segmenter, pairs, boxes, options.landing, options.gsd)
     if options.native:
         card["native"] = measure_native(segmenter, options.native, [pair.stem for pair in pairs], boxes)
     if options.labelled:
@@ -151,14 +163,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--by-place", action="store_true", help="match the images, and also measure each place")
     parser.add_argument("--no-exposures", action="store_true", help="leave out the other exposures")
     parser.add_argument("--people", type=Path, help="JSON: {stem: [[x0, y0, x1, y1], ...]}, native pixels")
+    parser.add_argument("--landing", type=float, nargs="+", metavar="N", help="radii of landing sites, in pixels")
     parser.add_argument("--native", type=Path)
     parser.add_argument("--labelled", type=Path, nargs="+")
     parser.add_argument("--regions", type=Path, nargs="+")
     parser.add_argument("--generated", type=Path)
     parser.add_argument("--out", type=Path, help="folder for card.json and card.md")
     options = parser.parse_args()
-    if (options.native or options.generated) and not options.data:
-        parser.error("--native and --generated need --data and the part to use")
+    if (options.native or options.generated or options.landing) and not options.data:
+        parser.error("--native, --generated and --landing need --data and the part to use")
     return options
 
 
@@ -313,6 +326,49 @@ def measure_generated(
     }
 
 
+def measure_landing(
+    segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Boxes, radii: Sequence[float], gsd_m: float | None
+) -> dict[str, Any]:
+    """Evaluate the first landing site of each image at several radii, and its stability under JPEG compression."""
+    sizes = {pair.stem: read_mask(pair.mask, "colours").shape for pair in pairs}
+    here = {stem: scale_boxes(boxes.get(stem, ()), NATIVE_SIZE, size) for stem, size in sizes.items()}
+    view = ViewOptions(gsd_m=gsd_m)
+    cases = list(predict_cases(segmenter, pairs, here, view, 10**8))
+    compressed = [_compress(segmenter, pair, gsd_m) for pair in pairs]
+    policy = segmenter.landing_policy
+    result: dict[str, Any] = {"policy": policy.model_dump(mode="json"), "radii": {}}
+    for radius in radii:
+        options = LandingOptions(radius_px=radius, clearance_px=0, clearance_people_px=radius)
+        (outcomes,) = find_outcomes(cases, [policy], options)
+        moved = [
+            _distance(find_sites(case.prediction, policy, options), find_sites(again, policy, options))
+            for case, again in zip(cases, compressed, strict=True)
+        ]
+        with_site = [distance for distance in moved if distance is not None]
+        result["radii"][f"{radius:g}"] = {
+            **asdict(summarise(outcomes, None, 0.05)),
+            "stable": sum(distance < radius for distance in with_site),
+        }
+    return result
+
+
+def _compress(segmenter: BundleSegmenter, pair: Pair, gsd_m: float | None) -> Prediction:
+    """Predict an image after compression as JPEG of quality 90."""
+    buffer = io.BytesIO()
+    pillow.fromarray(read_image(pair.image)).save(buffer, "JPEG", quality=90)
+    image = decode_image(buffer.getvalue(), max_pixels=10**8)
+    return segmenter.segment(image, given_ground(gsd_m), landing=True)
+
+
+def _distance(first: LandingAnswer, second: LandingAnswer) -> float | None:
+    """Return how far the first site moves, in pixels; infinity if it is lost, None if there was none."""
+    if not first.sites:
+        return None
+    if not second.sites:
+        return math.inf
+    return math.hypot(first.sites[0].x_px - second.sites[0].x_px, first.sites[0].y_px - second.sites[0].y_px)
+
+
 def photographs(folder: Path) -> Iterator[Path]:
     """Yield the image files of a folder."""
     yield from (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES)
@@ -366,6 +422,12 @@ def table(card: Mapping[str, Any]) -> list[str]:
                 f"water {_percent(shares['water'])}, soft {_percent(shares['soft-surfaces'])}, "
                 f"landing {_percent(shares['landing-zones'])}"
             )
+    for radius, found in card.get("landing", {}).get("radii", {}).items():
+        lines.append(
+            f"landing, radius {radius} px: {found['with_site']} of {found['photographs']} images have a site; unsafe "
+            f"{_risk(found['unsafe'])}, person inside {_risk(found['people_inside'])}, no site but room for one "
+            f"{_risk(found['false_abstentions'])}; stable {found['stable']} of {found['with_site']}"
+        )
     if "generated" in card:
         water = card["generated"]
         lines.append(
@@ -413,6 +475,10 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _risk(risk: Mapping[str, Any]) -> str:
+    return f"{risk['failures']} of {risk['number']} (bound {_percent(risk['bound'])})"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from droneseg.core.classes import CLASSES, LANDING_ID, class_id
 from droneseg.core.images import Image, read_image
 from droneseg.core.metrics import Confusion, confusion, iou, landing_recall, mean_iou, unsafe_landing_rate
 from droneseg.data.splits import read_split
+from droneseg.inference.runtimes.base import softmax
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.views import DEFAULT_CONTEXT, exposure_tables, resample, resample_mask, softmax
+from droneseg.inference.views import DEFAULT_CONTEXT, exposure_tables, resample, resample_mask
 from droneseg.model.bundle import Exposure, read_bundle
 
 MODEL_WIDTH = 960  # pixels in width that show about the ground resolution of the training
