@@ -212,10 +212,15 @@ def calibrate_bundle(
             progress=partial(_advance, progress, done, total),
         )
         done += len(index.photographs)
-    if failed := [profile for profile, result in found.items() if result.policy is None]:
+    if failed := {profile: result.curve for profile, result in found.items() if result.policy is None}:
         raise DatasetError(
-            f"No limit of danger keeps the bound within {largest_risk:g}. Use more photographs or a larger --risk:",
-            failed,
+            f"No limit of danger keeps the bound within {largest_risk:g}. Use more photographs or a larger --risk. "
+            "First sites that contain anything unsafe:",
+            [
+                f"{profile}, danger below {limit:g}: {_describe(risk.unsafe)}"
+                for profile, curve in failed.items()
+                for limit, risk in curve.items()
+            ],
         )
     landing = {**bundle.manifest.landing, **{name: result.policy for name, result in found.items() if result.policy}}
     files = {name: bundle.folder / name for name in bundle.manifest.files}
