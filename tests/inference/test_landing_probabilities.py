@@ -15,6 +15,7 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.inference.landing import LandingOptions, admissible, find_sites
 from droneseg.inference.probability_map import QUANTISATION_ERROR
 from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Calibration
 from support.bundles import TRAINED_AT, VIEWS, make_bundle, write_network
 
@@ -80,6 +81,18 @@ def test_threads_do_not_mix_their_probabilities(bundle: Bundle) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", RuntimeName)
+def test_later_predictions_do_not_overwrite_probabilities(bundle: Bundle, name: RuntimeName) -> None:
+    runtime, _ = start_checked_runtime(bundle, "fast", name, None)
+    first, second = (generate_scene(seed, 24, 16)[0][None] for seed in range(2))
+    probabilities = runtime.argmax_and_softmax(first)[2]
+    expected = probabilities.copy()
+    runtime.argmax(second)
+    later = runtime.argmax_and_softmax(second)[2]
+    assert np.array_equal(probabilities, expected)
+    assert not np.array_equal(later, expected)
 
 
 @pytest.mark.parametrize("profile", ["fast", "exact"])

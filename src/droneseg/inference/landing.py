@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from math import inf, isclose, pi, sqrt
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -393,7 +394,7 @@ class _Search:
 
     def sites(self) -> tuple[LandingSite, ...]:
         """Return the sites, best first."""
-        space = np.minimum(self._space(self._layers.safe), self._space_to_people())
+        space = np.minimum(self._safe_space, self._space_to_people())
         if space.max() < 0:
             return ()
         regions, _ = ndimage.label(self._layers.safe)
@@ -407,26 +408,37 @@ class _Search:
 
     def reason(self) -> NoSiteReason:
         """Return why there is no site."""
-        if self._space(self._layers.safe).max() >= 0:
+        if self._safe_space.max() >= 0:
             return NoSiteReason.PEOPLE_NEAR
         if self._space(self._layers.allowed).max() >= 0:
             return NoSiteReason.LOW_CONFIDENCE
         return NoSiteReason.TOO_SMALL
+
+    @cached_property
+    def _safe_space(self) -> NDArray[np.float64]:
+        return self._space(self._layers.safe)
 
     def _space(self, ground: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return by how many pixels the largest disc around each cell exceeds the required radius; -inf elsewhere.
 
         The disc and its clearance stay within this ground and within the frame.
         """
-        distance = ndimage.distance_transform_edt(np.pad(ground, 1), sampling=self._layers.cell)[1:-1, 1:-1]
-        required = self._lengths.radius + self._lengths.clearance + self._grid.slack
-        return np.where(ground, distance - required, -inf)
+        distance = self._distance(np.pad(ground, 1))[1:-1, 1:-1]
+        distance -= self._lengths.radius + self._lengths.clearance + self._grid.slack
+        distance[~ground] = -inf
+        return distance
 
     def _space_to_people(self) -> NDArray[np.float64]:
         if not self._layers.moving.any():
             return np.full(self._layers.moving.shape, inf)
-        distance: NDArray[np.float64] = ndimage.distance_transform_edt(~self._layers.moving, sampling=self._layers.cell)
-        return distance - (self._lengths.radius + self._lengths.clearance_people + self._grid.slack)
+        distance = self._distance(~self._layers.moving)
+        distance -= self._lengths.radius + self._lengths.clearance_people + self._grid.slack
+        return distance
+
+    def _distance(self, cells: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the distance of each cell from the nearest other cell, in pixels of the photograph."""
+        distance: NDArray[np.float64] = ndimage.distance_transform_edt(cells, sampling=self._layers.cell)
+        return distance
 
     def _score(self, space: NDArray[np.float64], areas: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the score of each cell as the centre of a site; -inf where the required disc does not fit.

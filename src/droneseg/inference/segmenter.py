@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import Settings
 from droneseg.inference import sliding_window, unlike_training, views
 from droneseg.inference.probability_map import ProbabilityMap, ProbabilityObserver, QuantisedProbabilities
-from droneseg.inference.runtimes.base import Probabilities
 from droneseg.inference.self_check import start_checked_runtime
 from droneseg.model.bundle import Bundle, Context, read_bundle
 
@@ -333,7 +333,7 @@ class BundleSegmenter:
         combiner = views.ViewCombiner(
             coarse, plan.size, context, window.temperature, [predict(other) for other in scaled]
         )
-        classify = _observed_combiner(observe, combiner) if observe else combiner.classify
+        classify = partial(combiner.classify, observe=observe)
         result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, classify)
         result.network_s += network_s
         return result, combiner.disagreement if plan.views else None
@@ -400,18 +400,6 @@ def _opened(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
         for left in range(3):
             opened[top : top + height, left : left + width] |= inner
     return opened
-
-
-def _observed_combiner(observe: ProbabilityObserver, combiner: views.ViewCombiner) -> sliding_window.Classifier:
-    """Return the classifier of combined views, which also passes the class probabilities to an observer."""
-
-    def classify(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> tuple[Mask, Probabilities]:
-        probabilities = np.empty(logits.shape, np.float32)
-        found = combiner.classify(logits, first, probabilities)
-        observe(probabilities, first)
-        return found
-
-    return classify
 
 
 def _uncrop(mask: Mask, box: tuple[slice, slice], size: tuple[int, int]) -> Mask:

@@ -18,6 +18,7 @@ from droneseg.core.classes import CLASSES
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
+from droneseg.inference.probability_map import ProbabilityObserver
 from droneseg.inference.runtimes.base import Probabilities, argmax_and_max, require_finite, softmax
 from droneseg.model.bundle import Context, Exposure, TrainingGround
 
@@ -257,29 +258,33 @@ class ViewCombiner:
         self,
         logits: NDArray[np.float32] | NDArray[np.float16],
         first: int,
-        into: NDArray[np.float32] | None = None,
+        observe: ProbabilityObserver | None = None,
     ) -> tuple[Mask, Probabilities]:
         """Return classes and probabilities of a band of rows; see `sliding_window.Classifier`.
 
         Args:
             logits: Logits of the tiles, shape (C, rows, W).
             first: Index of the first row.
-            into: Array of the same shape, dtype float32, to which the probabilities of all classes are written; None if
+            observe: Function that receives the probabilities of all classes, in smaller bands from the top; None if
                 they are not needed.
         """
         shape = logits.shape[1:]
         ids, winning = np.empty(shape, np.uint8), np.empty(shape, np.float32)
 
-        def classify_rows(top: int) -> int:
+        def classify_rows(top: int) -> tuple[int, NDArray[np.float32] | None]:
             rows = slice(top, min(top + _ROWS, shape[0]))
             probabilities, disagreeing = self._combine(logits[:, rows].astype(np.float32, copy=False), first + top)
             ids[rows], winning[rows] = argmax_and_max(probabilities)
-            if into is not None:
-                into[:, rows] = probabilities
-            return disagreeing
+            return disagreeing, probabilities if observe else None
 
+        tops = range(0, shape[0], _ROWS)
+        size = usable_cores() if observe else len(tops)  # few probabilities at a time
         with ThreadPoolExecutor(usable_cores()) as pool:  # the network does not run meanwhile
-            self._disagreeing += sum(pool.map(classify_rows, range(0, shape[0], _ROWS)))
+            for group in (tops[i : i + size] for i in range(0, len(tops), size)):
+                for top, (disagreeing, probabilities) in zip(group, pool.map(classify_rows, group), strict=True):
+                    self._disagreeing += disagreeing
+                    if observe and probabilities is not None:
+                        observe(probabilities, first + top)
         require_finite(winning)
         return ids, winning
 

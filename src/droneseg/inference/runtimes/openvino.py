@@ -172,8 +172,9 @@ class OpenVinoRuntime:
         """Return the predicted class ids (uint8) and their probabilities (float32), each of shape (N, H, W)."""
         with self._lock:
             # the softmax graph also gives these outputs, and replaces the other graph once it is compiled
-            compiled = ("softmax", len(patches)) in self._requests
-            return self._argmax(patches, temperature, "softmax" if compiled else "argmax")
+            if ("softmax", len(patches)) in self._requests:
+                return self._softmax(patches, temperature)[:2]
+            return self._argmax(patches, temperature, "argmax")
 
     def argmax_and_softmax(
         self, patches: Patches, temperature: float = 1.0
@@ -182,10 +183,14 @@ class OpenVinoRuntime:
         with self._lock:
             # each graph has its own memory for activations, so only this one is kept
             self._requests.pop(("argmax", len(patches)), None)
-            ids, winning = self._argmax(patches, temperature, "softmax")
-            request = self._request("softmax", len(patches))
-            probabilities = np.array(request.get_output_tensor(2).data, dtype=np.float32)
-        return ids, winning, probabilities
+            return self._softmax(patches, temperature)
+
+    def _softmax(self, patches: Patches, temperature: float) -> tuple[Mask, Probabilities, NDArray[np.float32]]:
+        request = self._request("softmax", len(patches))
+        probabilities = np.empty(tuple(request.model_outputs[2].shape), np.float32)
+        # set for every inference, because the request keeps the address only
+        request.set_output_tensor(2, ov.Tensor(probabilities, shared_memory=True))
+        return *self._argmax(patches, temperature, "softmax"), probabilities
 
     def _argmax(self, patches: Patches, temperature: float, output: Output) -> tuple[Mask, Probabilities]:
         request = self._request(output, len(patches))
