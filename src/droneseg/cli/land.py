@@ -123,9 +123,11 @@ def _show(results: list[LandResult], out: Path | None, *, overlay: bool) -> None
     for name, answer in answers:
         if not answer.sites:
             console.out().print(f"{name}: no site ({answer.reason}). {answer.message}", markup=False)
-    if any(answer.policy.bound is None for _, answer in answers):
+    unbounded = sum(bool(answer.sites) and answer.policy.bound is None for _, answer in answers)
+    if unbounded:
         console.err().print(
-            "note: the limits of this model are not calibrated, so the share of unsafe sites is not known"
+            f"note: the share of unsafe sites is not known for {unbounded} of {found} photographs, because the limits of "
+            "the model are not calibrated for these lengths and classes"
         )
     if out:
         from droneseg.flows.landing_files import ANSWER_SUFFIX, DRAWING_SUFFIX
