@@ -14,8 +14,8 @@ Each part runs only if its data is given:
 - --regions: folders of full-size photographs and regions.json, polygons with obvious contents. Number of polygons whose
   class shares are within the limits.
 - --landing: radii in pixels of the images in --data. Number of images with a landing site, and of first sites that
-  contain anything unsafe, at these radii, with a clearance of one radius from people; and how far the first site moves
-  if the image is compressed as JPEG of quality 90.
+  contain anything unsafe, at these radii, with a clearance of one radius from people and none from other dangers; and
+  of first sites that move by less than the radius if the image is compressed as JPEG of quality 90.
 - --generated: dataset with generated water, whose originals are in --data. Share of that water by predicted class.
 
 Use --part train with --images 10 during development: the held-out photographs are for finished candidates.

@@ -126,8 +126,8 @@ def _show(results: list[LandResult], out: Path | None, *, overlay: bool) -> None
     unbounded = sum(bool(answer.sites) and answer.policy.bound is None for _, answer in answers)
     if unbounded:
         console.err().print(
-            f"note: the share of unsafe sites is not known for {unbounded} of {found} photographs, because the limits of "
-            "the model are not calibrated for these lengths and classes"
+            f"note: the share of unsafe sites is not known for {unbounded} of {found} photographs, because the limits "
+            "of the model are not calibrated for these lengths and classes"
         )
     if out:
         from droneseg.flows.landing_files import ANSWER_SUFFIX, DRAWING_SUFFIX

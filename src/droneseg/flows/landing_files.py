@@ -105,8 +105,8 @@ def mavlink_fields(result: LandResult) -> dict[str, float | int | None]:
 
     Returns:
         Fields by name. Angles from the optical axis, to the right and downwards in the image, and sizes are in radians;
-        they are null unless both height and ground resolution are known, which give the focal length. The distance is
-        the height in metres, null if it is not known.
+        the distance from the camera to the site is in metres. They are null unless both height and ground resolution
+        are known, which give the focal length.
     """
     answer, size = result.answer, result.size
     if answer is None or size is None or not answer.sites:

@@ -20,8 +20,7 @@ from droneseg.core.prediction import Prediction
 RADIUS_M, CLEARANCE_M, CLEARANCE_PEOPLE_M = 1.5, 1.0, 5.0
 """Defaults for an image with a known ground resolution."""
 MAX_SITES = 20
-"""Number of candidates, of which those with the best scores are returned. It is the same for any number of sites that
-are asked for, so that the best site is, too."""
+"""Largest number of sites that can be requested."""
 RADIUS_SHARE = 0.05
 """Default radius as a share of the shorter side, without a ground resolution."""
 LandingClass: TypeAlias = Literal["landing-zones", "soft-surfaces"]
@@ -117,7 +116,7 @@ class LandingSite(_Answer):
     )
     mean_probability: float = Field(ge=0, le=1, description="Mean probability there.")
     score: float = Field(
-        ge=0, le=1, description="Weighted mean of clearance, probability, area and distance to the centre of the image."
+        ge=0, le=1, description="Weighted mean of free space, probability, closeness to the image centre and area."
     )
 
 
@@ -199,7 +198,7 @@ def _is_likeliest(grid: LandingGrid, allow: Sequence[str]) -> NDArray[np.bool_]:
 def find_sites(prediction: Prediction, policy: LandingPolicy, options: LandingOptions) -> LandingAnswer:
     """Find the discs on which a drone can land.
 
-    A disc and the clearance around it contain only admissible cells, and lie within the frame. People and vehicles,
+    A disc and the clearance around it contain only admissible cells, and lie within the image. People and vehicles,
     including unlikely ones, are farther away than their own clearance. Lengths in metres are converted to pixels with
     the smallest metres per pixel within the error of the ground resolution, the strictest case. Sites do not overlap
     (non-maximum suppression).
@@ -305,8 +304,8 @@ class _Layers:
     """Layers of a grid, turned or mirrored alike, each of shape (h, w).
 
     Attributes:
-        safe: Admissible cells that do not extend beyond the frame.
-        allowed: Cells inside the frame where the allowed classes together have the largest probability.
+        safe: Admissible cells that do not extend beyond the image.
+        allowed: Cells inside the image where the allowed classes together have the largest probability.
         moving: Cells that may show people or vehicles.
         probability: Probability of the allowed classes together.
         likeliest: Bits of the most likely classes of the pixels, see `LandingGrid`.
@@ -421,7 +420,7 @@ class _Search:
     def _space(self, ground: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return by how many pixels the largest disc around each cell exceeds the required radius; -inf elsewhere.
 
-        The disc and its clearance stay within this ground and within the frame.
+        The disc and its clearance stay within this ground and within the image.
         """
         distance = self._distance(np.pad(ground, 1))[1:-1, 1:-1]
         distance -= self._lengths.radius + self._lengths.clearance + self._grid.slack

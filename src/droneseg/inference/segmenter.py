@@ -373,8 +373,8 @@ def _background_probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
 def _without_black_areas(observe: ProbabilityObserver, image: Image) -> ProbabilityObserver:
     """Return an observer for which the black areas of an image are background: nothing can be seen in them.
 
-    Rotated orthophotos have such areas, in which networks see landing zones. Single black pixels and thin lines are no
-    areas, they can be shadow.
+    Rotated orthophotos have such areas, in which networks see landing zones. Single black pixels and thin lines do not
+    count, because they can be shadows.
     """
     black = (image[..., 0] | image[..., 1] | image[..., 2]) == 0  # much faster than `any`
     areas = black if black.all() else _opened(black)
