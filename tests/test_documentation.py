@@ -379,7 +379,7 @@ def python_examples() -> list[tuple[str, str]]:
 
 
 def test_guide_to_python_has_examples() -> None:
-    assert Counter(name for name, _ in python_examples()) == {"README.md": 1, "install.md": 1, "python.md": 7}
+    assert Counter(name for name, _ in python_examples()) == {"README.md": 1, "install.md": 1, "python.md": 8}
 
 
 @pytest.mark.parametrize(("page", "code"), python_examples())

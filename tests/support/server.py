@@ -53,7 +53,10 @@ NO_OPTIONS: Mapping[str, object] = {}
 
 @dataclass(frozen=True)
 class Backend:
-    """Way to serve predictions: command of the service, paths of the endpoints, encoding of the body."""
+    """Way to serve predictions: command of the service, paths of the endpoints, encoding of the body.
+
+    `landing_path` is empty if the service has no endpoint for landing sites.
+    """
 
     name: str
     command: Sequence[str]

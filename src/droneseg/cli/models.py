@@ -202,7 +202,7 @@ def promote(
     report: ReportFolder = Path("comparison"),
     json: Json = False,
 ) -> None:
-    """Make a model the champion if it is better and not less safe.
+    """Make a better and not less safe model the champion.
 
     The candidate and the champion are compared on the same images. The candidate must be better with 95 % confidence
     and not less safe. The registry, model-registry.jsonl, and the .dvc file are committed to git.
@@ -372,11 +372,11 @@ def calibrate_landing(
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Choose the limits for landing sites from photographs that the model was not trained on.
+    """Choose the limits of a model for landing sites.
 
-    The command chooses the largest limit of danger at which, with a confidence of 1 - ALPHA, at most a share RISK of
-    the first sites contains anything unsafe. Promote the bundle with `droneseg models promote --force REASON`: only its
-    manifest differs.
+    The photographs must not be those that the model was trained on. The command chooses the largest limit of danger at
+    which, with a confidence of 1 - ALPHA, at most a share RISK of the first sites contains anything unsafe. Promote the
+    bundle with `droneseg models promote --force REASON`: only its manifest differs.
     """
     from droneseg.core.files import check_writable
     from droneseg.flows.landing_quality import as_json, calibrate_bundle
@@ -478,7 +478,7 @@ def blend(
     share: Annotated[float, typer.Option(min=0, max=1, help="Weight of B, from 0 to 1.")] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier blend, never a trained model.")] = False,
 ) -> None:
-    """Interpolate the weights of a model and its fine-tuned copy.
+    """Blend the weights of a model and its fine-tuned copy.
 
     A model fine-tuned on new flights often gets worse on old ones. Interpolated weights often work well on both.
     """
