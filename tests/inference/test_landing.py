@@ -1,5 +1,6 @@
 """Landing sites keep their clearances for all probabilities, and rotate with the image."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,13 @@ def test_an_empty_field_has_its_site_in_the_middle() -> None:
     assert (best.x_px, best.y_px, best.class_name) == (30, 20, "landing-zones")
     assert best.radius_px == 20
     assert best.clearance_px == {"obstacles": None, "water": None, "moving-objects": None}
+
+
+def test_the_class_of_a_site_has_the_same_name_in_all_serialisations() -> None:
+    found = answer(certain(np.full((40, 40), LANDING_ID)))
+    for content in (found.model_dump(), json.loads(found.model_dump_json()), found.model_dump(by_alias=True)):
+        assert content["sites"][0]["class"] == "landing-zones"
+        assert "class_name" not in content["sites"][0]
 
 
 def test_soft_surfaces_are_allowed_on_request() -> None:

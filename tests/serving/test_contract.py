@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import droneseg
+from droneseg.core.landing_grid import LandingPolicy
 from droneseg.core.masks import encode_mask
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.views import DEFAULT_CONTEXT
@@ -59,7 +60,12 @@ def bundle_with_views(tmp_path_factory: pytest.TempPathFactory) -> Path:
     usual = UnlikeTraining(features={"brightness": FeatureRange(low=0.3, centre=0.4)}, source="test")
     calibration = Calibration(temperature=1.5, source="test", unlike_training=usual)
     return make_bundle(
-        folder, patch=(64, 64), ground=TRAINED_AT, context=DEFAULT_CONTEXT, calibration=calibration
+        folder,
+        patch=(64, 64),
+        ground=TRAINED_AT,
+        context=DEFAULT_CONTEXT,
+        calibration=calibration,
+        landing={"fast": LandingPolicy(danger_limit=0.7, moving_limit=0.3)},  # the network is never certain
     ).folder
 
 
@@ -189,8 +195,20 @@ LANDING_OPTIONS: dict[str, dict[str, object]] = {
     "defaults": {},
     "in pixels": {"radius_px": 6, "clearance_px": 1, "clearance_people_px": 2, "max_sites": 3},
     "in metres": {"radius_m": 0.2, "clearance_m": 0.05, "clearance_people_m": 0.1},
-    "soft": {"radius_px": 6, "allow": "landing-zones,soft-surfaces", "gsd_m": 0.025},
+    "soft": {
+        "radius_px": 6,
+        "clearance_px": 1,
+        "clearance_people_px": 2,
+        "allow": "landing-zones,soft-surfaces",
+        "gsd_m": 0.025,
+    },
 }
+WITH_SITE = {
+    ("defaults", "without a height"),
+    *((options, name) for options in ("in pixels", "soft") for name in PHOTOGRAPHS if name not in ("oblique", "dark")),
+    *(("in metres", name) for name in ("at 25 m", "at 100 m", "rotated")),
+}
+"""Options and photographs for which there is a landing site."""
 
 
 @pytest.mark.parametrize("options", LANDING_OPTIONS)
@@ -203,6 +221,7 @@ def test_services_and_python_find_the_same_landing_sites(
     allow = str(wanted.pop("allow", "landing-zones")).split(",")
     result = droneseg.load(bundle_with_views)(PHOTOGRAPHS[name], gsd_m=gsd_m, landing=True)  # type: ignore[arg-type]
     expected = result.landing_sites(**wanted, allow=allow).model_dump(mode="json", by_alias=True)  # type: ignore[arg-type]
+    assert (expected["decision"] == "site") == ((options, name) in WITH_SITE)
     for server in servers_with_views.values():
         response = server.find_sites(PHOTOGRAPHS[name], LANDING_OPTIONS[options], **KEY)
         assert response.status_code == 200, response.text
@@ -216,6 +235,7 @@ def test_the_command_finds_the_same_landing_sites(bundle_with_views: Path, tmp_p
     done = subprocess.run([*COMMAND, *words], cwd=tmp_path, check=True, capture_output=True)
     model = droneseg.load(bundle_with_views)
     answers = {Path(found["source"]).stem: found["answer"] for found in json.loads(done.stdout)["results"]}
+    assert answers["without a height"]["sites"]
     for name, data in PHOTOGRAPHS.items():
         expected = model(data).landing_sites(radius_px=6).model_dump(mode="json", by_alias=True)
         assert answers[name] == expected

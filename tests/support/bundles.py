@@ -1,5 +1,6 @@
 """Bundles whose network is one 1x1 convolution, for tests that need no trained network."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from droneseg.core.landing_grid import LandingPolicy
 from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import (
     FORMAT_VERSION,
@@ -57,6 +59,7 @@ def make_bundle(
     ground: TrainingGround | None = None,
     context: Context | None = None,
     calibration: Calibration | None = None,
+    landing: Mapping[str, LandingPolicy] | None = None,
     format_version: int = FORMAT_VERSION,
 ) -> Bundle:
     """Write a bundle with the profiles exact and fast, and read it."""
@@ -85,7 +88,7 @@ def make_bundle(
                 checkpoint_sha256=("0" * 64,), packages={}, agreement_with_torch={},
                 exported=datetime.now(UTC).isoformat(),
             ),
-            files=files, ground=ground, context=context, calibration=calibration,
+            files=files, ground=ground, context=context, calibration=calibration, landing=landing or {},
         )  # fmt: skip
 
     return write_bundle(folder, manifest, {NETWORK_NAME: network})

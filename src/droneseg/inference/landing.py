@@ -90,7 +90,8 @@ class Lengths:
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True)
+    # BentoML serialises answers itself, without `by_alias`
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), populate_by_name=True, serialize_by_alias=True)
 
 
 class LandingSite(_Answer):
