@@ -210,6 +210,25 @@ def test_soft_surfaces_are_allowed_on_request() -> None:
     assert answer(certain(ids), allowed).sites[0].class_name == "soft-surfaces"
 
 
+@pytest.mark.parametrize(
+    ("given_", "allowed"),
+    [
+        ("soft-surfaces", ("soft-surfaces",)),
+        ("landing-zones, soft-surfaces", ("landing-zones", "soft-surfaces")),
+        (("soft-surfaces", "soft-surfaces"), ("soft-surfaces",)),
+    ],
+)
+def test_allowed_classes_are_separated_and_not_repeated(given_: object, allowed: tuple[str, ...]) -> None:
+    assert LandingOptions.model_validate({"allow": given_}).allow == allowed
+
+
+@pytest.mark.parametrize(("given_", "problem"), [("grass", "landing-zones"), ((), "no class is allowed")])
+def test_wrong_allowed_classes_are_one_problem(given_: object, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem) as error:
+        LandingOptions.model_validate({"allow": given_})
+    assert error.value.error_count() == 1
+
+
 def test_unlikely_people_keep_their_clearance() -> None:
     probabilities = certain(np.full((60, 60), LANDING_ID))
     probabilities[:, 30, 30] = 0

@@ -96,7 +96,7 @@ class Result:
         clearance_people_m: float | None = None,
         clearance_people_px: float | None = None,
         max_sites: int = 5,
-        allow: Sequence[str] = ("landing-zones",),
+        allow: str | Sequence[str] = ("landing-zones",),
     ) -> LandingAnswer:
         """Return the discs on which a drone can land, or the reason why there is none.
 
@@ -112,7 +112,7 @@ class Result:
             clearance_people_m: Distance to people and vehicles, in metres.
             clearance_people_px: The same in pixels.
             max_sites: Largest number of sites.
-            allow: Classes to land on: `landing-zones`, `soft-surfaces`.
+            allow: Classes to land on: `landing-zones`, `soft-surfaces`; one name, or several.
 
         Raises:
             ConfigurationError: If a length is given in both units or is out of range, or a class cannot be allowed.
@@ -126,7 +126,7 @@ class Result:
                 clearance_people_m=clearance_people_m,
                 clearance_people_px=clearance_people_px,
                 max_sites=max_sites,
-                allow=tuple(allow),
+                allow=allow if isinstance(allow, str) else tuple(allow),
             )
         except ValidationError as error:
             raise errors.ConfigurationError(describe_problems(error)) from error

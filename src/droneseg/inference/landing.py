@@ -62,13 +62,21 @@ class LandingOptions(SiteLengths):
     """
 
     max_sites: int = Field(5, ge=1, le=MAX_SITES, description="Largest number of sites.")
-    allow: tuple[LandingClass, ...] = Field(("landing-zones",), min_length=1, description="Classes to land on.")
+    allow: tuple[LandingClass, ...] = Field(("landing-zones",), description="Classes to land on.")
 
     @field_validator("allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Split names that are separated by commas, as in forms."""
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("allow")
+    @classmethod
+    def _drop_repeated(cls, value: tuple[LandingClass, ...]) -> tuple[LandingClass, ...]:
+        # not `min_length`, which also complains of no class if the only one is misspelt
+        if not value:
+            raise ValueError(f"no class is allowed. Name at least one of {', '.join(ALLOWED)}")
+        return tuple(dict.fromkeys(value))
 
 
 def describe_problems(error: ValidationError) -> str:
