@@ -13,6 +13,7 @@ from droneseg.core.classes import CLASSES, LANDING_ID, class_id
 from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.prediction import Prediction
 from droneseg.flows.landing_files import LandResult, mavlink_fields
+from droneseg.inference.batch import ViewOptions
 from droneseg.inference.landing import LandingOptions, find_sites
 from support.bundles import make_bundle
 from support.workspace import Workspace
@@ -133,7 +134,8 @@ def test_mavlink_angles_and_distance_point_at_the_site() -> None:
     ground = Ground(gsd_m=0.04, gsd_error=0.1, source="height", height_m=20)
     prediction = Prediction(ids, {}, 1, {}, "aaa", ground, landing_grid=grid)
     answer = find_sites(prediction, LandingPolicy(), LandingOptions(radius_px=20, clearance_px=2))
-    fields = mavlink_fields(LandResult(source="a", size=(300, 400), answer=answer))
+    result = LandResult(source="a", size=(300, 400), answer=answer)
+    fields = mavlink_fields(result, ViewOptions())
     site = answer.sites[0]
     metres = 0.04 * (site.x_px - 199.5), 0.04 * (site.y_px - 149.5)
     assert metres[0] > 0 > metres[1]  # to the right and above the middle
@@ -141,7 +143,13 @@ def test_mavlink_angles_and_distance_point_at_the_site() -> None:
     assert fields["angle_y"] == pytest.approx(math.atan2(metres[1], 20))
     assert fields["distance"] == pytest.approx(math.hypot(*metres, 20))
     assert fields["size_x"] == fields["size_y"] == pytest.approx(2 * math.atan2(0.04 * site.radius_px, 20))
-    assert mavlink_fields(LandResult(source="a", error="cannot be read")) == {}
+    assert mavlink_fields(LandResult(source="a", error="cannot be read"), ViewOptions()) == {}
+    georeferenced = answer.model_copy(update={"ground": ground.model_copy(update={"source": "georeference"})})
+    for unknown in (
+        mavlink_fields(result, ViewOptions(gsd_m=0.04)),
+        mavlink_fields(result.model_copy(update={"answer": georeferenced}), ViewOptions()),
+    ):
+        assert {unknown[name] for name in ("angle_x", "angle_y", "distance", "size_x", "size_y")} == {None}
 
 
 def test_landing_sites_are_evaluated_and_calibrated(workspace: Workspace, tmp_path: Path) -> None:

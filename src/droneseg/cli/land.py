@@ -102,7 +102,9 @@ def land(
             if result.error:
                 console.err().print(f"failed: {result.source}: {result.error}", markup=False)
     if mavlink:
-        console.show_json([{"source": result.source, **mavlink_fields(result)} for result in results if result.answer])
+        console.show_json(
+            [{"source": result.source, **mavlink_fields(result, view)} for result in results if result.answer]
+        )
     elif json:
         console.show_json({"results": [result.model_dump(mode="json", by_alias=True) for result in results]})
     else:

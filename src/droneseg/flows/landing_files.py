@@ -95,18 +95,19 @@ def _size(site: LandingSite) -> str:
     return f"{site.radius_px:.0f} px" if site.radius_m is None else f"{site.radius_m:.1f} m"
 
 
-def mavlink_fields(result: LandResult) -> dict[str, float | int | None]:
+def mavlink_fields(result: LandResult, view: ViewOptions) -> dict[str, float | int | None]:
     """Return the fields of the MAVLink message LANDING_TARGET for the best site; empty if there is no site.
 
     The camera is assumed to look straight down. See https://mavlink.io/en/messages/common.html#LANDING_TARGET.
 
     Args:
         result: Result with an answer.
+        view: How the photograph was presented to the model.
 
     Returns:
         Fields by name. Angles from the optical axis, to the right and downwards in the image, and sizes are in radians;
-        the distance from the camera to the site is in metres. They are null unless both height and ground resolution
-        are known, which give the focal length.
+        the distance from the camera to the site is in metres. They are null unless the ground resolution was computed
+        from a height and the focal length.
     """
     answer, size = result.answer, result.size
     if answer is None or size is None or not answer.sites:
@@ -123,7 +124,8 @@ def mavlink_fields(result: LandResult) -> dict[str, float | int | None]:
         "type": _VISION_OTHER,
         "position_valid": 0,
     }
-    if ground.height_m and ground.gsd_m:
+    # a height in the metadata does not match the ground resolution of an argument or a georeference
+    if ground.height_m and ground.gsd_m and view.gsd_m is None and ground.source != "georeference":
         focal_px = ground.height_m / ground.gsd_m
         height, width = size
         right, down = site.x_px - (width - 1) / 2, site.y_px - (height - 1) / 2
