@@ -86,6 +86,16 @@ def test_answers_and_drawings_are_written(workspace: Workspace, tmp_path: Path) 
     assert workspace.run(*WORDS, "--overlay", check=False).returncode == 2
 
 
+def test_drawings_do_not_replace_input_images(workspace: Workspace, tmp_path: Path) -> None:
+    write_photograph(tmp_path / "photos/field_landing.png")
+    before = (tmp_path / "photos/field_landing.png").read_bytes()
+    done = workspace.run(*WORDS, "--out", "photos", "--overlay", check=False)
+    assert (done.returncode, "field_landing.png is an input image" in done.stderr) == (1, True)
+    assert (tmp_path / "photos/field_landing.png").read_bytes() == before
+    (tmp_path / "file").touch()
+    assert "file is a file" in workspace.run(*WORDS, "--out", "file", check=False).stderr
+
+
 def test_metres_need_a_scale(workspace: Workspace) -> None:
     words = ("land", "photos/field.png", "--model", "bundle", "--radius", "1", "--json")
     (unknown,) = json.loads(workspace.run(*words).stdout)["results"]

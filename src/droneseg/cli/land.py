@@ -70,7 +70,7 @@ def land(
     5 m; otherwise, they depend on its size in pixels. The result is advisory: slope, wires, wind and later movements
     cannot be seen in a photograph.
     """
-    from droneseg.flows.landing_files import land_files, mavlink_fields
+    from droneseg.flows.landing_files import land_files, mavlink_fields, require_landing_output
     from droneseg.inference.batch import find_inputs
     from droneseg.inference.segmenter import load_segmenter
 
@@ -91,6 +91,8 @@ def land(
     )
     settings = console.settings()
     images = find_inputs(inputs)
+    if out:
+        require_landing_output(images, out, overlay=overlay)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
     results = []
     with console.progress_bar("photographs") as progress:
@@ -131,7 +133,7 @@ def _show(results: list[LandResult], out: Path | None, *, overlay: bool) -> None
             f"note: the share of unsafe sites is not known for {unbounded} of {found} photographs, because the limits "
             "of the model are not calibrated for these lengths and classes"
         )
-    if out:
+    if out and answers:
         from droneseg.flows.landing_files import ANSWER_SUFFIX, DRAWING_SUFFIX
 
         console.out().print(f"written: {out / f'*{DRAWING_SUFFIX if overlay else ANSWER_SUFFIX}'}", markup=False)

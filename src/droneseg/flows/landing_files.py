@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from droneseg.core.errors import DronesegError
+from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes, write_text
 from droneseg.core.images import decode_image, encode_png, read_bytes
 from droneseg.core.overlay import Ring, draw_sites
@@ -36,6 +36,26 @@ class LandResult(BaseModel):
     size: tuple[int, int] | None = None
     answer: LandingAnswer | None = None
     error: str | None = None
+
+
+def require_landing_output(sources: Sequence[Path], out: Path, *, overlay: bool) -> None:
+    """Check, before any prediction, that the answers can be written and that no drawing replaces an input image.
+
+    Args:
+        sources: Image files.
+        out: Folder for the answers and drawings.
+        overlay: Whether drawings are written.
+
+    Raises:
+        OutputExistsError: If `out` is a file, or drawings would replace input images; the message lists all of them.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
+    inputs = {source.resolve() for source in sources}
+    drawings = [out / f"{source.stem}{DRAWING_SUFFIX}" for source in sources] if overlay else []
+    problems = [f"  - {drawing} is an input image" for drawing in drawings if drawing.resolve() in inputs]
+    if problems:
+        raise OutputExistsError("\n".join(["No site was searched. Choose another folder for --out:", *problems]))
 
 
 def land_files(
