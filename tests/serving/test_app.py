@@ -19,7 +19,7 @@ from droneseg.core.errors import BundleError, ConfigurationError, ImageTooLargeE
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction
 from droneseg.core.settings import Settings
-from droneseg.inference.landing import NoSiteReason
+from droneseg.inference.landing import LandingAnswer, NoSiteReason
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving.app import create_app
@@ -541,6 +541,14 @@ def test_openapi_has_an_example_for_every_error(client: TestClient) -> None:
         for status in statuses:
             examples = operation["responses"][str(status)]["content"]["application/json"]["examples"]
             assert all(set(example["value"]["error"]) == {"code", "message"} for example in examples.values())
+
+
+def test_openapi_has_complete_examples_of_landing_sites(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/landing_sites"]["post"]
+    examples = operation["responses"]["200"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        answer = LandingAnswer.model_validate(example["value"])
+        assert answer.model_dump(mode="json") == example["value"]
 
 
 def test_openapi_declares_the_api_key_where_it_is_required(start: Start, client: TestClient) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -69,7 +69,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         ServiceMetrics(),
         fetch=lambda: None if segmenter else fetch_model(settings.model, settings.dvc_pull, settings.dvc_remote),
     )
-    app = FastAPI(
+    app = _App(
         title="droneseg",
         version=version("droneseg"),
         description=openapi.DESCRIPTION,
@@ -93,6 +93,15 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         public_paths=_PUBLIC_PATHS,
     )
     return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return the schema with complete examples of landing sites; FastAPI leaves out nulls, which are required."""
+        described = super().openapi()
+        response = described["paths"]["/landing_sites"]["post"]["responses"]["200"]
+        response["content"] |= {"application/json": response["content"]["application/json"] | openapi.LANDING_EXAMPLES}
+        return described
 
 
 @asynccontextmanager

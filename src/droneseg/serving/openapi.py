@@ -242,12 +242,11 @@ _NO_LANDING = {
     "message": REASON_MESSAGES[NoSiteReason.PEOPLE_NEAR],
     "sites": [],
 }
+LANDING_EXAMPLES = {"examples": {"site": {"value": _LANDING}, "no_safe_site": {"value": _NO_LANDING}}}
 LANDING: _Responses = {
     200: {
         "description": "Landing sites, or the reason why there is none.",
-        "content": {
-            "application/json": {"examples": {"site": {"value": _LANDING}, "no_safe_site": {"value": _NO_LANDING}}}
-        },
+        "content": {"application/json": LANDING_EXAMPLES},
     },
     **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),
 }
