@@ -27,20 +27,20 @@ __all__ = [
 if TYPE_CHECKING:
     from droneseg.core import errors
     from droneseg.core.camera import Ground, PredictionWarning
-    from droneseg.core.classes import CLASSES
+    from droneseg.core.classes import DEFAULT_CLASSES as CLASSES
     from droneseg.core.settings import Settings
     from droneseg.inference.api import Model, Result, load
 
     __version__: str
 else:
     _MODULES = {
-        "CLASSES": "core.classes",
-        "Ground": "core.camera",
-        "Model": "inference.api",
-        "PredictionWarning": "core.camera",
-        "Result": "inference.api",
-        "Settings": "core.settings",
-        "load": "inference.api",
+        "CLASSES": ("core.classes", "DEFAULT_CLASSES"),
+        "Ground": ("core.camera", "Ground"),
+        "Model": ("inference.api", "Model"),
+        "PredictionWarning": ("core.camera", "PredictionWarning"),
+        "Result": ("inference.api", "Result"),
+        "Settings": ("core.settings", "Settings"),
+        "load": ("inference.api", "load"),
     }
 
     def __getattr__(name: str) -> object:
@@ -51,7 +51,8 @@ else:
         elif name == "errors":
             value = import_module("droneseg.core.errors")
         elif name in _MODULES:
-            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+            module, attribute = _MODULES[name]
+            value = getattr(import_module(f"{__name__}.{module}"), attribute)
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value  # later accesses do not call this function

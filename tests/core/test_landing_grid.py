@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from droneseg.core.classes import CLASSES, LANDING_ID, class_id
-from droneseg.core.landing_grid import DANGER_IDS, LandingGrid
+from droneseg.core.classes import BACKGROUND_ID, DEFAULT_CLASSES
+from droneseg.core.landing_grid import LandingGrid
 
-SOFT_ID, MOVING_ID, WATER_ID = class_id("soft-surfaces"), class_id("moving-objects"), class_id("water")
+WATER_ID, SOFT_ID, MOVING_ID, LANDING_ID = (
+    DEFAULT_CLASSES.id_of(name) for name in ("water", "soft-surfaces", "moving-objects", "landing-zones")
+)
 
 
 def probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
-    drawn = np.random.default_rng(0).dirichlet(np.ones(len(CLASSES)), size)
+    drawn = np.random.default_rng(0).dirichlet(np.ones(len(DEFAULT_CLASSES)), size)
     return np.moveaxis(drawn, 2, 0).astype(np.float32)
 
 
@@ -24,10 +26,10 @@ def blocks(values: NDArray[np.float32], step: int) -> list[list[NDArray[np.float
 @pytest.mark.parametrize("max_cells", [10_000, 400, 30])
 def test_cells_have_the_least_favourable_value_for_any_bands(rows: int, max_cells: int) -> None:
     values = probabilities((37, 23))
-    grid = LandingGrid.empty((37, 23), max_cells=max_cells)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (37, 23), max_cells=max_cells)
     for first in range(0, 37, rows):
         grid.add(values[:, first : first + rows], first)
-    danger = sum(values[i] for i in DANGER_IDS)
+    danger = sum(values[i] for i in (BACKGROUND_ID, *DEFAULT_CLASSES.unsafe_ids))
     expected = {
         "danger": [[block.max() for block in row] for row in blocks(danger, grid.step)],
         "moving": [[block.max() for block in row] for row in blocks(values[MOVING_ID], grid.step)],
@@ -43,13 +45,13 @@ def test_cells_have_the_least_favourable_value_for_any_bands(rows: int, max_cell
 
 
 def test_the_number_of_cells_is_limited() -> None:
-    grid = LandingGrid.empty((3000, 4000), max_cells=500_000)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (3000, 4000), max_cells=500_000)
     assert grid.danger.size <= 500_000
     assert grid.step == 5
 
 
 def test_cells_beyond_the_image_are_not_whole() -> None:
-    grid = LandingGrid.empty((10, 7), max_cells=20)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (10, 7), max_cells=20)
     assert grid.step == 2
     assert grid.whole.shape == (5, 4)
     assert grid.whole[:, :3].all()
@@ -57,7 +59,7 @@ def test_cells_beyond_the_image_are_not_whole() -> None:
 
 
 def test_cells_are_measured_in_pixels_of_the_photograph() -> None:
-    grid = LandingGrid.empty((100, 200), (slice(10, 210), slice(0, 400)), max_cells=5000)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (100, 200), (slice(10, 210), slice(0, 400)), max_cells=5000)
     assert grid.cell == (4, 4)
 
 
@@ -76,5 +78,5 @@ def test_slack_is_the_distance_of_the_farthest_pixel_from_the_centre_of_its_cell
     resampled: tuple[int, int], photograph: tuple[int, int], max_cells: int, farthest: float
 ) -> None:
     height, width = photograph
-    grid = LandingGrid.empty(resampled, (slice(0, height), slice(0, width)), max_cells=max_cells)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, resampled, (slice(0, height), slice(0, width)), max_cells=max_cells)
     assert grid.slack == pytest.approx(farthest)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import LANDING_DISPLAY, colours
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, SegmentationClass
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.core.overlay import blend, describe_ground, draw_overlay, draw_prediction
 from droneseg.core.prediction import Prediction, class_fractions
@@ -24,43 +24,46 @@ def text_lines(ink: np.ndarray) -> int:
     return int((rows[1:] & ~rows[:-1]).sum() + rows[0])
 
 
+def overlay(height: int, width: int, *warnings: str) -> np.ndarray:
+    """Return the overlay of a black image that shows soft surfaces only."""
+    mask = np.full((height, width), 3, np.uint8)
+    fractions = class_fractions(mask, DEFAULT_CLASSES)
+    return draw_overlay(np.zeros((*mask.shape, 3), np.uint8), mask, DEFAULT_CLASSES, fractions, warnings=warnings)
+
+
 def test_blend_tints_classes_and_draws_borders_in_full_colour() -> None:
     image = np.full((4, 6, 3), 100, np.uint8)
     mask = np.array([[2, 2, 2, 5, 5, 5]] * 4, np.uint8)
-    blended = blend(image, mask, opacity=0.5)
-    assert blended[1, 1].tolist() == ((100 + colours()[2].astype(int)) // 2).tolist()
-    assert blended[1, 3].tolist() == list(LANDING_DISPLAY)
+    blended = blend(image, mask, DEFAULT_CLASSES, opacity=0.5)
+    assert blended[1, 1].tolist() == ((100 + DEFAULT_CLASSES.colours()[2].astype(int)) // 2).tolist()
+    assert blended[1, 3].tolist() == list(DEFAULT_CLASSES.display_colour(5))
 
 
 def test_landing_zones_are_hatched_and_visible_on_their_grey() -> None:
-    image = np.full((48, 48, 3), colours()[5], np.uint8)
-    blended = blend(image, np.full((48, 48), 5, np.uint8)).astype(int)
+    image = np.full((48, 48, 3), DEFAULT_CLASSES.colours()[5], np.uint8)
+    blended = blend(image, np.full((48, 48), 5, np.uint8), DEFAULT_CLASSES).astype(int)
     tints = np.unique(blended.reshape(-1, 3), axis=0)
     assert len(tints) == 2
-    assert (np.abs(tints - colours()[5]).max(axis=1) > 20).all()
+    assert (np.abs(tints - DEFAULT_CLASSES.colours()[5]).max(axis=1) > 20).all()
     assert 0.05 < (blended == tints[0]).all(axis=2).mean() < 0.95
 
 
 def test_blend_refuses_a_mask_of_another_size() -> None:
     with pytest.raises(ShapeMismatchError, match="6x4, mask is 4x4"):
-        blend(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 4), np.uint8))
+        blend(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 4), np.uint8), DEFAULT_CLASSES)
 
 
 def test_legend_below_the_image_shows_occurring_classes() -> None:
-    image = np.zeros((60, 300, 3), np.uint8)
-    mask = np.full((60, 300), 3, np.uint8)
-    drawn = draw_overlay(image, mask, class_fractions(mask))
+    drawn = overlay(60, 300)
     legend = drawn[60:].reshape(-1, 3)
     assert drawn.shape[1:] == (300, 3)
-    assert (legend == colours()[3]).all(axis=1).any()
-    assert not (legend == colours()[1]).all(axis=1).any()
+    assert (legend == DEFAULT_CLASSES.colours()[3]).all(axis=1).any()
+    assert not (legend == DEFAULT_CLASSES.colours()[1]).all(axis=1).any()
 
 
 def test_the_whole_warning_is_drawn_at_any_width() -> None:
     def draw(height: int, width: int) -> np.ndarray:
-        mask = np.full((height, width), 3, np.uint8)
-        drawn = draw_overlay(np.zeros((height, width, 3), np.uint8), mask, class_fractions(mask), warnings=[SENTENCE])
-        return warning_ink(drawn, height)
+        return warning_ink(overlay(height, width, SENTENCE), height)
 
     wide, narrow = draw(100, 1400), draw(1400, 500)  # the same size of text
     assert text_lines(wide) == 1
@@ -70,9 +73,7 @@ def test_the_whole_warning_is_drawn_at_any_width() -> None:
 
 
 def test_the_text_of_a_large_image_can_be_read_on_a_screen() -> None:
-    mask = np.full((2250, 4000), 3, np.uint8)
-    drawn = draw_overlay(np.zeros((2250, 4000, 3), np.uint8), mask, class_fractions(mask), warnings=["Hg"])
-    letters = np.flatnonzero(warning_ink(drawn, 2250).any(axis=1))
+    letters = np.flatnonzero(warning_ink(overlay(2250, 4000, "Hg"), 2250).any(axis=1))
     assert np.ptp(letters) * 1280 / 4000 >= 14, "height of the letters on a screen 1280 pixels wide"
 
 
@@ -81,7 +82,7 @@ def test_a_prediction_is_drawn_with_its_ground_resolution_and_warnings() -> None
 
     def draw(*warnings: WarningCode) -> np.ndarray:
         ground = Ground(gsd_m=0.02, gsd_error=0.0, source="argument", warnings=warnings)
-        prediction = Prediction(mask, class_fractions(mask), 0.9, {}, "aaa", ground)
+        prediction = Prediction(mask, DEFAULT_CLASSES, class_fractions(mask, DEFAULT_CLASSES), 0.9, {}, "aaa", ground)
         return draw_prediction(np.zeros((60, 800, 3), np.uint8), prediction, name="a.jpg")
 
     assert not warning_ink(draw(), 60).any()
@@ -110,4 +111,15 @@ def test_blending_equals_the_weighted_mean_rounded_down() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 500, 3), np.uint8)
     mask = np.repeat(np.array([[4]], np.uint8), 500, axis=1)
-    assert np.array_equal(blend(image, mask), (image * 0.55 + colours()[4] * 0.45).astype(np.uint8))
+    expected = (image * 0.55 + DEFAULT_CLASSES.colours()[4] * 0.45).astype(np.uint8)
+    assert np.array_equal(blend(image, mask, DEFAULT_CLASSES), expected)
+
+
+def test_legend_spells_letters_that_the_font_lacks() -> None:
+    def legend(name: str) -> np.ndarray:
+        table = ClassTable((DEFAULT_CLASSES[0], SegmentationClass(1, name, (9, 9, 9))))
+        mask = np.ones((60, 400), np.uint8)
+        return draw_overlay(np.zeros((60, 400, 3), np.uint8), mask, table, {name: 1.0})
+
+    assert (legend("Gebäude Straße naïve 中") == legend("Gebaeude Strasse naive ?")).all()
+    assert (legend("Gebaeude") != legend("Gebaeuda")).any()

@@ -14,11 +14,12 @@ DronesegError
 ├── SplitError               a split file is invalid or does not match the dataset
 ├── OutputExistsError        the output path is already in use
 ├── ConfigurationError       invalid setting, preset or override
+│   └── LandingRoleError         a class table has no class to land on
+│       └── LandingClassError    the class that is asked for is not one to land on
 ├── MissingDependencyError   an optional package is not installed
 ├── TrainingError            training cannot start, resume or finish
 ├── ModelError               a model cannot be found, loaded or run
 │   ├── BundleError              a bundle is incomplete, corrupt or incompatible
-│   │   └── OtherClassesError        a bundle was exported for another class table
 │   ├── StoreError               the model store is unreachable or lacks the model
 │   ├── PromotionRefusedError    a candidate does not meet the promotion rule
 │   └── UntrustedCheckpointError loading a checkpoint could execute code
@@ -109,6 +110,14 @@ class ConfigurationError(DronesegError):
     """A setting, preset or override is invalid."""
 
 
+class LandingRoleError(ConfigurationError):
+    """A class table has no class to land on."""
+
+
+class LandingClassError(LandingRoleError):
+    """None of the classes that may be landed on has the given name."""
+
+
 class TrainingError(DronesegError):
     """Training cannot start, resume or finish."""
 
@@ -118,20 +127,7 @@ class ModelError(DronesegError):
 
 
 class BundleError(ModelError):
-    """A model bundle is incomplete, corrupt, too new or exported for other classes."""
-
-
-class OtherClassesError(BundleError):
-    """A model bundle was exported for another class table.
-
-    Args:
-        message: Error message; shows both class tables.
-        model_id: Id of the bundle's model.
-    """
-
-    def __init__(self, message: str, model_id: str) -> None:
-        super().__init__(message)
-        self.model_id = model_id
+    """A model bundle is incomplete, corrupt or too new."""
 
 
 class StoreError(ModelError):

@@ -2,9 +2,10 @@
 
 import struct
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ EMPTY_FILE = "The file is empty."
 _ORIENTATION_TAG, _UPRIGHT = 0x0112, 1
 _MAX_JPEG_SCANS = 500  # a scan of a few bytes costs a pass over all pixels; libjpeg-turbo's fuzzers use this limit
 _SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
+_GREY_MODES = ("1", "L", "I", "F", *_SIXTEEN_BIT_MODES)
 # Errors that Pillow raises on corrupt data: OSError and SyntaxError (PNG), ValueError (WebP, TIFF), EOFError,
 # IndexError and TypeError (TIFF tags).
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError)
@@ -85,8 +87,19 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
     """
     if not data:
         raise errors.BrokenImageError(EMPTY_FILE)
+    opened = _open(BytesIO(data), max_pixels)
+    # in compressed data 0xFF is followed by 0, so this counts scan headers only
+    if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise errors.UnsupportedImageError(
+            f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG."
+        )
+    _require_size(opened, max_pixels)
+    return opened
+
+
+def _open(stream: IO[bytes], max_pixels: int) -> pillow.Image:
     try:
-        opened = pillow.open(BytesIO(data), formats=FORMATS)
+        return pillow.open(stream, formats=FORMATS)
     except pillow.DecompressionBombError as error:
         raise errors.ImageTooLargeError(
             f"Image is far larger than the limit of {max_pixels:,} pixels. Scale it down."
@@ -97,13 +110,34 @@ def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> pillow.I
         ) from error
     except _BROKEN as error:
         raise errors.BrokenImageError(f"Image header is corrupt: {error}") from error
-    # in compressed data 0xFF is followed by 0, so this counts scan headers only
-    if opened.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise errors.UnsupportedImageError(
-            f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again as a baseline JPEG."
-        )
-    _require_size(opened, max_pixels)
-    return opened
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """Header of an image file.
+
+    Attributes:
+        grey: Whether the image has a single channel.
+        size: Width and height in pixels.
+        pages: Number of images in the file.
+    """
+
+    grey: bool
+    size: tuple[int, int]
+    pages: int
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the header of an image file; no pixel is decoded.
+
+    Raises:
+        ImageError: If the file cannot be read as an image.
+    """
+    try:
+        with path.open("rb") as stream, _open(stream, DEFAULT_MAX_PIXELS) as opened:
+            return ImageHeader(opened.mode in _GREY_MODES, opened.size, getattr(opened, "n_frames", 1))
+    except _BROKEN as error:
+        raise errors.BrokenImageError(f"The file cannot be read: {error}") from error
 
 
 def _require_size(opened: pillow.Image, max_pixels: int) -> None:

@@ -1,7 +1,7 @@
 """Class probabilities for landing sites, pooled to a grid of limited size, and the limits that apply to them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -10,14 +10,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, UNSAFE_IDS, class_id
+from droneseg.core.classes import ClassTable, Role
 
 MAX_CELLS = 500_000
 """Largest number of cells of a grid; it limits the time and memory that distance transforms take."""
-MOVING_ID = class_id("moving-objects")
-SOFT_ID = class_id("soft-surfaces")
-DANGER_IDS = (BACKGROUND_ID, *UNSAFE_IDS)
-"""Classes whose probabilities add up to the danger."""
 
 Layer: TypeAlias = NDArray[np.float32]
 """One value for each cell, shape (h, w), dtype float32."""
@@ -59,7 +55,8 @@ class SiteLengths(BaseModel):
 class LandingLimits(BaseModel):
     """Limits of the probabilities at which a drone may land, and how they were calibrated.
 
-    Danger is the probability of obstacles, water, moving objects and background together.
+    Danger is the probability of all classes together that are neither landing zone nor soft surface: obstacles, water,
+    moving objects and background.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -94,20 +91,22 @@ class LandingGrid:
     border. It has the least favourable value of its pixels, so a cell is safe only if all its pixels are.
 
     Attributes:
+        classes: Class table of the probabilities.
         pixels: Height and width of the resampled image.
         box: Rows and columns of the photograph that the resampled image shows; the black border outside is unsafe.
         step: Side of a cell, in pixels of the resampled image.
-        danger: Largest probability of obstacles, water, moving objects and background together.
+        danger: Largest danger, see `LandingLimits`.
         moving: Largest probability of moving objects.
-        worst: Largest probability of any single one of these four classes.
+        worst: Largest probability of any single class that adds up to the danger.
         landing: Smallest probability of landing zone.
         soft: Smallest probability of soft surface.
         both: Smallest probability of landing zone and soft surface together.
-        most_landing: Largest probability of landing zone.
-        most_soft: Largest probability of soft surface.
-        likeliest: Bit i is set if class i is the most likely class of one of the pixels; shape (h, w), dtype uint8.
+        most_landing: Largest probability of one of the classes of landing zones.
+        most_soft: Largest probability of one of the classes of soft surfaces.
+        likeliest: Bit i is set if class i is the most likely class of one of the pixels; shape (h, w), unsigned.
     """
 
+    classes: ClassTable
     pixels: tuple[int, int]
     box: tuple[slice, slice]
     step: int
@@ -119,15 +118,21 @@ class LandingGrid:
     both: Layer
     most_landing: Layer
     most_soft: Layer
-    likeliest: NDArray[np.uint8]
+    likeliest: NDArray[Any]
 
     @classmethod
     def empty(
-        cls, pixels: tuple[int, int], box: tuple[slice, slice] | None = None, *, max_cells: int = MAX_CELLS
+        cls,
+        classes: ClassTable,
+        pixels: tuple[int, int],
+        box: tuple[slice, slice] | None = None,
+        *,
+        max_cells: int = MAX_CELLS,
     ) -> "LandingGrid":
         """Return a grid to be filled by `add`.
 
         Args:
+            classes: Class table of the probabilities.
             pixels: Height and width of the resampled image.
             box: Rows and columns of the photograph that it shows; None if it was not resampled or cropped.
             max_cells: Largest number of cells.
@@ -140,6 +145,7 @@ class LandingGrid:
             return np.full(shape, value, np.float32)
 
         return cls(
+            classes=classes,
             pixels=pixels,
             box=box or (slice(0, height), slice(0, width)),
             step=step,
@@ -151,7 +157,7 @@ class LandingGrid:
             both=layer(1),
             most_landing=layer(0),
             most_soft=layer(0),
-            likeliest=np.zeros(shape, np.uint8),
+            likeliest=np.zeros(shape, np.min_scalar_type((1 << len(classes)) - 1)),
         )
 
     @property
@@ -184,22 +190,25 @@ class LandingGrid:
             probabilities: Class probabilities, shape (C, rows, W), dtype float32.
             first: Index of the first row in the resampled image.
         """
-        landing, soft = probabilities[LANDING_ID], probabilities[SOFT_ID]
-        both = landing + soft
-        danger = sum(probabilities[i] for i in DANGER_IDS)
-        worst = np.maximum.reduce([probabilities[i] for i in DANGER_IDS])
-        best = np.maximum.reduce([worst, landing, soft])
-        likeliest = np.zeros(best.shape, np.uint8)
-        for class_id_, channel in enumerate(probabilities):
-            likeliest |= (channel == best).astype(np.uint8) << class_id_
+        by_role = {role: self.classes.ids_of(role) for role in Role}
+        allowed = (*by_role[Role.LANDING], *by_role[Role.SOFT])
+        others = [i for i in range(len(self.classes)) if i not in allowed]
+        landing, most_landing = _sum_and_largest(probabilities, by_role[Role.LANDING])
+        soft, most_soft = _sum_and_largest(probabilities, by_role[Role.SOFT])
+        danger, worst = _sum_and_largest(probabilities, others)
+        moving, _ = _sum_and_largest(probabilities, by_role[Role.MOVING])
+        best = np.maximum.reduce([worst, most_landing, most_soft])
+        likeliest = np.zeros(best.shape, self.likeliest.dtype)
+        for number, channel in enumerate(probabilities):
+            likeliest |= (channel == best).astype(likeliest.dtype) << likeliest.dtype.type(number)
         self._pool(self.danger, danger, first, np.maximum)
-        self._pool(self.moving, probabilities[MOVING_ID], first, np.maximum)
+        self._pool(self.moving, moving, first, np.maximum)
         self._pool(self.worst, worst, first, np.maximum)
         self._pool(self.landing, landing, first, np.minimum)
         self._pool(self.soft, soft, first, np.minimum)
-        self._pool(self.both, both, first, np.minimum)
-        self._pool(self.most_landing, landing, first, np.maximum)
-        self._pool(self.most_soft, soft, first, np.maximum)
+        self._pool(self.both, np.minimum(landing + soft, 1), first, np.minimum)
+        self._pool(self.most_landing, most_landing, first, np.maximum)
+        self._pool(self.most_soft, most_soft, first, np.maximum)
         self._pool(self.likeliest, likeliest, first, np.bitwise_or)
 
     def _pool(self, layer: NDArray[Any], values: NDArray[Any], first: int, reduce: _Reduction) -> None:
@@ -213,3 +222,15 @@ class LandingGrid:
             top = (first + (offset - first) % self.step) // self.step
             target = layer[top : top + len(rows)]
             reduce(target, rows, out=target)
+
+
+def _sum_and_largest(probabilities: NDArray[np.float32], ids: Sequence[int]) -> tuple[Layer, Layer]:
+    """Return the sum and the largest of the probabilities of some classes; zeros without classes.
+
+    Rounding never makes the sum larger than 1.
+    """
+    if not ids:
+        zeros = np.zeros(probabilities.shape[1:], np.float32)
+        return zeros, zeros
+    channels = [probabilities[i] for i in ids]
+    return np.minimum(np.add.reduce(channels), 1), np.maximum.reduce(channels)

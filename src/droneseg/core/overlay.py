@@ -1,5 +1,6 @@
 """Overlays: masks drawn over their images, with a legend of the classes, a caption and the warnings."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +11,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw, ImageFont
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import CLASSES, LANDING_DISPLAY, LANDING_ID, display_colour
+from droneseg.core.classes import ClassTable, Role
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
@@ -23,12 +24,12 @@ _BACKGROUND: Colour = (24, 24, 27)
 _LABEL_INK: Colour = (240, 240, 240)
 _CAPTION_INK: Colour = (190, 190, 195)
 _WARNING_INK: Colour = (250, 204, 21)
-_STRIPE = len(CLASSES)
-_TINTS = np.array([*(display_colour(entry.id) for entry in CLASSES), LANDING_DISPLAY], np.uint8)
-"""Colours of the classes and of the stripes in landing zones."""
 _BEST_INK: Colour = (255, 255, 255)
 _OTHER_INK: Colour = (205, 205, 210)
 _HALO_INK: Colour = _BACKGROUND
+_SPELLINGS = str.maketrans(
+    {"Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "o", "ł": "l"}
+)
 _SOURCES = {
     "argument": "given",
     "georeference": "from the georeference",
@@ -59,7 +60,7 @@ class Hatching:
 HATCHING = Hatching()
 
 
-def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
+def blend(image: Image, mask: Mask, classes: ClassTable, *, opacity: float = _OPACITY) -> Image:
     """Tint an image by class and draw the borders between classes in full colour.
 
     Landing zones are hatched and more transparent than other classes, so that the ground stays visible.
@@ -67,6 +68,7 @@ def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
+        classes: Class table of the mask.
         opacity: Weight of the class colour, 0 to 1.
 
     Returns:
@@ -81,38 +83,41 @@ def blend(image: Image, mask: Mask, *, opacity: float = _OPACITY) -> Image:
             "Use the mask of this image."
         )
     mixed = np.empty_like(image)
-    index = _hatched(mask).astype(np.uint16) * 256
-    for channel, table in enumerate(_mixing_tables(opacity)):
+    index = _hatched(mask, classes).astype(np.uint16) * 256
+    for channel, table in enumerate(_mixing_tables(classes, opacity)):
         mixed[..., channel] = table[index + image[..., channel]]
     border = np.zeros(mask.shape, dtype=bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]
-    mixed[border] = _TINTS[mask[border]]
+    mixed[border] = classes.display_colours()[mask[border]]
     return mixed
 
 
-def _hatched(mask: Mask) -> Mask:
-    """Return a mask in which stripes of the landing zones have the id `_STRIPE`."""
+def _hatched(mask: Mask, classes: ClassTable) -> Mask:
+    """Return a mask in which stripes of each landing zone have the id of its class plus the number of classes."""
     height, width = mask.shape
     period = max(HATCHING.min_period, max(height, width) // HATCHING.stripes)
     diagonal = np.arange(height, dtype=np.int32)[:, None] + np.arange(width, dtype=np.int32)
-    hatched = mask.copy()
-    hatched[(mask == LANDING_ID) & (diagonal % period < max(1, period // HATCHING.period_in_widths))] = _STRIPE
+    in_stripe = diagonal % period < max(1, period // HATCHING.period_in_widths)
+    striped = np.isin(mask, classes.ids_of(Role.LANDING)) & in_stripe
+    hatched: Mask = mask + np.uint8(len(classes)) * striped
     return hatched
 
 
-def _mixing_tables(opacity: float) -> NDArray[np.uint8]:
-    """Return the mixed value of each channel, class or stripe, and pixel value, shape (3, (C + 1) x 256)."""
-    weights = np.full((len(_TINTS), 1), opacity)
-    weights[LANDING_ID] *= HATCHING.ground_opacity
-    weights[_STRIPE] = min(1.0, opacity * HATCHING.stripe_opacity)
-    mixed = (np.arange(256) * (1 - weights) + _TINTS.T[..., None] * weights).astype(np.uint8)
+def _mixing_tables(classes: ClassTable, opacity: float) -> NDArray[np.uint8]:
+    """Return the mixed value of each channel, class or its stripes, and pixel value, shape (3, 2 x C x 256)."""
+    weights = np.full((2 * len(classes), 1), opacity)
+    weights[list(classes.ids_of(Role.LANDING))] *= HATCHING.ground_opacity
+    weights[len(classes) :] = min(1.0, opacity * HATCHING.stripe_opacity)
+    tints = np.tile(classes.display_colours(), (2, 1))
+    mixed = (np.arange(256) * (1 - weights) + tints.T[..., None] * weights).astype(np.uint8)
     return np.reshape(mixed, (3, -1))
 
 
 def draw_overlay(
     image: Image,
     mask: Mask,
+    classes: ClassTable,
     class_fractions: Mapping[str, float],
     *,
     caption: str = "",
@@ -125,6 +130,7 @@ def draw_overlay(
     Args:
         image: RGB, shape (H, W, 3), dtype uint8.
         mask: Class ids, shape (H, W), dtype uint8.
+        classes: Class table of the mask.
         class_fractions: Share of pixels by class name, 0 to 1.
         caption: Text below the legend; it is wrapped.
         warnings: Warnings below the caption, in words; each begins a new line and is wrapped.
@@ -132,11 +138,11 @@ def draw_overlay(
     Returns:
         RGB, shape (H + legend, W, 3), dtype uint8.
     """
-    blended = blend(image, mask)
+    blended = blend(image, mask, classes)
     height, width = mask.shape
     labels = [
-        (display_colour(entry.id), f"{entry.name} {class_fractions[entry.name]:.1%}")
-        for entry in CLASSES
+        (classes.display_colour(entry.id), f"{entry.name} {class_fractions[entry.name]:.1%}")
+        for entry in classes
         if class_fractions.get(entry.name, 0) > 0
     ]
     texts = [(_CAPTION_INK, caption)] if caption else []
@@ -157,6 +163,7 @@ def draw_prediction(image: Image, prediction: Prediction, *, name: str = "") -> 
     return draw_overlay(
         image,
         prediction.mask,
+        prediction.classes,
         prediction.class_fractions,
         caption=" | ".join(filter(None, [*parts, describe_ground(prediction.ground)])),
         warnings=[warning.message for warning in prediction.warnings],
@@ -234,6 +241,7 @@ def _draw_legend(
         texts: Colour and text.
     """
     font = ImageFont.load_default(size)
+    labels, texts = ([(ink, _drawable(text)) for ink, text in part] for part in (labels, texts))
     margin, row_height = size // 2, int(size * 1.6)
     rows = _flow([font.getlength(text) + 2.2 * size for _, text in labels], width - size)
     lines = [(ink, line) for ink, text in texts for line in _wrap(text, font, width - 2 * margin)]
@@ -251,6 +259,12 @@ def _draw_legend(
     for row, (ink, line) in enumerate(lines, start=first_line):
         draw.text((margin, size // 4 + row * row_height), line, fill=ink, font=font)
     return np.asarray(legend)
+
+
+def _drawable(text: str) -> str:
+    """Return a text in ASCII, as Pillow's font has few other letters: without accents, and with ? for unknown ones."""
+    plain = unicodedata.normalize("NFKD", text.translate(_SPELLINGS))
+    return "".join(letter for letter in plain if not unicodedata.combining(letter)).encode("ascii", "replace").decode()
 
 
 def _flow(widths: list[float], limit: float) -> list[int]:

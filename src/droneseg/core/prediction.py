@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, explain
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import ClassTable
 from droneseg.core.images import Image
 from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.masks import Mask
@@ -36,7 +36,8 @@ class Prediction:
 
     Attributes:
         mask: Class ids, shape (H, W) of the image, dtype uint8.
-        class_fractions: Share of pixels by class name, for all six classes; sums to 1.
+        classes: Class table of the mask.
+        class_fractions: Share of pixels by class name, for all classes; sums to 1.
         confidence: Mean probability of the predicted class over all pixels, 0 to 1.
         timings_s: Seconds by stage (queue, decode, preprocess, network, postprocess, encode), for the stages that ran.
         model_id: Id of the model.
@@ -50,6 +51,7 @@ class Prediction:
     """
 
     mask: Mask
+    classes: ClassTable
     class_fractions: dict[str, float]
     confidence: float
     timings_s: dict[str, float]
@@ -115,6 +117,11 @@ class Segmenter(Protocol):
         """Limits of the probabilities at which a drone may land."""
         ...
 
+    @property
+    def classes(self) -> ClassTable:
+        """Classes that the model predicts."""
+        ...
+
     def segment(
         self, image: Image, ground: Ground = UNKNOWN_GROUND, *, plain: bool = False, landing: bool = False
     ) -> Prediction:
@@ -142,10 +149,10 @@ class Segmenter(Protocol):
         ...
 
 
-def class_fractions(mask: Mask) -> dict[str, float]:
+def class_fractions(mask: Mask, classes: ClassTable) -> dict[str, float]:
     """Return the share of pixels by class name, for all classes; sums to 1."""
     counts = pillow.fromarray(mask).histogram()  # NumPy's bincount copies the mask to 64-bit integers first
-    return {entry.name: counts[entry.id] / mask.size for entry in CLASSES}
+    return {entry.name: counts[entry.id] / mask.size for entry in classes}
 
 
 def image_statistics(image: Image) -> dict[str, float]:
