@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from droneseg.core.classes import class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import DatasetError, OutputExistsError, SplitError
 from droneseg.core.masks import read_mask
 from droneseg.data.augment import (
@@ -37,7 +37,7 @@ COUNT = 6
 STEMS = [f"{number:03d}" for number in range(COUNT)]
 ALL = AugmentOptions(water=1, ground=1, shadow=1)
 MAX_PIXELS = 100_000
-WATER_ID = class_id("water")
+WATER_ID = DEFAULT_CLASSES.id_of("water")
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_the_result_is_a_valid_dataset_with_originals_and_generated_pairs(source
     done = augment(source, tmp_path / "out", progress=lambda *step: steps.append(step))
     assert (done.originals, done.generated) == (COUNT, {"water": COUNT, "ground": COUNT, "shadow": COUNT})
     changed = [
-        read_mask(tmp_path / "out" / "masks" / f"{stem}__water1.png", "colours")
-        != read_mask(tmp_path / "out" / "masks" / f"{stem}.png", "colours")
+        read_mask(tmp_path / "out" / "masks" / f"{stem}__water1.png", "colours", DEFAULT_CLASSES)
+        != read_mask(tmp_path / "out" / "masks" / f"{stem}.png", "colours", DEFAULT_CLASSES)
         for stem in STEMS
     ]
     assert np.mean(changed) / 3 < done.laid_share < 2 / 3  # a third of the images have shadows, which insert no pixels
@@ -85,7 +85,7 @@ def test_generated_names_state_origin_and_kind(source: Path, tmp_path: Path) -> 
 
 def test_masks_change_for_water_and_ground_and_not_for_shadows(source: Path, tmp_path: Path) -> None:
     augment(source, tmp_path / "out")
-    masks = {pair.stem: read_mask(pair.mask, "colours") for pair in list_pairs(tmp_path / "out").pairs}
+    masks = {pair.stem: read_mask(pair.mask, "colours", DEFAULT_CLASSES) for pair in list_pairs(tmp_path / "out").pairs}
     assert sum((masks[f"{s}__water1"] == WATER_ID).sum() > (masks[s] == WATER_ID).sum() for s in STEMS) >= COUNT - 2
     assert all(((masks[f"{s}__ground1"] == WATER_ID) <= (masks[s] == WATER_ID)).all() for s in STEMS)
     assert all(np.array_equal(masks[f"{s}__shadow1"], masks[s]) for s in STEMS)
@@ -158,7 +158,9 @@ def test_fine_masks_and_weights_follow_the_pixels(source: Path, tmp_path: Path) 
     assert read_info(out) == DatasetInfo(pairs=3 * COUNT, gsd_m=0.02)
     assert (out / "fine_classes.csv").read_text() == (root / "fine_classes.csv").read_text()
     for stem in STEMS:
-        masks = [read_mask(out / "masks" / f"{name}.png", "colours") for name in (stem, f"{stem}__water1")]
+        masks = [
+            read_mask(out / "masks" / f"{name}.png", "colours", DEFAULT_CLASSES) for name in (stem, f"{stem}__water1")
+        ]
         fine, weights = (np.asarray(pillow.open(out / f / f"{stem}__water1.png")) for f in ("fine_masks", "weights"))
         assert set(np.unique(fine)) <= {0, 1}
         assert (fine[masks[0] != masks[1]] == 0).all()

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from droneseg.core.classes import class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.data.composition import (
     DRY_IDS,
     SOFT_ID,
@@ -19,7 +19,7 @@ from droneseg.data.composition import (
 from droneseg.data.synthetic import generate_scene
 from droneseg.data.textures import TextureLibrary, find_texture_regions
 
-LANDING_ID = class_id("landing-zones")
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
 SEEDS = range(24)
 
 

@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from droneseg.core.classes import CLASSES, DATASET_NAME, Normalisation
+from droneseg.core.class_files import classes_of
+from droneseg.core.classes import DATASET_NAME, DEFAULT_CLASSES, Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError, OutputExistsError, SplitError
 from droneseg.core.images import DEFAULT_MAX_PIXELS
 from droneseg.core.masks import encode_mask
 from droneseg.data.convert import Conversion, ConversionOptions, convert_dataset
-from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER, DatasetInfo, write_info
+from droneseg.data.dataset import (
+    IMAGES_FOLDER,
+    KAGGLE_FOLDER,
+    MASKS_FOLDER,
+    DatasetInfo,
+    list_pairs,
+    read_pair_image,
+    write_info,
+)
 from support.images import png
+from support.raw_datasets import make_raw_dataset
 
 
 def convert(source: Path, raw: Path, **options: object) -> Conversion:
@@ -44,7 +54,7 @@ def independent_ids(mask_file: Path) -> np.ndarray:
     """Return the class ids by comparing every pixel with every class colour."""
     rgb = np.asarray(Image.open(mask_file).convert("RGB")).astype(int)
     ids = np.full(rgb.shape[:2], 255)
-    for entry in CLASSES:
+    for entry in DEFAULT_CLASSES:
         ids[(rgb == np.array(entry.colour)).all(axis=2)] = entry.id
     return ids
 
@@ -286,7 +296,7 @@ IDS = np.tile(np.array([0, 1, 2, 3, 4, 5, 5, 5], np.uint8), (6, 1))
 
 def add_pair(folder: Path, stem: str, *, value: int = 0) -> None:
     (folder / "images" / f"{stem}.png").write_bytes(png(np.full((6, 8, 3), value, np.uint8)))
-    (folder / "masks" / f"{stem}.png").write_bytes(encode_mask(IDS))
+    (folder / "masks" / f"{stem}.png").write_bytes(encode_mask(IDS, DEFAULT_CLASSES))
 
 
 def add_grey(folder: Path, kind: str, stem: str, values: np.ndarray) -> None:
@@ -422,7 +432,9 @@ def test_ground_resolution_is_read_from_the_metadata(plain: Path, tmp_path: Path
 def test_dataset_without_additions_has_no_targets_and_no_new_entries(plain: Path, tmp_path: Path) -> None:
     convert(plain, tmp_path, test_share=0)
     assert not (tmp_path / DATASET_NAME / "targetsTr").exists()
-    assert set(block(tmp_path)) == {"version", "source", "normalisation", "unknown_colours", "split"}
+    assert set(block(tmp_path)) == {
+        *("version", "source", "normalisation", "unknown_colours", "split", "classes", "background_share")
+    }
     assert "ignore" not in description(tmp_path)["labels"]  # type: ignore[operator]  # a dictionary
 
 
@@ -602,3 +614,17 @@ def test_fine_masks_of_an_added_dataset_need_the_same_table(plain: Path, tmp_pat
     assert (target(tmp_path, "drone_same")[..., 0] == FINE_IDS).all()
     assert (target(tmp_path, "drone_different")[..., 0] == 0).all()
     assert "different: its table of fine classes differs" in done.notes[0]
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_raw_dataset_with_another_name_of_the_background_is_converted(tmp_path: Path, *, ignore: bool) -> None:
+    source = make_raw_dataset(tmp_path / "Dataset205_Own", channels="BGR", suffix=".tif", ignore=ignore)
+    description = json.loads((source / "dataset.json").read_text())
+    own = {"ground" if name == "background" else name: value for name, value in description["labels"].items()}
+    (source / "dataset.json").write_text(json.dumps(description | {"labels": own}))
+    convert(source, tmp_path / "raw", test_share=0)
+    written = json.loads((tmp_path / "raw" / DATASET_NAME / "dataset.json").read_text())
+    assert written["labels"] == description["labels"]
+    assert classes_of(written).names[0] == "ground"
+    image = np.asarray(Image.open(tmp_path / "raw" / DATASET_NAME / "imagesTr/drone_tr0_0000.png"))
+    assert (image == read_pair_image(list_pairs(source).pairs[0])).all()

@@ -1,6 +1,7 @@
 """Folders with other colours are imported as a dataset, or all problems are listed."""
 
 import csv
+import json
 import subprocess
 from pathlib import Path
 
@@ -8,14 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import ConfigurationError
-from droneseg.core.masks import decode_colours, encode_mask
-from droneseg.data.dataset import PLAIN, DatasetInfo, inspect_dataset, read_info
+from droneseg.core.masks import class_colours, decode_colours, encode_mask
+from droneseg.data.dataset import (
+    PLAIN,
+    DatasetInfo,
+    inspect_dataset,
+    list_pairs,
+    read_info,
+    read_pair_image,
+    read_true_mask,
+)
 from droneseg.data.fine_classes import FineClass, read_fine_classes
 from droneseg.data.importer import import_dataset as run_import
 from droneseg.data.importer import require_pairs
 from droneseg.data.mask_legend import read_legend, write_legend
 from support.images import png
+from support.raw_datasets import LABELS, make_raw_dataset
 from support.workspace import COMMAND
 
 GRASS, ROAD, CAR = (0, 102, 0), (128, 64, 128), (9, 143, 150)
@@ -60,7 +71,7 @@ def test_first_run_writes_the_colour_table_and_second_run_imports(own: Path) -> 
     found = inspect_dataset(own / "mine", max_pixels=10**6)
     assert (len(found.facts), found.problems) == (2, ())
     root = own / "mine"
-    mask, _ = decode_colours((PLAIN.masks_in(root) / "1.png").read_bytes())
+    mask, _ = decode_colours((PLAIN.masks_in(root) / "1.png").read_bytes(), class_colours(DEFAULT_CLASSES))
     expected = np.full((30, 40), 3, np.uint8)
     expected[20:], expected[1, :3] = 5, 4
     assert (mask == expected).all()
@@ -113,7 +124,9 @@ def test_grey_and_palette_masks_are_imported_and_sizes_are_compared(own: Path) -
     fill_in(own / "colours.csv", {(7, 7, 7): "water", (9, 9, 9): "background", CAR: "obstacles"})
     assert import_dataset(own).returncode == 0
     masks = PLAIN.masks_in(own / "mine")
-    first, second = (decode_colours((masks / f"{index}.png").read_bytes())[0] for index in range(2))
+    first, second = (
+        decode_colours((masks / f"{index}.png").read_bytes(), class_colours(DEFAULT_CLASSES))[0] for index in range(2)
+    )
     assert (first[:5] == 0).all()
     assert (first[5:] == 2).all()
     assert (second == 1).all()
@@ -132,7 +145,9 @@ def test_images_and_masks_in_one_folder_are_paired(own: Path) -> None:
 
 def test_hard_cases_are_imported_in_one_run(own: Path) -> None:
     for index in range(2):
-        (own / "photos" / f"{index}.mask.png").write_bytes(encode_mask(np.full((30, 40), 2 + index, np.uint8)))
+        (own / "photos" / f"{index}.mask.png").write_bytes(
+            encode_mask(np.full((30, 40), 2 + index, np.uint8), DEFAULT_CLASSES)
+        )
     done = import_dataset(own, "--mask-suffix", ".mask", masks="photos")
     assert done.returncode == 0, done.stderr
     assert len(inspect_dataset(own / "mine", max_pixels=10**6).facts) == 2
@@ -141,7 +156,7 @@ def test_hard_cases_are_imported_in_one_run(own: Path) -> None:
 def legend_problems(tmp_path: Path, text: str) -> str:
     (tmp_path / "legend.csv").write_text(text)
     with pytest.raises(ConfigurationError) as caught:
-        read_legend(tmp_path / "legend.csv")
+        read_legend(tmp_path / "legend.csv", DEFAULT_CLASSES)
     return str(caught.value)
 
 
@@ -170,12 +185,12 @@ def test_names_are_kept_as_fine_classes_and_ignored_pixels_become_background(own
     assert done.returncode == 0, done.stderr
     assert "4 fine classes" in done.stdout
     assert "training ignores background pixels" in done.stdout
-    mask, _ = decode_colours((own / "mine" / "masks" / "0.png").read_bytes())
+    mask, _ = decode_colours((own / "mine" / "masks" / "0.png").read_bytes(), class_colours(DEFAULT_CLASSES))
     assert (mask == np.array([0, 1, 1, 3, 0, 0, 0, 0, 0, 4])[ids]).all()
     fine = Image.open(own / "mine" / "fine_masks" / "0.png")
     assert fine.mode == "L"
     assert (np.asarray(fine) == np.array([0, 1, 2, 3, 0, 0, 0, 0, 0, 4])[ids]).all()
-    assert read_fine_classes(own / "mine" / "fine_classes.csv") == (
+    assert read_fine_classes(own / "mine" / "fine_classes.csv", DEFAULT_CLASSES.names) == (
         FineClass("roof", "obstacles"), FineClass("wall", "obstacles"),
         FineClass("grass", "soft-surfaces"), FineClass("car", "moving-objects"),
     )  # fmt: skip
@@ -195,7 +210,10 @@ def test_grey_masks_use_the_index_and_colour_masks_the_colour_of_one_table(own: 
     (own / "colours.csv").write_text("\n".join(["index,r,g,b,class", *lines]))
     done = import_dataset(own)
     assert done.returncode == 0, done.stderr
-    first, second = (decode_colours((own / "mine/masks" / f"{n}.png").read_bytes())[0] for n in range(2))
+    first, second = (
+        decode_colours((own / "mine/masks" / f"{n}.png").read_bytes(), class_colours(DEFAULT_CLASSES))[0]
+        for n in range(2)
+    )
     assert (first == 4).all(), "the value 9 is the index, not the colour 9, 9, 9"
     assert second[0, 10] == 3
 
@@ -210,7 +228,7 @@ def test_colour_masks_need_the_columns_of_colours(own: Path) -> None:
 def test_template_has_empty_classes_and_names(own: Path) -> None:
     write_grey(own)
     pairs = require_pairs(own / "photos", own / "drawn", "_mask")
-    assert write_legend(own / "colours.csv", pairs, max_pixels=10**6) == (5, 4)
+    assert write_legend(own / "colours.csv", pairs, DEFAULT_CLASSES, max_pixels=10**6) == (5, 4)
     lines = (own / "colours.csv").read_text().splitlines()
     assert lines[0] == "r,g,b,class,pixels,name"
     assert set(lines[1:]) == {
@@ -220,7 +238,7 @@ def test_template_has_empty_classes_and_names(own: Path) -> None:
 
 def test_tables_of_spreadsheets_are_read(tmp_path: Path) -> None:
     (tmp_path / "legend.csv").write_text("\ufeffR;G;B;Class;Name\r\n1;2;3;Water;pool\r\n;;;;\r\n", encoding="utf-8")
-    legend = read_legend(tmp_path / "legend.csv")
+    legend = read_legend(tmp_path / "legend.csv", DEFAULT_CLASSES)
     assert legend.colours == {(1, 2, 3): 0}
     assert legend.class_ids.tolist() == [2]
     assert legend.fine_classes == (FineClass("pool", "water"),)
@@ -238,7 +256,39 @@ def test_all_contradictions_of_a_table_are_listed(tmp_path: Path) -> None:
 
 def test_invalid_ground_resolution_is_rejected(own: Path) -> None:
     fill_in(own / "colours.csv", TABLE)
-    legend = read_legend(own / "colours.csv")
+    legend = read_legend(own / "colours.csv", DEFAULT_CLASSES)
     pairs = require_pairs(own / "photos", own / "drawn", "_mask")
     with pytest.raises(ConfigurationError, match="metres per pixel"):
         run_import(pairs, legend, own / "mine", gsd_m=0.0, max_pixels=10**6)
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore": True}, {"channels": "BGR", "suffix": ".tif", "ignore": True}])
+def test_raw_dataset_is_imported_with_its_classes(tmp_path: Path, options: dict[str, str]) -> None:
+    raw = make_raw_dataset(tmp_path / "Dataset205_Own", **options)  # type: ignore[arg-type]  # a table of options
+    command = [*COMMAND, "data", "import", str(raw / "imagesTr"), str(raw / "labelsTr"), "--out", "mine", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "colours.csv").exists()
+    inspection = inspect_dataset(tmp_path / "mine", max_pixels=10_000)
+    assert inspection.problems == ()
+    assert inspection.classes.names == tuple(LABELS)
+    pixels = json.loads(done.stdout)["pixels"]
+    for pair, original in zip(list_pairs(tmp_path / "mine").pairs, list_pairs(raw).pairs, strict=True):
+        assert pair.stem == original.stem
+        assert (read_pair_image(pair) == read_pair_image(original)).all()
+        mask, true = read_true_mask(pair), read_true_mask(original)
+        assert (mask == true).all()
+        assert (mask == 6).any() == options.get("ignore", False)
+        pixels = {name: number - int((true == LABELS[name]).sum()) for name, number in pixels.items()}
+    assert set(pixels.values()) == {0}
+
+
+def test_labels_are_imported_with_a_table_that_is_given(tmp_path: Path) -> None:
+    raw = make_raw_dataset(tmp_path / "Dataset205_Own")
+    (tmp_path / "own.csv").write_text(
+        "index,class\n" + "".join(f"{index},{'water' if index == 2 else 'background'}\n" for index in range(6))
+    )
+    folders = [str(raw / "imagesTr"), str(raw / "labelsTr")]
+    command = [*COMMAND, "data", "import", *folders, "--out", "mine", "--colours", "own.csv"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert inspect_dataset(tmp_path / "mine", max_pixels=10_000).classes == DEFAULT_CLASSES

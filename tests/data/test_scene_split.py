@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import SplitError
+from droneseg.core.image_files import ImageFiles
 from droneseg.data.image_matching import Match, find_matches
 from droneseg.data.scene_split import count_crossing, describe_split, fold_by_scene, split_by_scene
 from droneseg.data.splits import Split
@@ -50,8 +52,9 @@ def overlapping(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def find(images: dict[str, Path], cache: Path, calls: list[tuple[str, int, int]] | None = None) -> list[Match]:
     noted = [] if calls is None else calls
+    files = {stem: ImageFiles.single(file) for stem, file in images.items()}
     return find_matches(
-        images, cache=cache, max_pixels=LIMIT, progress=lambda what, done, total: noted.append((what, done, total))
+        files, cache=cache, max_pixels=LIMIT, progress=lambda what, done, total: noted.append((what, done, total))
     )
 
 
@@ -94,7 +97,7 @@ def test_matching_works_without_a_writable_cache(overlapping: dict[str, Path], t
 def test_only_the_bridge_between_two_places_is_dropped() -> None:
     stems, matches = cliques(5, 6)
     chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 20) for place in range(4))]
-    found = split_by_scene(chained, all_classes(stems), **SHARES)
+    found = split_by_scene(chained, all_classes(stems), DEFAULT_CLASSES.names, **SHARES)
     assert found.crossing == 0
     assert {name: len(getattr(found.split, name)) for name in ("train", "val", "test")}["train"] >= 12
     assert 1 <= len(found.split.dropped) <= 4
@@ -104,7 +107,7 @@ def test_only_the_bridge_between_two_places_is_dropped() -> None:
 
 def test_nothing_is_dropped_between_separate_places() -> None:
     stems, matches = cliques(10, 3)
-    found = split_by_scene(matches, all_classes(stems), **SHARES)
+    found = split_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, **SHARES)
     assert found.split.dropped == ()
     assert (len(found.split.val), len(found.split.test)) == (6, 6)
     for name in ("train", "val", "test"):
@@ -116,7 +119,7 @@ def test_nothing_is_dropped_between_separate_places() -> None:
 def test_every_part_has_every_class() -> None:
     stems, matches = cliques(8, 3)
     pixels = {stem: np.array([0, 10, 10 if stem[0] in "036" else 0, 40, 10, 60]) for stem in stems}
-    found = split_by_scene(matches, pixels, **SHARES)
+    found = split_by_scene(matches, pixels, DEFAULT_CLASSES.names, **SHARES)
     assert all(share > 0 for shares in found.class_shares.values() for share in shares.values())
 
 
@@ -127,12 +130,14 @@ def test_class_in_a_single_place_is_an_error() -> None:
     with pytest.raises(
         SplitError, match=r"No split by scene leaves every class both in \w+ .*: too few places show water\."
     ):
-        split_by_scene(matches, pixels, **SHARES)
+        split_by_scene(matches, pixels, DEFAULT_CLASSES.names, **SHARES)
 
 
 def test_equal_seeds_give_equal_splits() -> None:
     stems, matches = cliques(7, 4)
-    first, again = (split_by_scene(matches, all_classes(stems), **SHARES).split for _ in range(2))
+    first, again = (
+        split_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, **SHARES).split for _ in range(2)
+    )
     assert first == again
 
 
@@ -144,7 +149,7 @@ def test_crossing_matches_are_counted() -> None:
 
 def test_folds_keep_places_whole_and_validate_each_image_once() -> None:
     stems, matches = cliques(9, 4)
-    found = fold_by_scene(matches, all_classes(stems), count=3, seed=0)
+    found = fold_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, count=3, seed=0)
     assert sorted(stem for fold in found.folds for stem in fold.val) == sorted(stems)
     for fold, places in zip(found.folds, found.groups, strict=True):
         assert fold.dropped == ()
@@ -156,7 +161,7 @@ def test_folds_keep_places_whole_and_validate_each_image_once() -> None:
 def test_folds_of_a_chain_of_places_drop_only_its_bridges() -> None:
     stems, matches = cliques(6, 5)
     chained = [*matches, *(Match(f"{place}-0", f"{place + 1}-1", 13) for place in range(5))]
-    found = fold_by_scene(chained, all_classes(stems), count=3, seed=0)
+    found = fold_by_scene(chained, all_classes(stems), DEFAULT_CLASSES.names, count=3, seed=0)
     # three parts of two places are cut at two bridges, and each of these costs its images one fold
     assert sum(len(fold.dropped) for fold in found.folds) == 4
     for fold in found.folds:
@@ -170,33 +175,38 @@ def test_folds_of_a_chain_of_places_drop_only_its_bridges() -> None:
 def test_folds_spread_a_class_over_their_parts() -> None:
     stems, matches = cliques(6, 3)
     pixels = {stem: np.array([0, 10, 30 if stem[0] in "012" else 0, 40, 10, 60]) for stem in stems}
-    found = fold_by_scene(matches, pixels, count=3, seed=0)
+    found = fold_by_scene(matches, pixels, DEFAULT_CLASSES.names, count=3, seed=0)
     assert all(shares["val"]["water"] > 0 for shares in found.class_shares)
 
 
 def test_folds_ignore_matches_with_images_outside_the_training_part() -> None:
     stems, matches = cliques(4, 2)
     outside = [Match("test", stem, 99) for stem in stems]
-    assert fold_by_scene([*matches, *outside], all_classes(stems), count=2, seed=0).folds[0].dropped == ()
+    assert (
+        fold_by_scene([*matches, *outside], all_classes(stems), DEFAULT_CLASSES.names, count=2, seed=0).folds[0].dropped
+        == ()
+    )
 
 
 def test_too_few_places_for_the_folds_are_an_error() -> None:
     stems, matches = cliques(1, 6)
     with pytest.raises(SplitError, match="too few separate places for 3 folds"):
-        fold_by_scene(matches, all_classes(stems), count=3, seed=0)
+        fold_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, count=3, seed=0)
     with pytest.raises(SplitError, match="6 images cannot be split into 7 folds"):
-        fold_by_scene(matches, all_classes(stems), count=7, seed=0)
+        fold_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, count=7, seed=0)
 
 
 def test_equal_seeds_give_equal_folds() -> None:
     stems, matches = cliques(7, 4)
-    first, again = (fold_by_scene(matches, all_classes(stems), count=3, seed=5).folds for _ in range(2))
+    first, again = (
+        fold_by_scene(matches, all_classes(stems), DEFAULT_CLASSES.names, count=3, seed=5).folds for _ in range(2)
+    )
     assert first == again
 
 
 def test_matches_across_a_given_split_are_counted() -> None:
     stems, matches = cliques(2, 3)
     split = Split(train=("0-0", "0-1", "0-2", "1-0"), val=("1-1",), dropped=("1-2",))
-    found = describe_split(matches, all_classes(stems), split)
+    found = describe_split(matches, all_classes(stems), DEFAULT_CLASSES.names, split)
     assert found.crossing == 1
     assert found.groups == {"val": 1, "train": 2}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import OutputExistsError
 from droneseg.data.dataset import inspect_dataset
 from droneseg.data.stats import compute_stats, plot_stats
@@ -30,17 +31,17 @@ def test_every_class_is_frequent_and_background_absent() -> None:
 
 def test_colour_alone_does_not_reveal_the_class() -> None:
     scenes = [generate_scene(seed, 192, 144) for seed in range(60)]
-    assert colour_classifier_miou(scenes[:44], scenes[44:]) < 0.45
+    assert colour_classifier_miou(scenes[:44], scenes[44:], DEFAULT_CLASSES) < 0.45
 
 
 def test_samples_are_a_valid_dataset_in_the_kaggle_layout(tmp_path: Path) -> None:
     write_samples(tmp_path / "s", count=3, size=(96, 64), seed=1)
     inspection = inspect_dataset(tmp_path / "s", max_pixels=10_000)
     assert not inspection.problems
-    stats = compute_stats(inspection.facts)
+    stats = compute_stats(inspection.facts, DEFAULT_CLASSES)
     assert (stats.pairs, stats.sizes, stats.formats) == (3, {"96x64": 3}, {"PNG": 3})
     assert sum(stats.class_shares.values()) == pytest.approx(1)
-    plot_stats(inspection.facts, tmp_path / "plot.png")
+    plot_stats(inspection.facts, DEFAULT_CLASSES, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

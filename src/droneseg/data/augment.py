@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
-from droneseg.core.classes import NORMAL_WEIGHT
+from droneseg.core.class_files import CLASSES_NAME
+from droneseg.core.classes import DEFAULT_CLASSES, NORMAL_WEIGHT
 from droneseg.core.errors import DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
-from droneseg.core.images import Image, encode_png, read_image, to_rgb
-from droneseg.core.masks import encode_grey_ids, encode_mask, read_mask
+from droneseg.core.images import Image, encode_png, to_rgb
+from droneseg.core.masks import encode_grey_ids, encode_mask
 from droneseg.data.composition import (
     GROUND_IDS,
     Composition,
@@ -39,6 +40,8 @@ from droneseg.data.dataset import (
     load_pair,
     parallel_map,
     read_info,
+    read_pair_image,
+    read_true_mask,
     write_info,
 )
 from droneseg.data.fine_classes import FINE_CLASSES_NAME, FINE_MASKS_FOLDER, FineClass, read_fine_classes
@@ -214,6 +217,10 @@ def _extend_fold(fold: Fold, generated: dict[str, str]) -> Fold:
 def _read_source(source: Path, split_file: Path | None, max_pixels: int) -> _Source:
     listing = list_pairs(source)
     problems = list(listing.problems)
+    if listing.classes != DEFAULT_CLASSES:
+        problems.append(
+            f"{CLASSES_NAME}: the dataset has classes of its own; generated water and ground have the default classes"
+        )
     if listing.generated:
         problems.append(f"{GENERATED_NAME}: the dataset already contains generated images; use the original dataset")
     problems += [
@@ -226,7 +233,9 @@ def _read_source(source: Path, split_file: Path | None, max_pixels: int) -> _Sou
     stems = [pair.stem for pair in listing.pairs]
     split = read_split(split_file, stems) if split_file else Split(train=tuple(stems))
     table = listing.root / FINE_CLASSES_NAME
-    return _Source(listing, split, read_fine_classes(table) if table.is_file() else (), max_pixels)
+    return _Source(
+        listing, split, read_fine_classes(table, listing.classes.names) if table.is_file() else (), max_pixels
+    )
 
 
 def _plan(data: _Source, options: AugmentOptions) -> dict[str, list[str]]:
@@ -273,7 +282,7 @@ def _read_textures(data: _Source, stems: Sequence[str], progress: Progress | Non
 
     def find(pair: Pair) -> tuple[list[TextureRegion], list[str]]:
         try:
-            mask = read_mask(pair.mask, "colours", max_pixels=data.max_pixels)
+            mask = read_true_mask(pair, max_pixels=data.max_pixels)
             fine = _read_sidecar(data.sidecar(FINE_MASKS_FOLDER, pair.stem), mask.shape)
         except (DronesegError, OSError) as error:
             return [], [str(error)]
@@ -286,7 +295,7 @@ def _read_textures(data: _Source, stems: Sequence[str], progress: Progress | Non
 
     @lru_cache(_CACHED_IMAGES)
     def read(stem: str) -> Image:
-        return read_image(pairs[stem].image, max_pixels=data.max_pixels)
+        return read_pair_image(pairs[stem], max_pixels=data.max_pixels)
 
     return TextureLibrary([region for regions, _ in found for region in regions], read)
 
@@ -349,7 +358,10 @@ def _write_pairs(
 
 def _copy_original(folder: Path, data: _Source, pair: Pair) -> None:
     """Copy an original pair with its fine mask and weights, as hard links where that is possible."""
-    _link(pair.image, folder / PLAIN.images / pair.image.name)
+    if pair.channels:
+        (folder / PLAIN.images / f"{pair.stem}.png").write_bytes(pair.files.read(max_pixels=data.max_pixels))
+    else:
+        _link(pair.image, folder / PLAIN.images / f"{pair.stem}{pair.image.suffix}")
     _link(pair.mask, folder / PLAIN.masks / pair.mask.name)
     for name in (FINE_MASKS_FOLDER, WEIGHTS_FOLDER):
         file = data.sidecar(name, pair.stem)
@@ -375,7 +387,7 @@ def _generate(folder: Path, data: _Source, loaded: LoadedPair, stem: str, librar
     data_bytes = _encode(composition.image, loaded.opened.format)
     suffix = ".png" if loaded.opened.format == "PNG" else ".jpg"
     (folder / PLAIN.images / f"{stem}{suffix}").write_bytes(data_bytes)
-    (folder / PLAIN.masks / f"{stem}.png").write_bytes(encode_mask(composition.mask))
+    (folder / PLAIN.masks / f"{stem}.png").write_bytes(encode_mask(composition.mask, DEFAULT_CLASSES))
     if fine is not None:
         fine[composition.changed] = 0
         (folder / FINE_MASKS_FOLDER / f"{stem}.png").write_bytes(encode_grey_ids(fine))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from droneseg.core.class_files import MaskColours
 from droneseg.core.errors import SplitError
 from droneseg.data.dataset import DatasetInfo, Pair, PairListing, list_pairs, read_info
 from droneseg.data.pixel_targets import Sidecars, find_sidecars
@@ -111,10 +112,17 @@ def find_held_out_copies(plan: CasePlan, digests: Mapping[str, str]) -> list[str
     ]
 
 
-def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceDataset, ...], list[str], list[str]]:
+def open_datasets(
+    source: Path, added: Sequence[Path], colours: MaskColours | None = None
+) -> tuple[tuple[SourceDataset, ...], list[str], list[str]]:
     """List the pairs of a dataset and of added datasets.
 
     Stems of an added dataset get the name of its folder as a prefix if one of them is in use already.
+
+    Args:
+        source: The dataset.
+        added: Datasets that are added to it.
+        colours: Meaning of the colours of all masks; None for the class table in each dataset's folder.
 
     Returns:
         The datasets, problems and notes, one line each.
@@ -125,8 +133,8 @@ def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceData
     datasets, problems, notes = list[SourceDataset](), list[str](), list[str]()
     used: set[str] = set()
     for folder in (source, *added):
-        listing = list_pairs(folder)
-        sidecars, sidecar_problems = find_sidecars(listing.root)
+        listing = list_pairs(folder, colours)
+        sidecars, sidecar_problems = find_sidecars(listing.root, listing.classes)
         stems = {pair.stem for pair in listing.pairs}
         name = folder.resolve().name
         prefix = f"{name}_" if used & stems else ""
@@ -136,6 +144,10 @@ def open_datasets(source: Path, added: Sequence[Path]) -> tuple[tuple[SourceData
             problems.append(f"{where}is added more than once; add it once")
             continue
         problems += [f"{where}{line}" for line in (*listing.problems, *sidecar_problems)]
+        if datasets and listing.classes != datasets[0].listing.classes:
+            problems.append(
+                f"{where}has other classes than {datasets[0].name}; datasets to combine need the same table"
+            )
         if used & names:
             problems.append(f"{where}{len(used & names)} stems are in use already; rename the folder or its files")
         used |= names

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.classes import LANDING_ID, class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import optional_import
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
@@ -29,9 +29,10 @@ from droneseg.data.water import Surface, render_water
 with optional_import("opencv-python-headless", "train"):
     import cv2
 
-WATER_ID = class_id("water")
-SOFT_ID = class_id("soft-surfaces")
-DRY_IDS = (class_id("obstacles"), class_id("moving-objects"))
+WATER_ID = DEFAULT_CLASSES.id_of("water")
+SOFT_ID = DEFAULT_CLASSES.id_of("soft-surfaces")
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
+DRY_IDS = (DEFAULT_CLASSES.id_of("obstacles"), DEFAULT_CLASSES.id_of("moving-objects"))
 """Classes that mostly stay above generated water and ground."""
 
 GROUND_IDS = (SOFT_ID, LANDING_ID)

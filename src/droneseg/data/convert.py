@@ -3,21 +3,29 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from droneseg.core.boxes import read_boxes
 from droneseg.core.camera import check_scale, read_ground
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, DATASET_NAME, IGNORE_LABEL, TARGETS_FOLDER, Normalisation
+from droneseg.core.class_files import MaskColours, describe_classes
+from droneseg.core.classes import (
+    BACKGROUND_ID,
+    BACKGROUND_NAME,
+    DATASET_NAME,
+    IGNORE,
+    TARGETS_FOLDER,
+    Normalisation,
+)
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.files import atomic_directory, check_writable, write_text
 from droneseg.core.images import Image, encode_png, to_rgb
 from droneseg.core.masks import UnknownPolicy, encode_grey_ids
 from droneseg.data.cases import Case, CasePlan, SourceDataset, find_held_out_copies, open_datasets, plan_cases
 from droneseg.data.dataset import LoadedPair, Progress, load_pair, parallel_map
-from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights, Sidecars
+from droneseg.data.pixel_targets import MAX_WEIGHT, BoxWeights
 
 DEFAULT_TEST_SHARE = 0.2
 DEFAULT_BOX_WEIGHT = 2.0
@@ -53,6 +61,7 @@ class ConversionOptions:
             of datasets imported with the class `ignore` do.
         boxes_file: JSON file of boxes around moving objects of the dataset, see `core.boxes.read_boxes`.
         box_weight: Factor of the weight of moving objects inside the boxes, above 0 and at most `MAX_WEIGHT`.
+        colours: Meaning of the colours of all masks; None for the class table in each dataset's folder.
     """
 
     split_file: Path | None = None
@@ -65,6 +74,7 @@ class ConversionOptions:
     ignore_background: bool = False
     boxes_file: Path | None = None
     box_weight: float = DEFAULT_BOX_WEIGHT
+    colours: MaskColours | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Conversion:
         copied: Number of image files copied unchanged.
         replaced_pixels: Number of pixels of unknown colour that became background.
         known_gsd: Number of cases whose ground resolution is known.
-        ignored_pixels: Number of background pixels that got the ignore label.
+        ignored_pixels: Number of pixels that got the ignore label.
         fine_cases: Number of training cases with fine classes.
         notes: Information for the user, one line each.
     """
@@ -105,6 +115,7 @@ class _Written:
     """Result of writing one case.
 
     Attributes:
+        background_share: Share of the pixels that are labelled as background.
         digest: Digest of the pixels, if they must be compared with those of other datasets.
     """
 
@@ -112,6 +123,7 @@ class _Written:
     copied: bool
     replaced_pixels: int
     ignored_pixels: int
+    background_share: float
     gsd_m: float | None
     has_fine: bool
     conflicting: int
@@ -149,7 +161,7 @@ def convert_dataset(
     options = options or ConversionOptions()
     _check_options(options)
     target = raw / DATASET_NAME
-    datasets, problems, notes = open_datasets(source, options.added)
+    datasets, problems, notes = open_datasets(source, options.added, options.colours)
     check_writable(target, marker=_DESCRIPTION_NAME, replace=force)
     boxes = BoxWeights(read_boxes(options.boxes_file), options.box_weight) if options.boxes_file else None
     if problems:
@@ -228,12 +240,13 @@ class _CaseWriter:
     ) -> None:
         self._folder, self._datasets, self._plan, self._options = folder, datasets, plan, options
         self._boxes, self._max_pixels = boxes, max_pixels
+        self._classes = datasets[0].listing.classes
         self._fine_classes = datasets[0].sidecars.fine_classes
         # fine classes of another table have no meaning in this one
         self._sidecars = {
             id(dataset): dataset.sidecars
             if dataset.sidecars.fine_classes == self._fine_classes
-            else Sidecars(dataset.sidecars.root, (), dataset.sidecars.has_weights)
+            else replace(dataset.sidecars, fine_classes=())
             for dataset in datasets
         }
         # an added photograph may be a copy of one that is held out
@@ -268,24 +281,24 @@ class _CaseWriter:
     def _write_loaded(self, case: Case, part: str, loaded: LoadedPair) -> _Written:
         image = loaded.data if loaded.plain else encode_png(to_rgb(loaded.opened))
         (self._folder / f"images{part}" / f"{case.name}_0000.png").write_bytes(image)
-        unlabelled = loaded.mask == BACKGROUND_ID
         label = loaded.mask.copy()
-        if self._ignores(case.dataset):
-            label[unlabelled] = IGNORE_LABEL
+        if self._ignores_background(case.dataset):
+            label[label == BACKGROUND_ID] = self._classes.ignore_label
         (self._folder / f"labels{part}" / f"{case.name}.png").write_bytes(encode_grey_ids(label))
         has_fine, conflicting = self._write_targets(case, loaded) if self._has_targets and part == "Tr" else (False, 0)
         return _Written(
             case.name,
             loaded.plain,
             sum(item.pixels for item in loaded.replaced),
-            int(unlabelled.sum()) if self._ignores(case.dataset) else 0,
+            int((label == self._classes.ignore_label).sum()),
+            float((label == BACKGROUND_ID).mean()),
             self._gsd_m(case, loaded.data),
             has_fine,
             conflicting,
             _digest(to_rgb(loaded.opened)) if case.name in self._compared else None,
         )
 
-    def _ignores(self, dataset: SourceDataset) -> bool:
+    def _ignores_background(self, dataset: SourceDataset) -> bool:
         return self._options.ignore_background or dataset.info.ignore_background
 
     def _write_targets(self, case: Case, loaded: LoadedPair) -> tuple[bool, int]:
@@ -320,9 +333,14 @@ class _CaseWriter:
 
     def write_description(self, written: Sequence[_Written]) -> None:
         """Write dataset.json with the origin of the data, and the folds, if any."""
-        labels: dict[str, int] = {entry.name: entry.id for entry in CLASSES}
-        if any(map(self._ignores, self._datasets)):
-            labels["ignore"] = IGNORE_LABEL
+        # nnU-Net requires this name; the class table below keeps the name of the class
+        labels: dict[str, int] = {BACKGROUND_NAME: BACKGROUND_ID}
+        labels |= {entry.name: entry.id for entry in self._classes.foreground}
+        ignores = any(
+            self._ignores_background(dataset) or dataset.listing.encoding.colours.ignored for dataset in self._datasets
+        )
+        if ignores or any(item.ignored_pixels for item in written):
+            labels[IGNORE] = self._classes.ignore_label
         description = {
             "channel_names": _CHANNEL_NAMES[self._options.normalisation],
             "labels": labels,
@@ -347,6 +365,8 @@ class _CaseWriter:
         }
         return {
             "version": version("droneseg"),
+            "classes": describe_classes(self._classes),
+            "background_share": round(sum(item.background_share for item in written) / len(written), 6),
             "source": self._datasets[0].listing.root.name,
             "normalisation": self._options.normalisation.value,
             "unknown_colours": self._options.unknown,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from droneseg.core.classes import NAMES
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 
@@ -40,8 +39,12 @@ def write_fine_classes(file: Path, classes: Sequence[FineClass]) -> None:
     write_text(file, buffer.getvalue())
 
 
-def read_fine_classes(file: Path) -> tuple[FineClass, ...]:
+def read_fine_classes(file: Path, names: Sequence[str]) -> tuple[FineClass, ...]:
     """Read a table of fine classes.
+
+    Args:
+        file: CSV file.
+        names: Names of the classes that contain them.
 
     Returns:
         The fine classes in the order of their ids.
@@ -57,7 +60,7 @@ def read_fine_classes(file: Path) -> tuple[FineClass, ...]:
         raise ConfigurationError(f"{file} cannot be read: {error}. Save it as CSV in UTF-8.") from error
     if missing := [column for column in _COLUMNS if column not in columns]:
         raise ConfigurationError(f"{file} has no column {', '.join(missing)}. Its first line must be id,name,class.")
-    problems = [f"{name!r}: {class_name!r} is not a class" for _, name, class_name in found if class_name not in NAMES]
+    problems = [f"{name!r}: {class_name!r} is not a class" for _, name, class_name in found if class_name not in names]
     ids = sorted(int(number) if number.isdecimal() else 0 for number, _, _ in found)
     if ids != list(range(1, len(ids) + 1)) or len(ids) > MAX_FINE_CLASSES:
         problems.append(f"the ids must be the numbers from 1 to the number of fine classes, at most {MAX_FINE_CLASSES}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from PIL import Image as pillow
 
 from droneseg.core.errors import optional_import
 from droneseg.core.files import write_bytes
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import decode_image
 from droneseg.core.system import usable_cores
 
@@ -68,11 +69,11 @@ class Match:
     inliers: int
 
 
-def find_matches(images: dict[str, Path], *, cache: Path, max_pixels: int, progress: Progress) -> list[Match]:
+def find_matches(images: Mapping[str, ImageFiles], *, cache: Path, max_pixels: int, progress: Progress) -> list[Match]:
     """Match every image with every other one.
 
     Args:
-        images: Paths by stem.
+        images: Files by stem.
         cache: Folder in which features and inliers are cached by the content of the images.
         max_pixels: Largest accepted number of pixels.
         progress: Progress callback.
@@ -157,9 +158,9 @@ def extract_features(data: bytes, *, max_pixels: int) -> Features:
     return Features(np.array([keypoint.pt for keypoint in keypoints], np.float32), rooted.astype(np.float32))
 
 
-def _features(path: Path, cache: Path, max_pixels: int) -> tuple[str, Features]:
-    """Return the digest of an image file and its features, from the cache if possible."""
-    data = path.read_bytes()
+def _features(image: ImageFiles, cache: Path, max_pixels: int) -> tuple[str, Features]:
+    """Return the digest of an image and its features, from the cache if possible."""
+    data = image.read(max_pixels=max_pixels)
     digest = hashlib.sha256(data).hexdigest()[:32]
     file = cache / f"{_VERSION}-{digest}.npz"
     if cached := _load(file):

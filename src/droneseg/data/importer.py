@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from droneseg.core.camera import check_scale
-from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.class_files import CLASSES_NAME, MaskColours, encode_colours, write_classes
 from droneseg.core.errors import DatasetError, DronesegError
 from droneseg.core.files import atomic_directory
-from droneseg.core.masks import ColourTable, Mask, colour_table, encode_grey_ids, encode_mask
+from droneseg.core.masks import ColourTable, Mask, colour_table, encode_grey_ids
 from droneseg.data.dataset import (
     DATASET_MARKER,
     PLAIN,
     DatasetInfo,
     Pair,
     Progress,
+    find_raw_part,
+    list_part,
     load_pair,
     pair_folders,
     parallel_map,
@@ -46,12 +48,19 @@ class ImportedDataset:
 
 
 def require_pairs(images: Path, masks: Path, mask_suffix: str = "") -> tuple[Pair, ...]:
-    """Pair the images and masks of two folders with `pair_folders`, and raise an error if there is any problem.
+    """Pair the images and masks of two folders, and raise an error if there is any problem.
+
+    Folders of a raw dataset of nnU-Net are paired by its rules, others with `pair_folders`.
 
     Raises:
         DatasetError: If a file has no counterpart, or several files share a stem; all problems are listed.
     """
-    pairs, problems, _ = pair_folders(images, masks, mask_suffix=mask_suffix)
+    location = find_raw_part(images, masks)
+    if location and not mask_suffix:
+        listing = list_part(location)
+        pairs, problems = listing.pairs, listing.problems
+    else:
+        pairs, problems, _ = pair_folders(images, masks, mask_suffix=mask_suffix)
     if problems:
         raise DatasetError(f"Images in {images} and masks in {masks} do not match:", problems)
     return pairs
@@ -86,17 +95,18 @@ def import_dataset(
         OutputExistsError: If `out` contains files of another origin, or an import while `replace` is False.
     """
     check_scale(gsd_m, None)
-    problems, total = list[str](), np.zeros(len(CLASSES), dtype=np.int64)
+    classes = legend.classes
+    problems, total = list[str](), np.zeros(len(classes), dtype=np.int64)
     with atomic_directory(out, marker=DATASET_MARKER, replace=replace) as staging_dir:
         writer = _Writer(staging_dir, legend, max_pixels)
         for mask, pair_problems in parallel_map(writer.write, list(pairs), progress):
             problems += pair_problems
             if mask is not None:
-                total += np.bincount(mask.ravel(), minlength=len(CLASSES))
+                total += np.bincount(mask.ravel(), minlength=len(classes))[: len(classes)]
         if problems:
             raise DatasetError("The dataset was not imported. Fix these problems:", problems)
         write_info(staging_dir, DatasetInfo(len(pairs), ignore_background=legend.ignores, gsd_m=gsd_m))
-    pixels = dict(zip(NAMES, total.tolist(), strict=True))
+    pixels = dict(zip(classes.names, total.tolist(), strict=True))
     return ImportedDataset(out, len(pairs), pixels, len(legend.fine_classes), legend.ignores)
 
 
@@ -109,6 +119,9 @@ class _Writer:
         self._by_index = colour_table(legend.indices)
         for folder in (PLAIN.images_in(root), PLAIN.masks_in(root)):
             folder.mkdir()
+        self._colours = MaskColours(legend.classes, (legend.ignored,) if legend.ignored else ())
+        if self._colours != MaskColours():
+            write_classes(root / CLASSES_NAME, self._colours)
         if legend.fine_classes:
             (root / FINE_MASKS_FOLDER).mkdir()
             write_fine_classes(root / FINE_CLASSES_NAME, legend.fine_classes)
@@ -122,8 +135,9 @@ class _Writer:
         if loaded is None:
             return None, problems
         mask = self._legend.class_ids[loaded.mask]
-        (PLAIN.images_in(self._root) / f"{pair.stem}{pair.image.suffix.lower()}").write_bytes(loaded.data)
-        (PLAIN.masks_in(self._root) / f"{pair.stem}.png").write_bytes(encode_mask(mask))
+        suffix = ".png" if pair.channels else pair.image.suffix.lower()
+        (PLAIN.images_in(self._root) / f"{pair.stem}{suffix}").write_bytes(loaded.data)
+        (PLAIN.masks_in(self._root) / f"{pair.stem}.png").write_bytes(encode_colours(mask, self._colours))
         if self._legend.fine_classes:
             fine = encode_grey_ids(self._legend.fine_ids[loaded.mask])
             (self._root / FINE_MASKS_FOLDER / f"{pair.stem}.png").write_bytes(fine)

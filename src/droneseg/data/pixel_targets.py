@@ -1,5 +1,6 @@
 """Additional targets of a training case: the fine class and the weight of every pixel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.boxes import Boxes
-from droneseg.core.classes import NAMES, NORMAL_WEIGHT, class_id
+from droneseg.core.classes import NORMAL_WEIGHT, ClassTable, Role
 from droneseg.core.errors import ConfigurationError, DatasetError, DronesegError
 from droneseg.core.images import DEFAULT_MAX_PIXELS, encode_png, load, open_image
 from droneseg.core.masks import Mask
@@ -52,11 +53,13 @@ class Sidecars:
 
     Attributes:
         root: Folder of the dataset.
+        classes: Class table of the dataset.
         fine_classes: Fine classes in the order of their ids; empty without fine masks.
         has_weights: Whether there is a folder of weights.
     """
 
     root: Path
+    classes: ClassTable
     fine_classes: tuple[FineClass, ...] = ()
     has_weights: bool = False
 
@@ -80,7 +83,7 @@ class Sidecars:
         if fine is not None:
             values[..., 0], conflicting = self._fine_ids(stem, fine, mask)
         if boxes and stem in boxes.boxes:
-            values[..., 1] = _weigh_boxes(stem, values[..., 1], mask, boxes)
+            values[..., 1] = _weigh_boxes(stem, values[..., 1], mask, self.classes.ids_of(Role.MOVING), boxes)
         return Targets(encode_png(values), fine is not None, conflicting)
 
     def _read(self, folder: str, stem: str, mask: Mask) -> NDArray[np.uint8] | None:
@@ -105,27 +108,33 @@ class Sidecars:
         """Return the fine ids, 0 where they contradict the mask, and the number of such pixels."""
         if (highest := int(fine.max())) > len(self.fine_classes):
             raise DatasetError(f"{FINE_MASKS_FOLDER}/{stem}.png: the id {highest} is not in {FINE_CLASSES_NAME}")
-        class_of = np.array([0, *(class_id(entry.class_name) for entry in self.fine_classes)], np.uint8)
+        class_of = np.array([0, *(self.classes.id_of(entry.class_name) for entry in self.fine_classes)], np.uint8)
         conflicting = (fine > 0) & (class_of[fine] != mask)
         return np.where(conflicting, np.uint8(0), fine), int(np.count_nonzero(conflicting))
 
 
-def find_sidecars(root: Path) -> tuple[Sidecars, list[str]]:
+def find_sidecars(root: Path, classes: ClassTable) -> tuple[Sidecars, list[str]]:
     """Find the fine masks and weights of a dataset.
+
+    Args:
+        root: Folder of the dataset.
+        classes: Class table of the dataset.
 
     Returns:
         The fine masks and weights; problems, one line each.
     """
     has_weights = (root / WEIGHTS_FOLDER).is_dir()
     if not (root / FINE_MASKS_FOLDER).is_dir():
-        return Sidecars(root, (), has_weights), []
+        return Sidecars(root, classes, (), has_weights), []
     try:
-        return Sidecars(root, read_fine_classes(root / FINE_CLASSES_NAME), has_weights), []
+        return Sidecars(root, classes, read_fine_classes(root / FINE_CLASSES_NAME, classes.names), has_weights), []
     except ConfigurationError as error:
-        return Sidecars(root, (), has_weights), [str(error)]
+        return Sidecars(root, classes, (), has_weights), [str(error)]
 
 
-def _weigh_boxes(stem: str, weights: NDArray[np.uint8], mask: Mask, boxes: BoxWeights) -> NDArray[np.uint8]:
+def _weigh_boxes(
+    stem: str, weights: NDArray[np.uint8], mask: Mask, moving: Sequence[int], boxes: BoxWeights
+) -> NDArray[np.uint8]:
     """Return the weights, with those of moving objects inside the boxes multiplied by the factor."""
     height, width = mask.shape
     inside = np.zeros(mask.shape, bool)
@@ -137,6 +146,6 @@ def _weigh_boxes(stem: str, weights: NDArray[np.uint8], mask: Mask, boxes: BoxWe
                 "pixels of the mask"
             )
         inside[y0:y1, x0:x1] = True
-    inside &= mask == NAMES.index("moving-objects")
+    inside &= np.isin(mask, moving)
     raised = np.minimum(np.round(weights * boxes.weight), round(100 * MAX_WEIGHT)).astype(np.uint8)
     return np.where(inside, raised, weights)

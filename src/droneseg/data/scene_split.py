@@ -8,7 +8,6 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.classes import FOREGROUND
 from droneseg.core.errors import SplitError
 from droneseg.data.image_matching import MIN_INLIERS, Match
 from droneseg.data.splits import Fold, Split
@@ -74,6 +73,7 @@ class SceneFolds:
 def split_by_scene(
     matches: Iterable[Match],
     class_pixels: Mapping[str, NDArray[np.int64]],
+    names: Sequence[str],
     *,
     val_share: float,
     test_share: float,
@@ -89,6 +89,7 @@ def split_by_scene(
     Args:
         matches: Matches between images.
         class_pixels: Pixels by class id, shape (C,), of every image by stem.
+        names: Names of the C classes.
         val_share: Requested share of all images for val.
         test_share: Requested share of all images for test.
         seed: Seed of the starting points.
@@ -104,24 +105,27 @@ def split_by_scene(
     for name, share in (("test", test_share), ("val", val_share)):
         if share > 0:
             size = max(1, round(share * len(class_pixels)))
-            parts[name], cut = _best_cut(remaining, class_pixels, size, rng, name)
+            parts[name], cut = _best_cut(remaining, class_pixels, names, size, rng, name)
             dropped |= cut
             remaining = remaining.subgraph(set(remaining) - parts[name] - cut)
     parts["train"] = set(remaining)
     train, val, test = (tuple(sorted(parts.get(name, ()))) for name in ("train", "val", "test"))
     split = Split(train, val, test, tuple(sorted(dropped)))
-    scenes = describe_split(matches, class_pixels, split)
+    scenes = describe_split(matches, class_pixels, names, split)
     if scenes.crossing:
         raise SplitError(f"{scenes.crossing} matches connect two parts of the split. This is a bug; please report it.")
     return scenes
 
 
-def describe_split(matches: Iterable[Match], class_pixels: Mapping[str, NDArray[np.int64]], split: Split) -> SceneSplit:
+def describe_split(
+    matches: Iterable[Match], class_pixels: Mapping[str, NDArray[np.int64]], names: Sequence[str], split: Split
+) -> SceneSplit:
     """Count the matches between the parts of a split, and the places and class shares of each part that has images.
 
     Args:
         matches: Matches between images.
         class_pixels: Pixels by class id, shape (C,), of every image by stem.
+        names: Names of the C classes.
         split: The split.
     """
     graph = _graph(class_pixels, matches)
@@ -130,7 +134,7 @@ def describe_split(matches: Iterable[Match], class_pixels: Mapping[str, NDArray[
         split,
         count_crossing(matches, split),
         {name: _count_places(graph, part) for name, part in parts.items()},
-        {name: _named(_shares(part, class_pixels)) for name, part in parts.items()},
+        {name: _named(_shares(part, class_pixels), names) for name, part in parts.items()},
     )
 
 
@@ -159,7 +163,12 @@ def _count_crossing(matches: Iterable[Match], parts: Mapping[str, Iterable[str]]
 
 
 def fold_by_scene(
-    matches: Iterable[Match], class_pixels: Mapping[str, NDArray[np.int64]], *, count: int, seed: int
+    matches: Iterable[Match],
+    class_pixels: Mapping[str, NDArray[np.int64]],
+    names: Sequence[str],
+    *,
+    count: int,
+    seed: int,
 ) -> SceneFolds:
     """Split images into folds so that no match connects train and val of a fold.
 
@@ -171,6 +180,7 @@ def fold_by_scene(
     Args:
         matches: Matches between images; those of other images are ignored.
         class_pixels: Pixels by class id, shape (C,), of every image by stem.
+        names: Names of the C classes.
         count: Number of folds.
         seed: Seed of the search.
 
@@ -197,7 +207,7 @@ def fold_by_scene(
         folds,
         crossing,
         tuple({name: _count_places(graph, part) for name, part in fold.items()} for fold in parts),
-        tuple({name: _named(_shares(part, class_pixels)) for name, part in fold.items()} for fold in parts),
+        tuple({name: _named(_shares(part, class_pixels), names) for name, part in fold.items()} for fold in parts),
     )
 
 
@@ -336,7 +346,12 @@ class _FoldState:
 
 
 def _best_cut(
-    graph: nx.Graph, class_pixels: Mapping[str, NDArray[np.int64]], size: int, rng: np.random.Generator, name: str
+    graph: nx.Graph,
+    class_pixels: Mapping[str, NDArray[np.int64]],
+    names: Sequence[str],
+    size: int,
+    rng: np.random.Generator,
+    name: str,
 ) -> tuple[set[str], set[str]]:
     """Return the part of about `size` images with the lowest cost, and the images dropped for it."""
     target = _shares(class_pixels, class_pixels)
@@ -359,7 +374,7 @@ def _best_cut(
         if best is None or cost < best[0]:
             best = (cost, part, cut)
     if best is None:
-        scarce = ", ".join(entry.name for entry in FOREGROUND if lacking[entry.id] == lacking.max() > 0)
+        scarce = ", ".join(names[i] for i in range(1, len(names)) if lacking[i] == lacking.max() > 0)
         reason = f"too few places show {scarce}" if scarce else "nearly all images show one place"
         raise SplitError(
             f"No split by scene leaves every class both in {name} and outside it: {reason}. Choose a larger share, "
@@ -410,5 +425,6 @@ def _shares(stems: Iterable[str], class_pixels: Mapping[str, NDArray[np.int64]])
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def _named(shares: NDArray[np.float64]) -> dict[str, float]:
-    return {entry.name: float(shares[entry.id]) for entry in FOREGROUND}
+def _named(shares: NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
+    """Return the shares of all classes but the background by name."""
+    return {name: float(share) for name, share in zip(names[1:], shares[1:], strict=True)}

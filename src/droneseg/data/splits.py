@@ -128,6 +128,15 @@ def write_split(split: Split, path: Path, *, replace: bool = False) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def stems_of_split(path: Path) -> frozenset[str]:
+    """Return all stems that a split file lists.
+
+    Raises:
+        SplitError: If the file is not a valid split.
+    """
+    return frozenset(stem for part in _parse(path).parts.values() for stem in part)
+
+
 def read_split(path: Path, stems: Collection[str], *, optional: Collection[str] = ()) -> Split:
     """Read a split file and compare it with the stems of the dataset.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from droneseg.core.classes import CLASSES, SegmentationClass
+from droneseg.core.classes import ClassTable, SegmentationClass
 from droneseg.core.errors import optional_import
 from droneseg.data.dataset import PairFacts
 
@@ -39,8 +39,12 @@ class DatasetStats:
     class_images: dict[str, int]
 
 
-def compute_stats(facts: Sequence[PairFacts]) -> DatasetStats:
+def compute_stats(facts: Sequence[PairFacts], classes: ClassTable) -> DatasetStats:
     """Compute the statistics of a dataset.
+
+    Args:
+        facts: Properties of the pairs.
+        classes: Class table of the dataset.
 
     Raises:
         ValueError: If there are no pairs.
@@ -54,12 +58,12 @@ def compute_stats(facts: Sequence[PairFacts]) -> DatasetStats:
         pairs=len(facts),
         sizes=dict(Counter(f"{item.size[0]}x{item.size[1]}" for item in facts).most_common()),
         formats=dict(Counter(item.format for item in facts).most_common()),
-        class_shares={entry.name: float(shares[entry.id]) for entry in CLASSES},
-        class_images={entry.name: int(present[entry.id]) for entry in CLASSES},
+        class_shares={entry.name: float(shares[entry.id]) for entry in classes},
+        class_images={entry.name: int(present[entry.id]) for entry in classes},
     )
 
 
-def plot_stats(facts: Sequence[PairFacts], path: Path) -> None:
+def plot_stats(facts: Sequence[PairFacts], classes: ClassTable, path: Path) -> None:
     """Plot sizes, class shares and their distribution over images to a PNG, SVG or PDF file.
 
     Raises:
@@ -67,11 +71,11 @@ def plot_stats(facts: Sequence[PairFacts], path: Path) -> None:
     """
     with optional_import("matplotlib", "train"):
         from matplotlib.figure import Figure
-    stats = compute_stats(facts)
+    stats = compute_stats(facts, classes)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     sizes, overall, spread = figure.subplots(1, 3)
     _plot_sizes(sizes, stats)
-    entries = [entry for entry in CLASSES if stats.class_images[entry.name]]
+    entries = [entry for entry in classes if stats.class_images[entry.name]]
     _plot_shares(overall, stats, entries)
     _plot_spread(spread, stats, entries, facts)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageFilter
 
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.files import atomic_directory, write_text
 from droneseg.core.images import Image, encode_png
 from droneseg.core.masks import Mask, encode_mask
@@ -29,11 +29,11 @@ _SELF_CHECK_SEED = 3_000_000
 _MIN_SHARE = 0.02
 _COLOUR_STEP = 16
 
-OBSTACLE = class_id("obstacles")
-WATER = class_id("water")
-SOFT = class_id("soft-surfaces")
-MOVING = class_id("moving-objects")
-LANDING = class_id("landing-zones")
+OBSTACLE = DEFAULT_CLASSES.id_of("obstacles")
+WATER = DEFAULT_CLASSES.id_of("water")
+SOFT = DEFAULT_CLASSES.id_of("soft-surfaces")
+MOVING = DEFAULT_CLASSES.id_of("moving-objects")
+LANDING = DEFAULT_CLASSES.id_of("landing-zones")
 
 
 def _random_colour(canvas: Canvas, low: float = 0.1, high: float = 0.9) -> NDArray[np.float32]:
@@ -257,7 +257,7 @@ def generate_self_check_image(width: int, height: int) -> Image:
     """
     for seed in count(_SELF_CHECK_SEED):
         image, mask = generate_scene(seed, width, height)
-        shares = [(mask == entry.id).mean() for entry in CLASSES if entry.id != BACKGROUND_ID]
+        shares = [(mask == entry.id).mean() for entry in DEFAULT_CLASSES.foreground]
         if min(shares) >= _MIN_SHARE:
             break
     return image // _COLOUR_STEP * _COLOUR_STEP + _COLOUR_STEP // 2
@@ -312,7 +312,7 @@ def write_samples(
         def write(index: int) -> None:
             image, mask = generate_scene(seed + index, *size)
             (root / IMAGES_FOLDER / f"{index:03d}.png").write_bytes(encode_png(image))
-            (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(encode_mask(mask))
+            (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(encode_mask(mask, DEFAULT_CLASSES))
 
         for done, _ in enumerate(workers.map(write, range(count)), start=1):
             if progress:
