@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.evaluation.landing_curve import LandingCurve
 
@@ -26,7 +27,7 @@ def by_threshold(truth: np.ndarray, landing: np.ndarray, recall: float) -> float
 
 @pytest.mark.parametrize("recall", [0.5, 0.8, 0.9, 1.0])
 def test_rates_are_those_of_a_threshold_over_all_images(recall: float) -> None:
-    curve = LandingCurve()
+    curve = LandingCurve(DEFAULT_CLASSES)
     images = [drawn(seed) for seed in range(3)]
     for truth, landing in images:
         curve.add(truth, landing)
@@ -36,7 +37,7 @@ def test_rates_are_those_of_a_threshold_over_all_images(recall: float) -> None:
 
 def test_probabilities_near_1_are_distinguished() -> None:
     truth = np.array([[LANDING, LANDING, WATER, SOFT]], np.uint8)
-    curve = LandingCurve()
+    curve = LandingCurve(DEFAULT_CLASSES)
     curve.add(truth, np.array([[1 - 1e-6, 0.999, 1 - 1e-4, 0.2]], np.float32))
     assert curve.unsafe_rate(0.5) == 0
     assert curve.unsafe_rate(1.0) == pytest.approx(1 / 3)
@@ -46,17 +47,23 @@ def test_ignored_pixels_are_not_counted() -> None:
     truth = np.array([[LANDING, 0, 0, WATER]], np.uint8)
     landing = np.array([[0.9, 0.95, 0.95, 0.95]], np.float32)
     for ignore, expected in ((None, 1 / 4), (0, 1 / 2)):
-        curve = LandingCurve()
+        curve = LandingCurve(DEFAULT_CLASSES)
         curve.add(truth, landing, ignore=ignore)
         assert curve.unsafe_rate(1.0) == expected
 
 
+def test_pixels_without_a_label_are_never_counted() -> None:
+    curve = LandingCurve(DEFAULT_CLASSES)
+    curve.add(np.array([[LANDING, 6, 6, WATER]], np.uint8), np.array([[0.9, 0.95, 0.95, 0.95]], np.float32))
+    assert curve.unsafe_rate(1.0) == 1 / 2
+
+
 def test_without_landing_zones_there_is_no_rate() -> None:
-    curve = LandingCurve()
+    curve = LandingCurve(DEFAULT_CLASSES)
     curve.add(np.full((2, 2), WATER, np.uint8), np.ones((2, 2), np.float32))
     assert curve.unsafe_rate(0.9) is None
 
 
 def test_arrays_of_different_shapes_are_an_error() -> None:
     with pytest.raises(ShapeMismatchError, match=r"\(2, 2\), the probabilities \(2, 3\)"):
-        LandingCurve().add(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.float32))
+        LandingCurve(DEFAULT_CLASSES).add(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.float32))

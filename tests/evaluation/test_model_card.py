@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import encode_png, read_image
-from droneseg.core.masks import encode_grey_ids, encode_mask, read_mask
+from droneseg.core.masks import encode_grey_ids, encode_mask
 from droneseg.core.metrics import compute_metrics, confusion
-from droneseg.data.dataset import list_pairs
+from droneseg.data.dataset import list_pairs, read_true_mask
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from support.bundles import TRAINED_AT, VIEWS, make_bundle
@@ -41,7 +42,7 @@ def write_data(folder: Path) -> None:
         image, mask = generate_scene(seed, 96, 64)
         stem, png = f"{seed:03d}", encode_png(image)
         (folder / f"data/images/{stem}.png").write_bytes(png)
-        (folder / f"data/masks/{stem}.png").write_bytes(encode_mask(mask))
+        (folder / f"data/masks/{stem}.png").write_bytes(encode_mask(mask, DEFAULT_CLASSES))
         pillow.fromarray(image).resize((150, 100)).save(folder / f"native/images/{stem}.jpg", quality=95)
         native = pillow.fromarray(ORIGINALS[mask]).resize((150, 100), pillow.Resampling.NEAREST)
         native.save(folder / f"native/masks_24/{stem}.png")
@@ -53,7 +54,7 @@ def write_data(folder: Path) -> None:
     flooded, wet = image.copy(), mask.copy()
     flooded[20:40, :48], flooded[20:40, 48:], wet[20:40] = (0, 0, 255), (255, 255, 255), WATER
     (folder / "water/images/000__water1.png").write_bytes(encode_png(flooded))
-    (folder / "water/masks/000__water1.png").write_bytes(encode_mask(wet))
+    (folder / "water/masks/000__water1.png").write_bytes(encode_mask(wet, DEFAULT_CLASSES))
     (folder / "water/generated.json").write_text(json.dumps({"000__water1": "000"}))
     blue = np.full((64, 96, 3), (0, 0, 255), np.uint8)
     (folder / "places/lake.png").write_bytes(encode_png(blue))
@@ -79,8 +80,8 @@ def test_all_parts_are_measured_in_one_run(
     assert (tmp_path / "card/card.md").read_text() == shown
     segmenter = BundleSegmenter(bundle)
     pairs = list_pairs(tmp_path / "data").pairs
-    masks = [(read_mask(pair.mask, "colours"), segmenter.segment(read_image(pair.image)).mask) for pair in pairs]
-    expected = compute_metrics(confusion(truth, mask) for truth, mask in masks)
+    masks = [(read_true_mask(pair), segmenter.segment(read_image(pair.image)).mask) for pair in pairs]
+    expected = compute_metrics((confusion(truth, mask, 6) for truth, mask in masks), DEFAULT_CLASSES)
     assert card["dataset"]["miou"] == pytest.approx(expected.miou)
     assert card["dataset"]["unsafe_landing_rate"] == pytest.approx(expected.unsafe_landing_rate)
     assert set(card["dataset"]["exposures"]) == {"x0.35", "x0.6", "x1.6"}
@@ -90,8 +91,8 @@ def test_all_parts_are_measured_in_one_run(
     assert people["people"] == 1
     assert people["much_landing"] == float(np.mean(mask[truth == 4] == LANDING) >= 0.5)
     assert set(card["native"]) == {"0.5x", "1x", "2x", "people"}
-    halves = [confusion(truth[:, 48:], mask[:, 48:]) for truth, mask in (masks[0], masks[2])]
-    assert card["labelled"]["labelled"]["seq0"]["miou"] == pytest.approx(compute_metrics(halves).miou)
+    halves = [confusion(truth[:, 48:], mask[:, 48:], 6) for truth, mask in (masks[0], masks[2])]
+    assert card["labelled"]["labelled"]["seq0"]["miou"] == pytest.approx(compute_metrics(halves, DEFAULT_CLASSES).miou)
     assert set(card["labelled"]["labelled"]) == {"seq0", "seq1"}
     assert [region["right"] for region in card["regions"]["places"]["regions"]] == [True, False]
     assert card["generated"]["photographs"] == 1

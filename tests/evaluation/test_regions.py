@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import DatasetError
 from droneseg.evaluation.regions import Region, evaluate_region, read_regions
 
@@ -38,7 +39,7 @@ def mask_of(*columns: int) -> np.ndarray:
     ],
 )
 def test_shares_within_the_limits_are_right(truth: str, columns: tuple[int, ...], right: bool) -> None:
-    evaluated = evaluate_region(Region("a", truth, LEFT_HALF), mask_of(*columns))
+    evaluated = evaluate_region(Region("a", truth, LEFT_HALF), mask_of(*columns), DEFAULT_CLASSES)
     assert evaluated.right == right
     assert sum(evaluated.shares.values()) == pytest.approx(1)
     names = {WATER: "water", SOFT: "soft-surfaces", LANDING: "landing-zones"}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from droneseg.core.classes import colours
-from droneseg.core.errors import OutputExistsError
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, SegmentationClass
+from droneseg.core.errors import DatasetError, OutputExistsError
 from droneseg.core.masks import encode_mask
 from droneseg.evaluation.evaluate import Evaluation, boundary_error, calibrate, evaluate_folder
 from droneseg.evaluation.report import write_report
@@ -39,8 +39,8 @@ def evaluation(tmp_path: Path) -> Evaluation:
         (tmp_path / name).mkdir()
     log = []
     for stem, ids in TRUTH.items():
-        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(colours()[np.array(ids)]))
-        mask = encode_mask(np.array(PREDICTED[stem], np.uint8))
+        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(DEFAULT_CLASSES.colours()[np.array(ids)]))
+        mask = encode_mask(np.array(PREDICTED[stem], np.uint8), DEFAULT_CLASSES)
         (tmp_path / "predictions" / f"{stem}.png").write_bytes(mask)
         entry = {
             "stem": stem,
@@ -52,7 +52,7 @@ def evaluation(tmp_path: Path) -> Evaluation:
         }
         log.append(json.dumps(entry))
     (tmp_path / "predictions/predictions.jsonl").write_text("\n".join(log))
-    return evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+    return evaluate_folder(tmp_path / "predictions", tmp_path / "truth", DEFAULT_CLASSES, max_pixels=LIMIT)
 
 
 def write(evaluation: Evaluation, out: Path) -> dict:
@@ -93,9 +93,46 @@ def test_boundary_error_equals_brute_force(evaluation: Evaluation, tmp_path: Pat
     # two straight borders three pixels apart
     left, right = np.ones((5, 9), np.uint8), np.ones((5, 9), np.uint8)
     left[:, 3:], right[:, 6:] = 2, 2
-    assert boundary_error(left, right) == pytest.approx(3)
-    assert boundary_error(left, left) == 0
-    assert boundary_error(left, np.ones((5, 9), np.uint8)) == pytest.approx(np.hypot(5, 9))
+    assert boundary_error(left, right, DEFAULT_CLASSES) == pytest.approx(3)
+    assert boundary_error(left, left, DEFAULT_CLASSES) == 0
+    assert boundary_error(left, np.ones((5, 9), np.uint8), DEFAULT_CLASSES) == pytest.approx(np.hypot(5, 9))
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_an_image_without_any_label_has_no_metrics(tmp_path: Path) -> None:
+    unlabelled = np.full((2, 4), len(DEFAULT_CLASSES), np.uint8)
+    for stem in TRUTH:
+        ids = unlabelled if stem == "a" else np.array(TRUTH[stem], np.uint8)
+        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(ids))
+    folders = tmp_path / "predictions", tmp_path / "truth"
+    partly = evaluate_folder(*folders, DEFAULT_CLASSES, truth_kind="labels", max_pixels=LIMIT)
+    write_report(
+        partly, tmp_path / "out", title="Test", truth_kind="labels", max_pixels=LIMIT, find_image=lambda _: None
+    )
+    report = json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail)
+    nothing = {"miou": None, "pixel_accuracy": None, "boundary_error_px": None, "confidence": CONFIDENCE["a"]}
+    assert report["per_image"]["a"] == nothing
+    assert report["calibration"]["images"] == 3
+    others = [report["per_image"][stem]["boundary_error_px"] for stem in "bcd"]
+    assert report["figures"]["boundary_error_px"]["value"] == pytest.approx(np.mean(others))
+    for stem in TRUTH:
+        (tmp_path / "truth" / f"{stem}.png").write_bytes(png(unlabelled))
+    with pytest.raises(DatasetError, match=r"No pixel of the masks in .* has a label"):
+        evaluate_folder(*folders, DEFAULT_CLASSES, truth_kind="labels", max_pixels=LIMIT)
+
+
+def test_edges_of_unlabelled_areas_are_no_borders() -> None:
+    unlabelled = len(DEFAULT_CLASSES)
+    truth = np.full((6, 12), 1, np.uint8)
+    truth[:, 4:] = 2
+    predicted = truth.copy()
+    predicted[:, 9:] = 3  # a wrong border
+    assert boundary_error(truth, predicted, DEFAULT_CLASSES) > 0
+    truth[:, 8:] = unlabelled
+    assert boundary_error(truth, predicted, DEFAULT_CLASSES) == 0
+    truth[:, 3:] = unlabelled  # no border is left
+    predicted[:, 3:] = 1
+    assert boundary_error(truth, predicted, DEFAULT_CLASSES) == 0
 
 
 def brute_force(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -162,8 +199,9 @@ def test_a_folder_that_is_not_a_report_is_not_replaced(evaluation: Evaluation, t
 def test_report_and_command_warn_about_much_background(evaluation: Evaluation, tmp_path: Path) -> None:
     write(evaluation, tmp_path / "without")
     truth = np.array([[0, 0, 5, 5], [5, 5, 1, 1]])
-    (tmp_path / "truth/a.png").write_bytes(png(colours()[truth]))
-    write(evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT), tmp_path / "with")
+    (tmp_path / "truth/a.png").write_bytes(png(DEFAULT_CLASSES.colours()[truth]))
+    changed = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", DEFAULT_CLASSES, max_pixels=LIMIT)
+    write(changed, tmp_path / "with")
     note = "6.2% of the true pixels are background"
     assert "are background" not in (tmp_path / "without/report.md").read_text()
     assert note in (tmp_path / "with/report.md").read_text()
@@ -176,12 +214,31 @@ def test_report_and_command_warn_about_much_background(evaluation: Evaluation, t
 
 def test_confidence_is_not_known_without_a_log(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "predictions/predictions.jsonl").unlink()
-    bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+    bare = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", DEFAULT_CLASSES, max_pixels=LIMIT)
     assert write(bare, tmp_path / "report")["calibration"] is None
     assert "Confidence: unknown" in (tmp_path / "report/report.md").read_text()
 
 
 def test_the_confidence_of_a_changed_mask_is_ignored(evaluation: Evaluation, tmp_path: Path) -> None:
-    (tmp_path / "predictions/a.png").write_bytes(encode_mask(np.full((2, 4), 5, np.uint8)))
-    changed = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", max_pixels=LIMIT)
+    (tmp_path / "predictions/a.png").write_bytes(encode_mask(np.full((2, 4), 5, np.uint8), DEFAULT_CLASSES))
+    changed = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", DEFAULT_CLASSES, max_pixels=LIMIT)
     assert [image.confidence for image in changed.images] == [None, 0.8, 0.7, 0.95]
+
+
+def test_report_of_classes_without_a_landing_role_has_no_landing_figures(tmp_path: Path) -> None:
+    own = ClassTable(
+        tuple(
+            SegmentationClass(number, name, (number, 0, 0)) for number, name in enumerate(("void", "road|path", "sea"))
+        )
+    )
+    for folder in ("predictions", "truth"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(encode_mask(np.array([[0, 1], [2, 2]], np.uint8), own))
+    evaluation = evaluate_folder(tmp_path / "predictions", tmp_path / "truth", own, max_pixels=LIMIT)
+    report = write(evaluation, tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text()
+    assert "**There is no landing role in this model, so it has no landing figures.**" in text
+    assert "25.0% of the true pixels are void, the background. Predictions there count as wrong for IoU, so" in text
+    assert "| road\\|path | 1.000 |" in text
+    assert "unsafe" not in text
+    assert not report["figures"].keys() & {"unsafe_landing_rate", "landing_recall"}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core import metrics
-from droneseg.core.classes import FOREGROUND
+from droneseg.core.classes import ClassTable, Role
 
 RESAMPLES = 2000
 MIN_IMAGES = 20
@@ -22,15 +22,19 @@ def _of_class(metric: Metric, class_id: int) -> Metric:
     return lambda counts: metric(counts)[..., class_id]
 
 
-METRICS: Mapping[str, Metric] = {
-    "miou": metrics.mean_iou,
-    **{f"iou/{entry.name}": _of_class(metrics.iou, entry.id) for entry in FOREGROUND},
-    **{f"dice/{entry.name}": _of_class(metrics.dice, entry.id) for entry in FOREGROUND},
-    "pixel_accuracy": metrics.pixel_accuracy,
-    "unsafe_landing_rate": metrics.unsafe_landing_rate,
-    "landing_recall": metrics.landing_recall,
-}
-"""Metrics of a confusion matrix over a set of images, by name."""
+def metrics_of(classes: ClassTable) -> Mapping[str, Metric]:
+    """Return the metrics of a confusion matrix over a set of images, by name; landing figures need a landing role."""
+    landing: dict[str, Metric] = {
+        "unsafe_landing_rate": lambda counts: metrics.unsafe_landing_rate(counts, classes),
+        "landing_recall": lambda counts: metrics.landing_recall(counts, classes),
+    }
+    return {
+        "miou": metrics.mean_iou,
+        **{f"iou/{entry.name}": _of_class(metrics.iou, entry.id) for entry in classes.foreground},
+        **{f"dice/{entry.name}": _of_class(metrics.dice, entry.id) for entry in classes.foreground},
+        "pixel_accuracy": metrics.pixel_accuracy,
+        **(landing if classes.has(Role.LANDING) else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Interval:
 
 
 def bootstrap_intervals(
-    matrices: NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0
+    matrices: NDArray[np.int64], classes: ClassTable, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
     """Return the metrics of a set of images with confidence intervals, by name.
 
@@ -59,16 +63,22 @@ def bootstrap_intervals(
 
     Args:
         matrices: One confusion matrix per image, shape (N, C, C).
+        classes: Class table of the matrices.
         resamples: Number of resamples.
         seed: Seed of the random numbers; equal seeds give equal intervals.
     """
     drawn = _draw(len(matrices), resamples, seed)
-    whole, sampled = _compute_metrics(matrices, None), _compute_metrics(matrices, drawn)
+    whole, sampled = _compute_metrics(matrices, classes, None), _compute_metrics(matrices, classes, drawn)
     return {name: _interval(float(whole[name][0]), sampled[name], len(matrices)) for name in whole}
 
 
 def paired_differences(
-    first: NDArray[np.int64], second: NDArray[np.int64], *, resamples: int = RESAMPLES, seed: int = 0
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    classes: ClassTable,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return the metrics of the second model minus those of the first, with confidence intervals, by name.
 
@@ -77,6 +87,7 @@ def paired_differences(
     Args:
         first: Confusion matrices of the first model, one per image, shape (N, C, C).
         second: Confusion matrices of the second model on the same images, same shape.
+        classes: Class table of the matrices.
         resamples: Number of resamples.
         seed: Seed of the random numbers; equal seeds give equal intervals.
 
@@ -88,8 +99,8 @@ def paired_differences(
             f"The evaluations have {len(first)} and {len(second)} images. Pass the same images in the same order."
         )
     drawn = _draw(len(first), resamples, seed)
-    whole_a, whole_b = _compute_metrics(first, None), _compute_metrics(second, None)
-    sampled_a, sampled_b = _compute_metrics(first, drawn), _compute_metrics(second, drawn)
+    whole_a, whole_b = _compute_metrics(first, classes, None), _compute_metrics(second, classes, None)
+    sampled_a, sampled_b = _compute_metrics(first, classes, drawn), _compute_metrics(second, classes, drawn)
     return {
         name: _interval(float(whole_b[name][0] - whole_a[name][0]), sampled_b[name] - sampled_a[name], len(first))
         for name in whole_a
@@ -117,13 +128,15 @@ def _draw(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
     return rng.multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
-def _compute_metrics(matrices: NDArray[np.int64], drawn: NDArray[np.int64] | None) -> dict[str, NDArray[np.float64]]:
+def _compute_metrics(
+    matrices: NDArray[np.int64], classes: ClassTable, drawn: NDArray[np.int64] | None
+) -> dict[str, NDArray[np.float64]]:
     """Return each metric by name: one value per resample, or a single one on all images if `drawn` is None."""
-    count, classes = matrices.shape[:2]
+    count, number = matrices.shape[:2]
     weights = np.ones((1, count), np.int64) if drawn is None else drawn
     # float64 represents pixel counts exactly up to 2^53 and multiplies much faster than int64
-    totals = (weights.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)).reshape(-1, classes, classes)
-    values = {name: metric(totals) for name, metric in METRICS.items()}
+    totals = (weights.astype(np.float64) @ matrices.reshape(count, -1).astype(np.float64)).reshape(-1, number, number)
+    values = {name: metric(totals) for name, metric in metrics_of(classes).items()}
     miou_per_image = metrics.mean_iou(matrices)
     known = np.isfinite(miou_per_image)
     divisor = weights[:, known].sum(axis=1)

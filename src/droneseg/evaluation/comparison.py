@@ -15,6 +15,7 @@ from droneseg.evaluation.plots import plot_intervals
 from droneseg.evaluation.report import (
     REPORT_MARKER,
     REPORT_NAME,
+    escape,
     figure_title,
     interval_text,
     number,
@@ -37,6 +38,7 @@ class ComparisonReport(BaseModel):
         images: Number of images.
         figures: Metrics of the first and of the second model, by name.
         differences: Second model minus first, by name.
+        landing_note: Why landing figures are missing, as a sentence; empty if none is.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +48,7 @@ class ComparisonReport(BaseModel):
     images: int
     figures: tuple[dict[str, Interval], dict[str, Interval]]
     differences: dict[str, Interval]
+    landing_note: str = ""
 
 
 def compare_evaluations(
@@ -59,13 +62,15 @@ def compare_evaluations(
         names: Names of the two models.
         about: Lines that describe the models and the data.
     """
+    classes = first.classes
     matrices = [np.stack([image.matrix for image in evaluation.images]) for evaluation in (first, second)]
     return ComparisonReport(
         models=names,
         about=list(about),
         images=len(first.images),
-        figures=(bootstrap_intervals(matrices[0]), bootstrap_intervals(matrices[1])),
-        differences=paired_differences(*matrices),
+        figures=(bootstrap_intervals(matrices[0], classes), bootstrap_intervals(matrices[1], classes)),
+        differences=paired_differences(matrices[0], matrices[1], classes),
+        landing_note=classes.landing_note,
     )
 
 
@@ -103,9 +108,10 @@ def _markdown(report: ComparisonReport) -> str:
     for name, difference in report.differences.items():
         values = " | ".join(number(figures[name].value) for figures in report.figures)
         lines.append(
-            f"| {figure_title(name)} | {values} | {number(difference.value, signed=True)} | "
+            f"| {escape(figure_title(name))} | {values} | {number(difference.value, signed=True)} | "
             f"{interval_text(difference)} | {significance_label(difference)} |"
         )
+    lines += ["", report.landing_note] if report.landing_note else []
     return "\n".join([*lines, "", "![differences](differences.png)", "", _METHOD])
 
 
@@ -113,7 +119,8 @@ def promotion_blockers(report: ComparisonReport) -> list[str]:
     """Return the reasons why a candidate may not replace the champion; empty if it may.
 
     A candidate may replace the champion if its mIoU is higher with 95 % confidence and its unsafe landing rate is not
-    higher, both measured on at least `MIN_IMAGES` images.
+    higher, both measured on at least `MIN_IMAGES` images. Models without a landing role say nothing about landing and
+    have no such rate, so only their mIoU counts.
 
     Args:
         report: Comparison of the champion (first) and the candidate (second).
@@ -130,8 +137,12 @@ def promotion_blockers(report: ComparisonReport) -> list[str]:
             f"its mIoU is {kind}: {number(miou.value, signed=True)}, 95 % interval {interval_text(miou)}; "
             "the whole interval must be above 0"
         )
-    unsafe = report.differences["unsafe_landing_rate"]
-    if unsafe.value is None:
+    unsafe = report.differences.get("unsafe_landing_rate")
+    if unsafe is None:
+        return reasons
+    if report.landing_note:
+        reasons.append(f"it may be less safe: {report.landing_note}")
+    elif unsafe.value is None:
         reasons.append(
             "one of the two models predicts no landing zones, so their unsafe landing rates cannot be compared"
         )

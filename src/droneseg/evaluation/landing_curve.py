@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from droneseg.core.classes import LANDING_ID, UNSAFE_IDS
+from droneseg.core.classes import ClassTable, Role
 from droneseg.core.errors import ShapeMismatchError
 from droneseg.core.masks import Mask
 
@@ -15,9 +15,13 @@ class LandingCurve:
     """Counts pixels by their probability of a landing zone, over any number of images.
 
     The counts are kept in 4096 bins of equal width in log-odds, which distinguish probabilities near 1.
+
+    Args:
+        classes: Class table of the masks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: ClassTable) -> None:
+        self._classes = classes
         # rows: true landing zones; true obstacles, water and moving objects; all counted pixels
         self._counts = np.zeros((3, _BINS), np.int64)
 
@@ -25,18 +29,22 @@ class LandingCurve:
         """Count the pixels of an image.
 
         Args:
-            truth: Class ids, shape (H, W), dtype uint8.
+            truth: Class ids, shape (H, W), dtype uint8. Pixels without a label are not counted.
             landing: Probability of a landing zone, shape (H, W), dtype float32.
-            ignore: Class id of pixels that are not counted; None counts all.
+            ignore: Class id of further pixels that are not counted; None if there are none.
 
         Raises:
             ShapeMismatchError: If the two arrays differ in shape.
         """
         if truth.shape != landing.shape:
             raise ShapeMismatchError(f"The mask has shape {truth.shape}, the probabilities {landing.shape}.")
-        counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
+        counted = truth < len(self._classes)
+        if ignore is not None:
+            counted &= truth != ignore
+        landing_zones = np.isin(truth, self._classes.ids_of(Role.LANDING))
+        unsafe = np.isin(truth, self._classes.unsafe_ids)
         bins = _bins(landing)
-        for row, chosen in enumerate((truth == LANDING_ID, np.isin(truth, UNSAFE_IDS), counted)):
+        for row, chosen in enumerate((landing_zones, unsafe, counted)):
             self._counts[row] += np.bincount(bins[chosen & counted], minlength=_BINS)
 
     def unsafe_rate(self, recall: float) -> float | None:

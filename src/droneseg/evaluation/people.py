@@ -1,20 +1,19 @@
 """Recognition of people, measured in boxes around them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from droneseg.core.boxes import Box, Boxes
-from droneseg.core.classes import LANDING_ID, class_id
-from droneseg.core.masks import Mask, MaskKind, read_mask
-from droneseg.evaluation.evaluate import EvaluatedImage
+from droneseg.core.classes import ClassTable, Role
+from droneseg.core.masks import Mask, MaskKind
+from droneseg.evaluation.evaluate import Evaluation
 
 MUCH_LANDING = 0.5
 """Share of a person predicted as landing zone, from which the person counts in `much_landing`."""
 LITTLE_MOVING = 0.1
 """Share of a person predicted as moving object, below which the person counts in `little_moving`."""
-_MOVING_ID = class_id("moving-objects")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class PeopleFigures:
 
     Attributes:
         people: Number of people.
-        much_landing: Share of the people of whom at least half is predicted as landing zone; None without people.
+        much_landing: Share of the people of whom at least half is predicted as landing zone; None without people, or
+            without a landing role.
         little_moving: Share of the people of whom less than a tenth is predicted as moving object; None without people.
         without_truth: Number of boxes without a pixel whose true class is moving objects; they do not count as people.
     """
@@ -47,7 +47,9 @@ class PeopleFigures:
     without_truth: int
 
 
-def person_shares(truth: Mask, prediction: Mask, boxes: Iterable[Box]) -> list[PersonShares | None]:
+def person_shares(
+    truth: Mask, prediction: Mask, boxes: Iterable[Box], classes: ClassTable
+) -> list[PersonShares | None]:
     """Return the shares of each person; None for a box without a pixel whose true class is moving objects.
 
     The true mask separates the person from the other pixels of the box, which are not counted.
@@ -56,17 +58,19 @@ def person_shares(truth: Mask, prediction: Mask, boxes: Iterable[Box]) -> list[P
         truth: Class ids, shape (H, W), dtype uint8.
         prediction: Class ids, same shape and dtype.
         boxes: Boxes in pixels of the masks.
+        classes: Class table of the masks. Moving objects are the classes with the role moving.
     """
+    moving, landing = classes.ids_of(Role.MOVING), classes.ids_of(Role.LANDING)
     height, width = truth.shape
     found: list[PersonShares | None] = []
     for x0, y0, x1, y1 in boxes:
         rows = slice(max(round(y0), 0), min(round(y1), height))
         columns = slice(max(round(x0), 0), min(round(x1), width))
-        ids = prediction[rows, columns][truth[rows, columns] == _MOVING_ID]
+        ids = prediction[rows, columns][np.isin(truth[rows, columns], moving)]
         if not ids.size:
             found.append(None)
             continue
-        found.append(PersonShares(float(np.mean(ids == LANDING_ID)), float(np.mean(ids == _MOVING_ID))))
+        found.append(PersonShares(float(np.isin(ids, landing).mean()), float(np.isin(ids, moving).mean())))
     return found
 
 
@@ -76,13 +80,11 @@ def scale_boxes(boxes: Iterable[Box], source: tuple[int, int], target: tuple[int
     return [(x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in boxes]
 
 
-def evaluate_people(
-    images: Iterable[EvaluatedImage], boxes: Boxes, *, truth_kind: MaskKind, max_pixels: int
-) -> PeopleFigures:
+def evaluate_people(evaluation: Evaluation, boxes: Boxes, *, truth_kind: MaskKind, max_pixels: int) -> PeopleFigures:
     """Return the figures over the people of evaluated images.
 
     Args:
-        images: Evaluated images; those without boxes are ignored.
+        evaluation: Evaluation; images without boxes are ignored.
         boxes: Boxes by stem, in pixels of the masks.
         truth_kind: Encoding of the true masks: class colours, class ids, or nnU-Net's labels.
         max_pixels: Maximum number of pixels of a mask.
@@ -92,12 +94,14 @@ def evaluate_people(
         MaskError: If a mask has another encoding.
     """
     shares: list[PersonShares | None] = []
-    for image in images:
+    classes = evaluation.classes
+    for image in evaluation.images:
         if boxes.get(image.stem):
-            truth = read_mask(image.truth, truth_kind, max_pixels=max_pixels)
-            prediction = read_mask(image.prediction, "ids", max_pixels=max_pixels)
-            shares += person_shares(truth, prediction, boxes[image.stem])
-    return summarise_people(shares)
+            truth = evaluation.read_truth(image, truth_kind, max_pixels=max_pixels)
+            prediction = evaluation.read_prediction(image, max_pixels=max_pixels)
+            shares += person_shares(truth, prediction, boxes[image.stem], classes)
+    figures = summarise_people(shares)
+    return figures if classes.has(Role.LANDING) else replace(figures, much_landing=None)
 
 
 def summarise_people(shares: Sequence[PersonShares | None]) -> PeopleFigures:

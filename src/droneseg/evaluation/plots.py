@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import BACKGROUND_ID, ClassTable
 from droneseg.core.errors import optional_import
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
@@ -29,17 +29,18 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plot_confusion(counts: Confusion, path: Path) -> None:
+def plot_confusion(counts: Confusion, names: Sequence[str], path: Path) -> None:
     """Plot a confusion matrix as shares of the pixels of each true class.
 
     Args:
         counts: Pixel counts, shape (C, C); rows are true classes, columns predicted ones.
+        names: Names of the C classes.
         path: PNG file to write.
     """
-    true = [entry for entry in CLASSES if counts[entry.id].sum()]
+    true = [i for i in range(len(names)) if counts[i].sum()]
     # background may be predicted although no true mask contains it
-    predicted = [entry for entry in CLASSES if entry in true or counts[:, entry.id].sum()]
-    part = counts[np.ix_([entry.id for entry in true], [entry.id for entry in predicted])].astype(float)
+    predicted = [i for i in range(len(names)) if i in true or counts[:, i].sum()]
+    part = counts[np.ix_(true, predicted)].astype(float)
     shares = part / part.sum(axis=1, keepdims=True)
     figure = _figure(1.1 * len(predicted) + 2.2, 0.8 * len(true) + 1.4)
     axes = figure.subplots()
@@ -48,8 +49,8 @@ def plot_confusion(counts: Confusion, path: Path) -> None:
         share = shares[row, column]
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{share:.1%}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(predicted)), [entry.name for entry in predicted], rotation=25, ha="right")
-    axes.set_yticks(range(len(true)), [entry.name for entry in true])
+    axes.set_xticks(range(len(predicted)), [names[i] for i in predicted], rotation=25, ha="right")
+    axes.set_yticks(range(len(true)), [names[i] for i in true])
     axes.set(xlabel="Predicted class", ylabel="True class", title="Share of the pixels of each true class")
     figure.savefig(path, dpi=120)
 
@@ -136,19 +137,28 @@ def plot_risk(curve: Mapping[float, LandingRisk], limit: float, path: Path) -> N
     figure.savefig(path, dpi=120)
 
 
-def contact_sheet(rows: Sequence[tuple[Image, Mask, Mask]], *, caption: str) -> Image:
+def contact_sheet(rows: Sequence[tuple[Image, Mask, Mask]], classes: ClassTable, *, caption: str) -> Image:
     """Draw image, true mask and predicted mask side by side, one row per image, above a legend.
 
     Args:
         rows: Image, shape (H, W, 3), true mask and predicted mask, shape (H, W); all rows have the same size.
+        classes: Class table of the masks. Pixels without a label are drawn as background.
         caption: Text below the legend.
 
     Returns:
         RGB, shape (rows x H + legend, 3 x W, 3), dtype uint8.
     """
-    sheet = np.vstack([np.hstack([image, blend(image, truth), blend(image, mask)]) for image, truth, mask in rows])
-    shares = class_fractions(np.hstack([np.ravel(mask) for _, _, mask in rows]))
+    labelled = [
+        (image, np.where(truth < len(classes), truth, np.uint8(BACKGROUND_ID)), mask) for image, truth, mask in rows
+    ]
+    sheet = np.vstack(
+        [
+            np.hstack([image, blend(image, truth, classes), blend(image, mask, classes)])
+            for image, truth, mask in labelled
+        ]
+    )
+    shares = class_fractions(np.hstack([np.ravel(mask) for _, _, mask in rows]), classes)
     with_legend = draw_overlay(
-        sheet, np.zeros(sheet.shape[:2], np.uint8), shares, caption=f"image | truth | prediction | {caption}"
+        sheet, np.zeros(sheet.shape[:2], np.uint8), classes, shares, caption=f"image | truth | prediction | {caption}"
     )
     return np.vstack([sheet, with_legend[sheet.shape[0] :]])

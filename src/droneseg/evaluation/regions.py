@@ -7,22 +7,22 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import ImageDraw
 
-from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.classes import ClassTable, Role
 from droneseg.core.errors import DatasetError
 from droneseg.core.files import read_json
 from droneseg.core.masks import Mask
 
-LIMITS: dict[str, dict[str, tuple[float, float]]] = {
-    "water": {"landing-zones": (0, 0.02), "water": (0.8, 1)},
-    "vegetation": {"landing-zones": (0, 0.02), "water": (0, 0.02)},
-    "lawn": {"soft-surfaces": (0.85, 1), "water": (0, 0.02)},
-    "road": {"landing-zones": (0.7, 1), "water": (0, 0.02)},
-    "dry": {"water": (0, 0.02)},
-    "solid": {"landing-zones": (0, 0.1)},
-    "shade": {"landing-zones": (0, 0.1), "water": (0, 0.02)},
-    "sky": {"landing-zones": (0, 0.01)},
+LIMITS: dict[str, dict[Role, tuple[float, float]]] = {
+    "water": {Role.LANDING: (0, 0.02), Role.WATER: (0.8, 1)},
+    "vegetation": {Role.LANDING: (0, 0.02), Role.WATER: (0, 0.02)},
+    "lawn": {Role.SOFT: (0.85, 1), Role.WATER: (0, 0.02)},
+    "road": {Role.LANDING: (0.7, 1), Role.WATER: (0, 0.02)},
+    "dry": {Role.WATER: (0, 0.02)},
+    "solid": {Role.LANDING: (0, 0.1)},
+    "shade": {Role.LANDING: (0, 0.1), Role.WATER: (0, 0.02)},
+    "sky": {Role.LANDING: (0, 0.01)},
 }
-"""Smallest and largest accepted share of the pixels, by kind of region and class name."""
+"""Smallest and largest accepted share of the pixels, by kind of region and role of the class."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,21 @@ def read_regions(file: Path) -> list[Region]:
     return regions
 
 
-def evaluate_region(region: Region, mask: Mask) -> EvaluatedRegion:
+def evaluate_region(region: Region, mask: Mask, classes: ClassTable) -> EvaluatedRegion:
     """Compare the class shares in a region with the limits of its kind.
 
     Args:
         region: The region.
         mask: Predicted class ids of the photograph, shape (H, W), dtype uint8.
+        classes: Class table of the mask.
     """
     height, width = mask.shape
     picture = pillow.new("1", (width, height))
     ImageDraw.Draw(picture).polygon([(x * width, y * height) for x, y in region.polygon], fill=1)
     inside = mask[np.asarray(picture)]
-    counts = np.bincount(inside, minlength=len(CLASSES)) / max(inside.size, 1)
-    shares = dict(zip(NAMES, counts.tolist(), strict=True))
-    right = inside.size > 0 and all(low <= shares[name] <= high for name, (low, high) in LIMITS[region.truth].items())
+    counts = np.bincount(inside, minlength=len(classes)) / max(inside.size, 1)
+    shares = dict(zip(classes.names, counts.tolist(), strict=True))
+    right = inside.size > 0 and all(
+        low <= counts[list(classes.ids_of(role))].sum() <= high for role, (low, high) in LIMITS[region.truth].items()
+    )
     return EvaluatedRegion(region, shares, right)
