@@ -3,12 +3,18 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
+from droneseg.core.image_files import list_cases
+from droneseg.core.masks import read_mask
+from droneseg.core.overlay import blend
 from droneseg.nnunet import callbacks
 from droneseg.nnunet.callbacks import Reporter, duration, step_logger
 from droneseg.nnunet.optimization import Progress
 from droneseg.nnunet.trainer_settings import TrainerSettings
+from support.raw_datasets import make_raw_dataset
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ def test_steps_are_reported_to_the_log_and_to_progress_bars(
     now = [1000.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     settings = TrainerSettings(epochs=200, iterations=60, val_iterations=6)
-    reporter = Reporter(tmp_path, tmp_path, settings)
+    reporter = Reporter(tmp_path, tmp_path, DEFAULT_CLASSES, settings)
     progress = Progress(settings, lambda _series: [], lambda: now[0])
     progress.epoch_started(now[0])
     for _ in range(60):
@@ -44,6 +50,28 @@ def test_steps_are_reported_to_the_log_and_to_progress_bars(
     assert messages[1] == "epoch 1/200  step 20/60  loss 0.500  2.00 s per step  about 6 h 59 min left"
     assert len(messages) == 4, "a line every 30 s"
     assert [record.bar["step"] for record in bars] == list(range(1, 61))  # type: ignore[attr-defined]  # extra
+
+
+@pytest.mark.parametrize(("channels", "suffix"), [("", ".png"), ("BGR", ".png"), ("", ".tif"), ("RGB", ".bmp")])
+def test_validation_overlays_are_drawn_over_images_of_every_format(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, channels: str, suffix: str
+) -> None:
+    raw = make_raw_dataset(tmp_path / "raw", channels=channels, suffix=suffix)
+    rgb = make_raw_dataset(tmp_path / "rgb")  # the same scenes
+    validation = tmp_path / "fold_0/validation"
+    validation.mkdir(parents=True)
+    for file in (raw / "labelsTr").glob(f"*{suffix}"):
+        (validation / file.name).write_bytes(file.read_bytes())
+    (validation / f"moved{suffix}").write_bytes((validation / f"tr0{suffix}").read_bytes())
+    (validation / "summary.json").write_text("{}")
+    caplog.set_level(logging.WARNING, callbacks.logger.name)
+    reporter = Reporter(tmp_path / "fold_0", raw / "imagesTr", DEFAULT_CLASSES, TrainerSettings())
+    overlays = reporter._overlays()
+    assert list(overlays) == ["tr0", "tr1"]
+    assert f"no overlay of moved: its image is not in {raw / 'imagesTr'}" in caplog.text
+    for image in list_cases(rgb / "imagesTr"):
+        mask = read_mask(rgb / "labelsTr" / f"{image.stem}.png", "ids", DEFAULT_CLASSES)
+        assert np.array_equal(overlays[image.stem], blend(image.decode(), mask, DEFAULT_CLASSES))
 
 
 class _Recording(logging.Handler):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.nnunet.case_arrays import halve_targets
 from support.crop_cases import arrays, coordinates, write_case
+from support.raw_datasets import make_raw_dataset
 
 
 def test_half_resolution_keeps_the_most_frequent_class_with_its_fine_class_and_weight() -> None:
@@ -49,6 +51,25 @@ def test_arrays_are_reused_until_a_file_changes(tmp_path: Path) -> None:
     for file in raw.rglob("*.png"):
         file.unlink()
     assert arrays(raw, "a")["a"].channels == 3, "the raw dataset is no longer needed"
+
+
+@pytest.mark.parametrize(("channels", "suffix"), [("", ".tif"), ("RGB", ".png"), ("BGR", ".bmp")])
+def test_cases_of_other_formats_have_the_channels_of_nnunet(tmp_path: Path, channels: str, suffix: str) -> None:
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    raw = make_raw_dataset(tmp_path / "raw", channels=channels, suffix=suffix)
+    for name, case in arrays(raw, "tr0", "tr1").items():
+        files = sorted(str(file) for file in (raw / "imagesTr").glob(f"{name}_*"))
+        expected, _ = NaturalImage2DIO().read_images(files)
+        np.testing.assert_array_equal(case.image(0), expected[:, 0].transpose(1, 2, 0))
+        label, _ = NaturalImage2DIO().read_seg(str(raw / "labelsTr" / f"{name}{suffix}"))
+        np.testing.assert_array_equal(case.targets(0)[..., 0], label[0, 0])
+    changed = raw / "imagesTr" / f"tr0_0000{suffix}"
+    with Image.open(changed) as opened:
+        flipped = opened.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    flipped.save(changed)
+    expected, _ = NaturalImage2DIO().read_images(sorted(map(str, (raw / "imagesTr").glob("tr0_*"))))
+    np.testing.assert_array_equal(arrays(raw, "tr0")["tr0"].image(0), expected[:, 0].transpose(1, 2, 0))
 
 
 def test_all_missing_and_mismatched_files_are_listed(tmp_path: Path) -> None:

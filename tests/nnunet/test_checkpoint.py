@@ -9,7 +9,13 @@ import torch
 
 from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ModelError
-from droneseg.nnunet.checkpoint import build_networks, interpolate_weights, load_teacher, load_trained_model
+from droneseg.nnunet.checkpoint import (
+    build_networks,
+    find_trainer,
+    interpolate_weights,
+    load_teacher,
+    load_trained_model,
+)
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from support.workspace import Workspace
 
@@ -95,3 +101,11 @@ def described(model: Path) -> tuple[dict[str, int], Normalisation]:
     """Return the labels and the normalisation of a model."""
     loaded = load_trained_model(model, NnunetPaths(model, model, model), checkpoint=FINAL_CHECKPOINT)
     return loaded.dataset["labels"], loaded.normalisation
+
+
+def test_missing_trainer_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    with pytest.raises(ModelError, match="trained with MeadowTrainer, which is neither in nnU-Net nor in") as caught:
+        find_trainer("MeadowTrainer")
+    assert "export nnUNet_extTrainer=FOLDER" in str(caught.value)
+    assert "\n" not in str(caught.value)

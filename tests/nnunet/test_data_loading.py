@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from droneseg.core.classes import Normalisation, colours
+from droneseg.core.classes import DEFAULT_CLASSES, Normalisation
 from droneseg.data.synthetic import generate_scene
 from droneseg.nnunet.case_arrays import CaseArrays
 from droneseg.nnunet.data_loading import CaseSampler, Crop, CropLoader, draw_factor, normalise, place_crop, read_crop
@@ -67,14 +67,14 @@ def test_crop_shows_the_window_at_the_factor(ramp: dict[str, CaseArrays], factor
 
 def test_labels_stay_on_their_pixels_at_every_scale_and_turn(tmp_path: Path) -> None:
     label = generate_scene(3, 260, 300)[1]
-    write_case(tmp_path / "raw", "scene", colours()[label], label)
+    write_case(tmp_path / "raw", "scene", DEFAULT_CLASSES.colours()[label], label)
     cases = arrays(tmp_path / "raw", "scene")
     settings = {"crop_scales": (0.4, 2.5), "rotation_share": 0.5, "whole_share": 0.1}
     np.random.seed(0)  # noqa: NPY002  # nnU-Net's loaders use the global state
     crops = loader(cases, settings, batch_size=40)
     batch = next(crops)
     for image, target in zip(batch["data"].permute(0, 2, 3, 1).numpy(), batch["target"][:, 0].numpy(), strict=True):
-        distances = np.abs(image[:, :, None].astype(int) - colours()[None, None].astype(int)).sum(-1)
+        distances = np.abs(image[:, :, None].astype(int) - DEFAULT_CLASSES.colours()[None, None].astype(int)).sum(-1)
         # pixels between two classes have mixed colours
         clear = distances.min(-1) < 20
         assert clear.mean() > 0.5

@@ -1,9 +1,12 @@
 """Pretrained networks: encoder weights, resolutions, deep supervision and gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from droneseg.core.errors import ConfigurationError
+from droneseg.nnunet.checkpoint import read_checkpoint
 from droneseg.nnunet.networks import (
     EfficientNetLite,
     EncoderName,
@@ -14,6 +17,7 @@ from droneseg.nnunet.networks import (
 )
 from droneseg.nnunet.optimization import parameter_groups
 from droneseg.nnunet.plans import add_configuration
+from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 BASE = {"patch_size": [768, 1024], "batch_size": 2, "spacing": [1.0, 1.0]}
 KEEP = {"patch_size": None, "batch_size": None, "base_features": None, "max_features": None}
@@ -83,14 +87,45 @@ def test_probability_of_a_class_is_the_sum_of_its_fine_classes() -> None:
     torch.testing.assert_close(summed[:, 5], fine[:, 6:].sum(1), rtol=1e-4, atol=1e-6)
 
 
-def test_fine_logits_are_returned_only_in_training() -> None:
+def test_fine_logits_are_returned_only_to_a_training_that_asks_for_them() -> None:
     network = build(fine_classes=FINE)
     patch = torch.rand(2, 3, 64, 128)
+    assert network.train()(patch).shape == (2, 6, 32, 64), "nnU-Net's own trainer compares them with labels of classes"
+    network.separates_fine_classes = True
     assert network.train()(patch).shape == (2, 9, 32, 64)
     assert network.eval()(patch).shape == (2, 6, 64, 128)
     network.decoder.deep_supervision = True
     assert {logits.shape[1] for logits in network.eval()(patch)} == {6}
     assert {logits.shape[1] for logits in network.train()(patch)} == {9}
+
+
+def with_earlier_names(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a network as checkpoints of earlier versions name them."""
+    weights = network.state_dict()
+    assert any(".seg_layers." in name for name in weights)
+    return {name.replace(".seg_layers.", ".heads."): value for name, value in weights.items()}
+
+
+def test_checkpoints_with_earlier_names_of_the_output_layers_are_loaded(tmp_path: Path) -> None:
+    former, network = build(), build()
+    network.load_state_dict(with_earlier_names(former))
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in former.state_dict().items())
+    torch.save({"network_weights": with_earlier_names(former)}, tmp_path / "earlier.pth")
+    assert read_checkpoint(tmp_path / "earlier.pth")["network_weights"].keys() == former.state_dict().keys()
+
+
+def test_nnunet_takes_weights_of_a_model_with_other_classes(tmp_path: Path) -> None:
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    former, network = build(fine_classes=FINE), PretrainedUNet(3, 4, "efficientnet-lite0", 2, (128, 64, 48, 32, 24), ())
+    own_head = network.decoder.seg_layers[4].weight.clone()  # type: ignore[union-attr, operator]  # a convolution
+    torch.save({"network_weights": with_earlier_names(former)}, tmp_path / "former.pth")
+    with redirect_stdout_to_log():
+        load_pretrained_weights(network, str(tmp_path / "former.pth"))
+    weights = network.state_dict()
+    taken = {name: value for name, value in former.state_dict().items() if ".seg_layers." not in name}
+    assert all(torch.equal(value, weights[name]) for name, value in taken.items())
+    assert torch.equal(own_head, weights["decoder.seg_layers.4.weight"])
 
 
 def test_network_with_fine_classes_starts_from_one_without() -> None:

@@ -45,3 +45,33 @@ def test_checkpoint_files_names_what_a_folder_lacks(tmp_path: Path) -> None:
     (tmp_path / "fold_0" / "checkpoint_best.pth").write_bytes(b"")
     with pytest.raises(ModelError, match=r"no fold contains checkpoint_final\.pth\. Found checkpoint_best\.pth"):
         checkpoint_files(tmp_path, "checkpoint_final.pth")
+
+
+def test_dataset_is_selected_by_number_or_name_in_any_folder(tmp_path: Path) -> None:
+    folders = NnunetPaths(*(tmp_path / name for name in ("raw", "preprocessed", "results")))
+    for folder in ("raw/Dataset205_Meadow", "preprocessed/Dataset205_Meadow", "results/Dataset007_Quarry"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert folders.select(205).dataset == folders.select("Dataset205_Meadow").dataset == "Dataset205_Meadow"
+    assert folders.select("7").raw_dataset == tmp_path / "raw/Dataset007_Quarry"
+    chosen = folders.select(plans="nnUNetResEncUNetMPlans")
+    assert (chosen.dataset, chosen.plans_file.name) == ("Dataset101_DroneSeg", "nnUNetResEncUNetMPlans.json")
+    with pytest.raises(ConfigurationError, match="choose one of Dataset007_Quarry, Dataset205_Meadow") as caught:
+        folders.select(20)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "raw/Dataset205_Farm").mkdir()
+    with pytest.raises(ConfigurationError, match="choose one of Dataset205_Farm, Dataset205_Meadow by its name"):
+        folders.select(205)
+
+
+@pytest.mark.parametrize("own", [None, "/home/me/trainers", "/home/me/trainers:/lab/trainers:"])
+def test_own_trainer_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("nnUNet_extTrainer", None)
+    if own is not None:
+        os.environ["nnUNet_extTrainer"] = own  # noqa: SIM112  # nnU-Net's spelling
+    assert not paths.finds_our_trainer()
+    for _ in range(2):
+        export_environment(NnunetPaths(tmp_path, tmp_path, tmp_path))
+    expected = [*filter(None, (own or "").split(":")), str(TRAINER_FOLDER)]
+    assert os.environ["nnUNet_extTrainer"].split(":") == expected  # noqa: SIM112
+    assert paths.finds_our_trainer()

@@ -1,12 +1,13 @@
 """Plans of nnU-Net: further configurations, and errors."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from droneseg.core.errors import ConfigurationError
 from droneseg.nnunet.paths import NnunetPaths
-from droneseg.nnunet.plans import Plan, add_configuration, read_plans, resolve_plan
+from droneseg.nnunet.plans import Plan, add_configuration, preprocessed_configurations, read_plans, resolve_plan
 
 BASE = {
     "configurations": {
@@ -92,3 +93,59 @@ def test_unsupported_normalisation_is_refused(schemes: list[str], masked: bool, 
     plan = Plan((64, 64), (32, 32), tuple(schemes), masked_normalisation=masked)
     with pytest.raises(ConfigurationError, match=message):
         _ = plan.normalisation
+
+
+def test_plans_of_another_name_or_dataset_are_refused_in_one_line(tmp_path: Path) -> None:
+    folders = NnunetPaths(tmp_path, tmp_path, tmp_path)
+    folders.preprocessed_dataset.mkdir()
+    for name in ("dataset", "splits_final", "nnUNetResEncUNetMPlans"):
+        (folders.preprocessed_dataset / f"{name}.json").write_text(json.dumps({"dataset_name": "Dataset205_Meadow"}))
+    with pytest.raises(ConfigurationError, match=r"missing\. The dataset has the plans nnUNetResEncUNetMPlans"):
+        read_plans(folders)
+    with pytest.raises(ConfigurationError, match="has the plans of Dataset205_Meadow"):
+        read_plans(folders.select(plans="nnUNetResEncUNetMPlans"))
+    (folders.preprocessed_dataset / "Own.json").write_text(json.dumps({"plans_name": "nnUNetPlans"}))
+    with pytest.raises(ConfigurationError, match=r"Own\.json has the plans_name nnUNetPlans"):
+        read_plans(folders.select(plans="Own"))
+
+
+def test_plans_without_a_2d_configuration_are_refused() -> None:
+    plans = {"plans_name": "Own", "configurations": {"3d_fullres": {}}}
+    with pytest.raises(ConfigurationError, match="Own have no configuration 2d, only 3d_fullres"):
+        add_configuration(plans, "2d_cpu", **KEEP)
+
+
+def test_own_configuration_of_the_user_is_used_as_it_is() -> None:
+    own = {"inherits_from": "2d", "batch_size": 40}
+    plans = {"configurations": BASE["configurations"] | {"2d_bs40": own}}
+    assert add_configuration(plans, "2d_bs40", **KEEP) is plans
+    with pytest.raises(ConfigurationError, match="configuration=2d_bs40 is in the plans, and not by droneseg"):
+        add_configuration(plans, "2d_bs40", **(KEEP | {"batch_size": 4}))
+    ours = add_configuration(plans, "2d_cpu", **(KEEP | {"batch_size": 4}))
+    again = add_configuration(ours, "2d_cpu", **(KEEP | {"batch_size": 8}))
+    assert again["configurations"]["2d_cpu"]["batch_size"] == 8
+
+
+def test_residual_encoder_keeps_the_blocks_of_its_planner() -> None:
+    kwargs = {"features_per_stage": [32, 64, 512], "n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1]}
+    base = BASE["configurations"]["2d"] | {"architecture": {"arch_kwargs": kwargs}}
+    plans = {"configurations": {"2d": base}}
+    made = add_configuration(plans, "2d_r", **(KEEP | {"patch_size": (64, 64)}))["configurations"]["2d_r"]
+    made_kwargs = made["architecture"]["arch_kwargs"]
+    assert made_kwargs["n_blocks_per_stage"] == [1, 3, 4, 4, 4]
+    assert made_kwargs["n_conv_per_stage_decoder"] == [1, 1, 1, 1]
+    assert "n_conv_per_stage" not in made_kwargs
+    with pytest.raises(ConfigurationError, match="residual blocks, whose number the planner chooses"):
+        add_configuration(plans, "2d_r", **KEEP, convs_per_stage=1)
+
+
+def test_each_folder_of_2d_data_is_preprocessed_once() -> None:
+    plans = {
+        "configurations": {
+            "2d": {"data_identifier": "Own_2d", "patch_size": [64, 64]},
+            "2d_bs40": {"inherits_from": "2d", "batch_size": 40},
+            "2d_half": {"inherits_from": "2d", "data_identifier": "Own_half"},
+            "3d_fullres": {"data_identifier": "Own_3d", "patch_size": [8, 64, 64]},
+        }
+    }
+    assert preprocessed_configurations(plans) == ["2d", "2d_half"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import TrainingError
 from droneseg.nnunet import wandb_logger
 from droneseg.nnunet.callbacks import Profiler, Reporter, read_epochs
@@ -157,7 +158,7 @@ def test_class_on_no_patch_has_dice_none() -> None:
         "epoch_start_timestamps": [10.0, 12.5],
         "epoch_end_timestamps": [12.5],
     }
-    (epoch,) = read_epochs(series.__getitem__)
+    (epoch,) = read_epochs(DEFAULT_CLASSES, series.__getitem__)
     assert epoch.class_dice == dict(zip(NAMES, (0.1, None, 0.3, 0.4, 0.5), strict=True))
     assert (epoch.epoch, epoch.seconds) == (1, 2.5)
 
@@ -175,9 +176,10 @@ def test_only_rank_0_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for rank in (0, 1):
         trainer = DroneSegTrainer.__new__(DroneSegTrainer)
         trainer.local_rank = rank
-        trainer.network = None
+        trainer.network = trainer.average = None
+        trainer.output_folder = str(tmp_path)
         trainer.settings = TrainerSettings(tracked=True)
-        trainer.reporter = Reporter(tmp_path, tmp_path, trainer.settings)
+        trainer.reporter = Reporter(tmp_path, tmp_path, DEFAULT_CLASSES, trainer.settings)
         trainer.on_train_start()
     assert begun == [{"tracked": True, "profile": False}]
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import ConfigurationError
+from droneseg.nnunet.trainer_settings import weights_by_id
 from droneseg.training.config import load_config
 
 
@@ -63,7 +65,6 @@ def test_load_config_changes_no_global_state() -> None:
         (["resume=true", "overwrite=true"], "cannot be combined"),
         (["configuration=3d"], "configuration='3d'"),
         (["device=tpu"], "device='tpu'"),
-        (["class_weights=[1,2]"], r"class_weights=\[1, 2\].*at least 6"),
     ],
 )
 def test_invalid_overrides_are_reported(overrides: list[str], message: str) -> None:
@@ -97,7 +98,8 @@ def test_crop_size_must_fit_the_plan(tmp_path: Path, crop: tuple[int, int]) -> N
         (["class_weights=[0,-1,1,1,1,1]"], "class_weights.1=-1: Input should be greater than or equal to 0"),
         (["class_weights=[0,nan,0,0,0,1]"], "class_weights.1=nan: Input should be a finite number"),
         (["class_weights=[0,0,0,0,0,0]"], "at least one weight must be above 0"),
-        (["class_weights={wter: 3}"], "unknown class wter; the classes are background, obstacles"),
+        (["class_weights={water: -1}"], "class_weights.water=-1: Input should be greater than or equal to 0"),
+        (["class_weights={water: 0}"], "at least one weight must be above 0"),
         (["network=plain", "encoder_rate=0.5"], "network=plain has no pretrained encoder"),
         (["network=batchnorm", "decoder_levels=3"], "network=batchnorm has no pretrained encoder"),
         (["resume=true", "overwrite=true"], "  - resume and overwrite cannot be combined"),
@@ -117,13 +119,34 @@ def test_invalid_combinations_are_reported_in_one_line(overrides: list[str], wor
     assert max(map(len, lines)) < 200
 
 
-def test_class_weights_are_given_by_id_or_name() -> None:
-    def weights(*overrides: str) -> object:
-        return load_config(overrides).trainer.class_weights
+def test_class_weights_are_given_by_id_name_or_role() -> None:
+    def weights(*overrides: str, has_background: bool = False) -> object:
+        given = load_config(overrides).trainer.class_weights
+        return weights_by_id(given, DEFAULT_CLASSES, has_background=has_background)
 
-    assert weights("preset=smoke", "class_weights={water: 3}") == (1, 1, 3, 1, 1, 1)
-    own = weights("preset=pretrained")
-    assert own == (0, 2.5, 1.5, 0.8, 1.5, 0.7), "weights of the included model"
+    assert weights("preset=smoke", "class_weights={water: 3}", has_background=True) == (1, 1, 3, 1, 1, 1)
+    assert weights("preset=smoke", "class_weights={water: 3}") == (0, 1, 3, 1, 1, 1)
+    assert weights("preset=pretrained") == (0, 2.5, 1.5, 0.8, 1.5, 0.7), "weights of the included model"
     assert weights("preset=pretrained", "class_weights={water: 3}") == (0, 2.5, 3, 0.8, 1.5, 0.7)
+    assert weights("preset=pretrained", "class_weights={soft-surfaces: 3}") == (0, 2.5, 1.5, 3, 1.5, 0.7)
     assert weights("preset=pretrained", "class_weights=[0,1,1,1,1,2]") == (0, 1, 1, 1, 1, 2)
     assert weights("preset=pretrained", "class_weights=null") is None
+
+
+def test_weights_of_own_classes_are_added_to_those_of_a_preset() -> None:
+    weights = load_config(["preset=pretrained", "class_weights={gravel: 2}"]).trainer.class_weights
+    assert isinstance(weights, dict)
+    assert (weights["gravel"], weights["obstacle"]) == (2, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"wter": 3.0}, r"wter \(did you mean water\?\) is neither a class nor a role; the classes are background, ob"),
+        ({"gravel": 3.0, "obstacle": 1.0, "zzz": 1.0}, "class_weights: gravel, zzz are neither a class nor a role"),
+        ((1.0, 2.0), "class_weights has 2 weights for 6 classes"),
+    ],
+)
+def test_weights_of_other_classes_are_refused(given: dict[str, float] | tuple[float, ...], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        weights_by_id(given, DEFAULT_CLASSES, has_background=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import read_image
 from droneseg.core.masks import read_mask
 from droneseg.nnunet.paths import NnunetPaths
@@ -32,7 +33,7 @@ def fine(preprocessed_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     raw = root / "nnUNet_raw/Dataset101_DroneSeg"
     (raw / "targetsTr").mkdir()
     for file in sorted((raw / "labelsTr").glob("*.png")):
-        label = read_mask(file, "ids")
+        label = read_mask(file, "ids", DEFAULT_CLASSES)
         left = np.arange(label.shape[1])[None] < label.shape[1] // 2
         ids = np.where(label == 5, np.where(left, 1, 2), np.where(label == 1, 3, 0))
         targets = np.dstack([ids, np.full_like(label, 80), np.zeros_like(label)]).astype(np.uint8)
@@ -71,7 +72,7 @@ def test_training_starts_from_the_weights_of_a_checkpoint(fine: Workspace) -> No
     fine.run("train", *LITTLE, "configuration=2d_first", "averaged_weights=null")
     first = fine.fold("2d_first") / "checkpoint_final.pth"
     kept = ("learning_rate=1e-12", "averaged_weights=null", "frozen_stages=3")
-    fine.run("train", *LITTLE, *kept, "configuration=2d_again", f"init_from={first}", "fine_weight=0.1")
+    fine.run("train", *LITTLE, *kept, "configuration=2d_again", f"weights={first}", "fine_weight=0.1")
     log = (fine.fold("2d_again") / "droneseg.log").read_text()
     assert "initial weights from" in log
     assert "do not fit" not in log
@@ -80,13 +81,13 @@ def test_training_starts_from_the_weights_of_a_checkpoint(fine: Workspace) -> No
         for file in (first, fine.fold("2d_again") / "checkpoint_final.pth")
     )
     names = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in names if "heads" not in name)
-    smaller = ("decoder_features=[64,64,48,32,24]", "configuration=2d_smaller", f"init_from={first}")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in names if "seg_layers" not in name)
+    smaller = ("decoder_features=[64,64,48,32,24]", "configuration=2d_smaller", f"weights={first}")
     fine.run("train", *LITTLE, *smaller)
     assert "decoder.joins.0.0.weight" in (fine.fold("2d_smaller") / "droneseg.log").read_text()
-    missing = fine.run("train", *LITTLE, "configuration=2d_none", "init_from=none.pth", check=False)
+    missing = fine.run("train", *LITTLE, "configuration=2d_none", "weights=none.pth", check=False)
     assert missing.returncode == 1
-    assert "init_from=none.pth does not exist" in missing.stderr
+    assert "weights=none.pth does not exist" in missing.stderr
 
 
 def test_training_starts_from_the_network_of_a_bundle(fine: Workspace) -> None:
@@ -95,7 +96,7 @@ def test_training_starts_from_the_network_of_a_bundle(fine: Workspace) -> None:
     fine.run("train", *LITTLE, "configuration=2d_first", "averaged_weights=null", "overwrite=true")
     export = ("export", "--images", "4", "--license", "none")
     fine.run(*export, "--from", str(fine.fold("2d_first").parent), "--out", "first")
-    unchanged = ("learning_rate=1e-12", "averaged_weights=null", "init_from=first/model.onnx", "fine_weight=0.1")
+    unchanged = ("learning_rate=1e-12", "averaged_weights=null", "weights=first/model.onnx", "fine_weight=0.1")
     fine.run("train", *LITTLE, *unchanged, "configuration=2d_bundle")
     log = (fine.fold("2d_bundle") / "droneseg.log").read_text()
     assert "initial weights from first/model.onnx" in log
@@ -124,7 +125,7 @@ def test_ignored_pixels_and_missing_fine_classes(preprocessed_folder: Path, tmp_
         description["labels"]["ignore"] = 6
         file.write_text(json.dumps(description))
     for file in (raw / "labelsTr").glob("*.png"):
-        label = read_mask(file, "ids").copy()
+        label = read_mask(file, "ids", DEFAULT_CLASSES).copy()
         label[: label.shape[0] // 2] = 6
         file.write_bytes(png(label))
     workspace.run("train", *LITTLE, "configuration=2d_ignore", "deep_supervision=true")
@@ -168,10 +169,10 @@ def test_images_without_labels_learn_from_the_teacher_alone(fine: Workspace, tmp
         del description["droneseg"]["fine_classes"]
         file.write_text(json.dumps(description))
     for file in (raw / "labelsTr").glob("*.png"):
-        file.write_bytes(png(np.full_like(read_mask(file, "ids"), 6)))
+        file.write_bytes(png(np.full_like(read_mask(file, "ids", DEFAULT_CLASSES), 6)))
     teacher = workspace.fold("2d_certain") / "checkpoint_final.pth"
     content = torch.load(teacher, weights_only=False)
-    content["network_weights"]["decoder.heads.4.bias"] += torch.tensor([0.0, 0, 20, 0, 0, 0])  # water everywhere
+    content["network_weights"]["decoder.seg_layers.4.bias"] += torch.tensor([0.0, 0, 20, 0, 0, 0])  # water everywhere
     torch.save(content, teacher)
     long = ("epochs=2", "iterations=20", "repeat_rare=false", "averaged_weights=null")
     losses = {}
@@ -180,3 +181,36 @@ def test_images_without_labels_learn_from_the_teacher_alone(fine: Workspace, tmp
         losses[name] = [epoch["train_loss"] for epoch in json.loads((workspace.fold(name) / "epochs.json").read_text())]
     assert losses["2d_alone"] == pytest.approx([losses["2d_alone"][0]] * 2, abs=1e-3), "nothing to learn from"
     assert losses["2d_taught"][1] < losses["2d_taught"][0] - 0.1
+
+
+def test_network_keeps_the_fine_classes_of_its_weights(fine: Workspace, tmp_path: Path) -> None:
+    import torch
+
+    fine.run("train", *LITTLE, "fine_weight=0.5", "configuration=2d_source")
+    workspace = Workspace(Path(shutil.copytree(fine.root, tmp_path / "classes_only", symlinks=True)))
+    raw = workspace.root / "nnUNet_raw/Dataset101_DroneSeg"
+    shutil.rmtree(raw / "targetsTr")
+    for file in (raw / "dataset.json", workspace.root / "nnUNet_preprocessed/Dataset101_DroneSeg/dataset.json"):
+        description = json.loads(file.read_text())
+        del description["droneseg"]["fine_classes"]
+        file.write_text(json.dumps(description))
+    source = workspace.fold("2d_source") / "checkpoint_final.pth"
+    train = ("train", "preset=pretrained", *TINY_CROPS, "deep_supervision=true", "averaged_weights=null")
+    losses = []
+    for output in (5, 6):  # both are landing zones; 6 is no class
+        content = torch.load(source, weights_only=False)
+        for level in range(5):
+            content["network_weights"][f"decoder.seg_layers.{level}.bias"][output] += 20
+        torch.save(content, tmp_path / f"{output}.pth")
+        given = (f"configuration=2d_{output}", f"weights={tmp_path / f'{output}.pth'}")
+        workspace.run(*train, *given, "learning_rate=1e-12")
+        fold = workspace.fold(f"2d_{output}")
+        assert "do not fit" not in (log := (fold / "droneseg.log").read_text())
+        assert "not the output layers" not in log
+        losses.append(json.loads((fold / "epochs.json").read_text())[0]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02), "the loss must add up the fine classes"
+    folders = (str(source.parent.parent), str(fold.parent))
+    workspace.run("models", "blend", *folders, "--out", str(tmp_path / "blended"))
+    (tmp_path / "6.pth").unlink()
+    workspace.run(*train, *given, "epochs=2", "resume=true")
+    assert len(json.loads((fold / "epochs.json").read_text())) == 2

@@ -1,7 +1,9 @@
-"""Trainings with nnU-Net: record, resume after kill -9, time budget, early stopping and Ctrl-C."""
+"""Trainings with nnU-Net: record, resume, budget, early stopping, Ctrl-C, datasets, plans and initial weights."""
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -170,3 +172,90 @@ def read(path: Path) -> str:
 def wait_for(condition: Callable[[], object], running: subprocess.Popen[Any]) -> None:
     wait_until(lambda: condition() or running.poll() is not None)
     assert running.poll() is None, "the training ended early"
+
+
+@pytest.fixture(scope="module")
+def meadow(preprocessed_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A dataset as people who use nnU-Net have it: another number, own classes, and its folds beside the plans."""
+    root = tmp_path_factory.mktemp("meadow")
+    source, raw = preprocessed_folder / "nnUNet_raw/Dataset101_DroneSeg", root / "nnUNet_raw/Dataset205_Meadow"
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copytree(source / folder, raw / folder)
+    description = json.loads((source / "dataset.json").read_text())
+    names = ("background", "tree", "pond", "meadow", "sheep", "road")
+    kept = {name: description[name] for name in ("channel_names", "numTraining", "file_ending")}
+    labels = {name: number for number, name in enumerate(names)}
+    (raw / "dataset.json").write_text(json.dumps(kept | {"labels": labels}))
+    cases = sorted(file.stem for file in (raw / "labelsTr").glob("*.png"))
+    splits = root / "nnUNet_preprocessed/Dataset205_Meadow/splits_final.json"
+    splits.parent.mkdir(parents=True)
+    splits.write_text(json.dumps([{"train": cases[:4], "val": cases[4:6]}]))
+    workspace = Workspace(root)
+    workspace.run("preprocess", "--dataset", "205", "--planner", "nnUNetPlannerResEncM", "--processes", "1")
+    assert json.loads(splits.read_text())[0]["train"] == cases[:4], "the user's folds are kept"
+    return workspace
+
+
+OWN_PLANS = (*TINY, "convs_per_stage=2", "validation=none", "dataset=205", "plans=nnUNetResEncUNetMPlans")
+
+
+def test_dataset_of_another_number_with_own_plans_is_trained_and_exported(meadow: Workspace) -> None:
+    meadow.run("train", *OWN_PLANS)
+    model = meadow.root / "nnUNet_results/Dataset205_Meadow/DroneSegTrainer__nnUNetResEncUNetMPlans__2d_smoke"
+    assert (model / "fold_0/checkpoint_final.pth").is_file()
+    plans = json.loads((model / "plans.json").read_text())["configurations"]["2d_smoke"]
+    assert plans["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
+    meadow.run("export", "--images", "4", "--license", "none")  # the only model there is
+    manifest = json.loads((meadow.root / "nnUNet_results/champion/manifest.json").read_text())
+    assert [entry["name"] for entry in manifest["classes"]][-1] == "road"
+    assert manifest["provenance"]["plans"] == "nnUNetResEncUNetMPlans"
+
+
+def test_missing_datasets_plans_and_planners_are_named_with_those_that_are_there(meadow: Workspace) -> None:
+    for command, message in (
+        (("train", "preset=smoke", "dataset=7"), "dataset=7 does not exist in .*; choose one of Dataset205_Meadow."),
+        (("preprocess", "--dataset", "7"), "dataset=7 does not exist in .*; choose one of Dataset205_Meadow."),
+        (("train", "preset=smoke", "dataset=205"), "nnUNetPlans.json is missing. The dataset has the plans nnUNetResE"),
+        (("preprocess", "--dataset", "205", "--plans", "Own"), "Own.json is missing. The dataset has the plans nnUNet"),
+        (("preprocess", "--dataset", "205", "--planner", "Own"), "no planner Own. Choose one of ExperimentPlanner, "),
+        (("train", "preset=gpu", "dataset=Dataset205_Meadow", *OWN_PLANS[-1:], "fold=3"), "Choose from its folds: 0."),
+    ):
+        refused = meadow.run(*command, check=False)
+        assert refused.returncode == 1
+        assert re.search(message, refused.stderr), refused.stderr
+        assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+def test_existing_plans_are_preprocessed_as_they_are(meadow: Workspace) -> None:
+    folder = meadow.root / "nnUNet_preprocessed/Dataset205_Meadow"
+    plans = json.loads((folder / "nnUNetResEncUNetMPlans.json").read_text())
+    plans["plans_name"] = "Own"
+    plans["configurations"] = {"2d": plans["configurations"]["2d"] | {"data_identifier": "Own_2d", "batch_size": 3}}
+    (folder / "Own.json").write_text(json.dumps(plans))
+    done = meadow.run("preprocess", "--dataset", "205", "--plans", "Own", "--processes", "1")
+    assert "plans Own" in done.stdout
+    assert json.loads((folder / "Own.json").read_text()) == plans
+    assert len(list((folder / "Own_2d").glob("*.pkl"))) == len(list((folder / "gt_segmentations").iterdir()))
+
+
+def test_weights_start_a_training_and_those_that_do_not_fit_leave_everything_as_it_is(
+    trained_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    workspace = Workspace(Path(shutil.copytree(trained_folder, tmp_path / "own", symlinks=True)))
+    first = workspace.fold() / "checkpoint_final.pth"
+    start = (*TINY, "validation=none", "epochs=1", "learning_rate=1e-12", f"weights={first}")
+    workspace.run("train", *start, "configuration=2d_next")
+    before, after = (
+        torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+        for file in (first, workspace.fold("2d_next") / "checkpoint_final.pth")
+    )
+    names = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in names)
+    count = len(before)
+    assert f": {count} of {count}\n" in (workspace.fold("2d_next") / "droneseg.log").read_text()
+    wider = workspace.run("train", *start, "base_features=8", "max_features=16", "overwrite=true", check=False)
+    assert wider.returncode == 1
+    assert "The weights do not fit the network" in wider.stderr
+    assert first.is_file(), "the training that overwrite=true would rename"

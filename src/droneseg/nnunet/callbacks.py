@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from droneseg.core.classes import FOREGROUND
+from droneseg.core.classes import ClassTable
 from droneseg.core.files import write_text
-from droneseg.core.images import Image, read_image
+from droneseg.core.image_files import CASE_SUFFIXES, list_cases
+from droneseg.core.images import Image
 from droneseg.core.masks import read_mask
 from droneseg.core.overlay import blend
 from droneseg.nnunet.paths import RECORD_NAME
@@ -71,10 +72,11 @@ class EpochMetrics:
     seconds: float
 
 
-def read_epochs(read: Callable[[str], list[Any]]) -> list[EpochMetrics]:
+def read_epochs(classes: ClassTable, read: Callable[[str], list[Any]]) -> list[EpochMetrics]:
     """Return the metrics of all epochs from nnU-Net's logger.
 
     Args:
+        classes: Class table of the dataset.
         read: Function that returns a series of nnU-Net's logger by name, with one value per epoch.
     """
     names = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "lrs")
@@ -86,7 +88,7 @@ def read_epochs(read: Callable[[str], list[Any]]) -> list[EpochMetrics]:
             float(validation),
             float(dice),
             float(smoothed),
-            {entry.name: _finite(value) for entry, value in zip(FOREGROUND, by_class, strict=True)},
+            {entry.name: _finite(value) for entry, value in zip(classes.foreground, by_class, strict=True)},
             float(rate),
             round(end - begin, 3),
         )
@@ -102,11 +104,13 @@ class Reporter:
     Args:
         folder: Folder of the fold, which contains the checkpoints.
         images: Folder of the raw training images.
+        classes: Class table of the dataset.
         settings: Settings with epochs, iterations and time budget.
     """
 
-    def __init__(self, folder: Path, images: Path, settings: TrainerSettings) -> None:
+    def __init__(self, folder: Path, images: Path, classes: ClassTable, settings: TrainerSettings) -> None:
         self._folder = folder
+        self._classes = classes
         self._images = images
         self._settings = settings
         self._steps = 0  # in this session
@@ -218,8 +222,14 @@ class Reporter:
     def _overlays(self) -> dict[str, Image]:
         """Return overlays of a few predicted validation images, by name."""
         overlays = {}
-        for file in sorted(self._folder.glob("validation/*.png"))[:_IMAGES]:
-            overlays[file.stem] = blend(read_image(self._images / f"{file.stem}_0000.png"), read_mask(file, "ids"))
+        masks = sorted(file for file in self._folder.glob("validation/*") if file.suffix.lower() in CASE_SUFFIXES)
+        images = {image.stem: image for image in list_cases(self._images)} if masks else {}
+        for file in masks[:_IMAGES]:
+            if file.stem not in images:
+                logger.warning("no overlay of %s: its image is not in %s", file.stem, self._images)
+                continue
+            image, mask = images[file.stem].decode(), read_mask(file, "ids", self._classes)
+            overlays[file.stem] = blend(image, mask, self._classes)
         return overlays
 
 

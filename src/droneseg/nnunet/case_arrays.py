@@ -6,8 +6,8 @@ pixels would have to be decompressed as the crop has.
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from droneseg.core.classes import TARGETS_FOLDER
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
-from droneseg.core.images import Image, read_image
+from droneseg.core.image_files import CASE_SUFFIXES, ImageFiles, list_cases
+from droneseg.core.images import Image
 from droneseg.core.system import usable_cores
 
 FOLDER = "crop_arrays"
@@ -27,6 +28,8 @@ FOLDER = "crop_arrays"
 
 _LEVELS = 3  # resolutions 1, 1/2 and 1/4
 _SMALLEST_SIDE = 32
+_MAX_PIXELS = 2**31
+_IMAGES, _LABELS = "imagesTr", "labelsTr"
 
 
 @dataclass(frozen=True)
@@ -82,28 +85,75 @@ def prepare_cases(
         ConfigurationError: If files of cases are missing or do not match; the message lists all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sources = _Sources.find(raw)
     with ThreadPool(processes or min(8, usable_cores())) as pool:
-        results = pool.map(lambda name: _prepare_case(raw, folder, name, ignore), names)
+        results = pool.map(lambda name: _prepare_case(sources, folder, name, ignore), names)
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         raise ConfigurationError("\n".join(["The raw dataset cannot be cropped:", *(f"  - {p}" for p in problems)]))
     return {result.name: result for result in results if isinstance(result, CaseArrays)}
 
 
-def _prepare_case(raw: Path, folder: Path, name: str, ignore: int | None) -> CaseArrays | str:
+@dataclass(frozen=True)
+class _Sources:
+    """Files of a raw dataset, of any of nnU-Net's formats.
+
+    Attributes:
+        raw: Folder of the raw dataset.
+        images: Image of each case.
+        labels: Label file of each case.
+    """
+
+    raw: Path
+    images: Mapping[str, ImageFiles]
+    labels: Mapping[str, Path]
+
+    @classmethod
+    def find(cls, raw: Path) -> "_Sources":
+        """Return the files of a raw dataset; none if it is no longer there."""
+        images = list_cases(raw / _IMAGES) if (raw / _IMAGES).is_dir() else []
+        labels = (raw / _LABELS).iterdir() if (raw / _LABELS).is_dir() else ()
+        return cls(
+            raw,
+            {image.stem: image for image in images},
+            {file.stem: file for file in labels if file.suffix.lower() in CASE_SUFFIXES},
+        )
+
+    def of_case(self, name: str) -> tuple[ImageFiles, Path, Path]:
+        """Return the files of image, label and targets of a case, which need not exist."""
+        return (
+            self.images.get(name, ImageFiles(name, self.raw / _IMAGES / f"{name}_0000.png")),
+            self.labels.get(name, self.raw / _LABELS / f"{name}.png"),
+            self.raw / TARGETS_FOLDER / f"{name}.png",
+        )
+
+
+def _read_channels(image: ImageFiles) -> Image:
+    """Return the channels of an image in the order of the network's input, shape (H, W, 3), dtype uint8.
+
+    As in nnU-Net, those of an RGB file are red, green and blue; files of one channel each are in the order of their
+    numbers, whatever their colours.
+    """
+    if not image.channels:
+        return image.decode(max_pixels=_MAX_PIXELS)
+    return replace(image, channels=tuple(sorted(image.channels))).decode(max_pixels=_MAX_PIXELS)
+
+
+def _prepare_case(found: _Sources, folder: Path, name: str, ignore: int | None) -> CaseArrays | str:
     """Return the arrays of a case, or a line that describes its problem."""
-    image_file, label_file = raw / "imagesTr" / f"{name}_0000.png", raw / "labelsTr" / f"{name}.png"
-    targets_file = raw / TARGETS_FOLDER / f"{name}.png"
-    sources = {file.parent.name: _stamp(file) for file in (image_file, label_file, targets_file) if file.is_file()}
+    image_files, label_file, targets_file = found.of_case(name)
+    files = {_IMAGES: image_files.all_files, _LABELS: (label_file,), TARGETS_FOLDER: (targets_file,)}
+    sources = {key: _stamp(*of) for key, of in files.items() if all(file.is_file() for file in of)}
     record = folder / f"{name}.json"
     recorded = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if recorded and (recorded["sources"] == sources or not sources):
         return _from_record(recorded, folder)
-    missing = [str(file) for file in (image_file, label_file) if not file.is_file()]
+    missing = [str(file) for file in (image_files.file, label_file) if not file.is_file()]
     if missing:
-        return f"{', '.join(missing)}: missing; run `droneseg data convert` and `droneseg preprocess`"
-    image, label = read_image(image_file, max_pixels=2**31), _read_png(label_file, cv2.IMREAD_GRAYSCALE)
-    extra = _read_png(targets_file, cv2.IMREAD_COLOR_RGB) if targets_file.is_file() else None
+        remedy = "run `droneseg data convert` and `droneseg preprocess`, or set crop_scales=null for other formats"
+        return f"{', '.join(missing)}: missing; {remedy}"
+    image, label = _read_channels(image_files), _read_pixels(label_file, cv2.IMREAD_GRAYSCALE)
+    extra = _read_pixels(targets_file, cv2.IMREAD_COLOR_RGB) if targets_file.is_file() else None
     for file, array in ((label_file, label), (targets_file, extra)):
         if array is not None and array.shape[:2] != image.shape[:2]:
             return (
@@ -117,15 +167,15 @@ def _prepare_case(raw: Path, folder: Path, name: str, ignore: int | None) -> Cas
     return _from_record(written, folder)
 
 
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
+def _stamp(*files: Path) -> list[int]:
+    """Return numbers that change with the content of the files."""
+    return [number for status in (file.stat() for file in files) for number in (status.st_size, status.st_mtime_ns)]
 
 
-def _read_png(file: Path, mode: int) -> NDArray[np.uint8]:
+def _read_pixels(file: Path, mode: int) -> NDArray[np.uint8]:
     decoded = cv2.imread(str(file), mode)
     if decoded is None:
-        raise ConfigurationError(f"{file} is not a PNG file. Run `droneseg data convert --force`.")
+        raise ConfigurationError(f"{file} is not an image. Run `droneseg data convert --force`.")
     return decoded.astype(np.uint8, copy=False)
 
 

@@ -1,10 +1,10 @@
-"""Load nnU-Net checkpoints safely, build their networks, and interpolate or initialise weights."""
+"""Load nnU-Net checkpoints safely, build their networks, and interpolate weights."""
 
 import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from droneseg.core.classes import CLASSES, Normalisation
-from droneseg.core.errors import ModelError, UntrustedCheckpointError
+from droneseg.core.class_files import channel_order, classes_of, find_classes
+from droneseg.core.classes import ClassTable, Normalisation
+from droneseg.core.errors import ConfigurationError, ModelError, UntrustedCheckpointError
 from droneseg.core.files import atomic_directory, file_sha256
 from droneseg.nnunet import paths as nnunet_paths
-from droneseg.nnunet.networks import PretrainedUNet
-from droneseg.nnunet.plans import Plan, Plans, read_plans, resolve_plan
+from droneseg.nnunet.networks import rename_output_layers
+from droneseg.nnunet.paths import FoldName
+from droneseg.nnunet.plans import Plan, Plans, merge_configuration, read_plans, resolve_plan
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
+from droneseg.nnunet.servable import problems_of
 
 BLEND_NAME = "blend.json"
 """File with the sources of an interpolated model. A model folder without it is never replaced."""
@@ -32,13 +35,13 @@ class Fold:
     """Checkpoint of one fold.
 
     Attributes:
-        number: Number of the fold.
+        name: Number of the fold, or "all" for a training on all images.
         epochs: Number of trained epochs.
         sha256: SHA-256 of the checkpoint file.
         weights: Weights of the network by name.
     """
 
-    number: int
+    name: FoldName
     epochs: int
     sha256: str
     weights: OrderedDict[str, torch.Tensor]
@@ -57,6 +60,7 @@ class TrainedModel:
         normalisation: Normalisation of the colours.
         trainer: Class name of the trainer.
         mirror_axes: Axes along which nnU-Net mirrors at prediction.
+        channel_order: Index of the colour (red, green, blue) that each channel of the network is.
         folds: Checkpoint of each fold, in the order of the fold numbers.
     """
 
@@ -69,6 +73,16 @@ class TrainedModel:
     trainer: str
     mirror_axes: tuple[int, ...]
     folds: tuple[Fold, ...]
+    channel_order: tuple[int, int, int] = (0, 1, 2)
+
+    @property
+    def classes(self) -> ClassTable:
+        """Classes that the network predicts.
+
+        Raises:
+            ConfigurationError: If the dataset has regions instead of classes.
+        """
+        return classes_of(self.dataset)
 
 
 def load_trained_model(
@@ -76,30 +90,55 @@ def load_trained_model(
     paths: nnunet_paths.NnunetPaths,
     *,
     checkpoint: str,
-    folds: tuple[int, ...] | None = None,
+    folds: tuple[FoldName, ...] | None = None,
     trust: bool = False,
+    apply_postprocessing: bool = True,
 ) -> TrainedModel:
-    """Load an nnU-Net model folder.
+    """Load an nnU-Net model folder whose model a bundle can serve.
 
     Args:
         folder: Model folder with plans.json, dataset.json and one folder per fold.
         paths: nnU-Net's folders.
         checkpoint: File name of the checkpoint in each fold.
-        folds: Numbers of the folds to load; None loads every fold that has the checkpoint.
+        folds: Folds to load; None loads every numbered fold that has the checkpoint, or else fold_all.
         trust: Whether to load checkpoints with pickled objects other than numbers and text. Loading them can execute
             arbitrary code.
+        apply_postprocessing: Whether nnU-Net's postprocessing belongs to the model, if it was found useful.
 
     Raises:
         ModelError: If the folder is not a model folder, or a fold is missing.
-        ConfigurationError: If bundles do not support the model's normalisation.
+        ConfigurationError: If a bundle could not predict as nnU-Net would; all reasons are listed.
         UntrustedCheckpointError: If a checkpoint contains other pickled objects and `trust` is false.
     """
     files = nnunet_paths.fold_files(folder, checkpoint, folds)
     nnunet_paths.export_environment(paths)
-    return _read_model(folder, files, trust=trust)
+    model = _read_model(folder, files, trust=trust, apply_postprocessing=apply_postprocessing)
+    return replace(model, channel_order=_channel_order(model, paths))
 
 
-def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> TrainedModel:
+def _channel_order(model: TrainedModel, paths: nnunet_paths.NnunetPaths) -> tuple[int, int, int]:
+    """Return the colour that each channel is: nnU-Net ignores the names of the channels of RGB files.
+
+    Raises:
+        ConfigurationError: If the names have another order than red, green, blue, and the images are not there.
+    """
+    order = channel_order(model.dataset)
+    images = paths.raw / str(model.plans.get("dataset_name", "")) / "imagesTr"
+    if order == model.channel_order or any(images.glob("*_0001.*")):
+        return order
+    if any(images.glob("*_0000.*")):
+        return model.channel_order
+    names = ", ".join(map(str, model.dataset["channel_names"].values()))
+    raise ConfigurationError(
+        f"{model.folder} has the channels {names}. Whether this is their order depends on the images: RGB files are "
+        f"read as red, green, blue, whatever these names are. {images} has no images; set nnUNet_raw to the folder "
+        "with the dataset."
+    )
+
+
+def _read_model(
+    folder: Path, files: Sequence[Path], *, trust: bool = False, apply_postprocessing: bool = False
+) -> TrainedModel:
     contents = [read_checkpoint(file, trust=trust) for file in files]
     first = contents[0]
     configuration = str(first["init_args"]["configuration"])
@@ -109,11 +148,18 @@ def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> 
             f"{folder / 'plans.json'} has no configuration {configuration}, which {files[0]} names. "
             "Use the plans.json of the same training run."
         )
+    dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    values = merge_configuration(plans, configuration)
+    problems = problems_of(folder, dataset, values, apply_postprocessing=apply_postprocessing)
+    if problems:
+        raise ConfigurationError(
+            "\n".join([f"{folder} cannot be served as nnU-Net would:", *(f"  - {problem}" for problem in problems)])
+        )
     plan = resolve_plan(plans, configuration)
     return TrainedModel(
         folder=folder,
         plans=plans,
-        dataset=json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
+        dataset=dataset,
         configuration=configuration,
         plan=plan,
         normalisation=plan.normalisation,
@@ -121,7 +167,7 @@ def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> 
         mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
         folds=tuple(
             Fold(
-                nnunet_paths.fold_number(file),
+                nnunet_paths.fold_name(file),
                 int(content["current_epoch"]),
                 file_sha256(file),
                 content["network_weights"],
@@ -132,8 +178,11 @@ def _read_model(folder: Path, files: Sequence[Path], *, trust: bool = False) -> 
 
 
 def build_networks(model: TrainedModel) -> list[nn.Module]:
-    """Build the network of each fold with its weights, in evaluation mode and without deep supervision."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    """Build the network of each fold with its weights, in evaluation mode and without deep supervision.
+
+    Raises:
+        ModelError: If nnU-Net does not find the trainer of the model.
+    """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -141,7 +190,7 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
     with redirect_stdout_to_log():
         plans = PlansManager(model.plans)
         configuration = plans.get_configuration(model.configuration)
-        trainer = recursive_find_trainer_class_by_name(model.trainer)
+        trainer = find_trainer(model.trainer)
         for fold in model.folds:
             network = trainer.build_network_architecture(
                 plans,
@@ -153,6 +202,23 @@ def build_networks(model: TrainedModel) -> list[nn.Module]:
             network.load_state_dict(fold.weights)
             networks.append(network.eval())
     return networks
+
+
+def find_trainer(name: str) -> Any:
+    """Return one of nnU-Net's trainer classes by its name.
+
+    Raises:
+        ModelError: If it is neither in nnU-Net nor in a folder in `nnUNet_extTrainer`.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:  # nnU-Net has no more specific error
+        raise ModelError(
+            f"The model was trained with {name}, which is neither in nnU-Net nor in {nnunet_paths.trainer_path()}. "
+            "Add the folder of its file: export nnUNet_extTrainer=FOLDER."
+        ) from error
 
 
 def load_teacher(
@@ -233,34 +299,7 @@ def read_checkpoint(file: Path, *, trust: bool = False) -> dict[str, Any]:
         raise ModelError(f"Cannot load {file}: {_first_line(error)}") from error
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ModelError(f"{file} is not an nnU-Net checkpoint. Choose a checkpoint_*.pth file of a fold.")
-    return content
-
-
-def initialise_weights(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Load the weights whose names and shapes agree with those of a network.
-
-    The head of a network without fine classes also initialises the head of a network with fine classes.
-
-    Args:
-        network: Network whose weights are replaced.
-        weights: Weights of a similar network by name.
-
-    Returns:
-        The names of all other weights of both networks, sorted.
-
-    Raises:
-        ModelError: If no weight agrees in name and shape.
-    """
-    if isinstance(network, PretrainedUNet):
-        weights = network.split_heads(weights)
-    own = network.state_dict()
-    taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not taken:
-        raise ModelError(
-            "None of the initial weights fits the network. Set init_from to a checkpoint of a similar network."
-        )
-    network.load_state_dict({**own, **taken})
-    return sorted((own.keys() | weights.keys()) - taken.keys())
+    return content | {"network_weights": rename_output_layers(content["network_weights"])}
 
 
 def _first_line(error: Exception) -> str:
@@ -301,7 +340,7 @@ def interpolate_weights(first: Path, second: Path, out: Path, *, share: float, r
         )
     sources: dict[str, float | dict[str, str]] = {"share_of_second": share}
     with atomic_directory(out, marker=BLEND_NAME, replace=replace) as folder:
-        for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        for name in ("plans.json", "dataset.json", nnunet_paths.FINGERPRINT_NAME):
             if (second / name).is_file():
                 shutil.copy(second / name, folder / name)
         for fold, first_file, second_file in zip(folds[0], first_files, second_files, strict=True):
@@ -347,16 +386,16 @@ def write_random_model(
     Returns:
         The model folder, which nnU-Net's own predictor can load.
     """
-    plans = read_plans(paths)
+    plans, classes = read_plans(paths), len(find_classes(paths.raw_dataset).classes)
     nnunet_paths.export_environment(paths)
-    folder = paths.results / paths.raw_dataset.name / f"{_DEFAULT_TRAINER}__{nnunet_paths.PLANS}__{configuration}"
+    folder = paths.results / paths.raw_dataset.name / f"{_DEFAULT_TRAINER}__{paths.plans}__{configuration}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in (("plans.json", paths.plans_file), ("dataset.json", paths.raw_dataset / "dataset.json")):
         shutil.copyfile(source, folder / name)
     for fold in range(folds):
         torch.manual_seed(seed + fold)
         with redirect_stdout_to_log():
-            network = _default_network(plans, configuration)
+            network = _default_network(plans, configuration, classes)
         (folder / f"fold_{fold}").mkdir(exist_ok=True)
         torch.save(
             {
@@ -378,22 +417,22 @@ def count_gflop(paths: nnunet_paths.NnunetPaths, *, configuration: str = nnunet_
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    plans = read_plans(paths)
+    plans, classes = read_plans(paths), len(find_classes(paths.raw_dataset).classes)
     with torch.device("meta"):
-        network = _default_network(plans, configuration)
+        network = _default_network(plans, configuration, classes)
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             network(torch.empty(1, 3, *resolve_plan(plans, configuration).patch_size))
     return float(counter.get_total_flops()) / 1e9
 
 
-def _default_network(plans: Plans, configuration: str) -> nn.Module:
+def _default_network(plans: Plans, configuration: str, classes: int) -> nn.Module:
     """Build the network that nnU-Net's default trainer builds, without deep supervision."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     network: nn.Module = nnUNetTrainer.build_network_architecture(
-        manager, manager.get_configuration(configuration), 3, len(CLASSES), enable_deep_supervision=False
+        manager, manager.get_configuration(configuration), 3, classes, enable_deep_supervision=False
     )
     return network

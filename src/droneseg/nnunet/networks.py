@@ -45,6 +45,9 @@ _STAGES = (
 _STEM_CHANNELS = 32
 _SKIP_STAGES = (0, 1, 2, 4)  # the last stages at strides 2, 4, 8 and 16
 ENCODER_STAGES = 5  # each halves the resolution
+OUTPUT_LAYERS = "decoder.seg_layers."
+"""First part of the names of the weights of output layers, as in nnU-Net's networks."""
+_EARLIER_OUTPUT_LAYERS = "decoder.heads."
 # as in TensorFlow, with which the weights were trained
 _INPUT_MEAN, _INPUT_STD = 127 / 255, 128 / 255
 
@@ -172,6 +175,21 @@ class EfficientNetLite(nn.Module):
         self.load_state_dict(dict(zip(self.state_dict(), encoder, strict=True)))
 
 
+def rename_output_layers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a network with their current names: its output layers were called `heads` before."""
+    earlier, current = _EARLIER_OUTPUT_LAYERS, OUTPUT_LAYERS
+    return {
+        current + name.removeprefix(earlier) if name.startswith(earlier) else name: value
+        for name, value in weights.items()
+    }
+
+
+def _load_earlier_names(_module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Rename the output layers of a decoder in place, before its weights are loaded."""
+    for name in [name for name in weights if name.startswith(f"{prefix}heads.")]:
+        weights[f"{prefix}seg_layers.{name.removeprefix(f'{prefix}heads.')}"] = weights.pop(name)
+
+
 class _Decoder(nn.Module):
     """U-Net decoder: upsamples the deepest features step by step and concatenates the encoder's features."""
 
@@ -181,7 +199,7 @@ class _Decoder(nn.Module):
         super().__init__()
         # nnU-Net sets this attribute
         self.deep_supervision = deep_supervision
-        joins, heads = [], []
+        joins, layers = [], []
         below = encoder[-1]
         for skip, width in zip((*encoder[-2::-1], 3), features, strict=False):
             joins.append(
@@ -191,17 +209,19 @@ class _Decoder(nn.Module):
                     nn.ReLU(inplace=True),
                 )
             )
-            heads.append(nn.Conv2d(width, classes, 1))
+            layers.append(nn.Conv2d(width, classes, 1))
             below = width
         self.joins = nn.ModuleList(joins)
-        self.heads = nn.ModuleList(heads)
+        # nnU-Net's name of output layers, which `nnUNetv2_train -pretrained_weights` does not load
+        self.seg_layers = nn.ModuleList(layers)
+        self.register_load_state_dict_pre_hook(_load_earlier_names)  # type: ignore[no-untyped-call]  # torch has none
 
     def forward(self, image: Tensor, encoded: Sequence[Tensor]) -> list[Tensor]:
         """Return the logits, finest first; without deep supervision, only the finest."""
         logits: list[Tensor] = []
         features = encoded[-1]
         skips = (*encoded[-2::-1], image)
-        for index, (join, head, skip) in enumerate(zip(self.joins, self.heads, skips, strict=False)):
+        for index, (join, head, skip) in enumerate(zip(self.joins, self.seg_layers, skips, strict=False)):
             upscaled = functional.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
             features = join(torch.cat((upscaled, skip), dim=1))
             if self.deep_supervision or index == len(self.joins) - 1:
@@ -258,8 +278,8 @@ class PretrainedUNet(nn.Module):
     32 x `downscale`. The output is logits, shape (N, C, H, W); with deep supervision, a list of logits, each at half
     the resolution of the previous one.
 
-    With fine classes, the head has an output for each of them. In training mode, the network returns the logits of
-    these outputs, ordered by class; in evaluation mode, the logits of the classes.
+    With fine classes, the head has an output for each of them. The network returns the logits of the classes. If
+    `separates_fine_classes` is set, it returns those of its outputs in training mode, ordered by class.
 
     Args:
         input_channels: Number of input channels; must be 3.
@@ -295,6 +315,7 @@ class PretrainedUNet(nn.Module):
         self.encoder = EfficientNetLite(encoder)
         self._class_of_output = [class_id for class_id, _ in fine_outputs(fine_classes, num_classes)]
         self._sizes = fine_class_counts(fine_classes, num_classes)
+        self.separates_fine_classes = False  # set by a trainer whose loss distinguishes them
         outputs = len(self._class_of_output)
         self.decoder = _Decoder(self.encoder.channels, decoder_features, outputs, deep_supervision=deep_supervision)
 
@@ -308,7 +329,7 @@ class PretrainedUNet(nn.Module):
             image = functional.avg_pool2d(patch, self.downscale)
         image = (image - _INPUT_MEAN) / _INPUT_STD
         logits = self.decoder(image, self.encoder(image))
-        if not self.training and max(self._sizes) > 1:
+        if max(self._sizes) > 1 and not (self.training and self.separates_fine_classes):
             logits = [sum_fine_classes(each, self._sizes) for each in logits]
         if self._upscale == 1:
             return logits if self.decoder.deep_supervision else cast(Tensor, logits[0])
@@ -320,7 +341,7 @@ class PretrainedUNet(nn.Module):
 
     def without_fine_classes(self) -> "PretrainedUNet":
         """Return a new network of the same architecture that does not distinguish fine classes."""
-        features = [head.in_channels for head in self.decoder.heads if isinstance(head, nn.Conv2d)]
+        features = [head.in_channels for head in self.decoder.seg_layers if isinstance(head, nn.Conv2d)]
         return PretrainedUNet(3, len(self._sizes), self.encoder.name, self.downscale, features, ())
 
     def split_heads(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -335,7 +356,7 @@ class PretrainedUNet(nn.Module):
         size = torch.tensor([self._sizes[class_id] for class_id in self._class_of_output], dtype=torch.float32)
         result = dict(weights)
         for name, value in weights.items():
-            if name.startswith("decoder.heads.") and len(value) == len(self._sizes) < len(self._class_of_output):
+            if name.startswith(OUTPUT_LAYERS) and len(value) == len(self._sizes) < len(self._class_of_output):
                 result[name] = value[self._class_of_output]
                 if name.endswith(".bias"):
                     result[name] = result[name] - size.log().to(value)

@@ -3,11 +3,12 @@
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from droneseg.core.classes import Normalisation, class_id
+from droneseg.core.class_files import classes_of
+from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
 from droneseg.nnunet.paths import BASE_CONFIGURATION, NnunetPaths
@@ -31,12 +32,51 @@ def read_plans(paths: NnunetPaths) -> Plans:
     """Read the plans of the dataset.
 
     Raises:
-        ConfigurationError: If the dataset has not been preprocessed.
+        ConfigurationError: If the dataset has not been preprocessed, or only with other plans, or if the file has the
+            plans of another name or dataset.
     """
     if not paths.plans_file.is_file():
-        raise ConfigurationError(f"{paths.plans_file} is missing. Run `droneseg preprocess` first.")
+        there = paths.plans_names()
+        remedy = f"The dataset has the plans {', '.join(there)}" if there else "Run `droneseg preprocess` first"
+        raise ConfigurationError(f"{paths.plans_file} is missing. {remedy}.")
     plans: Plans = json.loads(paths.plans_file.read_text(encoding="utf-8"))
+    if plans.get("plans_name", paths.plans) != paths.plans:
+        raise ConfigurationError(
+            f"{paths.plans_file} has the plans_name {plans['plans_name']}, by which nnU-Net names the results. Use the "
+            "same name for the file."
+        )
+    if plans.get("dataset_name", paths.dataset) != paths.dataset:
+        raise ConfigurationError(
+            f"{paths.plans_file} has the plans of {plans['dataset_name']}. Move them to {paths.dataset} with "
+            "`nnUNetv2_move_plans_between_datasets`."
+        )
     return plans
+
+
+def base_configuration(plans: Plans) -> Plans:
+    """Return nnU-Net's 2d configuration of the plans.
+
+    Raises:
+        ConfigurationError: If the plans have none.
+    """
+    configurations: Plans = plans.get("configurations", {})
+    if BASE_CONFIGURATION not in configurations:
+        raise ConfigurationError(
+            f"The plans {plans.get('plans_name')} have no configuration {BASE_CONFIGURATION}, only "
+            f"{', '.join(configurations) or 'none'}. Choose plans of a 2D planner."
+        )
+    configuration: Plans = configurations[BASE_CONFIGURATION]
+    return configuration
+
+
+def preprocessed_configurations(plans: Plans) -> list[str]:
+    """Return a 2D configuration of the plans for each folder of preprocessed data."""
+    names: dict[str, str] = {}
+    for name in plans["configurations"]:
+        values = merge_configuration(plans, name)
+        if len(values.get("patch_size", ())) == 2:
+            names.setdefault(values["data_identifier"], name)
+    return list(names.values())
 
 
 def read_fine_classes(paths: NnunetPaths) -> list[int]:
@@ -48,7 +88,7 @@ def read_fine_classes(paths: NnunetPaths) -> list[int]:
     file = paths.preprocessed_dataset / "dataset.json"
     description = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     entries = description.get("droneseg", {}).get("fine_classes", [])
-    fine_classes = [class_id(entry["class"]) for entry in entries]
+    fine_classes = [classes_of(description).id_of(entry["class"]) for entry in entries]
     if len(fine_classes) == len(set(fine_classes)):
         raise ConfigurationError(
             f"fine_weight needs a class with several fine classes, but {file} has none. Convert a dataset with the "
@@ -72,12 +112,14 @@ class Plan:
             strides.
         normalisation_schemes: nnU-Net's normalisation class of each channel.
         masked_normalisation: Whether any channel is normalised inside the non-zero region only.
+        spacing: Spacing of the rows and columns of an image.
     """
 
     patch_size: tuple[int, int]
     divisor: tuple[int, int]
     normalisation_schemes: tuple[str, ...]
     masked_normalisation: bool
+    spacing: tuple[float, float] = (1.0, 1.0)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -101,20 +143,51 @@ class Plan:
         return normalisation
 
 
-def resolve_plan(plans: Plans, configuration: str) -> Plan:
-    """Return a configuration of the plans, merged with the configurations it inherits from."""
+def merge_configuration(plans: Plans, configuration: str) -> dict[str, Any]:
+    """Return the values of a configuration of the plans, merged with the configurations it inherits from."""
     configurations = plans["configurations"]
     values = dict(configurations[configuration])
     while "inherits_from" in values:
         values = {**configurations[values.pop("inherits_from")], **values}
+    return values
+
+
+def resolve_plan(plans: Plans, configuration: str) -> Plan:
+    """Return a configuration of the plans, merged with the configurations it inherits from."""
+    values = merge_configuration(plans, configuration)
     height, width = values["patch_size"]
+    rows, columns = values.get("spacing", (1.0, 1.0))[-2:]
     strides = values["architecture"]["arch_kwargs"]["strides"]
     return Plan(
         patch_size=(int(height), int(width)),
         divisor=(math.prod(stride[0] for stride in strides), math.prod(stride[1] for stride in strides)),
         normalisation_schemes=tuple(values.get("normalization_schemes", ())),
         masked_normalisation=any(values.get("use_mask_for_norm", ())),
+        spacing=(float(rows), float(columns)),
     )
+
+
+def pretrained_overrides(plans: Plans) -> list[str]:
+    """Return the overrides of `droneseg train` that build the pretrained network in the plans.
+
+    Returns:
+        Overrides; none if no configuration has a pretrained network.
+    """
+    merged = [merge_configuration(plans, name) for name in plans["configurations"]]
+    values = [
+        each.get("architecture", {}).get("arch_kwargs", {}) for each in merged
+    ]  # older plans have no architecture
+    networks = [arguments for arguments in values if "encoder" in arguments]
+    if not networks:
+        return []
+    arguments = networks[-1]
+    overrides = ["preset=multiscale", f"network={arguments['encoder']}"]
+    if arguments["downscale"] != DOWNSCALE:
+        overrides.append(f"downscale={arguments['downscale']}")
+    widths = list(arguments["decoder_features"])
+    if widths != list(_DECODER_FEATURES):
+        overrides += [f"decoder_levels={len(widths)}", f"decoder_features=[{','.join(map(str, widths))}]"]
+    return overrides
 
 
 def add_configuration(
@@ -140,7 +213,7 @@ def add_configuration(
 
     Args:
         plans: Plans of nnU-Net's planner; not changed.
-        name: Name of the new configuration; 2d itself cannot be changed.
+        name: Name of the new configuration; those of the planner and the user are used as they are.
         patch_size: Height and width, rounded up to a multiple of the strides; None keeps the planner's.
         batch_size: Patches per iteration; None keeps the planner's.
         base_features: Channels of the first stage, doubled at each later one; None keeps the planner's.
@@ -155,18 +228,22 @@ def add_configuration(
         fine_classes: Class id of each fine class that a pretrained network distinguishes during training.
 
     Raises:
-        ConfigurationError: If 2d would be changed, or the network does not support a given size.
+        ConfigurationError: If 2d or another configuration of the planner or the user would be changed, or the network
+            does not support a given size.
     """
     features = (base_features, max_features)
-    if name == BASE_CONFIGURATION:
+    base = base_configuration(plans)
+    existing = plans["configurations"].get(name, {})
+    # each configuration that this function adds has these keys
+    if existing and existing.keys() != {"inherits_from", "patch_size", "batch_size", "architecture"}:
         changed = any(size is not None for size in (patch_size, batch_size, *features))
         if changed or (network, convs_per_stage) != ("plain", CONVS_PER_STAGE):
+            owner = "nnU-Net's own plan" if name == BASE_CONFIGURATION else "in the plans, and not by droneseg,"
             raise ConfigurationError(
-                "configuration=2d is nnU-Net's own plan and cannot be changed. Use another name, such as "
-                "configuration=2d_mine."
+                f"configuration={name} is {owner} and cannot be changed. Use it as it is with preset=gpu, or use "
+                "another name, such as configuration=2d_mine."
             )
         return plans
-    base = plans["configurations"][BASE_CONFIGURATION]
     minimum = patch_size or (base["patch_size"][0], base["patch_size"][1])
     if network in _NORM_OPS:
         architecture, patch = _unet(base, minimum, base_features, max_features, _NORM_OPS[network], convs_per_stage)
@@ -221,11 +298,38 @@ def _unet(
         features_per_stage=[min(maximum, first * 2**stage) for stage in range(stages)],
         kernel_sizes=[list(kernel) for kernel in kernels],
         strides=[list(stride) for stride in strides],
-        n_conv_per_stage=[convs_per_stage] * stages,
-        n_conv_per_stage_decoder=[convs_per_stage] * (stages - 1),
         norm_op=norm_op,
+        **_depths(kwargs, stages, convs_per_stage),
     )
     return architecture, [int(side) for side in patch]
+
+
+def _depths(kwargs: Mapping[str, Any], stages: int, convs_per_stage: int) -> dict[str, list[int]]:
+    """Return the numbers of convolutions, or of residual blocks, of each stage.
+
+    Args:
+        kwargs: Arguments of the planner's network.
+        stages: Number of stages.
+        convs_per_stage: Convolutions per stage of a plain U-Net.
+
+    Raises:
+        ConfigurationError: If the network has residual blocks, but a number of convolutions is given.
+    """
+    if "n_blocks_per_stage" not in kwargs:
+        return {
+            "n_conv_per_stage": [convs_per_stage] * stages,
+            "n_conv_per_stage_decoder": [convs_per_stage] * (stages - 1),
+        }
+    if convs_per_stage != CONVS_PER_STAGE:
+        raise ConfigurationError(
+            f"convs_per_stage={convs_per_stage}: the plans have a network with residual blocks, whose number the "
+            f"planner chooses. Use convs_per_stage={CONVS_PER_STAGE}."
+        )
+    blocks, decoder = kwargs["n_blocks_per_stage"], kwargs["n_conv_per_stage_decoder"]
+    return {
+        "n_blocks_per_stage": [*blocks, *[blocks[-1]] * stages][:stages],
+        "n_conv_per_stage_decoder": [decoder[-1]] * (stages - 1),
+    }
 
 
 def _pretrained(

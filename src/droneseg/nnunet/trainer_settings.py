@@ -1,46 +1,93 @@
-"""Settings of the trainer, passed through a file.
+"""Settings of the trainer, passed through a file in the folder of the fold.
 
 nnU-Net creates trainers by class name with a fixed signature, so the settings cannot be arguments.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from droneseg.core.classes import CLASSES, NAMES
+from droneseg.core.classes import BACKGROUND_ID, ClassTable, Role
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_text
-
-# Set by droneseg for the processes that nnU-Net starts. Users do not set it, so it is not in core.settings.
-_VARIABLE = "DRONESEG_TRAINER_SETTINGS"
+from droneseg.nnunet.paths import SETTINGS_NAME
 
 
-def _require_positive(weights: tuple[float, ...]) -> tuple[float, ...]:
-    if not any(weights):
+def _require_positive(weights: dict[str, float] | tuple[float, ...]) -> dict[str, float] | tuple[float, ...]:
+    values = weights.values() if isinstance(weights, dict) else weights
+    if not any(values):
         raise ValueError("at least one weight must be above 0")
     return weights
 
 
-def _by_id(weights: Any) -> Any:
-    """Convert weights by class name to a tuple by class id; classes that are not named get weight 1."""
+def weights_by_id(
+    weights: Mapping[str, float] | Sequence[float] | None, classes: ClassTable, *, has_background: bool
+) -> tuple[float, ...] | None:
+    """Return class weights by class id.
+
+    Args:
+        weights: Weights by class id, by class name or by role; a name precedes its role. Other classes have weight 1,
+            and the background 0 if no pixel is labelled as background. None stays None.
+        classes: Class table of the dataset.
+        has_background: Whether pixels are labelled as background.
+
+    Raises:
+        ConfigurationError: If a name is neither a class nor a role, or the number of weights is wrong.
+    """
+    if weights is None:
+        return None
+    if problem := problem_of_weights(weights, classes):
+        raise ConfigurationError(problem)
     if not isinstance(weights, Mapping):
-        return weights
-    if unknown := [str(name) for name in weights if name not in NAMES]:
-        raise ValueError(f"unknown class {', '.join(unknown)}; the classes are {', '.join(NAMES)}")
-    return tuple(weights.get(name, 1) for name in NAMES)
+        return tuple(weights)
+    unnamed = {BACKGROUND_ID: 1.0 if has_background else 0.0}
+    return tuple(
+        weights.get(entry.name, weights.get(entry.role or "", unnamed.get(entry.id, 1.0))) for entry in classes
+    )
+
+
+def problem_of_weights(weights: Mapping[str, float] | Sequence[float], classes: ClassTable) -> str | None:
+    """Return why class weights do not fit the classes of a dataset, with all unknown names; None if they fit."""
+    if not isinstance(weights, Mapping):
+        if len(weights) == len(classes):
+            return None
+        return f"class_weights has {len(weights)} weights for {len(classes)} classes."
+    known = (*classes.names, *Role)
+    unknown = []
+    for name in weights:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            unknown.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    if not unknown:
+        return None
+    return (
+        f"class_weights: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} neither a class nor a role; the "
+        f"classes are {', '.join(classes.names)}, the roles {', '.join(Role)}."
+    )
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0, le=16)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+BY_NAME, BY_ID = "by name", "by id"
+"""Parts of the locations of validation errors, which tell the two forms of class weights apart."""
 ClassWeights = Annotated[
-    tuple[Weight, ...],
-    Field(min_length=len(CLASSES), max_length=len(CLASSES)),
+    Annotated[dict[str, Weight], Tag(BY_NAME)] | Annotated[tuple[Weight, ...], Tag(BY_ID)],
+    Discriminator(lambda weights: BY_NAME if isinstance(weights, Mapping) else BY_ID),
     AfterValidator(_require_positive),
-    BeforeValidator(_by_id),
 ]
 
 
@@ -131,10 +178,12 @@ class TrainerSettings(BaseModel):
         le=7,
         description="Number of first stages of a pretrained encoder to exclude from training, with its stem; 0: none.",
     )
-    init_from: str | None = Field(
+    weights: str | None = Field(
         None,
-        description="File with initial weights: a checkpoint (.pth) of a similar network, whose weights of other names "
-        "or shapes are left out, or the network of a bundle (`model.onnx`) with the same pretrained architecture.",
+        validation_alias=AliasChoices("weights", "init_from"),  # trainings of earlier versions recorded init_from
+        description="File with initial weights of a network with the same encoder: a checkpoint (.pth) of nnU-Net or "
+        "droneseg, a model that nnU-Net exported (.zip), or the network of a bundle (`model.onnx`). The output layers "
+        "of a model with other classes are left out.",
     )
     teacher: str | None = Field(
         None,
@@ -153,8 +202,9 @@ class TrainerSettings(BaseModel):
     )
     class_weights: ClassWeights | None = Field(
         None,
-        description="Cross-entropy weight of each true class: a list by class id, or a mapping such as "
-        "`{obstacles: 2.5, water: 1.5}`, in which other classes have weight 1. null: equal weights.",
+        description="Cross-entropy weight of each true class: a list by class id, or a mapping by name or role such as "
+        "`{obstacle: 2.5, water: 1.5}`. Other classes have weight 1, and the background 0 if no pixel is labelled as "
+        "background. null: equal weights.",
     )
     oversample: float = Field(
         0.33, ge=0, le=1, description="Fraction of patches centred on a random foreground class, as in nnU-Net."
@@ -198,19 +248,22 @@ class TrainerSettings(BaseModel):
         return self
 
 
-def write_settings_file(settings: TrainerSettings, path: Path) -> None:
-    """Write the settings, and set the variable by which trainers in this process and its children find the file."""
-    write_text(path, settings.model_dump_json(indent=2) + "\n")
-    os.environ[_VARIABLE] = str(path)
+def write_settings_file(settings: TrainerSettings, fold_folder: Path) -> None:
+    """Write the settings to the folder of a fold, in which the trainer of the fold finds them."""
+    fold_folder.mkdir(parents=True, exist_ok=True)
+    write_text(fold_folder / SETTINGS_NAME, settings.model_dump_json(indent=2) + "\n")
 
 
-def read_settings_file() -> TrainerSettings:
-    """Read the settings from the file selected by `write_settings_file`.
+def read_settings_file(fold_folder: Path) -> TrainerSettings | None:
+    """Read the settings of a fold; None if it has none, because it was not trained by droneseg before.
 
     Raises:
-        ConfigurationError: If no file is selected, for example if nnU-Net's own command started the trainer.
+        ConfigurationError: If the file is not valid.
     """
-    path = os.environ.get(_VARIABLE)
-    if not path:
-        raise ConfigurationError("DroneSegTrainer has no settings. Start it with `droneseg train`.")
-    return TrainerSettings.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    file = fold_folder / SETTINGS_NAME
+    if not file.is_file():
+        return None
+    try:
+        return TrainerSettings.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ConfigurationError(f"{file} is not valid: {error}. Delete it to train with default settings.") from error

@@ -10,12 +10,15 @@ from pydantic_core import ErrorDetails
 
 from droneseg.core.errors import ConfigurationError, optional_import
 from droneseg.nnunet.plans import CONVS_PER_STAGE, DECODER_LEVELS, DOWNSCALE, NetworkName
-from droneseg.nnunet.trainer_settings import TrainerSettings
+from droneseg.nnunet.trainer_settings import BY_ID, BY_NAME, TrainerSettings
 
 _IN_PACKAGE = Path(__file__).parents[1] / "configs"
 _IN_CHECKOUT = Path(__file__).parents[3] / "configs"
 
 Width = Annotated[int, Field(ge=4, le=1024)]
+
+_FORMER_NAMES = {"init_from": "weights"}
+"""Keys of earlier versions and their present names; they are not documented."""
 
 _RESOLVED_LATER = {"bf16", "tracked"}
 """Trainer settings that are resolved when the training starts; the trainer does not accept "auto"."""
@@ -49,6 +52,12 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    dataset: Annotated[int, Field(ge=1, le=999)] | str | None = Field(
+        None, description="Number or name of the dataset in nnUNet_preprocessed; null: Dataset101_DroneSeg."
+    )
+    plans: str | None = Field(
+        None, description="Name of the plans of the dataset, without .json; null: nnUNetPlans, the default planner's."
+    )
     configuration: str = Field(
         pattern=r"^2d[A-Za-z0-9_-]*$", description="Name of the nnU-Net configuration; starts with 2d."
     )
@@ -167,6 +176,7 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
     folder = folder or config_folder()
+    overrides = [_with_present_name(override) for override in overrides]
     problems = [problem for override in overrides if (problem := _override_problem(override, folder))]
     if problems:
         raise ConfigurationError("\n".join(["Invalid training configuration:", *problems]))
@@ -182,13 +192,22 @@ def load_config(overrides: Sequence[str], *, folder: Path | None = None) -> Trai
         raise ConfigurationError("\n".join(["Invalid training configuration:", *lines])) from error
 
 
+def _with_present_name(override: str) -> str:
+    key, equals, value = override.partition("=")
+    return f"{_FORMER_NAMES.get(key, key)}{equals}{value}"
+
+
 def _for_hydra(overrides: Sequence[str]) -> list[str]:
-    """Reset the class weights before an override with a list: Hydra cannot replace a mapping with a list."""
+    """Adapt overrides of the class weights: Hydra neither replaces a mapping with a list, nor adds keys to it."""
     result: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
-        replaces = key == "class_weights" and value.startswith("[")
-        result += [f"{key}=null", override] if replaces else [override]
+        if key == "class_weights" and value.startswith("["):
+            result += [f"{key}=null", override]
+        elif key == "class_weights" and value.startswith("{"):
+            result.append(f"++{override}")
+        else:
+            result.append(override)
     return result
 
 
@@ -217,4 +236,4 @@ def _describe(problem: ErrorDetails) -> str:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part != "trainer") or "configuration"
+    return ".".join(str(part) for part in location if part not in ("trainer", BY_NAME, BY_ID)) or "configuration"

@@ -15,29 +15,49 @@ from torch import nn
 
 from droneseg.core.errors import MissingDependencyError, ModelError
 from droneseg.core.system import no_telemetry
+from droneseg.model.bundle import NNUNET_OUTPUT
 from droneseg.nnunet.checkpoint import TrainedModel, build_networks
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 
 logger = logging.getLogger(__name__)
 
 _OPSET = 17
+_LOGITS = "logits"
 # the two networks sum the same products in different orders; a lower agreement indicates an error in the export
 _MIN_AGREEMENT = 0.999
 
 
 class MeanOfFolds(nn.Module):
-    """Mean of the logits of several networks, as nnU-Net averages folds."""
+    """Mean of the logits of several networks, as nnU-Net averages folds.
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    Args:
+        networks: Networks.
+        channel_order: Index of the colour (red, green, blue) that each of their channels is.
+        keep_folds: Whether to also return the logits of each network.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], channel_order: tuple[int, int, int], *, keep_folds: bool = False
+    ) -> None:
         super().__init__()
+        self.keep_folds = keep_folds
         self.networks = nn.ModuleList(networks)
+        self.channel_order = None if list(channel_order) == sorted(channel_order) else list(channel_order)
 
-    def forward(self, patch: torch.Tensor) -> torch.Tensor:
-        """Return the mean of the logits, shape (N, C, H, W)."""
-        logits: torch.Tensor = self.networks[0](patch)
-        for network in self.networks[1:]:
-            logits = logits + network(patch)
-        return logits / len(self.networks) if len(self.networks) > 1 else logits
+    def forward(self, patch: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of the logits of RGB tiles, shape (N, C, H, W).
+
+        With `keep_folds`, the second result contains the logits of the networks one after the other, shape
+        (N, networks * C, H, W).
+        """
+        if self.channel_order:
+            patch = patch[:, self.channel_order]
+        by_fold: list[torch.Tensor] = [network(patch) for network in self.networks]
+        logits = by_fold[0]
+        for other in by_fold[1:]:
+            logits = logits + other
+        mean = logits / len(by_fold) if len(by_fold) > 1 else logits
+        return (mean, torch.cat(by_fold, 1)) if self.keep_folds else mean
 
 
 class TwoPassInstanceNorm(nn.Module):
@@ -91,14 +111,16 @@ def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32])
     Args:
         model: Trained model; folds are averaged in one graph.
         target: ONNX file to write, with input `patch`, shape (N, 3, h, w), dtype float32, and output `logits`,
-            shape (N, C, h, w).
+            shape (N, C, h, w). Of several folds, it also has the output `nnunet_logits`, shape (N, folds * C, h, w).
         patches: Normalised tiles for the comparison, shape (N, 3, h, w), dtype float32.
 
     Raises:
         ModelError: If fewer than 99.9 % of the pixels have the same class.
     """
-    network = MeanOfFolds(build_networks(model)).eval()
-    exportable = _exportable(MeanOfFolds(build_networks(model))).eval()
+    network = MeanOfFolds(build_networks(model), model.channel_order).eval()
+    several = len(model.folds) > 1
+    outputs = [_LOGITS, NNUNET_OUTPUT] if several else [_LOGITS]
+    exportable = _exportable(MeanOfFolds(build_networks(model), model.channel_order, keep_folds=several)).eval()
     example = torch.from_numpy(patches[:1])
     # torch.inference_mode breaks the export
     with torch.no_grad(), redirect_stdout_to_log(), warnings.catch_warnings():
@@ -110,8 +132,8 @@ def export_onnx(model: TrainedModel, target: Path, patches: NDArray[np.float32])
             dynamo=False,
             opset_version=_OPSET,
             input_names=["patch"],
-            output_names=["logits"],
-            dynamic_axes={"patch": {0: "n"}, "logits": {0: "n"}},
+            output_names=outputs,
+            dynamic_axes={name: {0: "n"} for name in ("patch", *outputs)},
         )
     result = _compare(network, target, patches)
     logger.info("exported network agrees with torch on %.4f %% of pixels", 100 * result.agreement)
@@ -131,7 +153,7 @@ def _compare(network: nn.Module, exported: Path, patches: NDArray[np.float32]) -
     for patch in patches:
         with torch.no_grad():
             expected = network(torch.from_numpy(patch[None])).numpy()
-        logits = session.run(None, {"patch": patch[None]})[0]
+        logits = session.run([_LOGITS], {"patch": patch[None]})[0]
         same.append(float((expected.argmax(1) == logits.argmax(1)).mean()))
         largest = max(largest, float(np.abs(expected - logits).max()))
     return TorchAgreement(agreement=float(np.mean(same)), largest_difference=largest)
@@ -159,9 +181,10 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
     except ImportError as error:
         raise MissingDependencyError("nncf", "train") from error
 
+    model = _with_logits_only(onnx.load(str(network)))
     with redirect_stdout_to_log():
         quantised = nncf.quantize(
-            onnx.load(str(network)),
+            model,
             nncf.Dataset([{"patch": patch[None]} for patch in patches]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(patches),
@@ -169,6 +192,14 @@ def quantise(network: Path, target: Path, patches: NDArray[np.float32]) -> None:
         )
     make_activations_unsigned(quantised)
     onnx.save(quantised, str(target))
+
+
+def _with_logits_only(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove the output with the logits of single folds, which only the profile `exact` needs, in place."""
+    for items in (model.graph.output, model.graph.node):
+        for item in [item for item in items if NNUNET_OUTPUT in (item.name, *getattr(item, "output", ()))]:
+            items.remove(item)
+    return model
 
 
 def make_network_unsigned(network: Path, target: Path) -> bool:

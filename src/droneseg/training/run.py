@@ -9,21 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from droneseg.core.classes import DATASET_NAME
+from droneseg.core.class_files import DESCRIPTION_NAME, classes_of
+from droneseg.core.classes import ClassTable
 from droneseg.core.errors import ConfigurationError, OutputExistsError, TrainingError
-from droneseg.core.files import write_text
+from droneseg.core.files import read_json, write_text
 from droneseg.core.logs import log_file
 from droneseg.core.system import describe_machine, usable_cores
 from droneseg.nnunet import paths as nnunet_paths
 from droneseg.nnunet import wandb_logger
 from droneseg.nnunet.plans import Plans, add_configuration, read_fine_classes, read_plans, resolve_plan, write_plans
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
-from droneseg.nnunet.trainer_settings import TrainerSettings, write_settings_file
+from droneseg.nnunet.trainer_settings import TrainerSettings, problem_of_weights, write_settings_file
 from droneseg.training.config import TrainingConfig, WandbTracking
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS_NAME = "trainer_settings.json"
 _LOG_NAME = "droneseg.log"
 _CHECKPOINTS = (nnunet_paths.FINAL_CHECKPOINT, nnunet_paths.LATEST_CHECKPOINT, nnunet_paths.BEST_CHECKPOINT)
 _PACKAGES = ("droneseg", "nnunetv2", "torch", "numpy", "batchgeneratorsv2", "dynamic-network-architectures")
@@ -87,12 +87,13 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         wandb_key: API key of Weights & Biases, if any.
 
     Raises:
-        ConfigurationError: If the data is not preprocessed, the fold or a file does not exist, or the device is not
-            available.
+        ConfigurationError: If the data is not preprocessed, the fold or a file does not exist, the class weights do not
+            fit the classes, or the device is not available.
         OutputExistsError: If the fold already has a training and neither `resume` nor `overwrite` is set.
         TrainingError: If the training cannot be resumed, was interrupted, or its loss is not finite.
     """
-    _require_fold_and_files(config, paths)
+    paths = paths.select(config.dataset, config.plans)
+    check_training(config, paths)
     _export_environment(config, paths)
     device = nnunet_paths.choose_device(config.device)
     if config.num_gpus > 1 and device.type != "cuda":
@@ -101,6 +102,8 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
         )
     plans = configure_plans(config, paths)
     fold_folder = paths.fold_folder(config.configuration, config.fold)
+    if config.trainer.weights and not _resumes(config, paths):
+        _check_weights(config, paths, plans)
     resuming = _prepare_folder(config, plans, paths, fold_folder)
     _start_tracking(config, fold_folder, wandb_key)
     settings = write_trainer_settings(config, fold_folder)
@@ -108,20 +111,40 @@ def train(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, *, wandb_key:
     with log_file(fold_folder / _LOG_NAME), redirect_stdout_to_log():
         precision = ", bf16" if settings.bf16 else ""
         logger.info("training %s fold %d on %s%s", config.configuration, config.fold, device.type, precision)
-        _run(config, device.type, resuming, fold_folder)
+        _run(config, paths, device.type, resuming=resuming)
     return TrainingResult(paths.model_folder(config.configuration), fold_folder, _validation_dice(fold_folder))
 
 
-def _require_fold_and_files(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> None:
-    """Raise ConfigurationError if the fold, or a file from which the training takes weights, does not exist."""
-    problems = [*_problems_of_fold(config.fold, paths), *_problems_of_files(config)]
+def check_training(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> None:
+    """Check before a training that its fold, files and classes exist.
+
+    Args:
+        config: Configuration of the training.
+        paths: nnU-Net's folders, with the dataset of the training.
+
+    Raises:
+        ConfigurationError: If the fold, or a file from which the training takes weights, does not exist, or the class
+            weights do not fit the classes; all problems are listed.
+    """
+    problems = [*_problems_of_fold(config.fold, paths), *_problems_of_files(config, resumes=_resumes(config, paths))]
+    folders = (paths.preprocessed_dataset, paths.raw_dataset)  # data that is not preprocessed yet has classes, too
+    if file := next((folder / DESCRIPTION_NAME for folder in folders if (folder / DESCRIPTION_NAME).is_file()), None):
+        content = read_json(file, expected="Run `droneseg preprocess` again.")
+        problems += problems_of_classes(config, classes_of(content))
     if problems:
         raise ConfigurationError("\n".join(problems))
 
 
+def problems_of_classes(config: TrainingConfig, classes: ClassTable) -> list[str]:
+    """Return why a configuration does not fit the classes of a dataset; empty if it does."""
+    weights = config.trainer.class_weights
+    problem = problem_of_weights(weights, classes) if weights is not None else None
+    return [problem] if problem else []
+
+
 def _problems_of_fold(fold: int, paths: nnunet_paths.NnunetPaths) -> list[str]:
     """Return a problem if the split has no such fold: nnU-Net would silently train on a random split instead."""
-    file = paths.preprocessed_dataset / "splits_final.json"
+    file = paths.preprocessed_dataset / nnunet_paths.SPLITS_NAME
     if not file.is_file():  # nnU-Net chooses five folds
         return []
     count = len(json.loads(file.read_text(encoding="utf-8")))
@@ -130,16 +153,29 @@ def _problems_of_fold(fold: int, paths: nnunet_paths.NnunetPaths) -> list[str]:
     return [f"fold={fold} is not in {file}. Choose from its folds: {', '.join(map(str, range(count)))}."]
 
 
-def _problems_of_files(config: TrainingConfig) -> list[str]:
+def _resumes(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> bool:
+    """Return whether the training continues from a checkpoint of its own, which replaces the initial weights."""
+    return config.resume and bool(_checkpoints_in(paths.fold_folder(config.configuration, config.fold)))
+
+
+def _check_weights(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, plans: Plans) -> None:
+    """Check that the initial weights fit, before an existing training is renamed."""
+    from droneseg.nnunet.warm_start import check_weights  # imports torch
+
+    with redirect_stdout_to_log():
+        check_weights(Path(str(config.trainer.weights)), plans, config.configuration, _read_description(paths))
+
+
+def _problems_of_files(config: TrainingConfig, *, resumes: bool) -> list[str]:
     choices = {
-        "init_from": "a checkpoint_*.pth file of a fold, or a bundle's model.onnx",
+        "weights": "a checkpoint_*.pth file of a fold, a zip file of nnU-Net, or a bundle's model.onnx",
         "teacher": "a checkpoint_*.pth file of a fold",
     }
     files = {key: Path(file) for key in choices if (file := getattr(config.trainer, key))}
     return [
         f"{key}={file} {'is a folder' if file.is_dir() else 'does not exist'}. Choose {choices[key]}."
         for key, file in files.items()
-        if not file.is_file()
+        if not file.is_file() and not (resumes and key == "weights")
     ]
 
 
@@ -178,7 +214,7 @@ def configure_plans(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> 
         downscale=config.downscale,
         decoder_levels=config.decoder_levels,
         decoder_features=config.decoder_features,
-        fine_classes=read_fine_classes(paths) if config.trainer.fine_weight else (),
+        fine_classes=_fine_classes(config, paths),
     )
     planned = resolve_plan(plans, config.configuration).patch_size
     if config.patch_size and planned != config.patch_size:
@@ -190,6 +226,39 @@ def configure_plans(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> 
     _require_crop_fits(config, plans)
     write_plans(paths, plans)
     return plans
+
+
+def _fine_classes(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> list[int]:
+    """Return the class id of each fine class that the network distinguishes.
+
+    Without a loss for fine classes, a network keeps those of its initial weights, and with them the output layers.
+    """
+    if config.trainer.fine_weight:
+        return read_fine_classes(paths)
+    if _resumes(config, paths):
+        return _recorded_fine_classes(config, paths)
+    weights = config.trainer.weights
+    if config.network in ("plain", "batchnorm") or not weights or weights.endswith(".onnx"):
+        return []
+    from droneseg.nnunet.warm_start import fine_classes_of  # imports torch
+
+    return fine_classes_of(Path(weights), _read_description(paths))
+
+
+def _recorded_fine_classes(config: TrainingConfig, paths: nnunet_paths.NnunetPaths) -> list[int]:
+    """Return the fine classes of the training that is continued; its initial weights may be deleted."""
+    file = paths.model_folder(config.configuration) / "plans.json"
+    plans = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"configurations": {}}
+    planned = plans["configurations"].get(config.configuration, {}).get("architecture", {})
+    return list(planned.get("arch_kwargs", {}).get("fine_classes", ()))
+
+
+def _read_description(paths: nnunet_paths.NnunetPaths) -> dict[str, Any]:
+    """Return the dataset.json of the preprocessed dataset."""
+    description: dict[str, Any] = read_json(
+        paths.preprocessed_dataset / DESCRIPTION_NAME, expected="Run `droneseg preprocess` again."
+    )
+    return description
 
 
 def _require_crop_fits(config: TrainingConfig, plans: Plans) -> None:
@@ -210,7 +279,7 @@ def write_trainer_settings(config: TrainingConfig, folder: Path) -> TrainerSetti
     """Resolve the settings that depend on the machine and write the trainer's settings to a file in `folder`."""
     bf16 = nnunet_paths.cpu_has_bf16() if config.bf16 == "auto" else config.bf16
     settings = config.trainer.model_copy(update={"bf16": bf16, "tracked": config.tracking.name == "wandb"})
-    write_settings_file(settings, folder / _SETTINGS_NAME)
+    write_settings_file(settings, folder)
     return settings
 
 
@@ -267,7 +336,7 @@ def _write_record(config: TrainingConfig, settings: TrainerSettings, device: str
     write_text(fold_folder / nnunet_paths.RECORD_NAME, json.dumps(record, indent=2) + "\n")
 
 
-def _run(config: TrainingConfig, device: str, resuming: bool, fold_folder: Path) -> None:
+def _run(config: TrainingConfig, paths: nnunet_paths.NnunetPaths, device: str, *, resuming: bool) -> None:
     import torch
     from nnunetv2.run.run_training import run_training
 
@@ -275,17 +344,17 @@ def _run(config: TrainingConfig, device: str, resuming: bool, fold_folder: Path)
         torch.set_num_threads(usable_cores())
     try:
         run_training(
-            DATASET_NAME,
+            paths.dataset,
             config.configuration,
             config.fold,
             trainer_class_name=nnunet_paths.TRAINER,
-            plans_identifier=nnunet_paths.PLANS,
+            plans_identifier=paths.plans,
             num_gpus=config.num_gpus,
             continue_training=resuming,
             device=torch.device(device),
         )
     except KeyboardInterrupt as error:
-        if not _checkpoints_in(fold_folder):
+        if not _checkpoints_in(paths.fold_folder(config.configuration, config.fold)):
             raise TrainingError(
                 "Training interrupted before its first checkpoint, so nothing was saved. Run the same command again."
             ) from error

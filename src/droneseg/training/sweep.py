@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from droneseg.model.dvc_remote import summarize_error
 from droneseg.nnunet.callbacks import EpochMetrics
 from droneseg.nnunet.paths import NnunetPaths
 from droneseg.training.config import load_config
+from droneseg.training.run import check_training
 from droneseg.training.search_space import Choices, Range, SweepConfig, Value, as_overrides, preset_values
 from droneseg.training.trial import run_trial
 
@@ -253,13 +254,16 @@ def run_sweep(
 
     Raises:
         MissingDependencyError: If Optuna is not installed.
-        ConfigurationError: If the study was created with a different configuration.
+        ConfigurationError: If the study was created with a different configuration, or its trainings could not start.
         TrainingError: If several consecutive trials fail, the database fails, or the sweep is interrupted.
     """
+    shared = load_config(config.train)
+    paths = replace(paths, results=out.resolve() / "trainings").select(shared.dataset, shared.plans)
+    check_training(shared, paths)
     out.mkdir(parents=True, exist_ok=True)
     database = storage or f"sqlite:///{(out / 'study.db').resolve()}"
     study = open_study(config, database, name, seed, shared=storage is not None)
-    runner = _Runner(config, NnunetPaths(paths.raw, paths.preprocessed, out.resolve() / "trainings"), name)
+    runner = _Runner(config, paths, name)
     failures = 0
     with translate_storage_errors(database):
         while (done := len(_ended(study))) < trials:

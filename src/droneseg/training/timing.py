@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from droneseg.core.classes import DATASET_NAME
 from droneseg.core.system import usable_cores
-from droneseg.nnunet.paths import PLANS, TRAINER, NnunetPaths, choose_device, export_environment
+from droneseg.nnunet.paths import TRAINER, NnunetPaths, choose_device, export_environment
 from droneseg.nnunet.preprocess import redirect_stdout_to_log
 from droneseg.training.config import TrainingConfig
 from droneseg.training.run import configure_plans, write_trainer_settings
@@ -172,10 +171,12 @@ def _open_trainer(
     if device.type == "cpu":
         torch.set_num_threads(usable_cores())
     configure_plans(config, paths)
-    write_trainer_settings(config, paths.results)
+    write_trainer_settings(config, paths.fold_folder(config.configuration, config.fold))
     torch.manual_seed(config.trainer.seed)
     np.random.seed(config.trainer.seed)  # noqa: NPY002  # nnU-Net's loaders use the global state
     # nnU-Net's logger changes the style of all later plots
     with redirect_stdout_to_log(), mpl.rc_context():
-        trainer = get_trainer_from_args(DATASET_NAME, config.configuration, config.fold, name, PLANS, device=device)
+        trainer = get_trainer_from_args(
+            paths.dataset, config.configuration, config.fold, name, paths.plans, device=device
+        )
         yield trainer, device.type

@@ -6,7 +6,7 @@ nnU-Net finds it through `nnUNet_extTrainer` and imports every module in this fo
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -20,23 +20,24 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 from torch.optim import AdamW
 
+from droneseg.core.class_files import classes_of, has_background
 from droneseg.core.classes import Normalisation
 from droneseg.core.errors import TrainingError
-from droneseg.core.images import read_image
+from droneseg.core.image_files import list_cases
 from droneseg.nnunet import optimization, trainer_settings
 from droneseg.nnunet.augmentation import cheap_augmentation, repeat_rare
 from droneseg.nnunet.callbacks import Reporter, read_epochs
 from droneseg.nnunet.case_arrays import FOLDER, CaseArrays, prepare_cases
-from droneseg.nnunet.checkpoint import initialise_weights, load_teacher, read_checkpoint
+from droneseg.nnunet.checkpoint import load_teacher
 from droneseg.nnunet.data_loading import CaseSampler, CropLoader, in_processes, normalise
 from droneseg.nnunet.networks import PretrainedUNet, fine_class_counts, unwrap
-from droneseg.nnunet.plans import resolve_plan
-from droneseg.nnunet.warm_start import exported_weights
+from droneseg.nnunet.paths import SETTINGS_NAME
+from droneseg.nnunet.plans import merge_configuration, resolve_plan
+from droneseg.nnunet.warm_start import FittedWeights, exported_weights, fit_weights, read_weights, require_pretrained
 
 logger = logging.getLogger("droneseg.nnunet.trainer")
 
 _PLOT_INTERVAL_S = 60
-_SHOWN_NAMES = 10
 _STATISTICS_IMAGES = 8  # enough for the normalisation; the training refines its statistics
 
 
@@ -47,7 +48,8 @@ class _Finished(Exception):  # noqa: N818  # not an error: leaves nnU-Net's epoc
 class DroneSegTrainer(nnUNetTrainer):
     """nnU-Net trainer with a time budget, early stopping, AdamW, averaged weights, bfloat16 on the CPU and tracking.
 
-    The settings are read from the file that `write_settings_file` selected.
+    The settings are those in the folder of the fold, where `droneseg train` writes them; nnU-Net's own commands start a
+    fold without settings with the defaults, which are nnU-Net's.
     """
 
     network: nn.Module
@@ -61,8 +63,11 @@ class DroneSegTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net inspects this signature
     ) -> None:
-        self.settings = trainer_settings.read_settings_file()
         super().__init__(plans, configuration, fold, dataset_json, device)
+        recorded = trainer_settings.read_settings_file(Path(self.output_folder))
+        self.settings = recorded or trainer_settings.TrainerSettings()
+        self.print_to_log_file("settings:", SETTINGS_NAME if recorded else "defaults of DroneSegTrainer")
+        self.classes = classes_of(dataset_json)
         self.initial_lr = self.settings.learning_rate
         self.weight_decay = self.settings.weight_decay
         self.num_epochs = self.settings.epochs
@@ -74,9 +79,14 @@ class DroneSegTrainer(nnUNetTrainer):
         self.progress = optimization.Progress(self.settings, lambda series: self.logger.get_value(series, step=None))
         self.average: optimization.ExponentialMovingAverage | None = None
         self.reporter = Reporter(
-            Path(self.output_folder), Path(nnUNet_raw, plans["dataset_name"], "imagesTr"), self.settings
+            Path(self.output_folder),
+            Path(nnUNet_raw, plans["dataset_name"], "imagesTr"),
+            self.classes,
+            self.settings,
         )
         self._teacher: nn.Module | None = None
+        self._continues = False
+        self._trained = False
         self._last_epoch_end: float | None = None
         self._plot = self.logger.plot_progress_png = optimization.RateLimited(
             self.logger.plot_progress_png, _PLOT_INTERVAL_S
@@ -89,37 +99,42 @@ class DroneSegTrainer(nnUNetTrainer):
         super().initialize()
         network = unwrap(self.network)
         if isinstance(network, PretrainedUNet):
-            network.load_pretrained()
-        if self.settings.init_from:
-            self._initialise_from(Path(self.settings.init_from))
-        if self.settings.teacher:
-            self._teacher = self._load_teacher(Path(self.settings.teacher))
+            network.separates_fine_classes = self.settings.fine_weight > 0
+        if not self._continues:
+            self._initialise(network)
         if self.settings.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if self.settings.averaged_weights:
             self.average = optimization.ExponentialMovingAverage(network, self.settings.averaged_weights)
 
-    def _initialise_from(self, file: Path) -> None:
-        network = unwrap(self.network)
-        others = initialise_weights(network, self._initial_weights(file, network))
+    def _initialise(self, network: nn.Module) -> None:
+        """Load the initial weights: those of the pretrained encoder, then those of the file in the settings."""
+        if isinstance(network, PretrainedUNet):
+            network.load_pretrained()
+        if not self.settings.weights:
+            return
+        file = Path(self.settings.weights)
+        fitted = self._fit_weights(file, network)
+        network.load_state_dict({**network.state_dict(), **fitted.weights})
         if self.local_rank == 0:
-            names = f"; {len(others)} do not fit: {', '.join(others[:_SHOWN_NAMES])}" if others else ""
-            more = ", ..." if len(others) > _SHOWN_NAMES else ""
-            logger.info("initial weights from %s%s%s", file, names, more)
+            logger.info("initial weights from %s: %s", file, fitted.describe())
 
-    def _initial_weights(self, file: Path, network: nn.Module) -> Mapping[str, torch.Tensor]:
-        """Return the weights of a checkpoint or of the network of a bundle.
+    def _fit_weights(self, file: Path, network: nn.Module) -> FittedWeights:
+        """Return the weights of a checkpoint, or of the network of a bundle, that fit the network.
 
         Raises:
+            ModelError: If the weights do not fit.
             TrainingError: If the network of a bundle has another architecture.
         """
-        if file.suffix != ".onnx":
-            weights: Mapping[str, torch.Tensor] = read_checkpoint(file)["network_weights"]
-            return weights
-        if not isinstance(network, PretrainedUNet):
-            raise TrainingError(f"{file} can only initialise a pretrained network. Set network=efficientnet-lite0.")
-        images = sorted(Path(nnUNet_raw, self.plans_manager.dataset_name, "imagesTr").iterdir())
-        return exported_weights(file, network, map(read_image, images[:_STATISTICS_IMAGES]))
+        if file.suffix == ".onnx":
+            cases = list_cases(Path(nnUNet_raw, self.plans_manager.dataset_name, "imagesTr"))
+            images = (case.decode() for case in cases[:_STATISTICS_IMAGES])
+            weights = exported_weights(file, require_pretrained(network, file), images)
+            checkpoint: dict[str, Any] = {"network_weights": weights}
+        else:
+            checkpoint = read_weights(file)
+        plans = merge_configuration(self.plans_manager.plans, self.configuration_name)
+        return fit_weights(network, checkpoint, plans, self.dataset_json)
 
     def _load_teacher(self, file: Path) -> nn.Module:
         teacher = load_teacher(
@@ -150,12 +165,18 @@ class DroneSegTrainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
         classes = self.label_manager.num_segmentation_heads
-        fine = self.configuration_manager.configuration["architecture"]["arch_kwargs"].get("fine_classes", ())
-        if self.settings.crop_scales:
+        planned = self.configuration_manager.configuration["architecture"]["arch_kwargs"].get("fine_classes", ())
+        fine = planned if self.settings.fine_weight else ()  # otherwise, the network adds them up itself
+        if self.settings.crop_scales or fine:
             loss = optimization.with_pixel_targets(
                 loss, classes, self.device, fine_classes=fine, fine_weight=self.settings.fine_weight
             )
-        loss = optimization.adapt_loss(loss, self.settings.class_weights, self.device, float32=self._uses_bf16())
+        weights = trainer_settings.weights_by_id(
+            self.settings.class_weights,
+            self.classes,
+            has_background=has_background(self.dataset_json),
+        )
+        loss = optimization.adapt_loss(loss, weights, self.device, float32=self._uses_bf16())
         if self.settings.teacher:
             loss = optimization.DistillationLoss(loss, fine_class_counts(fine, classes), self.settings.teacher_weight)
         return loss
@@ -299,8 +320,8 @@ class DroneSegTrainer(nnUNetTrainer):
         return batch | {"data": normalise(batch, self.device, channels_last=self.settings.channels_last)}
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases with sliding windows, unless the settings skip the validation."""
-        if self.settings.validation != "none":
+        """Predict the validation cases with sliding windows, unless the settings skip it at the end of a training."""
+        if self.settings.validation != "none" or not self._trained:
             self._validate(save_probabilities)
         self.reporter.end(failed=False)
 
@@ -330,8 +351,14 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Start the training; only rank 0 reports."""
+        self._trained = True
+        if self.settings.teacher:
+            self._teacher = self._load_teacher(Path(self.settings.teacher))
         super().on_train_start()
+        if self.average:
+            self.average.restart()  # nnU-Net loads pretrained weights after `initialize`
         if self.local_rank == 0:
+            trainer_settings.write_settings_file(self.settings, Path(self.output_folder))
             self.reporter.begin(self.network, tracked=self.settings.tracked, profile=self.settings.profile)
 
     def on_train_end(self) -> None:
@@ -401,7 +428,7 @@ class DroneSegTrainer(nnUNetTrainer):
         self.progress.epoch_ended()
         self._last_epoch_end = self.logger.get_value("epoch_end_timestamps", -1)
         if self.local_rank == 0:
-            epochs = read_epochs(lambda series: self.logger.get_value(series, None))
+            epochs = read_epochs(self.classes, lambda series: self.logger.get_value(series, None))
             self.reporter.epoch_ended(epochs, self.progress.share_done(self.current_epoch))
 
     def save_checkpoint(self, filename: str) -> None:
@@ -419,13 +446,17 @@ class DroneSegTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Load a checkpoint and restart the average from its weights."""
+        self._continues = True
         super().load_checkpoint(filename_or_checkpoint)
         if self.average:
             self.average.restart()
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """Write to nnU-Net's log file, and to droneseg's log at level DEBUG instead of the terminal."""
-        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        """Write to nnU-Net's log file, and to droneseg's log at level DEBUG; nnU-Net's own commands print, as usual."""
+        stock = not logger.hasHandlers()
+        super().print_to_log_file(
+            *args, also_print_to_console=also_print_to_console and stock, add_timestamp=add_timestamp
+        )
         if also_print_to_console and self.local_rank == 0:
             logger.debug("%s", " ".join(str(arg) for arg in args).strip())
 
