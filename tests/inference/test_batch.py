@@ -9,10 +9,13 @@ from PIL import Image
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, WarningCode
 from droneseg.core.errors import ConfigurationError, DronesegError, OutputExistsError
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import DEFAULT_MAX_PIXELS
+from droneseg.core.masks import MaskFormat
 from droneseg.core.prediction import Prediction
 from droneseg.inference.batch import DEFAULT_VIEW, FileResult, ViewOptions, find_inputs, predict_files, require_output
 from support.images import png
+from support.raw_datasets import write_case
 from support.segmenters import BrightIsLanding
 
 
@@ -84,7 +87,7 @@ def test_truncated_log_is_tolerated(photos: Path, tmp_path: Path) -> None:
 
 def test_find_inputs_expands_files_folders_and_globs_without_duplicates(photos: Path) -> None:
     found = find_inputs([str(photos / "p2.png"), str(photos), str(photos / "*.png")])
-    assert [f.name for f in found] == ["p2.png", "p0.png", "p1.png"]
+    assert [images.file.name for images in found] == ["p2.png", "p0.png", "p1.png"]
 
 
 def test_find_inputs_lists_all_missing_and_colliding_inputs(photos: Path, tmp_path: Path) -> None:
@@ -203,3 +206,77 @@ def test_the_given_ground_resolution_reaches_the_model(photos: Path, tmp_path: P
 def test_view_options_refuse_wrong_values(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):
         ViewOptions(**wrong)
+
+
+def test_files_of_channels_are_one_image_with_one_mask(tmp_path: Path) -> None:
+    folder, out = tmp_path / "imagesTs", tmp_path / "out"
+    folder.mkdir()
+    write_case(folder, "apart", np.full((6, 8, 3), 200, np.uint8), "RGB")
+    write_case(folder, "single", np.full((6, 8, 3), 10, np.uint8))
+    results = run(BrightIsLanding(), folder, out, overlay=True)
+    assert [(Path(r.source).name, Path(str(r.mask)).name) for r in results] == [
+        ("apart_0000.png", "apart.png"),
+        ("single_0000.png", "single.png"),
+    ]
+    names = {"apart.png", "apart_overlay.png", "single.png", "single_overlay.png", "predictions.jsonl"}
+    assert {file.name for file in out.iterdir()} == names
+    assert np.asarray(Image.open(out / "apart.png"))[0, 0] == 5
+    assert [r.status for r in run(BrightIsLanding(), folder, out, overlay=True)] == ["skipped"] * 2
+    Image.fromarray(np.full((6, 8), 3, np.uint8)).save(folder / "apart_0002.png")
+    assert [r.status for r in run(BrightIsLanding(), folder, out)] == ["predicted", "skipped"]
+
+
+def test_find_inputs_lists_problems_with_channels_among_the_others(tmp_path: Path) -> None:
+    write_case(tmp_path, "x", np.zeros((6, 8, 3), np.uint8), "RGB")
+    (tmp_path / "x_0002.png").unlink()
+    with pytest.raises(DronesegError, match=r"none.png: no image(.|\n)*x: has x_0000.png, x_0001.png: grey files"):
+        find_inputs([str(tmp_path), str(tmp_path / "none.png")])
+
+
+def test_channels_are_not_overwritten(tmp_path: Path) -> None:
+    write_case(tmp_path, "x", np.zeros((6, 8, 3), np.uint8), "RGB")
+    (tmp_path / "x_0001.png").rename(tmp_path / "x.png")
+    source = ImageFiles("x", tmp_path / "x_0000.png", tuple(tmp_path / f"x{n}.png" for n in ("_0000", "", "_0002")))
+    with pytest.raises(OutputExistsError, match=r"x.png is an input image"):
+        require_output([source], tmp_path, overlay=False, force=True)
+
+
+def test_masks_of_ids_are_grey_and_colours_are_predicted_again(photos: Path, tmp_path: Path) -> None:
+    sources, out = find_inputs([str(photos)]), tmp_path / "out"
+
+    def predict(mask_format: MaskFormat) -> list[str]:
+        results = predict_files(BrightIsLanding(), sources, out, mask_format=mask_format, max_pixels=DEFAULT_MAX_PIXELS)
+        return [result.status for result in results]
+
+    assert predict("colours") == ["predicted"] * 3
+    assert predict("ids") == ["predicted"] * 3
+    require_output(sources, out, overlay=False, force=False)
+    opened = [Image.open(out / f"p{index}.png") for index in range(3)]
+    assert [(image.mode, image.getpixel((0, 0))) for image in opened] == [("L", 2), ("L", 5), ("L", 2)]
+    assert predict("ids") == ["skipped"] * 3
+
+
+def test_ids_of_images_of_nnunet_have_the_file_ending_of_the_dataset(tmp_path: Path) -> None:
+    folder, out = tmp_path / "imagesTs", tmp_path / "out"
+    folder.mkdir()
+    bright = np.full((6, 8, 3), 200, np.uint8)
+    for case, channels, suffix in (("a", "", ".tif"), ("b", "RGB", ".tiff"), ("c", "", ".bmp"), ("d", "", ".png")):
+        write_case(folder, case, bright, channels, suffix)
+    Image.fromarray(bright).save(folder / "photograph.tif")  # no case of nnU-Net
+    sources = find_inputs([str(folder)])
+
+    def predict() -> list[str]:
+        require_output(sources, out, mask_format="ids", overlay=False, force=False)
+        results = predict_files(BrightIsLanding(), sources, out, mask_format="ids", max_pixels=DEFAULT_MAX_PIXELS)
+        return [result.status for result in results]
+
+    assert predict() == ["predicted"] * 5
+    masks = {file.name for file in out.iterdir()} - {"predictions.jsonl"}
+    assert masks == {"a.tif", "b.tiff", "c.bmp", "d.png", "photograph.png"}
+    for name in masks:
+        with Image.open(out / name) as mask:
+            assert (mask.mode, np.unique(np.asarray(mask)).tolist()) == ("L", [5])
+    assert predict() == ["skipped"] * 5
+    (out / "a.tif").write_bytes(b"another file")
+    with pytest.raises(OutputExistsError, match=r"a\.tif was not written by `droneseg predict`"):
+        predict()

@@ -11,19 +11,23 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, WarningCode
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, LANDING_ID, class_id
-from droneseg.core.landing_grid import DANGER_IDS, LandingGrid, LandingPolicy, SiteLengths
+from droneseg.core.classes import BACKGROUND_ID, DEFAULT_CLASSES, ClassTable, Role, SegmentationClass
+from droneseg.core.errors import LandingRoleError
+from droneseg.core.landing_grid import LandingGrid, LandingPolicy, SiteLengths
 from droneseg.core.prediction import Prediction, class_fractions
 from droneseg.inference.landing import (
     LandingAnswer,
     LandingOptions,
     NoSiteReason,
     admissible,
+    allowed_roles,
     find_sites,
     resolve_lengths,
 )
 
-MOVING_ID, SOFT_ID = class_id("moving-objects"), class_id("soft-surfaces")
+SOFT_ID, MOVING_ID, LANDING_ID = (
+    DEFAULT_CLASSES.id_of(name) for name in ("soft-surfaces", "moving-objects", "landing-zones")
+)
 POLICY = LandingPolicy()
 SMALL = LandingOptions(radius_px=2, clearance_px=1, clearance_people_px=2)
 
@@ -32,7 +36,7 @@ def maps(seed: int, size: tuple[int, int], sharpness: float) -> NDArray[np.float
     """Return random class probabilities of blocks of pixels, shape (6, *size)."""
     random = np.random.default_rng(seed)
     height, width = size
-    logits = random.normal(size=(len(CLASSES), -(-height // 6), -(-width // 6))) * sharpness
+    logits = random.normal(size=(len(DEFAULT_CLASSES), -(-height // 6), -(-width // 6))) * sharpness
     logits[LANDING_ID] += sharpness
     logits = logits.repeat(6, axis=1).repeat(6, axis=2)[:, :height, :width]
     scaled = np.exp(logits - logits.max(axis=0))
@@ -41,7 +45,7 @@ def maps(seed: int, size: tuple[int, int], sharpness: float) -> NDArray[np.float
 
 
 def certain(ids: NDArray[Any]) -> NDArray[np.float32]:
-    return (np.arange(len(CLASSES))[:, None, None] == ids).astype(np.float32)
+    return (np.arange(len(DEFAULT_CLASSES))[:, None, None] == ids).astype(np.float32)
 
 
 def answer(
@@ -52,11 +56,13 @@ def answer(
     max_cells: int = 10**6,
 ) -> LandingAnswer:
     size = probabilities.shape[1:]
-    grid = LandingGrid.empty(size, max_cells=max_cells)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, size, max_cells=max_cells)
     for first in range(0, size[0], 7):
         grid.add(probabilities[:, first : first + 7], first)
     mask = probabilities.argmax(axis=0).astype(np.uint8)
-    prediction = Prediction(mask, class_fractions(mask), 1.0, {}, "aaa", ground, landing_grid=grid)
+    prediction = Prediction(
+        mask, DEFAULT_CLASSES, class_fractions(mask, DEFAULT_CLASSES), 1.0, {}, "aaa", ground, landing_grid=grid
+    )
     return find_sites(prediction, policy, options)
 
 
@@ -90,7 +96,7 @@ def test_no_site_overlaps_danger_within_its_clearance(
     found = answer(probabilities, options, policy, max_cells=max_cells)
     height, width = probabilities.shape[1:]
     y, x = np.mgrid[:height, :width]
-    danger = sum(probabilities[i] for i in DANGER_IDS)
+    danger = sum(probabilities[i] for i in (BACKGROUND_ID, *DEFAULT_CLASSES.unsafe_ids))
     for site in found.sites:
         distance = np.hypot(y - site.y_px, x - site.x_px)
         near = distance < site.radius_px + options.clearance_px - 1e-6
@@ -106,14 +112,14 @@ def test_no_site_overlaps_danger_within_its_clearance(
 @pytest.mark.parametrize("class_name", ["obstacles", "moving-objects"])
 def test_clearances_hold_in_a_reduced_and_cropped_photograph(class_name: str, max_cells: int) -> None:
     ids = np.full((30, 40), LANDING_ID)
-    ids[12:14, 9:11] = class_id(class_name)
+    ids[12:14, 9:11] = DEFAULT_CLASSES.id_of(class_name)
     box = slice(50, 50 + 30 * 3), slice(20, 20 + 40 * 5)
-    grid = LandingGrid.empty(ids.shape, box, max_cells=max_cells)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, ids.shape, box, max_cells=max_cells)
     grid.add(certain(ids), 0)
     mask = np.full((200, 300), BACKGROUND_ID, np.uint8)
     mask[box] = ids.repeat(3, axis=0).repeat(5, axis=1)
     options = LandingOptions(radius_px=6, clearance_px=4, clearance_people_px=9, max_sites=20)
-    found = find_sites(Prediction(mask, {}, 1.0, {}, "aaa", landing_grid=grid), POLICY, options)
+    found = find_sites(Prediction(mask, DEFAULT_CLASSES, {}, 1.0, {}, "aaa", landing_grid=grid), POLICY, options)
     y, x = np.mgrid[:200, :300]
     assert len(found.sites) > 3
     for site in found.sites:
@@ -124,7 +130,7 @@ def test_clearances_hold_in_a_reduced_and_cropped_photograph(class_name: str, ma
         reach = site.radius_px + 4 - 1e-6
         assert box[1].start + reach <= site.x_px + 1 <= box[1].stop + 1 - reach
         assert box[0].start + reach <= site.y_px + 1 <= box[0].stop + 1 - reach
-        nearest = distance[mask == class_id(class_name)].min()
+        nearest = distance[mask == DEFAULT_CLASSES.id_of(class_name)].min()
         assert site.clearance_px[class_name] == pytest.approx(nearest, abs=2 * grid.slack + 1e-6)
         assert site.clearance_px[class_name] <= nearest + 1e-6  # type: ignore[operator]
 
@@ -148,9 +154,9 @@ def test_the_admissible_set_turns_with_the_image(
     probabilities: NDArray[np.float32], policy: LandingPolicy, options: LandingOptions
 ) -> None:
     def of(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-        grid = LandingGrid.empty(values.shape[1:], max_cells=10**6)
+        grid = LandingGrid.empty(DEFAULT_CLASSES, values.shape[1:], max_cells=10**6)
         grid.add(values, 0)
-        return admissible(grid, policy, options.allow)
+        return admissible(grid, policy, allowed_roles(options.allow, DEFAULT_CLASSES))
 
     assert np.array_equal(np.rot90(of(probabilities)), of(np.rot90(probabilities, axes=(1, 2))))
     assert np.array_equal(of(probabilities)[:, ::-1], of(probabilities[..., ::-1]))
@@ -168,22 +174,24 @@ def test_stricter_requirements_never_allow_more(
             assert answer(probabilities, options, policy).sites
     if answer(probabilities, options, strict_policy).sites:
         assert answer(probabilities, options, policy).sites
-    grid = LandingGrid.empty(probabilities.shape[1:], max_cells=10**6)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, probabilities.shape[1:], max_cells=10**6)
     grid.add(probabilities, 0)
-    strict, loose = (admissible(grid, one, options.allow) for one in (strict_policy, policy))
+    strict, loose = (
+        admissible(grid, one, allowed_roles(options.allow, DEFAULT_CLASSES)) for one in (strict_policy, policy)
+    )
     assert not (strict & ~loose).any()
 
 
 def test_cells_without_probabilities_are_not_safe() -> None:
-    grid = LandingGrid.empty((40, 40))
-    assert not admissible(grid, POLICY, ("landing-zones",)).any()
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (40, 40))
+    assert not admissible(grid, POLICY, (Role.LANDING,)).any()
     grid.add(certain(np.full((10, 40), LANDING_ID)), 0)
-    assert admissible(grid, POLICY, ("landing-zones",)).sum() == 10 * 40
+    assert admissible(grid, POLICY, (Role.LANDING,)).sum() == 10 * 40
 
 
 @pytest.mark.parametrize("class_name", ["background", "obstacles", "water", "moving-objects", "soft-surfaces"])
 def test_a_photograph_of_one_other_class_has_no_site(class_name: str) -> None:
-    found = answer(certain(np.full((40, 40), class_id(class_name))))
+    found = answer(certain(np.full((40, 40), DEFAULT_CLASSES.id_of(class_name))))
     assert found.decision == "no_safe_site"
     assert found.reason == NoSiteReason.TOO_SMALL
     assert found.sites == ()
@@ -222,13 +230,6 @@ def test_allowed_classes_are_separated_and_not_repeated(given_: object, allowed:
     assert LandingOptions.model_validate({"allow": given_}).allow == allowed
 
 
-@pytest.mark.parametrize(("given_", "problem"), [("grass", "landing-zones"), ((), "no class is allowed")])
-def test_wrong_allowed_classes_are_one_problem(given_: object, problem: str) -> None:
-    with pytest.raises(ValidationError, match=problem) as error:
-        LandingOptions.model_validate({"allow": given_})
-    assert error.value.error_count() == 1
-
-
 def test_unlikely_people_keep_their_clearance() -> None:
     probabilities = certain(np.full((60, 60), LANDING_ID))
     probabilities[:, 30, 30] = 0
@@ -241,7 +242,7 @@ def test_unlikely_people_keep_their_clearance() -> None:
 
 
 def test_uncertain_ground_is_low_confidence() -> None:
-    probabilities = np.zeros((len(CLASSES), 40, 40), np.float32)
+    probabilities = np.zeros((len(DEFAULT_CLASSES), 40, 40), np.float32)
     probabilities[LANDING_ID], probabilities[BACKGROUND_ID] = 0.8, 0.2
     assert answer(probabilities).reason == NoSiteReason.LOW_CONFIDENCE
 
@@ -280,23 +281,23 @@ def test_a_bound_in_metres_needs_the_scale() -> None:
 
 def test_limits_of_a_pixel() -> None:
     names = ("danger at its limit", "equally likely", "threshold", "other ground is likelier", "safe")
-    probabilities = np.zeros((len(CLASSES), 1, len(names)), np.float32)
+    probabilities = np.zeros((len(DEFAULT_CLASSES), 1, len(names)), np.float32)
     probabilities[LANDING_ID, 0] = (0.875, 0.5, 0.6, 0.45, 0.9)
     probabilities[BACKGROUND_ID, 0, 0] = 0.125
     probabilities[SOFT_ID, 0] = (0, 0.5, 0.4, 0.55, 0.1)
-    grid = LandingGrid.empty((1, len(names)))
+    grid = LandingGrid.empty(DEFAULT_CLASSES, (1, len(names)))
     grid.add(probabilities, 0)
     policy = LandingPolicy(danger_limit=0.125, threshold=0.75)
-    assert admissible(grid, policy, ("landing-zones",)).tolist() == [[False, False, False, False, True]]
-    assert admissible(grid, policy, ("landing-zones", "soft-surfaces")).tolist() == [[False, True, True, True, True]]
+    assert admissible(grid, policy, (Role.LANDING,)).tolist() == [[False, False, False, False, True]]
+    assert admissible(grid, policy, (Role.LANDING, Role.SOFT)).tolist() == [[False, True, True, True, True]]
     unlimited = policy.model_copy(update={"threshold": None})
-    assert admissible(grid, unlimited, ("landing-zones",)).tolist() == [[False, False, True, False, True]]
-    assert admissible(grid, unlimited, ("soft-surfaces",)).tolist() == [[False, False, False, True, False]]
+    assert admissible(grid, unlimited, (Role.LANDING,)).tolist() == [[False, False, True, False, True]]
+    assert admissible(grid, unlimited, (Role.SOFT,)).tolist() == [[False, False, False, True, False]]
 
 
 def test_values_of_a_site_in_metres_and_its_probabilities() -> None:
     probabilities = certain(np.full((40, 60), LANDING_ID))
-    probabilities[:, :, :2] = certain(np.full((40, 2), class_id("water")))
+    probabilities[:, :, :2] = certain(np.full((40, 2), DEFAULT_CLASSES.id_of("water")))
     probabilities[:, 20, 30], probabilities[LANDING_ID, 20, 30] = 0, 0.75
     probabilities[SOFT_ID, 20, 30] = 0.25
     options = LandingOptions(radius_px=10, clearance_px=2, max_sites=1)
@@ -353,7 +354,7 @@ def test_photographs_that_cannot_be_judged_are_refused(code: WarningCode, reason
 
 def test_sites_do_not_overlap_and_are_ranked() -> None:
     ids = np.full((80, 160), LANDING_ID)
-    ids[:, 78:82] = class_id("obstacles")
+    ids[:, 78:82] = DEFAULT_CLASSES.id_of("obstacles")
     sites = answer(certain(ids), SMALL.model_copy(update={"max_sites": 8})).sites
     assert [site.rank for site in sites] == list(range(1, len(sites) + 1))
     assert [site.score for site in sites] == sorted((site.score for site in sites), reverse=True)
@@ -365,7 +366,7 @@ def test_sites_do_not_overlap_and_are_ranked() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_number_of_sites_does_not_change_which_are_best(seed: int) -> None:
     ids = np.full((200, 200), LANDING_ID)
-    ids[np.random.default_rng(seed).random(ids.shape) < 0.002] = class_id("obstacles")
+    ids[np.random.default_rng(seed).random(ids.shape) < 0.002] = DEFAULT_CLASSES.id_of("obstacles")
     probabilities = certain(ids)
     every = answer(probabilities, SMALL.model_copy(update={"max_sites": 20})).sites
     for number in (1, 2, 5):
@@ -380,8 +381,6 @@ def test_the_number_of_sites_does_not_change_which_are_best(seed: int) -> None:
         {"clearance_m": -1},
         {"clearance_px": float("nan")},
         {"radius_m": float("inf")},
-        {"allow": "water"},
-        {"allow": ()},
         {"max_sites": 0},
         {"max_sites": 21},
     ],
@@ -389,3 +388,85 @@ def test_the_number_of_sites_does_not_change_which_are_best(seed: int) -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         LandingOptions(**wrong)
+
+
+OWN = ClassTable(
+    (
+        SegmentationClass(0, "other", (0, 0, 0)),
+        SegmentationClass(1, "gravel", (90, 90, 90), Role.LANDING),
+        SegmentationClass(2, "asphalt", (60, 60, 60), Role.LANDING),
+        SegmentationClass(3, "grass", (0, 255, 0), Role.SOFT),
+    )
+)
+NO_LANDING = ClassTable((*OWN.entries[:1], SegmentationClass(1, "grass", (0, 255, 0), Role.SOFT)))
+NO_ROLES = ClassTable((*OWN.entries[:1], SegmentationClass(1, "grass", (0, 255, 0))))
+
+
+@pytest.mark.parametrize(
+    ("allow", "classes", "roles"),
+    [
+        ((), DEFAULT_CLASSES, (Role.LANDING,)),
+        (("landing-zones",), DEFAULT_CLASSES, (Role.LANDING,)),
+        (("soft-surfaces", "landing"), DEFAULT_CLASSES, (Role.LANDING, Role.SOFT)),
+        (("landing", "grass"), OWN, (Role.LANDING, Role.SOFT)),
+        (("soft",), NO_LANDING, (Role.SOFT,)),
+    ],
+)
+def test_ground_is_allowed_by_class_or_role(
+    allow: tuple[str, ...], classes: ClassTable, roles: tuple[Role, ...]
+) -> None:
+    assert allowed_roles(allow, classes) == roles
+
+
+@pytest.mark.parametrize(
+    ("allow", "classes", "message"),
+    [
+        (("water",), DEFAULT_CLASSES, "'water' is not one of landing, soft, landing-zones, soft-surfaces"),
+        (("gravel",), OWN, "'gravel' is one of several classes with the role landing; allow landing for all of them"),
+        ((), NO_LANDING, "no landing role in this model. To land on soft ground, allow one of soft, grass."),
+        (("landing",), NO_LANDING, "'landing' is not one of soft, grass"),
+        ((), NO_ROLES, "no landing role in this model, so nothing can be said about landing; its classes are grass."),
+        (("soft",), NO_ROLES, "no landing role in this model, so nothing can be said about landing"),
+    ],
+)
+def test_other_ground_is_refused(allow: tuple[str, ...], classes: ClassTable, message: str) -> None:
+    with pytest.raises(LandingRoleError, match=message):
+        allowed_roles(allow, classes)
+
+
+def test_a_class_with_the_name_of_a_role_does_not_replace_it() -> None:
+    entries = (SegmentationClass(1, "landing", (1, 0, 0), Role.SOFT), SegmentationClass(2, "soft", (2, 0, 0)))
+    table = ClassTable((*OWN.entries[:1], *entries, SegmentationClass(3, "asphalt", (3, 0, 0), Role.LANDING)))
+    assert allowed_roles((), table) == allowed_roles(("landing",), table) == (Role.LANDING,)
+
+
+def test_without_the_role_moving_no_clearance_from_people_is_claimed() -> None:
+    grid = LandingGrid.empty(OWN, (20, 20))
+    grid.add((np.arange(len(OWN))[:, None, None] == np.ones((20, 20))).astype(np.float32), 0)
+    prediction = Prediction(np.ones((20, 20), np.uint8), OWN, {}, 1.0, {}, "aaa", landing_grid=grid)
+    found = find_sites(prediction, LandingPolicy(), LandingOptions(radius_px=2, clearance_px=1))
+    assert found.sites
+    assert (found.policy.clearance_people_px, found.policy.clearance_people_m) == (None, None)
+    assert found.message.endswith(
+        "No class has the role moving, so there is no further clearance from people and vehicles."
+    )
+
+
+def test_classes_with_the_same_role_count_together() -> None:
+    probabilities = np.empty((4, 20, 20), np.float32)
+    probabilities[:] = np.array((0.02, 0.5, 0.48, 0), np.float32)[:, None, None]
+    grid = LandingGrid.empty(OWN, (20, 20))
+    grid.add(probabilities, 0)
+    prediction = Prediction(np.ones((20, 20), np.uint8), OWN, {}, 1.0, {}, "aaa", landing_grid=grid)
+    site = find_sites(prediction, LandingPolicy(danger_limit=0.03), LandingOptions(radius_px=2, clearance_px=1)).sites[
+        0
+    ]
+    assert (site.class_name, site.clearance_px) == ("gravel", {})
+    assert site.min_probability == pytest.approx(0.98)
+
+
+def test_rounding_never_makes_a_probability_larger_than_1() -> None:
+    above = np.array((0, 0.7, 0.3000001, 0), np.float32)
+    grid = LandingGrid.empty(OWN, (20, 20))
+    grid.add(np.broadcast_to(above[:, None, None], (4, 20, 20)), 0)
+    assert (grid.landing.max(), grid.both.max()) == (1, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, given_ground
-from droneseg.core.classes import BACKGROUND_ID
+from droneseg.core.classes import BACKGROUND_ID, DEFAULT_CLASSES, Role
 from droneseg.core.landing_grid import LandingGrid
 from droneseg.core.runtimes import RuntimeName
 from droneseg.data.synthetic import generate_scene
@@ -20,7 +20,7 @@ from droneseg.model.bundle import Bundle, Calibration
 from support.bundles import TRAINED_AT, VIEWS, make_bundle, write_network
 
 WARM = Calibration(temperature=2.0, source="test")
-LAYERS = [field.name for field in fields(LandingGrid) if field.name not in ("pixels", "box", "step")]
+LAYERS = [field.name for field in fields(LandingGrid) if field.name not in ("classes", "pixels", "box", "step")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_probabilities_for_landing_are_those_of_the_map(
         assert np.array_equal(other.mask, before.mask)
         assert other.confidence == pytest.approx(before.confidence, abs=1e-6)
     values = segmenter.probabilities(image, ground)[2].values.astype(np.float32) / 255
-    expected = LandingGrid.empty((values.shape[1], values.shape[2]))
+    expected = LandingGrid.empty(DEFAULT_CLASSES, (values.shape[1], values.shape[2]))
     expected.add(values, 0)
     assert found.landing_grid is not None
     for name in set(LAYERS) - {"likeliest"}:
@@ -117,7 +117,7 @@ def test_a_black_photograph_has_no_admissible_ground(bundle: Bundle, size: tuple
     found = BundleSegmenter(bundle, profile=profile).segment(np.zeros((*size, 3), np.uint8), landing=True)
     assert found.landing_grid is not None
     assert (found.landing_grid.danger == 1).all()
-    for allow in (("landing-zones",), ("landing-zones", "soft-surfaces")):
+    for allow in ((Role.LANDING,), (Role.LANDING, Role.SOFT)):
         options = LandingOptions(radius_px=0.1, clearance_px=0, clearance_people_px=0, allow=allow)
         assert not admissible(found.landing_grid, BundleSegmenter(bundle).landing_policy, allow).any()
         assert find_sites(found, BundleSegmenter(bundle).landing_policy, options).sites == ()

@@ -30,7 +30,7 @@ def test_bands_of_any_height_give_the_same_map() -> None:
     probabilities = softmax(np.random.default_rng(0).normal(0, 3, (6, 70, 50)).astype(np.float32))
     maps = []
     for ends in ([70], [1, 16, 33, 50, 70], list(range(1, 71))):
-        found = ProbabilityMap.empty((70, 50))
+        found = ProbabilityMap.empty(6, (70, 50))
         for first, end in zip([0, *ends], ends, strict=False):
             found.add(probabilities[:, first:end], first)
         maps.append(found)

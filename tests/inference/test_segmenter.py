@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from droneseg.core.camera import UNKNOWN_GROUND, given_ground
+from droneseg.core.classes import ClassTable, Role, SegmentationClass
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
-from droneseg.inference.runtimes.base import Runtime
+from droneseg.flows.upgrade import add_blocks
+from droneseg.inference.runtimes.base import Runtime, softmax
 from droneseg.inference.runtimes.openvino import OpenVinoRuntime
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.model.bundle import Bundle, Calibration, write_bundle
+from droneseg.model.bundle import Bundle, Calibration, NnunetLogits, read_bundle, write_bundle
+from droneseg.training.class_folding import fold_outputs
 from support.bundles import BIASES, TRAINED_AT, VIEWS, WEIGHTS, make_bundle, write_network
 
 COLOURS = {1: (5, 5, 5), 2: (0, 0, 250), 3: (0, 250, 0), 4: (250, 0, 0), 5: (250, 250, 250)}
@@ -297,3 +300,62 @@ def test_pixels_used_as_they_are_get_a_warning_about_their_scale(
     result = segmenter.segment(picture(40, 60)[0], given_ground(gsd_m) if gsd_m else UNKNOWN_GROUND, plain=True)
     assert list(result.ground.warnings) == codes
     assert result.ground.scale == 1
+
+
+FOLDED_IDS = (0, 1, 1, 2, 3, 2)
+FOLDED = ClassTable(
+    tuple(
+        SegmentationClass(number, name, (number, 0, 0), role)
+        for number, (name, role) in enumerate(
+            [("background", None), ("danger", Role.OBSTACLE), ("ground", Role.LANDING), ("car", Role.MOVING)]
+        )
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
+    """A bundle with six classes of similar logits, and the same network with its classes folded to four."""
+    folder = tmp_path_factory.mktemp("folded")
+    network = folder / "six.onnx"
+    write_network(network, 0.3 * np.array(WEIGHTS), (-1, 0.5, 0, 0, 0, -0.4))
+    whole = make_bundle(folder / "whole", network=network)
+    fold_outputs(network, FOLDED_IDS, keep_classes=True)
+    plain = make_bundle(folder / "plain", network=network, classes=FOLDED)
+    form = NnunetLogits(folds=1, class_ids=FOLDED_IDS)
+    profiles = plain.manifest.profiles
+    profiles = profiles | {"exact": profiles["exact"].model_copy(update={"nnunet_logits": form})}
+    files = {name: plain.folder / name for name in plain.manifest.files}
+    write_bundle(folder / "form", lambda _: plain.manifest.model_copy(update={"profiles": profiles}), files)
+    # adds the self-check, which both profiles have to pass at every load
+    return whole, add_blocks(read_bundle(folder / "form"), folder / "folded")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_exact_gives_the_folded_class_of_nnunets_choice(folded: tuple[Bundle, Bundle], runtime: RuntimeName) -> None:
+    whole, bundle = folded
+    image = generate_scene(3, 50, 41)[0]
+    before = BundleSegmenter(whole, profile="exact", runtime=runtime).segment(image).mask
+    exact = BundleSegmenter(bundle, profile="exact", runtime=runtime).segment(image, landing=True)
+    assert np.array_equal(exact.mask, np.array(FOLDED_IDS, np.uint8)[before])
+    assert set(exact.class_fractions) == set(FOLDED.names)
+    assert 1 / 4 <= exact.confidence <= 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_other_profiles_give_the_class_of_the_largest_summed_probability(
+    folded: tuple[Bundle, Bundle], runtime: RuntimeName
+) -> None:
+    whole, bundle = folded
+    image = generate_scene(3, 50, 41)[0]
+    before = softmax(BundleSegmenter(whole, profile="exact", runtime=runtime).logits(image))
+    sums = np.stack([before[np.array(FOLDED_IDS) == number].sum(axis=0) for number in range(len(FOLDED))])
+    found = BundleSegmenter(bundle, profile="fast", runtime=runtime).segment(image).mask
+    largest = np.sort(sums, axis=0)
+    clear = largest[-1] - largest[-2] > 0.01  # bfloat16 decides close ones otherwise
+    assert np.array_equal(found[clear], sums.argmax(axis=0)[clear])
+    assert (found != np.array(FOLDED_IDS)[before.argmax(axis=0)]).any(), "sums and choices do not differ"
+    exact = BundleSegmenter(bundle, profile="exact", runtime=runtime)
+    assert np.allclose(softmax(exact.logits(image)), sums, atol=5e-3)
+    _, probabilities, _ = exact.probabilities(image)
+    assert np.abs(np.asarray(probabilities, np.float32) / 255 - sums).max() < 0.01

@@ -12,9 +12,8 @@ from droneseg.core.prediction import image_statistics
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import describe, features_of, fit_ranges, scores
-from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import Calibration, FeatureRange, TrainingGround, UnlikeTraining
-from support.bundles import make_bundle
+from support.bundles import CONTEXT, make_bundle
 
 SIZE = (96, 72)
 TRAINING = [generate_scene(seed, *SIZE)[0] for seed in range(100)]
@@ -97,7 +96,7 @@ def test_prediction_counts_pixels_whose_region_changes_with_the_view(tmp_path: P
     bundle = make_bundle(
         tmp_path / "bundle",
         ground=GROUND,
-        context=DEFAULT_CONTEXT.model_copy(update={"exposure": None}),
+        context=CONTEXT.model_copy(update={"exposure": None}),
         calibration=calibration(disagreement=FeatureRange(centre=0.01, high=0.2)),
     )
     segmenter = BundleSegmenter(bundle)
@@ -146,7 +145,7 @@ def test_features_are_those_of_the_resampled_image_before_the_exposure_correctio
     bundle = make_bundle(
         tmp_path / "bundle",
         ground=GROUND,
-        context=DEFAULT_CONTEXT,
+        context=CONTEXT,
         calibration=calibration(brightness=FeatureRange(low=0.2, centre=0.4, high=0.6)),
     )
     segmenter = BundleSegmenter(bundle)

@@ -27,7 +27,6 @@ from droneseg.inference.sliding_window import (
     window_starts,
 )
 from droneseg.inference.views import (
-    DEFAULT_CONTEXT,
     View,
     ViewCombiner,
     brightness,
@@ -37,7 +36,7 @@ from droneseg.inference.views import (
     resample_mask,
 )
 from droneseg.model.bundle import Bundle, Exposure, Manifest, write_bundle
-from support.bundles import TRAINED_AT, VIEWS, make_bundle, write_network
+from support.bundles import CONTEXT, TRAINED_AT, VIEWS, make_bundle, write_network
 
 PATCH = (100, 200)
 UNKNOWN, COARSER, FINER = WarningCode.UNKNOWN_SCALE, WarningCode.COARSER_THAN_TRAINED, WarningCode.FINER_THAN_TRAINED
@@ -135,7 +134,7 @@ def known_or_unknown_scale(gsd_m: float | None, tiles: float) -> float:
     gsd_m=st.none() | st.floats(1e-4, 10),
 )
 def test_plans_stay_within_their_limits(size: tuple[int, int], patch: tuple[int, int], gsd_m: float | None) -> None:
-    plan = plan_views(size, patch, given_ground(gsd_m), TRAINED_AT, DEFAULT_CONTEXT)
+    plan = plan_views(size, patch, given_ground(gsd_m), TRAINED_AT, CONTEXT)
     tiles = max(side / tile for side, tile in zip(size, patch, strict=True))
     assert plan.scale == pytest.approx(known_or_unknown_scale(gsd_m, tiles))
     assert all(abs(seen - max(1, side * plan.scale)) <= 0.5 for seen, side in zip(plan.size, size, strict=True))
@@ -296,7 +295,7 @@ def logits_of(*values: float, size: tuple[int, int] = (1, 1)) -> NDArray[np.floa
 )
 def test_whole_view_wins_by_its_weight(weight: float, temperature: float, winner: int, probability: float) -> None:
     whole = View((1, 1), weight, only_regions=False)
-    combiner = ViewCombiner([(whole, logits_of(0, 0, 1, 0, 0, 0))], (4, 5), VIEWS, temperature)
+    combiner = ViewCombiner([(whole, logits_of(0, 0, 1, 0, 0, 0))], (4, 5), REGIONS, temperature)
     ids, winning = combiner.classify(logits_of(0, 0, 0, 0, 0, 1, size=(4, 5)), 0)
     assert (ids == winner).all()
     assert winning == pytest.approx(np.full((4, 5), probability), abs=1e-5)
@@ -312,7 +311,7 @@ def test_coarse_views_exchange_only_region_classes() -> None:
     # objects in the tiles: obstacle, moving object, and a landing zone that the coarse view calls water
     tiles = np.stack([(0, 3, 0, 0, 0, 2), (0, 0, 0, 0, 3, 2), (0, 0, 1, 0, 0, 2)], axis=1).astype(np.float32)[:, None]
     coarse = logits_of(0, 50, 9, 0, 50, 0)
-    combiner = ViewCombiner([(View((1, 1), 0.5, only_regions=True), coarse)], (1, 3), VIEWS, 1.0)
+    combiner = ViewCombiner([(View((1, 1), 0.5, only_regions=True), coarse)], (1, 3), REGIONS, 1.0)
     ids, winning = combiner.classify(tiles, 0)
     assert ids.tolist() == [[1, 4, 2]]
     obstacle = np.exp(3) / (np.exp(3) + np.exp(2) + 4)  # as without the coarse view
@@ -354,7 +353,7 @@ def test_bands_of_any_height_give_the_same_result(heights: list[int], only_regio
     coarse = [
         (View(of_view, weight, only_regions), rng.normal(0, 3, (6, *of_view)).astype(np.float32)) for of_view in sizes
     ]
-    combiner = ViewCombiner(coarse, size, VIEWS, 1.3)
+    combiner = ViewCombiner(coarse, size, REGIONS, 1.3)
     tops = np.cumsum([0, *heights])
     parts = [combiner.classify(tiles[:, top : top + rows], int(top)) for top, rows in zip(tops, heights, strict=False)]
     ids, winning = (np.concatenate(bands) for bands in zip(*parts, strict=True))
@@ -372,7 +371,7 @@ def test_bands_of_any_height_give_the_same_result(heights: list[int], only_regio
 def test_combined_probabilities_sum_to_one(only_regions: bool) -> None:
     rng = np.random.default_rng(2)
     view = View((5, 4), 0.4, only_regions)
-    combiner = ViewCombiner([(view, rng.normal(0, 9, (6, 5, 4)).astype(np.float32))], (20, 16), VIEWS, 0.7)
+    combiner = ViewCombiner([(view, rng.normal(0, 9, (6, 5, 4)).astype(np.float32))], (20, 16), REGIONS, 0.7)
     combined, _ = combiner._combine(rng.normal(0, 9, (6, 20, 16)).astype(np.float32), 0)
     assert combined.min() >= 0
     assert combined.sum(axis=0) == pytest.approx(np.ones((20, 16)), abs=1e-5)
@@ -383,7 +382,7 @@ def test_combined_probabilities_sum_to_one(only_regions: bool) -> None:
 def test_logits_that_are_not_finite_raise_an_error(broken: str, value: float) -> None:
     tiles, coarse = logits_of(0, 0, 0, 0, 0, 1, size=(4, 4)), logits_of(0, 0, 1, 0, 0, 0)
     {"tiles": tiles, "view": coarse}[broken][2, 0, 0] = value
-    combiner = ViewCombiner([(View((1, 1), 0.7, only_regions=False), coarse)], (4, 4), VIEWS, 1.0)
+    combiner = ViewCombiner([(View((1, 1), 0.7, only_regions=False), coarse)], (4, 4), REGIONS, 1.0)
     with pytest.raises(ModelError, match="non-finite"):
         combiner.classify(tiles, 0)
 
@@ -520,7 +519,7 @@ def test_plain_format_1_and_exact_use_the_pixels_as_they_are(
     tmp_path: Path, case: str, gsd_m: float | None, size: tuple[int, int]
 ) -> None:
     network = texture_network(tmp_path / "network.onnx")
-    new = make_bundle(tmp_path / "new", network=network, ground=TRAINED_AT, context=DEFAULT_CONTEXT)
+    new = make_bundle(tmp_path / "new", network=network, ground=TRAINED_AT, context=CONTEXT)
     old = make_bundle(tmp_path / "old", network=network, format_version=1)
     segmenter = BundleSegmenter(
         old if case == "format 1" else new,
@@ -572,7 +571,7 @@ def test_exposure_is_corrected_before_the_normalisation(
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> BundleSegmenter:
     folder = tmp_path_factory.mktemp("model") / "bundle"
-    return BundleSegmenter(make_bundle(folder, ground=TRAINED_AT, context=DEFAULT_CONTEXT))
+    return BundleSegmenter(make_bundle(folder, ground=TRAINED_AT, context=CONTEXT))
 
 
 @pytest.mark.parametrize("gsd_m", [None, 0.004, 0.025, 0.2])
@@ -602,9 +601,7 @@ def test_mask_of_a_resampled_image_aligns_with_its_pixels(tmp_path: Path, gsd_m:
 @pytest.mark.parametrize("gsd_m", [None, 0.0125, 0.025])
 def test_black_border_is_cropped_before_the_views(tmp_path: Path, gsd_m: float | None) -> None:
     network = texture_network(tmp_path / "network.onnx")
-    segmenter = BundleSegmenter(
-        make_bundle(tmp_path / "bundle", network=network, ground=TRAINED_AT, context=DEFAULT_CONTEXT)
-    )
+    segmenter = BundleSegmenter(make_bundle(tmp_path / "bundle", network=network, ground=TRAINED_AT, context=CONTEXT))
     image = dark_scene(61, 83)
     framed = np.zeros((100, 101, 3), np.uint8)
     framed[20:81, 5:88] = image

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from droneseg.core import errors
 from droneseg.core.camera import Ground, PredictionWarning, given_ground, read_ground
+from droneseg.core.classes import ClassTable
 from droneseg.core.files import write_bytes
+from droneseg.core.image_files import group_channels
 from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png, pillow_to_rgb, read_bytes, require_rgb
 from droneseg.core.landing_grid import LandingPolicy
 from droneseg.core.masks import Mask, encode_mask
@@ -53,12 +55,17 @@ class Result:
 
     @property
     def mask(self) -> Mask:
-        """Class ids, shape (H, W) of the upright photograph, dtype uint8; see `droneseg.CLASSES`."""
+        """Class ids, shape (H, W) of the upright photograph, dtype uint8; see `classes`."""
         return self.prediction.mask
 
     @property
+    def classes(self) -> ClassTable:
+        """Classes of the mask with their ids, names, colours and roles."""
+        return self.prediction.classes
+
+    @property
     def class_fractions(self) -> dict[str, float]:
-        """Share of pixels by class name, 0 to 1, for all six classes."""
+        """Share of pixels by class name, 0 to 1, for all classes."""
         return self.prediction.class_fractions
 
     @property
@@ -96,7 +103,7 @@ class Result:
         clearance_people_m: float | None = None,
         clearance_people_px: float | None = None,
         max_sites: int = 5,
-        allow: str | Sequence[str] = ("landing-zones",),
+        allow: str | Sequence[str] = (),
     ) -> LandingAnswer:
         """Return the discs on which a drone can land, or the reason why there is none.
 
@@ -112,7 +119,8 @@ class Result:
             clearance_people_m: Distance to people and vehicles, in metres.
             clearance_people_px: The same in pixels.
             max_sites: Largest number of sites.
-            allow: Classes to land on: `landing-zones`, `soft-surfaces`; one name, or several.
+            allow: Classes to land on, by name or by role (`landing`, `soft`), one or several; by default those with the
+                role landing.
 
         Raises:
             ConfigurationError: If a length is given in both units or is out of range, or a class cannot be allowed.
@@ -155,7 +163,7 @@ class Result:
             OutputExistsError: If the photograph itself would be overwritten.
         """
         target = self._target(Path(path))
-        files = {target: encode_mask(self.mask)}
+        files = {target: encode_mask(self.mask, self.classes)}
         if overlay:
             files[target.with_name(f"{target.stem}{OVERLAY_SUFFIX}")] = encode_png(self._draw())
         for file in files:
@@ -287,6 +295,8 @@ class Model:
 
     def _read_file(self, path: Path, gsd_m: float | None, height_m: float | None) -> tuple[Image, Ground, Path]:
         data = read_bytes(path)
+        if problems := group_channels([path])[1]:
+            raise errors.UnsupportedImageError(f"{problems[0]} Pass an RGB array of all channels.")
         try:
             return self._decode(data), read_ground(data, gsd_m=gsd_m, height_m=height_m), path
         except errors.ImageError as error:

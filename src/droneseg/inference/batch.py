@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, PredictionWarning, check_scale, read_ground
 from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes
+from droneseg.core.image_files import RGB_ORDER, ChannelOrder, ImageFiles, group_channels
 from droneseg.core.images import SUFFIXES, Image, decode_image, encode_png
-from droneseg.core.masks import encode_mask
+from droneseg.core.masks import MaskFormat, encode_mask
 from droneseg.core.overlay import draw_prediction
 from droneseg.core.prediction import Prediction, Segmenter
 
@@ -64,7 +65,7 @@ class FileResult(BaseModel):
     """Result for one input file.
 
     Attributes:
-        source: Path of the image.
+        source: Path of the image, or of its first channel.
         mask: Path of the mask, or None if the file failed.
         status: "predicted", "skipped" (predicted earlier by the same model from the same bytes) or "failed".
         error: Error message, if failed.
@@ -93,11 +94,12 @@ class LogEntry(BaseModel):
 
     Attributes:
         stem: File name of the mask without suffix.
+        mask_format: Format of the mask; earlier versions wrote only colours.
         model_id: Id of the model.
         profile: Profile of the bundle.
         view: How the image was presented to the model. Earlier versions did not write it; they had only bundles of
             format 1, whose masks do not depend on it.
-        source_sha256: SHA-256 of the image file.
+        source_sha256: SHA-256 of the image file; of channels in files of their own, that of an equal RGB PNG file.
         mask_sha256: SHA-256 of the mask file.
         prediction: Result for the image.
     """
@@ -105,6 +107,7 @@ class LogEntry(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     stem: str
+    mask_format: MaskFormat = "colours"
     model_id: str
     profile: str
     view: ViewOptions = DEFAULT_VIEW
@@ -113,17 +116,29 @@ class LogEntry(BaseModel):
     prediction: FileResult | None = None
 
     @property
-    def identity(self) -> tuple[str, str, ViewOptions, str, str]:
+    def mask_name(self) -> str:
+        """Name of the file of the mask."""
+        written = self.prediction.mask if self.prediction else None
+        return Path(written).name if written else f"{self.stem}.png"
+
+    @property
+    def identity(self) -> tuple[str, str, str, ViewOptions, str, str]:
         """Everything that the mask depends on, and the checksum of the mask."""
-        return self.model_id, self.profile, self.view, self.source_sha256, self.mask_sha256
+        return self.mask_format, self.model_id, self.profile, self.view, self.source_sha256, self.mask_sha256
 
 
-def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Expand files, folders and glob patterns to image files, in order and without duplicates.
+def find_inputs(inputs: Sequence[str], *, channel_order: ChannelOrder = RGB_ORDER) -> list[ImageFiles]:
+    """Expand files, folders and glob patterns to images, in order and without duplicates.
+
+    Files of one channel each are grouped by nnU-Net's names; see `group_channels`.
+
+    Args:
+        inputs: Files, folders and glob patterns.
+        channel_order: Colours of the channels of images that are in no raw dataset of nnU-Net.
 
     Raises:
-        DronesegError: If an input matches no image, or two images would have the same mask name. The message lists all
-            such inputs.
+        DronesegError: If an input matches no image, channels are not an image, or two images would have the same mask
+            name. The message lists all such inputs.
     """
     files: dict[Path, None] = {}
     problems = []
@@ -139,21 +154,35 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
             hint = f"; there are images in {', '.join(map(str, below[:4]))}" if below else ""
             problems.append(f"{entry}: no image file found{hint}")
         files.update(dict.fromkeys(matches))
-    same: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        same[path.stem].append(path)
+    images, channel_problems = group_channels(files, order=channel_order)
+    problems += channel_problems
+    same: dict[str, list[ImageFiles]] = defaultdict(list)
+    for image in images:
+        same[image.stem].append(image)
     problems += [f"{' and '.join(map(str, p))} would both be written to {s}.png" for s, p in same.items() if len(p) > 1]
     if problems:
         raise DronesegError("\n".join(["Cannot use the inputs:", *(f"  - {line}" for line in problems)]))
-    return list(files)
+    return images
 
 
-def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: bool) -> None:
+def mask_name(source: ImageFiles, mask_format: MaskFormat) -> str:
+    """Return the name of the file of an image's mask.
+
+    It is `STEM.png`. A mask of ids of an image in nnU-Net's raw format has the suffix of the image instead, since
+    nnU-Net's tools expect the `file_ending` of the dataset for images and masks.
+    """
+    return f"{source.stem}{source.file.suffix if mask_format == 'ids' and source.is_case else '.png'}"
+
+
+def require_output(
+    sources: Sequence[ImageFiles], out: Path, *, mask_format: MaskFormat = "colours", overlay: bool, force: bool
+) -> None:
     """Check, before any prediction, that only files written by an earlier `predict` will be overwritten.
 
     Args:
         sources: Input images.
         out: Output folder.
+        mask_format: Format of the masks.
         overlay: Whether `STEM_overlay.png` files are also written.
         force: Whether files that `predict` did not write may be replaced; input images never are.
 
@@ -163,11 +192,11 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
     own = _written_hashes(out)
-    inputs = {source.resolve() for source in sources}
+    inputs = {file.resolve() for source in sources for file in source.all_files}
     stems = {source.stem for source in sources}
     problems = []
     for source in sources:
-        target = out / f"{source.stem}.png"
+        target = out / mask_name(source, mask_format)
         if target.resolve() in inputs:
             problems.append(f"{target} is an input image")
         elif target.is_file() and not force and _sha256(target.read_bytes()) not in own.get(source.stem, ()):
@@ -190,26 +219,29 @@ def require_output(sources: Sequence[Path], out: Path, *, overlay: bool, force: 
 
 def predict_files(
     segmenter: Segmenter,
-    sources: Sequence[Path],
+    sources: Sequence[ImageFiles],
     out: Path,
     *,
     view: ViewOptions = DEFAULT_VIEW,
+    mask_format: MaskFormat = "colours",
     overlay: bool = False,
     force: bool = False,
     max_pixels: int,
 ) -> Iterator[FileResult]:
-    """Predict images one by one and write `out/STEM.png` for each.
+    """Predict images one by one and write the mask of each, `out/STEM.png`; see `mask_name`.
 
     An image is skipped if `out` contains its unchanged mask, predicted by the same model and profile with the same
-    `view` from the same bytes. `out/predictions.jsonl` logs each mask with its model, profile, view and checksums.
+    `view` and `mask_format` from the same bytes. `out/predictions.jsonl` logs each mask with its model, profile, view,
+    format and checksums.
 
     Background threads decode images and write masks while the network runs.
 
     Args:
         segmenter: Segmenter to use.
-        sources: Image files with distinct stems.
+        sources: Images with distinct stems.
         out: Output folder for masks and overlays.
         view: How the images are presented to the model.
+        mask_format: Format of the masks.
         overlay: Whether to also write `STEM_overlay.png`.
         force: Whether to predict all images, including those that could be skipped.
         max_pixels: Largest accepted image, in pixels.
@@ -218,7 +250,7 @@ def predict_files(
         One result per image, in the order of `sources`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    job = _Job(segmenter, out, view, overlay, {} if force else _previous_entries(out))
+    job = _Job(segmenter, out, view, mask_format, overlay, {} if force else _previous_entries(out))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         waiting: list[Future[_Input]] = []
         writing: Future[FileResult] | None = None
@@ -237,24 +269,21 @@ def predict_files(
 
 @dataclass(frozen=True)
 class _Input:
-    """An image file that was read and decoded; `image` is None if that failed."""
+    """An image that was read and decoded; `image` is None if that failed."""
 
-    source: Path
+    source: ImageFiles
     data: bytes = b""
     image: Image | None = None
     ground: Ground = UNKNOWN_GROUND
     error: str | None = None
 
 
-def _read(source: Path, view: ViewOptions, max_pixels: int) -> _Input:
+def _read(source: ImageFiles, view: ViewOptions, max_pixels: int) -> _Input:
     try:
-        data = source.read_bytes()
-    except OSError as error:
-        return _Input(source, error=f"cannot be read: {error.strerror}")
-    try:
+        data = source.read(max_pixels=max_pixels)
         return _Input(source, data, decode_image(data, max_pixels=max_pixels), view.read_ground(data))
     except DronesegError as error:
-        return _Input(source, error=str(error))
+        return _Input(source, error=str(error).removeprefix(f"{source}: "))
 
 
 @dataclass(frozen=True)
@@ -264,6 +293,7 @@ class _Job:
     segmenter: Segmenter
     out: Path
     view: ViewOptions
+    mask_format: MaskFormat
     overlay: bool
     previous: dict[str, LogEntry]
 
@@ -289,7 +319,8 @@ class _Job:
         )
 
     def _write(self, photo: _Input, image: Image, prediction: Prediction) -> FileResult:
-        target, encoded = self._target(photo), encode_mask(prediction.mask)
+        target = self._target(photo)
+        encoded = encode_mask(prediction.mask, prediction.classes, self.mask_format, suffix=target.suffix)
         result = FileResult(
             source=str(photo.source),
             mask=str(target),
@@ -306,7 +337,7 @@ class _Job:
                 log.write(self._entry(photo, encoded, result).model_dump_json() + "\n")
             write_bytes(target, encoded)
             if self.overlay:
-                drawn = draw_prediction(image, prediction, name=photo.source.name)
+                drawn = draw_prediction(image, prediction, name=photo.source.file.name)
                 write_bytes(self._overlay_file(photo), encode_png(drawn))
         except OSError as error:
             message = f"{target} cannot be written: {error.strerror}"
@@ -316,6 +347,7 @@ class _Job:
     def _entry(self, photo: _Input, mask: bytes, result: FileResult | None = None) -> LogEntry:
         return LogEntry(
             stem=photo.source.stem,
+            mask_format=self.mask_format,
             model_id=self.segmenter.model_id,
             profile=self.segmenter.profile,
             view=self.view,
@@ -325,7 +357,7 @@ class _Job:
         )
 
     def _target(self, photo: _Input) -> Path:
-        return self.out / f"{photo.source.stem}.png"
+        return self.out / mask_name(photo.source, self.mask_format)
 
     def _overlay_file(self, photo: _Input) -> Path:
         return self.out / f"{photo.source.stem}{OVERLAY_SUFFIX}"

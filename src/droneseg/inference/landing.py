@@ -1,11 +1,11 @@
 """Landing sites: from the class probabilities of an image to discs on which a drone can land."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from math import inf, isclose, pi, sqrt
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from scipy import ndimage
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import LANDING_ID, NAMES, UNSAFE_IDS, class_id
-from droneseg.core.landing_grid import MOVING_ID, LandingGrid, LandingLimits, LandingPolicy, Layer, SiteLengths
+from droneseg.core.classes import UNSAFE_ROLES, ClassTable, Role
+from droneseg.core.errors import LandingClassError, LandingRoleError
+from droneseg.core.landing_grid import LandingGrid, LandingLimits, LandingPolicy, Layer, SiteLengths
 from droneseg.core.prediction import Prediction
 
 RADIUS_M, CLEARANCE_M, CLEARANCE_PEOPLE_M = 1.5, 1.0, 5.0
@@ -23,12 +24,6 @@ MAX_SITES = 20
 """Largest number of sites that can be requested."""
 RADIUS_SHARE = 0.05
 """Default radius as a share of the shorter side, without a ground resolution."""
-LandingClass: TypeAlias = Literal["landing-zones", "soft-surfaces"]
-"""Class that may be allowed to land on."""
-ALLOWED: tuple[str, ...] = get_args(LandingClass)
-"""Classes that may be allowed to land on."""
-REPORTED = tuple(NAMES[i] for i in UNSAFE_IDS)
-"""Classes whose distance from a site is reported."""
 
 
 class NoSiteReason(StrEnum):
@@ -53,6 +48,9 @@ REASON_MESSAGES: dict[NoSiteReason, str] = {
 }
 
 
+_PEOPLE_UNKNOWN = "No class has the role moving, so there is no further clearance from people and vehicles."
+
+
 class LandingOptions(SiteLengths):
     """Requirements for landing sites. Clearances are measured from the rim of the disc.
 
@@ -62,20 +60,20 @@ class LandingOptions(SiteLengths):
     """
 
     max_sites: int = Field(5, ge=1, le=MAX_SITES, description="Largest number of sites.")
-    allow: tuple[LandingClass, ...] = Field(("landing-zones",), description="Classes to land on.")
+    allow: tuple[str, ...] = Field(
+        (),
+        description="Classes to land on, by name or by role (landing, soft); by default those with the role landing.",
+    )
 
     @field_validator("allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Split names that are separated by commas, as in forms."""
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @field_validator("allow")
     @classmethod
-    def _drop_repeated(cls, value: tuple[LandingClass, ...]) -> tuple[LandingClass, ...]:
-        # not `min_length`, which also complains of no class if the only one is misspelt
-        if not value:
-            raise ValueError(f"no class is allowed. Name at least one of {', '.join(ALLOWED)}")
+    def _drop_repeated(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(value))
 
 
@@ -134,7 +132,9 @@ class AppliedPolicy(LandingLimits):
 
     radius_m: float | None = Field(description="Radius of the disc.")
     clearance_m: float | None = Field(description="Distance to everything that is not safe.")
-    clearance_people_m: float | None = Field(description="Distance to people and vehicles.")
+    clearance_people_m: float | None = Field(
+        description="Distance to people and vehicles; null if no class has the role moving."
+    )
     radius_px: float | None = Field(description="Radius in pixels of the image; null if it is not known.")
     clearance_px: float | None = Field(description="Distance to everything that is not safe, in pixels.")
     clearance_people_px: float | None = Field(description="Distance to people and vehicles, in pixels.")
@@ -179,7 +179,44 @@ def resolve_lengths(options: SiteLengths, size: tuple[int, int], gsd_m: float | 
     )
 
 
-def admissible(grid: LandingGrid, policy: LandingPolicy, allow: Sequence[str]) -> NDArray[np.bool_]:
+def allowed_roles(allow: Sequence[str], classes: ClassTable) -> tuple[Role, ...]:
+    """Return the roles of the classes to land on: `Role.LANDING`, `Role.SOFT`, or both.
+
+    Args:
+        allow: Names of classes, or roles; empty for the classes with the role landing.
+        classes: Class table of the model.
+
+    Raises:
+        LandingRoleError: If the model has no class to land on, or none that may be landed on by default.
+        LandingClassError: If a name is not one of them, or stands for one of several classes with the same role.
+    """
+    roles = {str(role): role for role in (Role.LANDING, Role.SOFT) if classes.has(role)}
+    # a class may have the name of a role, which then still means the role
+    known = roles | {classes[i].name: role for role in roles.values() for i in classes.ids_of(role)} | roles
+    wanted = tuple(allow) or (str(Role.LANDING),)
+    if not known or not (allow or classes.has(Role.LANDING)):
+        raise LandingRoleError(_explain_no_landing(classes, known))
+    problems = [f"{name!r} is not one of {', '.join(known)}" for name in wanted if name not in known]
+    for name in wanted:
+        role = known.get(name)
+        if role and name != role and len(classes.ids_of(role)) > 1:
+            problems.append(f"{name!r} is one of several classes with the role {role}; allow {role} for all of them")
+    if problems:
+        raise LandingClassError(f"Landing sites in this model: {'; '.join(problems)}.")
+    return tuple(role for role in (Role.LANDING, Role.SOFT) if role in {known[name] for name in wanted})
+
+
+def _explain_no_landing(classes: ClassTable, known: Collection[str]) -> str:
+    if known:
+        return f"There is no landing role in this model. To land on soft ground, allow one of {', '.join(known)}."
+    names = ", ".join(entry.name for entry in classes.foreground)
+    return (
+        f"There is no landing role in this model, so nothing can be said about landing; its classes are {names}. "
+        "`droneseg export --classes FILE` gives classes a role."
+    )
+
+
+def admissible(grid: LandingGrid, policy: LandingPolicy, allow: Sequence[Role]) -> NDArray[np.bool_]:
     """Return the cells on which a drone may land, apart from clearances, shape (h, w).
 
     The allowed classes together must have the largest probability, and danger must be below its limit. Cells that got
@@ -189,18 +226,18 @@ def admissible(grid: LandingGrid, policy: LandingPolicy, allow: Sequence[str]) -
     return safe if policy.threshold is None else safe & (_allowed_probability(grid, allow) >= policy.threshold)
 
 
-def _allowed_probability(grid: LandingGrid, allow: Sequence[str]) -> Layer:
+def _allowed_probability(grid: LandingGrid, allow: Sequence[Role]) -> Layer:
     """Return the probability of the allowed classes together."""
-    if len(set(allow)) == len(ALLOWED):
+    if len(allow) > 1:
         return grid.both
-    return grid.landing if class_id(allow[0]) == LANDING_ID else grid.soft
+    return grid.landing if Role.LANDING in allow else grid.soft
 
 
-def _is_likeliest(grid: LandingGrid, allow: Sequence[str]) -> NDArray[np.bool_]:
+def _is_likeliest(grid: LandingGrid, allow: Sequence[Role]) -> NDArray[np.bool_]:
     """Return where the allowed classes together have the largest probability."""
     others = grid.worst
-    if len(set(allow)) < len(ALLOWED):
-        others = np.maximum(others, grid.most_soft if class_id(allow[0]) == LANDING_ID else grid.most_landing)
+    if len(allow) == 1:
+        others = np.maximum(others, grid.most_soft if Role.LANDING in allow else grid.most_landing)
     return _allowed_probability(grid, allow) > others
 
 
@@ -218,25 +255,34 @@ def find_sites(prediction: Prediction, policy: LandingPolicy, options: LandingOp
         options: Requirements for the sites.
 
     Raises:
+        LandingRoleError: If the model has no such class to land on.
         ValueError: If the prediction has no pooled probabilities.
     """
     grid, ground = prediction.landing_grid, prediction.ground
     if grid is None:
         raise ValueError("The prediction has no landing_grid. Predict with landing=True.")
+    allow = allowed_roles(options.allow, grid.classes)
     gsd_m = None if ground.gsd_m is None else ground.gsd_m * (1 - (ground.gsd_error or 0.0))
     lengths = resolve_lengths(options, prediction.mask.shape, gsd_m)
     sites: tuple[LandingSite, ...] = ()
     reason = _refusal(ground, lengths)
     if reason is None and lengths is not None:
-        search = _Search(grid, policy, options, lengths, gsd_m)
+        search = _Search(grid, policy, allow, options.max_sites, lengths, gsd_m)
         sites = search.sites()
         reason = None if sites else search.reason()
     return LandingAnswer(
         decision="site" if sites else "no_safe_site",
         reason=reason,
-        message=REASON_MESSAGES[reason] if reason else _describe_sites(sites),
+        message=REASON_MESSAGES[reason] if reason else _describe_sites(sites, grid.classes),
         sites=sites,
-        policy=_applied(policy, options, lengths, prediction.mask.shape, gsd_m),
+        policy=_applied(
+            policy if _is_calibrated(policy, allow, lengths, prediction.mask.shape, gsd_m) else _without_bound(policy),
+            options,
+            _names(grid.classes, allow),
+            lengths,
+            gsd_m,
+            knows_people=grid.classes.has(Role.MOVING),
+        ),
         ground=ground,
         model_id=prediction.model_id,
     )
@@ -251,17 +297,23 @@ def _refusal(ground: Ground, lengths: Lengths | None) -> NoSiteReason | None:
     return NoSiteReason.UNKNOWN_SCALE if lengths is None else None
 
 
-def _describe_sites(sites: Sequence[LandingSite]) -> str:
+def _describe_sites(sites: Sequence[LandingSite], classes: ClassTable) -> str:
     best = sites[0]
     size = f"{best.radius_px:.0f} pixels" if best.radius_m is None else f"{best.radius_m:.1f} m"
-    return f"{len(sites)} {'site' if len(sites) == 1 else 'sites'}; the best has room for a radius of {size}."
+    words = f"{len(sites)} {'site' if len(sites) == 1 else 'sites'}; the best has room for a radius of {size}."
+    return words if classes.has(Role.MOVING) else f"{words} {_PEOPLE_UNKNOWN}"
+
+
+def _names(classes: ClassTable, roles: Sequence[Role]) -> tuple[str, ...]:
+    """Return the names of the classes with one of these roles, in the order of the roles."""
+    return tuple(classes[i].name for role in roles for i in classes.ids_of(role))
 
 
 def _is_calibrated(
-    policy: LandingPolicy, options: LandingOptions, lengths: Lengths | None, size: tuple[int, int], gsd_m: float | None
+    policy: LandingPolicy, allow: Sequence[Role], lengths: Lengths | None, size: tuple[int, int], gsd_m: float | None
 ) -> bool:
     """Return whether the bound of the policy applies: to landing zones, the same radius and no smaller clearances."""
-    if policy.lengths is None or set(options.allow) != {"landing-zones"}:
+    if policy.lengths is None or set(allow) != {Role.LANDING}:
         return False
     calibrated = resolve_lengths(policy.lengths, size, gsd_m)
     if calibrated is None or lengths is None:
@@ -273,8 +325,18 @@ def _is_calibrated(
     )
 
 
+def _without_bound(policy: LandingPolicy) -> LandingPolicy:
+    return policy.model_copy(update={"alpha": None, "bound": None, "calibrated_on": None})
+
+
 def _applied(
-    policy: LandingPolicy, options: LandingOptions, lengths: Lengths | None, size: tuple[int, int], gsd_m: float | None
+    policy: LandingPolicy,
+    options: LandingOptions,
+    allow: tuple[str, ...],
+    lengths: Lengths | None,
+    gsd_m: float | None,
+    *,
+    knows_people: bool,
 ) -> AppliedPolicy:
     def metres(requested: float | None, pixels: float | None) -> float | None:
         if requested is not None:
@@ -284,18 +346,15 @@ def _applied(
     radius, clearance, people = (
         (lengths.radius, lengths.clearance, lengths.clearance_people) if lengths else (None, None, None)
     )
-    limits = policy.model_dump(exclude={"lengths"})
-    if not _is_calibrated(policy, options, lengths, size, gsd_m):
-        limits |= {"alpha": None, "bound": None, "calibrated_on": None}
     return AppliedPolicy(
-        **limits,
+        **policy.model_dump(exclude={"lengths"}),
         radius_m=metres(options.radius_m, radius),
         clearance_m=metres(options.clearance_m, clearance),
-        clearance_people_m=metres(options.clearance_people_m, people),
+        clearance_people_m=metres(options.clearance_people_m, people) if knows_people else None,
         radius_px=radius,
         clearance_px=clearance,
-        clearance_people_px=people,
-        allow=options.allow,
+        clearance_people_px=people if knows_people else None,
+        allow=allow,
     )
 
 
@@ -326,7 +385,7 @@ class _Layers:
     allowed: NDArray[np.bool_]
     moving: NDArray[np.bool_]
     probability: Layer
-    likeliest: NDArray[np.uint8]
+    likeliest: NDArray[Any]
     index: NDArray[np.int64]
     cell: tuple[float, float]
 
@@ -384,14 +443,20 @@ class _Search:
     """
 
     def __init__(
-        self, grid: LandingGrid, policy: LandingPolicy, options: LandingOptions, lengths: Lengths, gsd_m: float | None
+        self,
+        grid: LandingGrid,
+        policy: LandingPolicy,
+        allow: Sequence[Role],
+        max_sites: int,
+        lengths: Lengths,
+        gsd_m: float | None,
     ) -> None:
-        self._grid, self._options, self._lengths, self._gsd_m = grid, options, lengths, gsd_m
+        self._grid, self._allow, self._max_sites, self._lengths, self._gsd_m = grid, allow, max_sites, lengths, gsd_m
         self._layers = _Layers(
-            safe=admissible(grid, policy, options.allow) & grid.whole,
-            allowed=_is_likeliest(grid, options.allow) & grid.whole,
+            safe=admissible(grid, policy, allow) & grid.whole,
+            allowed=_is_likeliest(grid, allow) & grid.whole,
             moving=grid.moving >= policy.moving_limit,
-            probability=_allowed_probability(grid, options.allow),
+            probability=_allowed_probability(grid, allow),
             likeliest=grid.likeliest,
             index=np.arange(grid.danger.size).reshape(grid.danger.shape),
             cell=grid.cell,
@@ -471,7 +536,7 @@ class _Search:
     def _candidates(self, score: NDArray[np.float64], space: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
         """Yield the cells with the largest score whose discs do not overlap."""
         score = score.copy()
-        for _ in range(self._options.max_sites):
+        for _ in range(self._max_sites):
             row, column = np.unravel_index(int(score.argmax()), score.shape)
             if score[row, column] == -inf:
                 return
@@ -505,7 +570,8 @@ class _Search:
 
     def _describe(self, rank: int, site: _Candidate) -> LandingSite:
         squared_distance = ((self._y - self._y[site.row]) ** 2)[:, None] + (self._x - self._x[site.column]) ** 2
-        clearances = {name: self._clearance(name, squared_distance) for name in REPORTED}
+        reported = _names(self._grid.classes, UNSAFE_ROLES)
+        clearances = {name: self._clearance(name, squared_distance) for name in reported}
         y, x = self._position(int(self._layers.index[site.row, site.column]))
         gsd_m = self._gsd_m
         return LandingSite(
@@ -525,14 +591,17 @@ class _Search:
 
     def _clearance(self, name: str, squared_distance: NDArray[np.float64]) -> float | None:
         """Return the distance to the nearest pixel of a class; None if there is none."""
-        layers, number = self._layers, class_id(name)
-        present = layers.moving if number == MOVING_ID else layers.likeliest & (1 << number) > 0
+        layers, classes = self._layers, self._grid.classes
+        number = classes.id_of(name)
+        present = layers.moving if classes[number].role == Role.MOVING else layers.likeliest & (1 << number) > 0
         if not present.any():
             return None
         return max(float(np.sqrt(squared_distance[present].min())) - self._grid.slack, 0.0)
 
-    def _ground_class(self, likeliest: NDArray[np.uint8]) -> str:
-        return max(self._options.allow, key=lambda name: np.count_nonzero(likeliest & (1 << class_id(name))))
+    def _ground_class(self, likeliest: NDArray[Any]) -> str:
+        classes = self._grid.classes
+        names = _names(classes, self._allow)
+        return max(names, key=lambda name: np.count_nonzero(likeliest & (1 << classes.id_of(name))))
 
     def _position(self, index: int) -> tuple[float, float]:
         """Return row and column of the centre of a cell, in pixels of the photograph."""

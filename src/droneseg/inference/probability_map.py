@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as pillow
 
-from droneseg.core.classes import BACKGROUND_ID, CLASSES
+from droneseg.core.classes import BACKGROUND_ID
 
 QUANTISATION_ERROR = 0.5 / 255
 """Largest difference between a probability and its byte divided by 255."""
@@ -38,13 +38,11 @@ class ProbabilityMap:
     samples: NDArray[np.float16]
 
     @classmethod
-    def empty(cls, size: tuple[int, int]) -> "ProbabilityMap":
+    def empty(cls, classes: int, size: tuple[int, int]) -> "ProbabilityMap":
         """Return a map of an image of this height and width, to be filled by `add`."""
         height, width = size
         rows, columns = -(-height // SAMPLE_STEP), -(-width // SAMPLE_STEP)
-        return cls(
-            np.zeros((len(CLASSES), height, width), np.uint8), np.zeros((len(CLASSES), rows, columns), np.float16)
-        )
+        return cls(np.zeros((classes, height, width), np.uint8), np.zeros((classes, rows, columns), np.float16))
 
     def add(self, probabilities: NDArray[np.float32], first: int) -> None:
         """Store the probabilities of a band of rows, shape (C, rows, w), dtype float32."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground, WarningCode
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, LANDING_ID, Normalisation
+from droneseg.core.classes import BACKGROUND_ID, ClassTable, Normalisation, Role
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.images import Image, require_rgb
 from droneseg.core.landing_grid import LandingGrid, LandingPolicy
@@ -62,6 +62,7 @@ class BundleSegmenter:
             mirror_axes=manifest.mirror_axes if chosen.mirroring else (),
             accumulate_float16=chosen.half_sums,
             temperature=manifest.temperature_of(self._profile),
+            nnunet_logits=chosen.nnunet_logits,
         )
         self._scales = chosen.scales
         self._ranges = manifest.calibration.unlike_training if manifest.calibration else None
@@ -98,6 +99,11 @@ class BundleSegmenter:
         )
 
     @property
+    def classes(self) -> ClassTable:
+        """Classes that the model predicts."""
+        return self._bundle.manifest.class_table
+
+    @property
     def landing_policy(self) -> LandingPolicy:
         """Limits of the active profile; the default limits, without a bound, if the bundle has none."""
         return self._bundle.manifest.landing.get(self._profile, LandingPolicy())
@@ -127,9 +133,9 @@ class BundleSegmenter:
         grids: list[LandingGrid] = []
 
         def start(seen: Image) -> ProbabilityObserver:
-            grid = LandingGrid.empty((seen.shape[0], seen.shape[1]), sliding_window.nonzero_box(image))
-            grids.append(grid)
-            return _without_black_areas(grid.add, seen)
+            size, box = (seen.shape[0], seen.shape[1]), sliding_window.nonzero_box(image)
+            grids.append(LandingGrid.empty(self.classes, size, box))
+            return _without_black_areas(grids[0].add, seen, len(self.classes))
 
         prediction = self._segment(image, ground, plain=plain, start=start)
         return replace(prediction, landing_grid=grids[0])
@@ -139,7 +145,7 @@ class BundleSegmenter:
     ) -> tuple[Prediction, QuantisedProbabilities, ProbabilityMap]:
         """Predict the class probabilities of every pixel.
 
-        The memory for the result is 6 bytes for each pixel of the image, and as much for the resampled image.
+        The memory is a byte for each class and pixel of the image, and as much for the resampled image.
 
         Args:
             image: RGB, shape (H, W, 3), dtype uint8.
@@ -159,7 +165,7 @@ class BundleSegmenter:
         maps: list[ProbabilityMap] = []
 
         def start(seen: Image) -> ProbabilityObserver:
-            maps.append(ProbabilityMap.empty((seen.shape[0], seen.shape[1])))
+            maps.append(ProbabilityMap.empty(len(self.classes), (seen.shape[0], seen.shape[1])))
             return maps[0].add
 
         prediction = self._segment(image, ground, plain=plain, temperature=temperature, start=start)
@@ -176,8 +182,9 @@ class BundleSegmenter:
             The prediction, and the probabilities, shape (H, W), dtype float32.
         """
         landing: list[NDArray[np.float32]] = []
+        ids = list(self.classes.ids_of(Role.LANDING))
         prediction = self._segment(
-            image, ground, plain=plain, start=lambda _seen: lambda band, _first: landing.append(band[LANDING_ID].copy())
+            image, ground, plain=plain, start=lambda _seen: lambda band, _first: landing.append(band[ids].sum(axis=0))
         )
         box = sliding_window.nonzero_box(image)
         whole = np.zeros(image.shape[:2], np.float32)
@@ -221,10 +228,11 @@ class BundleSegmenter:
         mask = _uncrop(views.resample_mask(result.mask, (height, width)), box, image.shape[:2])
         # the black border that was cropped is background with probability 1, as in nnU-Net
         outside = 1 - cropped.size / image.size
-        fractions = class_fractions(mask)
+        fractions = class_fractions(mask, self.classes)
         network_s = result.network_s
         return Prediction(
             mask=mask,
+            classes=self.classes,
             class_fractions=fractions,
             confidence=result.probability_sum / result.mask.size * (1 - outside) + outside,
             timings_s={
@@ -265,7 +273,7 @@ class BundleSegmenter:
         size = max(round(height / views.MAX_REDUCTION), 1), max(round(width / views.MAX_REDUCTION), 1)
         view = views.View(size, weight=0.5, only_regions=True)
         smallest = self.logits(views.resample(image, size))
-        combiner = views.ViewCombiner([(view, smallest)], (height, width), context, temperature=1.0)
+        combiner = views.ViewCombiner([(view, smallest)], (height, width), self._region_ids(context), temperature=1.0)
         combiner.classify(scores, 0)
         return combiner.disagreement
 
@@ -315,7 +323,7 @@ class BundleSegmenter:
         if context is not None and not image.any():
             # nothing can be seen in a black image
             if observe:
-                observe(_background_probabilities(plan.size), 0)
+                observe(_background_probabilities(len(self.classes), plan.size), 0)
             return sliding_window.SlidingWindowResult(np.full(plan.size, BACKGROUND_ID, np.uint8), image.size / 3), None
         tables = self._tables(image, context)
         if not plan.views and not scaled:
@@ -331,12 +339,16 @@ class BundleSegmenter:
 
         coarse = [(view, predict(views.resample(image, view.size))) for view in plan.views]
         combiner = views.ViewCombiner(
-            coarse, plan.size, context, window.temperature, [predict(other) for other in scaled]
+            coarse, plan.size, self._region_ids(context), window.temperature, [predict(other) for other in scaled]
         )
         classify = partial(combiner.classify, observe=observe)
         result = sliding_window.sliding_window_inference(self._runtime, image, tables, window, classify)
         result.network_s += network_s
         return result, combiner.disagreement if plan.views else None
+
+    def _region_ids(self, context: Context | None) -> tuple[int, ...]:
+        """Return the ids of the classes that coarse views may exchange."""
+        return tuple(map(self.classes.id_of, context.region_classes)) if context else ()
 
     def _tables(self, image: Image, context: Context | None) -> Sequence[sliding_window.Table]:
         """Return the look-up tables of the exposure corrections and the normalisation."""
@@ -363,14 +375,14 @@ class BundleSegmenter:
         )
 
 
-def _background_probabilities(size: tuple[int, int]) -> NDArray[np.float32]:
+def _background_probabilities(classes: int, size: tuple[int, int]) -> NDArray[np.float32]:
     """Return the class probabilities of an image in which nothing can be seen, shape (C, *size), dtype float32."""
-    probabilities = np.zeros((len(CLASSES), *size), np.float32)
+    probabilities = np.zeros((classes, *size), np.float32)
     probabilities[BACKGROUND_ID] = 1
     return probabilities
 
 
-def _without_black_areas(observe: ProbabilityObserver, image: Image) -> ProbabilityObserver:
+def _without_black_areas(observe: ProbabilityObserver, image: Image, classes: int) -> ProbabilityObserver:
     """Return an observer for which the black areas of an image are background: nothing can be seen in them.
 
     Rotated orthophotos have such areas, in which networks see landing zones. Single black pixels and thin lines do not
@@ -380,7 +392,7 @@ def _without_black_areas(observe: ProbabilityObserver, image: Image) -> Probabil
     areas = black if black.all() else _opened(black)
     if not areas.any():
         return observe
-    background = _background_probabilities((1, 1))
+    background = _background_probabilities(classes, (1, 1))
 
     def observe_without(probabilities: NDArray[np.float32], first: int) -> None:
         observe(np.where(areas[first : first + probabilities.shape[1]], background, probabilities), first)

@@ -17,12 +17,14 @@ from droneseg.core.classes import Normalisation
 from droneseg.core.errors import BundleError, ModelError
 from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.runtimes import RuntimeName
+from droneseg.inference.nnunet_logits import combine
 from droneseg.inference.runtimes import Network, runtimes_to_try, start_runtime
 from droneseg.inference.runtimes.base import Patches, Runtime, argmax_with_confidence
 from droneseg.inference.sliding_window import normalisation_table
 from droneseg.inference.views import resample
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
+    NNUNET_OUTPUT,
     SELF_CHECK_EXPECTED_NAME,
     SELF_CHECK_IMAGE_NAME,
     Bundle,
@@ -96,6 +98,7 @@ def network_of(bundle: Bundle, profile: str, cache: Path | None) -> Network:
         takes_bytes=manifest.normalisation == Normalisation.RGB_TO_0_1,
         wants_logits=_wants_logits(bundle, profile),
         cache=cache,
+        output=NNUNET_OUTPUT if chosen.nnunet_logits else None,
     )
 
 
@@ -113,7 +116,9 @@ def class_probabilities(runtime: Runtime, image: Image, bundle: Bundle, profile:
     """
     patches = _as_patches(image, bundle.manifest.normalisation)
     if _wants_logits(bundle, profile):
-        ids, probabilities = argmax_with_confidence(runtime.logits(patches)[0])
+        logits, form = runtime.logits(patches)[0], bundle.manifest.profiles[profile].nnunet_logits
+        # not nnU-Net's own choice of the class, so that the expected values hold for all profiles of the network
+        ids, probabilities = argmax_with_confidence(combine(logits, form) if form else logits)
     else:
         ids, probabilities = (values[0] for values in runtime.argmax(patches))
     classes = range(len(bundle.manifest.classes))

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from droneseg.core.classes import Normalisation
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
+from droneseg.inference import nnunet_logits
 from droneseg.inference.probability_map import ProbabilityObserver
 from droneseg.inference.runtimes.base import Logits, Patches, Probabilities, Runtime, argmax_with_confidence, softmax
+from droneseg.model.bundle import NnunetLogits
 
 _ZSCORE_EPS = 1e-8  # as in nnU-Net's ZScoreNormalization
 # as in nnU-Net's `compute_gaussian` and SciPy's `gaussian_filter`, which it calls
@@ -133,6 +135,7 @@ class SlidingWindowConfig:
         accumulate_float16: Whether logits are accumulated in float16, as in nnU-Net.
         border: Content of tiles beyond the image: black as in nnU-Net, or the image mirrored at its border.
         temperature: Number that logits are divided by before the softmax.
+        nnunet_logits: How classes follow from the logits of nnU-Net's folds and classes, if the network gives these.
     """
 
     patch: tuple[int, int]
@@ -141,6 +144,7 @@ class SlidingWindowConfig:
     accumulate_float16: bool
     border: Literal["black", "mirror"] = "black"
     temperature: float = 1.0
+    nnunet_logits: NnunetLogits | None = None
 
 
 @dataclass
@@ -239,14 +243,14 @@ def sliding_window_inference(
         _one_tile(runtime, tiles, tables[0], window.temperature, observe, result)
         return result
 
-    classify = classify or (lambda logits, _first: argmax_with_confidence(logits, window.temperature))
+    classify = classify or (lambda logits, _first: _classify(logits, window))
 
     def decide(logits: NDArray[np.float32] | NDArray[np.float16], first: int) -> None:
         ids, probabilities = classify(logits, first)
         result.mask[first : first + len(ids)] = ids
         result.probability_sum += float(probabilities.sum(dtype=np.float64))
         if observe:
-            _observe(logits, first, window.temperature, observe)
+            _observe(_combined(logits, window), first, window.temperature, observe)
 
     result.network_s = _finished_rows(runtime, tiles, tables, window, decide)
     return result
@@ -262,10 +266,12 @@ def logit_map(
     """
     bands: list[NDArray[np.float32]] = []
     tiles = _TileExtractor(image, window)
-    # a copy, because the rows are valid during the call only
-    network_s = _finished_rows(
-        runtime, tiles, tables, window, lambda logits, _first: bands.append(logits.astype(np.float32))
-    )
+
+    def keep(logits: NDArray[np.float32] | NDArray[np.float16], _first: int) -> None:
+        # a copy, because the rows are valid during the call only
+        bands.append(_combined(logits, window).astype(np.float32))
+
+    network_s = _finished_rows(runtime, tiles, tables, window, keep)
     return np.concatenate(bands, axis=1), network_s
 
 
@@ -370,6 +376,22 @@ def _row_blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield the index of the first row and the rows of each block of an array, shape (C, H, W)."""
     for first in range(0, values.shape[1], _OBSERVED_ROWS):
         yield first, values[:, first : first + _OBSERVED_ROWS]
+
+
+def _classify(
+    logits: NDArray[np.float32] | NDArray[np.float16], window: SlidingWindowConfig
+) -> tuple[Mask, Probabilities]:
+    """Return the class of each pixel of finished rows, and its probability."""
+    if window.nnunet_logits:
+        return nnunet_logits.classify(logits, window.nnunet_logits, window.temperature)
+    return argmax_with_confidence(logits, window.temperature)
+
+
+def _combined(
+    logits: NDArray[np.float32] | NDArray[np.float16], window: SlidingWindowConfig
+) -> NDArray[np.float32] | NDArray[np.float16]:
+    """Return the logits of the bundle's classes in finished rows."""
+    return nnunet_logits.combine(logits, window.nnunet_logits) if window.nnunet_logits else logits
 
 
 def _observe(

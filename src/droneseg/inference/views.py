@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.camera import Ground, WarningCode
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, Role
 from droneseg.core.images import Image
 from droneseg.core.masks import Mask
 from droneseg.core.system import usable_cores
@@ -22,13 +22,11 @@ from droneseg.inference.probability_map import ProbabilityObserver
 from droneseg.inference.runtimes.base import Probabilities, argmax_and_max, require_finite, softmax
 from droneseg.model.bundle import Context, Exposure, TrainingGround
 
-DEFAULT_CONTEXT = Context(
-    whole_weight=0.7,
-    region_classes=("water", "soft-surfaces", "landing-zones"),
-    exposure=Exposure(methods=("mixed",), range=(0.34, 0.54), target=0.44),
-    source="60 training photographs enlarged, reduced and darkened; see docs/experiments.md",
-)
-"""Default combination of views; the exposure range covers 80 % of the 218 training photographs."""
+DEFAULT_EXPOSURE = Exposure(methods=("mixed",), range=(0.34, 0.54), target=0.44)
+"""Default exposure correction; the range covers 80 % of the 218 training photographs of the included model."""
+_OWN_SOURCE = "60 training photographs enlarged, reduced and darkened; see docs/experiments.md"
+_OTHER_SOURCE = "the values of the included model, which has other classes"
+_REGION_ROLES = (Role.WATER, Role.SOFT, Role.LANDING)
 MAX_ENLARGEMENT = 2.0
 """Largest enlargement of an image that is coarser than the training images."""
 MAX_REDUCTION = 4.0
@@ -41,6 +39,22 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _BRIGHTNESS_STEP = 8
 _STRETCH_PERCENTILES = (1, 99)
 _ROWS = 64  # rows combined at once; few enough to fit in the processor's cache
+
+
+def default_context(classes: ClassTable) -> Context | None:
+    """Return the default combination of views; None if fewer than two classes can be exchanged for each other.
+
+    Coarse views may exchange water, soft surfaces and landing zones, because these fill large regions.
+    """
+    region_classes = tuple(classes[i].name for i in classes.ids_of(*_REGION_ROLES))
+    if len(region_classes) < 2:
+        return None
+    return Context(
+        whole_weight=0.7,
+        region_classes=region_classes,
+        exposure=DEFAULT_EXPOSURE,
+        source=_OWN_SOURCE if classes == DEFAULT_CLASSES else _OTHER_SOURCE,
+    )
 
 
 @dataclass(frozen=True)
@@ -224,7 +238,7 @@ class ViewCombiner:
     Args:
         views: Smaller views with their logits, shape (C, h, w), dtype float32.
         size: Height and width of the image that is cut into tiles.
-        context: How to combine the views; None without smaller views.
+        region_ids: Ids of the region classes.
         temperature: Number that logits are divided by.
         scales: Logits of the image at further scales, shape (C, h, w), dtype float32. They are averaged with those of
             the tiles before the smaller views are combined with them.
@@ -234,7 +248,7 @@ class ViewCombiner:
         self,
         views: Sequence[tuple[View, NDArray[np.float32]]],
         size: tuple[int, int],
-        context: Context | None,
+        region_ids: Sequence[int],
         temperature: float,
         scales: Sequence[NDArray[np.float32]] = (),
     ) -> None:
@@ -243,10 +257,8 @@ class ViewCombiner:
         self._scales = [[pillow.fromarray(channel) for channel in logits] for logits in scales]
         self._tile_weight = np.float32(1 - sum(view.weight for view, _ in views))
         self._only_regions = any(view.only_regions for view, _ in views)
-        region_classes = context.region_classes if context else ()
-        self._is_region = np.array([entry.name in region_classes for entry in CLASSES])
-        # classes whose probabilities depend on the smaller views
-        self._combined = [entry.id for entry in CLASSES if not self._only_regions or self._is_region[entry.id]]
+        self._region_ids = sorted(region_ids)
+        self._is_region = np.isin(np.arange(256), self._region_ids)
         self._disagreeing = 0
 
     @property
@@ -303,17 +315,19 @@ class ViewCombiner:
             return softmax(tiles, self._temperature), 0
         (*larger, (view, channels)), rows = self._views, tiles.shape[1]
         smallest = self._band(channels, first, rows)
-        mean = self._tile_weight * tiles[self._combined]
+        # classes whose probabilities depend on the smaller views
+        combined_ids = self._region_ids if self._only_regions else list(range(len(tiles)))
+        mean = self._tile_weight * tiles[combined_ids]
         for other, its_channels in larger:
-            mean += np.float32(other.weight) * self._band([its_channels[i] for i in self._combined], first, rows)
-        mean += np.float32(view.weight) * smallest[self._combined]
+            mean += np.float32(other.weight) * self._band([its_channels[i] for i in combined_ids], first, rows)
+        mean += np.float32(view.weight) * smallest[combined_ids]
         combined = softmax(mean, self._temperature)
         disagreeing = self._count_disagreeing(argmax_and_max(tiles)[0], argmax_and_max(smallest)[0])
         if not self._only_regions:
             return combined, disagreeing
         probabilities = softmax(tiles, self._temperature)
-        combined *= probabilities[self._combined].sum(axis=0)
-        probabilities[self._combined] = combined
+        combined *= probabilities[combined_ids].sum(axis=0)
+        probabilities[combined_ids] = combined
         return probabilities, disagreeing
 
     def _count_disagreeing(self, ids: Mask, others: Mask) -> int:

@@ -22,6 +22,7 @@ class Network:
         takes_bytes: Whether tiles are uint8 (N, h, w, 3), to be divided by 255 by the runtime.
         wants_logits: Whether logits will be requested rather than classes.
         cache: Folder for compiled networks; None disables the cache.
+        output: Name of the output with the logits; None for the first output.
     """
 
     file: Path
@@ -31,6 +32,7 @@ class Network:
     takes_bytes: bool
     wants_logits: bool
     cache: Path | None
+    output: str | None = None
 
 
 def start_runtime(name: RuntimeName, network: Network) -> Runtime:
@@ -61,13 +63,14 @@ def _openvino(network: Network) -> Runtime:
         first="logits" if network.wants_logits else "argmax",
         cache=network.cache,
         network_sha256=network.sha256,
+        logits=network.output,
     )
 
 
 def _onnxruntime(network: Network) -> Runtime:
     from droneseg.inference.runtimes.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(network.file, network.patch, takes_bytes=network.takes_bytes)
+    return OnnxRuntime(network.file, network.patch, takes_bytes=network.takes_bytes, logits=network.output)
 
 
 # functions, so that a runtime is imported only when it is used: each takes a while to import

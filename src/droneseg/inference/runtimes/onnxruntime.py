@@ -30,12 +30,13 @@ class OnnxRuntime:
         network: ONNX file that maps float32 tiles (N, 3, h, w) to logits (N, C, h, w).
         patch: Height and width of a tile.
         takes_bytes: Whether callers pass uint8 tiles (N, h, w, 3), which this class divides by 255.
+        logits: Name of the output with the logits; None for the first output.
 
     Raises:
         ModelError: If ONNX Runtime cannot read the network.
     """
 
-    def __init__(self, network: Path, patch: tuple[int, int], *, takes_bytes: bool) -> None:
+    def __init__(self, network: Path, patch: tuple[int, int], *, takes_bytes: bool, logits: str | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 3
@@ -45,6 +46,7 @@ class OnnxRuntime:
         except _ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot run {network}: {error}") from error
         self._input = self._session.get_inputs()[0].name
+        self._output = logits or self._session.get_outputs()[0].name
         self._takes_bytes = takes_bytes
         self._lock = threading.Lock()
         self.batch = batch_for(patch)
@@ -57,7 +59,7 @@ class OnnxRuntime:
             values = np.ascontiguousarray(patches.transpose(0, 3, 1, 2), dtype=np.float32)
             values /= 255
         with self._lock:
-            logits: NDArray[np.float32] = self._session.run(None, {self._input: values})[0]
+            logits: NDArray[np.float32] = self._session.run([self._output], {self._input: values})[0]
         return logits
 
     def argmax(self, patches: Patches, temperature: float = 1.0) -> tuple[Mask, Probabilities]:

@@ -111,6 +111,7 @@ class OpenVinoRuntime:
         first: Output whose graph is compiled immediately; the other graphs are compiled on first use.
         cache: Folder for compiled networks, which speeds up the next start; None disables the cache.
         network_sha256: SHA-256 of the ONNX file.
+        logits: Name of the network's output with the logits; None for the first output.
 
     Raises:
         ModelError: If OpenVINO cannot read or compile the network.
@@ -126,9 +127,11 @@ class OpenVinoRuntime:
         first: Output,
         cache: Path | None,
         network_sha256: str,
+        logits: str | None = None,
     ) -> None:
         self.batch = batch_for(patch)
         self._lock = threading.Lock()
+        self._logits = logits
         self._core, self._network, self._patch, self._takes_bytes = ov.Core(), network, patch, takes_bytes
         # kept in memory because the file may be replaced before another graph is compiled
         self._bytes = _verified_bytes(network, network_sha256)
@@ -204,7 +207,7 @@ class OpenVinoRuntime:
     def _request(self, output: Output, batch: int) -> ov.InferRequest:
         """Return the inference request for this output and batch size; compile its graph on first use."""
         if (output, batch) not in self._requests:
-            graph = f"{output} of {batch}"
+            graph = f"{output} of {batch}{f', {self._logits}' if self._logits else ''}"
             compiled = self._cache.load(self._core, graph, self._options) if self._cache else None
             if compiled is None:
                 compiled = self._compile(output, batch)
@@ -223,7 +226,8 @@ class OpenVinoRuntime:
 
     def _add_pre_and_postprocessing(self, model: ov.Model, output: Output) -> ov.Model:
         """Add normalisation before the network and, unless `output` is logits, argmax and softmax after it."""
-        logits = model.get_results()[0].input_value(0)
+        result = model.output(self._logits).get_node() if self._logits else model.get_results()[0]
+        logits = result.input_value(0)
         outputs, parameters = [logits], model.get_parameters()
         if output != "logits":
             parameters.append(ops.parameter(_SCALAR, np.float32, "inverse_temperature"))
