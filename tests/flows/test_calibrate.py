@@ -12,9 +12,8 @@ from droneseg.data.synthetic import generate_scene
 from droneseg.flows.calibrate import fit_calibration, fit_temperature
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.unlike_training import describe, features_of
-from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import Bundle, Calibration, FeatureRange
-from support.bundles import make_bundle
+from support.bundles import CONTEXT, make_bundle
 
 CLASSES = 6
 
@@ -47,6 +46,15 @@ def ranges_of(calibration: Calibration) -> dict[str, FeatureRange]:
     return calibration.unlike_training.features
 
 
+def test_pixels_without_a_label_do_not_count_for_the_temperature() -> None:
+    logits, truth = drawn(1.6, 20_000)
+    unlabelled = np.full_like(truth, CLASSES)
+    both = fit_temperature(np.concatenate([logits, logits[::-1]], axis=1), np.concatenate([truth, unlabelled]))
+    assert both == fit_temperature(logits, truth)
+    with pytest.raises(DatasetError, match="No pixel of these images has a label"):
+        fit_temperature(logits, unlabelled)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0])
 def test_temperature_of_drawn_classes_is_found(temperature: float) -> None:
     assert fit_temperature(*drawn(temperature)) == pytest.approx(temperature, abs=0.03)
@@ -71,7 +79,7 @@ def test_calibration_has_a_temperature_and_ranges_for_new_images(bundle: Bundle)
 
 def test_calibration_of_a_bundle_with_several_views_limits_their_disagreement(bundle: Bundle, tmp_path: Path) -> None:
     assert "disagreement" not in ranges_of(fit_calibration(bundle, scenes(20), source=""))
-    several = make_bundle(tmp_path / "bundle", context=DEFAULT_CONTEXT)
+    several = make_bundle(tmp_path / "bundle", context=CONTEXT)
     found = ranges_of(fit_calibration(several, scenes(20), source=""))["disagreement"]
     assert found.low is None
     assert found.high is not None

@@ -1,11 +1,14 @@
 """The demo: every stage, with a shorter training."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from droneseg.core.errors import ConfigurationError
+from droneseg.flows.demo import run_demo
 from support.workspace import DRONESEG, Workspace
 
 pytestmark = pytest.mark.slow
@@ -54,3 +57,10 @@ def test_demo_refuses_a_folder_with_other_content(tmp_path_factory: pytest.TempP
     assert done.returncode == 1
     assert "is not the output of an earlier demo" in done.stderr
     assert [path.name for path in (space.root / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_an_invalid_override_is_found_before_anything_is_generated(tmp_path: Path) -> None:
+    overrides = ("class_weights={gravel: 2}",)
+    with pytest.raises(ConfigurationError, match="gravel is neither a class nor a role; the classes are background"):
+        run_demo(tmp_path / "demo", lambda *_: None, max_pixels=10**6, overrides=overrides)
+    assert not (tmp_path / "demo").exists()

@@ -1,18 +1,20 @@
 """Tests of the benchmarks with real processes and real trainings."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from droneseg.core.classes import ClassTable, SegmentationClass
 from droneseg.core.images import encode_png
 from droneseg.data.synthetic import generate_scene
-from droneseg.flows.benchmark_worker import BundlePredictor, Task
+from droneseg.flows.benchmark_worker import BundlePredictor, Task, serve
 from droneseg.flows.inference_benchmark import BaselineModel, run_benchmark
 from droneseg.flows.training_benchmark import TrainingBenchmark, plot_benchmark
 from droneseg.inference.segmenter import BundleSegmenter
-from support.bundles import TRAINED_AT, VIEWS, make_bundle
+from support.bundles import TRAINED_AT, VIEWS, make_bundle, write_network
 from support.workspace import TINY, Workspace
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,26 @@ def test_bundles_get_the_same_pixels_as_the_predictor_of_nnunet(tmp_path: Path) 
     segmenter = BundleSegmenter(bundle)
     assert np.array_equal(mask, segmenter.segment(image, plain=True).mask)
     assert not np.array_equal(mask, segmenter.segment(image).mask)
+
+
+def test_masks_are_encoded_with_the_classes_of_the_bundle(tmp_path: Path) -> None:
+    classes = ClassTable(tuple(SegmentationClass(i, f"class {i}", (i, 0, 0)) for i in range(8)))
+    biases = (*(0,) * 7, 9)  # every pixel gets the last class, which the default table lacks
+    write_network(tmp_path / "network.onnx", ((0, 0, 0),) * 8, biases)
+    bundle = make_bundle(tmp_path / "bundle", network=tmp_path / "network.onnx", classes=classes)
+    (tmp_path / "image.png").write_bytes(encode_png(np.full((16, 24, 3), 99, np.uint8)))
+    mask = tmp_path / "mask.npy"
+    task = Task(
+        "bundle", str(bundle.folder), str(tmp_path / "image.png"), str(mask), runtime="auto", cache=str(tmp_path)
+    )
+    replies = io.StringIO()
+    serve(task, io.StringIO("go\n"), replies)
+    assert [list(json.loads(line)) for line in replies.getvalue().splitlines()] == [
+        ["ready"],
+        ["seconds", "parts_s"],
+        ["peak_mb"],
+    ]
+    assert (np.load(mask) == 7).all()
 
 
 def test_each_trainer_is_timed_and_trained(workspace: Workspace) -> None:

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from droneseg.cli.main import app
 from droneseg.core.camera import UNKNOWN_GROUND, given_ground
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import ConfigurationError, OutputExistsError
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import encode_png, read_image
 from droneseg.core.masks import read_mask
 from droneseg.data.dataset import list_pairs
@@ -40,11 +42,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_bundle(folder, patch=(32, 48), ground=TRAINED_AT, context=VIEWS)
 
 
-def photographs(folder: Path, count: int = 3) -> list[Path]:
+def photographs(folder: Path, count: int = 3) -> list[ImageFiles]:
     folder.mkdir()
     for seed in range(count):
         (folder / f"{seed}.png").write_bytes(encode_png(generate_scene(seed, 96, 64)[0]))
-    return sorted(folder.iterdir())
+    return [ImageFiles.single(file) for file in sorted(folder.iterdir())]
 
 
 def test_weights_grow_from_the_limits_to_full_agreement() -> None:
@@ -91,7 +93,7 @@ def test_exposure_changes_the_median_without_clipping() -> None:
 def test_overlay_is_grey_where_the_weight_is_0() -> None:
     image = np.full((1, 3, 3), (200, 100, 0), np.uint8)
     label = Label(image, np.array([[SOFT, SOFT, 5]], np.uint8), np.array([[0, 100, 100]], np.uint8), None)
-    drawn = draw_label(label)
+    drawn = draw_label(label, DEFAULT_CLASSES)
     assert drawn[0, 0].tolist() == [100, 100, 100]
     assert drawn[0, 1].tolist() == [int(0.4 * 200 + 0.6 * 124), int(0.4 * 100 + 0.6 * 252), 0]
     assert np.ptp(drawn[0, 2]) > 100  # landing zones are not grey
@@ -104,7 +106,7 @@ def test_labels_are_a_dataset_with_weights(bundle: Bundle, tmp_path: Path) -> No
     listing = list_pairs(tmp_path / "out")
     assert (len(listing.pairs), listing.problems) == (3, ())
     for pair, result in zip(listing.pairs, results, strict=True):
-        mask = read_mask(pair.mask, "colours")
+        mask = read_mask(pair.mask, "colours", DEFAULT_CLASSES)
         weights = np.asarray(pillow.open(tmp_path / "out/weights" / f"{pair.stem}.png"))
         assert mask.shape == weights.shape == read_image(pair.image).shape[:2]
         assert weights.dtype == np.uint8

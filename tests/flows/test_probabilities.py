@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from droneseg.cli.main import app
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import ConfigurationError, DatasetError, OutputExistsError
 from droneseg.core.images import read_image
 from droneseg.core.masks import read_mask
@@ -63,7 +64,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
 
 def models_of(bundles: Sequence[Bundle]) -> list[FoldModel]:
     return [
-        FoldModel(number, lambda bundle=bundle: BundleSegmenter(bundle), bundle.model_id)
+        FoldModel(number, lambda bundle=bundle: BundleSegmenter(bundle), bundle.model_id, DEFAULT_CLASSES)
         for number, bundle in enumerate(bundles)
     ]
 
@@ -113,8 +114,8 @@ def test_each_photograph_is_predicted_by_the_model_of_its_fold(
             image = read_image(root / IMAGES_FOLDER / f"{stem}.png")
             expected = softmax(segmenter.logits(image))
             assert np.abs(stored.probabilities / 255 - expected).max() <= 0.5 / 255 + 1e-6
-            truth = read_mask(root / MASKS_FOLDER / f"{stem}.png", "colours")
-            assert record.confusion == confusion(truth, segmenter.segment(image).mask).tolist()
+            truth = read_mask(root / MASKS_FOLDER / f"{stem}.png", "colours", DEFAULT_CLASSES)
+            assert record.confusion == confusion(truth, segmenter.segment(image).mask, 6).tolist()
             assert np.array_equal(stored.truth, truth[::16, ::16])
             assert np.allclose(stored.log_probabilities, np.log(expected)[:, ::16, ::16], atol=0.02)
 
@@ -125,10 +126,12 @@ def test_scores_are_those_of_all_folds_and_places(maps: Path) -> None:
     found = score_maps(index.model_copy(update={"places": places}))
     assert found is not None
     matrices = {stem: np.array(record.confusion) for stem, record in index.photographs.items()}
-    assert found.scores == compute_metrics(matrices.values())
+    assert found.scores == compute_metrics(matrices.values(), DEFAULT_CLASSES)
     for name, stems in (("0", FOLDS[0]), ("1", FOLDS[1])):
-        assert found.by_fold[name].miou == compute_metrics(matrices[stem] for stem in stems).miou
-    mious = sorted(compute_metrics(matrices[stem] for stem in stems).miou for stems in places.values())
+        assert found.by_fold[name].miou == compute_metrics((matrices[stem] for stem in stems), DEFAULT_CLASSES).miou
+    mious = sorted(
+        compute_metrics((matrices[stem] for stem in stems), DEFAULT_CLASSES).miou for stems in places.values()
+    )
     assert found.miou_quartiles is not None
     assert (found.miou_quartiles[0], found.miou_quartiles[2], found.miou_quartiles[4]) == pytest.approx(mious)
     assert found.by_place["place 2"].photographs == 6
@@ -319,7 +322,7 @@ def test_command_writes_maps_of_photographs_without_masks(
 def test_a_task_keeps_the_fold_in_its_record(photographs: Path, bundles: list[Bundle], tmp_path: Path) -> None:
     pair = list_pairs(photographs).pairs[0]
     for fold in (0, None):
-        models = [FoldModel(fold, lambda: BundleSegmenter(bundles[0]), bundles[0].model_id)]
-        tasks = [MapTask(pair.stem, pair.image, pair.mask, fold)]
+        models = [FoldModel(fold, lambda: BundleSegmenter(bundles[0]), bundles[0].model_id, DEFAULT_CLASSES)]
+        tasks = [MapTask(pair.files, pair, fold)]
         index = make_maps(models, tasks, index_of(), tmp_path / "maps", MapOptions(max_pixels=10_000))
         assert index.photographs[pair.stem].fold == fold

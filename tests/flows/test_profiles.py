@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from droneseg.cli.main import app
 from droneseg.core.camera import UNKNOWN_GROUND, given_ground
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable
 from droneseg.core.errors import BundleError, ConfigurationError, ModelError
 from droneseg.core.runtimes import RUNTIMES, RuntimeName
 from droneseg.data.synthetic import generate_scene
@@ -165,6 +166,14 @@ def test_an_incompatible_twin_is_refused(bundle: Bundle, tmp_path: Path) -> None
     other = TrainingGround(gsd_m=0.05, gsd_range_m=(0.02, 0.1), source="test")
     twin = make_bundle(tmp_path / "other", ground=other)
     with pytest.raises(ConfigurationError, match=r"ground resolution 0\.05 instead of 0\.025"):
+        add_blocks(bundle, tmp_path / "new", profiles=ProfileOptions(twin=twin))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_twin_with_other_classes_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    classes = ClassTable(tuple(replace(entry, name=f"my {entry.name}") for entry in DEFAULT_CLASSES))
+    twin = make_bundle(tmp_path / "other", ground=TRAINED_AT, classes=classes)
+    with pytest.raises(ConfigurationError, match=r"it has classes my background, .* instead of background, "):
         add_blocks(bundle, tmp_path / "new", profiles=ProfileOptions(twin=twin))
     assert not (tmp_path / "new").exists()
 

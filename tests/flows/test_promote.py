@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from droneseg.core.errors import BundleError, OutputExistsError, PromotionRefusedError, StoreError
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable
+from droneseg.core.errors import BundleError, DronesegError, OutputExistsError, PromotionRefusedError, StoreError
 from droneseg.core.settings import Settings
 from droneseg.flows.promote import EvaluationSpec, compare_models, promote_model, roll_back
 from droneseg.flows.upgrade import add_blocks
@@ -27,7 +29,9 @@ from droneseg.model.registry import (
     read_registry,
 )
 from droneseg.model.store import pull_model
+from support.bundles import make_bundle
 from support.projects import GOOD, POOR, UNSAFE, WORSE, dvc, git, make_model, make_photographs, make_project
+from support.raw_datasets import make_raw_dataset
 from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +143,7 @@ def test_other_classes_and_damaged_bundles_are_refused(
     manifest["classes"][5]["name"] = "runways"
     (other / "manifest.json").write_text(json.dumps(manifest))
     (damaged / "model.onnx").write_bytes((damaged / "model.onnx").read_bytes()[:-1])
-    with pytest.raises(BundleError, match=r"made for another class table: .*runways"):
+    with pytest.raises(PromotionRefusedError, match="has other classes, so the two cannot be compared"):
         promote(other, spec, settings)
     with pytest.raises(BundleError, match=r"model\.onnx has .* bytes instead of"):
         promote(damaged, spec, settings)
@@ -160,16 +164,14 @@ def test_a_champion_with_other_classes_is_replaced_only_by_force(
         shutil.rmtree(project / "nnUNet_results")
         shutil.rmtree(project / ".dvc/cache")
     candidate = make_model(tmp_path / "candidate", GOOD)
-    with pytest.raises(PromotionRefusedError, match="made for another class table, so the two cannot be compared"):
+    with pytest.raises(PromotionRefusedError, match="has other classes, so the two cannot be compared"):
         promote(candidate.folder, spec, settings)
     entry = promote(candidate.folder, spec, settings, "a class has another name")
     assert read_bundle(settings.model).model_id == entry.model.model_id == candidate.model_id
     assert entry.previous is not None
     assert entry.previous.model_id == older
-    before = state(project)
-    with pytest.raises(BundleError, match="another class table"):
-        roll_back(settings, "")
-    assert state(project) == before
+    roll_back(settings, "")
+    assert read_bundle(settings.model).model_id == older
 
 
 def test_a_comparison_on_too_few_images_is_refused(project: Path, settings: Settings, tmp_path: Path) -> None:
@@ -513,3 +515,37 @@ def test_a_broken_registry_is_reported_with_its_line(project: Path) -> None:
     with pytest.raises(StoreError, match=r"model-registry\.jsonl, line 1 is not a valid entry"):
         read_registry(project)
     assert subprocess.run(["git", "status"], cwd=project, capture_output=True, check=False).returncode == 0
+
+
+def test_models_are_compared_on_a_raw_dataset_of_nnunet(tmp_path: Path) -> None:
+    raw = make_raw_dataset(tmp_path / "Dataset205_Own", train=3, channels="GBR", ignore=True)
+    names = make_model(tmp_path / "a", GOOD).manifest.class_table.names
+    labels = {name: index for index, name in enumerate(names)} | {"ignore": len(names)}
+    description = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(description | {"labels": labels}))
+    make_model(tmp_path / "b", POOR)
+    report = compare_models(
+        tmp_path / "a",
+        tmp_path / "b",
+        raw,
+        tmp_path / "report",
+        settings=Settings(cache_dir=tmp_path / "compiled"),
+        progress=lambda _name, _done, _total: None,
+    )
+    assert report.images == 3
+
+
+def test_models_of_different_classes_are_not_compared(photographs: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "a", GOOD)
+    own = ClassTable(tuple(replace(entry, name=f"my {entry.name}") for entry in DEFAULT_CLASSES))
+    make_bundle(tmp_path / "b", classes=own)
+    with pytest.raises(DronesegError, match=r"have different class tables, so they cannot be compared: .*my water"):
+        compare_models(
+            tmp_path / "a",
+            tmp_path / "b",
+            photographs,
+            tmp_path / "report",
+            settings=Settings(cache_dir=tmp_path / "compiled"),
+            progress=lambda _name, _done, _total: None,
+        )
+    assert not (tmp_path / "report").exists()

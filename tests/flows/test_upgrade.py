@@ -9,18 +9,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from droneseg.core.camera import given_ground
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import DatasetError, ModelError
 from droneseg.core.images import read_image
-from droneseg.core.masks import read_mask
 from droneseg.core.metrics import compute_metrics, confusion
-from droneseg.data.dataset import list_pairs
+from droneseg.data.dataset import list_pairs, read_true_mask
 from droneseg.data.synthetic import generate_scene
 from droneseg.flows import upgrade
 from droneseg.flows.export import add_reference
 from droneseg.flows.upgrade import CalibrationImages, add_blocks
 from droneseg.inference.batch import ViewOptions
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import (
     INT8_NETWORK_NAME,
     Bundle,
@@ -31,7 +30,7 @@ from droneseg.model.bundle import (
     write_bundle,
 )
 from droneseg.monitoring.drift import read_reference
-from support.bundles import make_bundle
+from support.bundles import CONTEXT, make_bundle
 from support.projects import make_photographs
 
 GROUND = TrainingGround(gsd_m=0.02, gsd_range_m=(0.015, 0.03), source="a tape measure")
@@ -65,7 +64,7 @@ def test_a_bundle_of_format_1_keeps_its_id_and_its_predictions(old: Bundle, tmp_
 
 def test_the_upgrade_adds_blocks_and_keeps_everything_else(old: Bundle, tmp_path: Path) -> None:
     manifest = add_blocks(old, tmp_path / "new", ground=GROUND).manifest
-    assert (manifest.format_version, manifest.ground, manifest.context) == (2, GROUND, DEFAULT_CONTEXT)
+    assert (manifest.format_version, manifest.ground, manifest.context) == (2, GROUND, CONTEXT)
     assert manifest.self_check is not None
     assert manifest.calibration is None
     assert manifest.profiles == old.manifest.profiles
@@ -211,9 +210,11 @@ def test_quality_is_measured_again_together_with_the_drift_reference(old: Bundle
     bundle = add_reference(
         old.folder, photographs, tmp_path / "new", split_file=None, part="val", quality=True, max_pixels=10_000
     )
-    truths = [read_mask(pair.mask, "colours") for pair in list_pairs(photographs).pairs]
+    truths = [read_true_mask(pair) for pair in list_pairs(photographs).pairs]
     masks = [BundleSegmenter(old).segment(read_image(pair.image)).mask for pair in list_pairs(photographs).pairs]
-    expected = compute_metrics([confusion(truth, mask) for truth, mask in zip(truths, masks, strict=True)])
+    expected = compute_metrics(
+        [confusion(truth, mask, 6) for truth, mask in zip(truths, masks, strict=True)], DEFAULT_CLASSES
+    )
     quality = bundle.manifest.quality
     assert quality is not None
     assert (quality["images"], quality["miou"]) == (24, expected.miou)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, Role, SegmentationClass
 from droneseg.core.errors import BundleError
-from droneseg.model.bundle import read_bundle
-from support.bundles import make_bundle
+from droneseg.model.bundle import class_entries, read_bundle
+from support.bundles import CONTEXT, make_bundle
 
 
 @pytest.fixture
@@ -41,9 +42,17 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flipped byte": (flip_a_byte, r"model.onnx is corrupt: its SHA-256 does not match the manifest"),
     "missing file": (lambda f: (f / "model.onnx").unlink(), "model.onnx is missing; the bundle is incomplete"),
     "cut short": (lambda f: (f / "model.onnx").write_bytes(b"x"), "model.onnx has 1 bytes instead of"),
-    "other class table": (
-        lambda f: edit(f, lambda m: m["classes"][2].update(name="lava")),
-        r"made for another class table: .*2 lava .*This version has: .*2 water",
+    "a class twice": (
+        lambda f: edit(f, lambda m: m["classes"][2].update(name="obstacles")),
+        "malformed:\n  - manifest: .*the name obstacles occurs more than once",
+    ),
+    "ids with a gap": (lambda f: edit(f, lambda m: m["classes"].pop(2)), "no class has the id 2; ids are the numbers"),
+    "unknown role": (
+        lambda f: edit(f, lambda m: m["classes"][2].update(role="lava")), "malformed:\n  - classes.2.role: ",
+    ),
+    "unknown region class": (
+        lambda f: edit(f, lambda m: m.update(context=CONTEXT.model_dump() | {"region_classes": ["water", "lava"]})),
+        "region_classes has unknown classes: lava",
     ),
     "newer format": (
         lambda f: edit(f, lambda m: m.update(format_version=3)),
@@ -67,6 +76,18 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="other.onnx")),
         "files has no entry for other.onnx",
     ),
+    "nnU-Net's logits with a gap": (
+        lambda f: edit(f, lambda m: m["profiles"]["exact"].update(nnunet_logits={"folds": 1, "class_ids": [0, 2]})),
+        "every number from 0 to the largest must occur",
+    ),
+    "nnU-Net's logits of other classes": (
+        lambda f: edit(f, lambda m: m["profiles"]["exact"].update(nnunet_logits={"folds": 1, "class_ids": [0, 1]})),
+        "class_ids of profile exact must be those of the 6 classes",
+    ),
+    "nnU-Net's logits in another profile": (
+        lambda f: edit(f, lambda m: m["profiles"]["fast"].update(nnunet_logits={"folds": 1, "class_ids": [0, 1]})),
+        "nnunet_logits need half_sums",
+    ),
     "file outside": (
         lambda f: edit(f, lambda m: m["profiles"]["fast"].update(network="../model.onnx")), "should match pattern",
     ),
@@ -79,6 +100,29 @@ def test_invalid_bundle_is_rejected(folder: Path, case: str) -> None:
     spoil(folder)
     with pytest.raises(BundleError, match=f"(?s){message}"):
         read_bundle(folder)
+
+
+def test_a_bundle_has_its_own_classes(tmp_path: Path) -> None:
+    own = ClassTable(
+        (
+            SegmentationClass(0, "other", (0, 0, 0)),
+            SegmentationClass(1, "runway", (90, 90, 90), Role.LANDING),
+            SegmentationClass(2, "sea", (0, 0, 255), Role.WATER),
+        )
+    )
+    bundle = make_bundle(tmp_path / "own", classes=own)
+    assert read_bundle(bundle.folder).manifest.class_table == own
+    renamed = bundle.manifest.model_copy(update={"classes": class_entries(DEFAULT_CLASSES)})
+    assert renamed.class_table == DEFAULT_CLASSES
+
+
+def test_default_classes_without_roles_get_theirs(folder: Path) -> None:
+    edit(folder, lambda m: [entry.pop("role") for entry in m["classes"]])
+    assert read_bundle(folder).manifest.class_table == DEFAULT_CLASSES
+    edit(folder, lambda m: m["classes"][2].update(name="lava"))
+    others = read_bundle(folder).manifest.class_table
+    assert others.names[2] == "lava"
+    assert not any(entry.role for entry in others)
 
 
 def test_path_of_a_file_is_rejected_with_its_folder(folder: Path) -> None:

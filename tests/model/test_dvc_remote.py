@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.model import bundle
+from droneseg.model.dvc_remote import read_meta
 
 ROOT = Path(__file__).parents[2]
 REMOTE = ROOT / "dvc-remote" / "files" / "md5"
@@ -101,5 +102,17 @@ def test_model_folder_of_the_included_model_contains_no_names_of_photographs() -
     tracked = read_pointer("nnunet-model")
     assert set(tracked) == CHECKPOINT_FILES
     dataset = json.loads(blob(tracked["dataset.json"]).read_bytes())
-    assert set(dataset["labels"]) == {entry.name for entry in CLASSES}
+    assert set(dataset["labels"]) == {entry.name for entry in DEFAULT_CLASSES}
     assert not {"gsd_m", "generated"} & set(dataset["droneseg"])
+
+
+def test_checkpoint_is_that_of_the_included_model_and_runs_no_code(tracked: dict[str, str]) -> None:
+    from droneseg.nnunet.checkpoint import read_checkpoint
+
+    meta = read_meta(ROOT / "nnunet-model.dvc")
+    manifest = blob(tracked[f"champion/{bundle.MANIFEST_NAME}"]).read_bytes()
+    assert meta["model_id"] == bundle.model_id_of(manifest)
+    assert meta["license"] == json.loads(manifest)["license"]
+    checkpoint = read_checkpoint(blob(read_pointer("nnunet-model")["fold_0/checkpoint_final.pth"]))
+    assert checkpoint["optimizer_state"] is None
+    assert not {"gsd_m", "generated"} & set(checkpoint["init_args"]["dataset_json"]["droneseg"])

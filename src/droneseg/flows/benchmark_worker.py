@@ -15,6 +15,8 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from droneseg.core.class_files import DESCRIPTION_NAME, classes_of
+from droneseg.core.files import read_json
 from droneseg.core.masks import Mask, encode_mask
 
 
@@ -53,6 +55,7 @@ class StockPredictor:
         from droneseg.nnunet.predictor import NnunetPredictor
 
         folder = Path(task.model)
+        self.classes = classes_of(read_json(folder / DESCRIPTION_NAME, expected="Expected the dataset of the model."))
         self._predictor = NnunetPredictor(folder, NnunetPaths(folder, folder, folder), mirrored=task.mirrored)
         self._image = Path(task.image)
 
@@ -75,7 +78,7 @@ class BundlePredictor:
             runtime=RuntimeName(task.runtime),
             cache=Path(task.cache),
         )
-        self.name = self._segmenter.runtime
+        self.name, self.classes = self._segmenter.runtime, self._segmenter.classes
         self._image = Path(task.image)
 
     def predict(self) -> tuple[Mask, dict[str, float]]:
@@ -100,14 +103,14 @@ def serve(task: Task, commands: TextIO, replies: TextIO) -> None:
     predictor: StockPredictor | BundlePredictor
     predictor = StockPredictor(task) if task.kind == "stock" else BundlePredictor(task)
     mask, _ = predictor.predict()
-    encode_mask(mask)
+    encode_mask(mask, predictor.classes)
     np.save(task.mask, mask)
     reply(ready=predictor.name)
     for _command in commands:
         begin = time.perf_counter()
         mask, parts_s = predictor.predict()
         predicted = time.perf_counter()
-        encode_mask(mask)
+        encode_mask(mask, predictor.classes)
         end = time.perf_counter()
         reply(seconds=end - begin, parts_s=parts_s and {**parts_s, "encode": end - predicted})
     reply(peak_mb=peak_memory_mb())

@@ -185,8 +185,15 @@ def fit_temperature(logits: NDArray[np.float32], truth: Mask) -> float:
 
     Args:
         logits: Logits of N pixels, shape (C, N), dtype float32.
-        truth: True classes, shape (N,), dtype uint8.
+        truth: True classes, shape (N,), dtype uint8; pixels without a label are left out.
+
+    Raises:
+        DatasetError: If no pixel has a label.
     """
+    labelled = truth < len(logits)
+    if not labelled.any():
+        raise DatasetError("No pixel of these images has a label, so the temperature cannot be fitted.")
+    logits, truth = logits[:, labelled], truth[labelled]
     losses = [_negative_log_likelihood(logits / np.float32(value), truth) for value in _TEMPERATURES]
     return round(float(_TEMPERATURES[int(np.argmin(losses))]), 2)
 

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from droneseg.core.errors import DronesegError
+from droneseg.core.classes import DEFAULT_CLASSES
+from droneseg.core.errors import ConfigurationError, DronesegError
 from droneseg.core.files import write_bytes, write_text
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import Image, encode_png, read_image
 from droneseg.core.masks import Mask, read_mask
 from droneseg.core.metrics import SegmentationMetrics
@@ -23,6 +26,9 @@ from droneseg.inference.batch import predict_files
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle
 from droneseg.nnunet.paths import NnunetPaths
+
+if TYPE_CHECKING:
+    from droneseg.training.config import TrainingConfig
 
 STAGES = ("sample", "check", "convert", "preprocess", "train", "export", "predict", "evaluate")
 SIZE = (192, 144)
@@ -134,7 +140,7 @@ class _Folders:
     def pairs(self, stems: Sequence[str]) -> list[tuple[Image, Mask]]:
         """Read images and their ground truth masks."""
         return [
-            (read_image(self.images / f"{stem}.png"), read_mask(self.truth / f"{stem}.png", "colours"))
+            (read_image(self.images / f"{stem}.png"), read_mask(self.truth / f"{stem}.png", "colours", DEFAULT_CLASSES))
             for stem in stems
         ]
 
@@ -149,21 +155,24 @@ def run_demo(out: Path, report: StageProgress, *, max_pixels: int, overrides: tu
         overrides: Overrides of the training configuration `preset=smoke`.
 
     Raises:
+        ConfigurationError: If an override is not valid.
         DronesegError: If `out` contains something other than a demo, or a stage fails.
     """
     folders = _Folders(out.resolve())
     _require_demo_folder(folders.out)
+    config = _load_config(overrides)
     (folders.out / "report.json").unlink(missing_ok=True)
     clock = StageClock(report)
     split = _prepare_data(folders, clock, max_pixels)
-    model = _create_model(folders, clock, overrides)
+    model = _create_model(folders, clock, config)
     with clock.stage("predict") as progress:
-        _predict([folders.images / f"{stem}.png" for stem in split.test], folders, model, max_pixels, progress)
+        images = [ImageFiles.single(folders.images / f"{stem}.png") for stem in split.test]
+        _predict(images, folders, model, max_pixels, progress)
     with clock.stage("evaluate"):
-        scores = evaluate_folder(folders.predictions, folders.truth, max_pixels=max_pixels).scores
+        scores = evaluate_folder(folders.predictions, folders.truth, DEFAULT_CLASSES, max_pixels=max_pixels).scores
         held_out = folders.pairs(split.test)
-        baseline_miou = constant_miou([mask for _, mask in held_out])
-        colour_miou = colour_classifier_miou(folders.pairs(split.train), held_out)
+        baseline_miou = constant_miou([mask for _, mask in held_out], DEFAULT_CLASSES)
+        colour_miou = colour_classifier_miou(folders.pairs(split.train), held_out, DEFAULT_CLASSES)
     result = DemoResult(
         scores, baseline_miou, colour_miou, clock.seconds, folders.out / "report.json", folders.out / "overlay.png"
     )
@@ -195,14 +204,14 @@ def _prepare_data(folders: _Folders, clock: StageClock, max_pixels: int) -> Spli
     return split
 
 
-def _create_model(folders: _Folders, clock: StageClock, overrides: tuple[str, ...]) -> Bundle:
+def _create_model(folders: _Folders, clock: StageClock, config: "TrainingConfig") -> Bundle:
     """Preprocess the data, train a model and export it."""
     with clock.stage("preprocess"):
         from droneseg.nnunet.preprocess import preprocess
 
         preprocess(folders.paths, show_progress=False)
     with clock.stage("train") as progress:
-        trained = _train(folders.paths, overrides, progress)
+        trained = _train(folders.paths, config, progress)
     with clock.stage("export"):
         from droneseg.flows.export import export_model
         from droneseg.nnunet.paths import FINAL_CHECKPOINT
@@ -225,21 +234,31 @@ def _require_demo_folder(out: Path) -> None:
         raise DronesegError(f"{out} is not the output of an earlier demo. Choose another folder with --out.")
 
 
-def _train(paths: NnunetPaths, overrides: tuple[str, ...], progress: Callable[[int, int], None]) -> Path:
+def _load_config(overrides: tuple[str, ...]) -> "TrainingConfig":
+    """Return the configuration of the training; nothing is generated if it is not valid."""
     from droneseg.training.config import load_config
+    from droneseg.training.run import problems_of_classes
+
+    config = load_config(["preset=smoke", "overwrite=true", "validation=none", *overrides])
+    if problems := problems_of_classes(config, DEFAULT_CLASSES):
+        raise ConfigurationError("\n".join(problems))
+    return config
+
+
+def _train(paths: NnunetPaths, config: "TrainingConfig", progress: Callable[[int, int], None]) -> Path:
     from droneseg.training.run import train
 
     handler = TrainingProgress(progress)
     logger = logging.getLogger("droneseg.nnunet.trainer")
     logger.addHandler(handler)
     try:
-        return train(load_config(["preset=smoke", "overwrite=true", "validation=none", *overrides]), paths).model_folder
+        return train(config, paths).model_folder
     finally:
         logger.removeHandler(handler)
 
 
 def _predict(
-    images: list[Path], folders: _Folders, model: Bundle, max_pixels: int, progress: Callable[[int, int], None]
+    images: list[ImageFiles], folders: _Folders, model: Bundle, max_pixels: int, progress: Callable[[int, int], None]
 ) -> None:
     segmenter = BundleSegmenter(model)
     results = predict_files(segmenter, images, folders.predictions, max_pixels=max_pixels, force=True)
@@ -251,11 +270,11 @@ def _predict(
 
 def _write_overlay(result: DemoResult, folders: _Folders, stems: Sequence[str]) -> None:
     """Draw image, ground truth and prediction of some scenes side by side."""
-    predictions = [read_mask(folders.predictions / f"{stem}.png", "ids") for stem in stems]
+    predictions = [read_mask(folders.predictions / f"{stem}.png", "ids", DEFAULT_CLASSES) for stem in stems]
     triples = [(image, truth, mask) for (image, truth), mask in zip(folders.pairs(stems), predictions, strict=True)]
     scores = result.scores
     caption = f"mIoU {scores.miou or 0:.3f} on {scores.images} held-out scenes"
-    write_bytes(result.overlay, encode_png(contact_sheet(triples, caption=caption)))
+    write_bytes(result.overlay, encode_png(contact_sheet(triples, DEFAULT_CLASSES, caption=caption)))
 
 
 def _summary(result: DemoResult, folders: _Folders) -> dict[str, object]:

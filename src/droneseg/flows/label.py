@@ -22,9 +22,11 @@ from PIL import Image as pillow
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from droneseg.core.camera import Ground
-from droneseg.core.classes import BACKGROUND_ID, LANDING_ID, colours
+from droneseg.core.class_files import CLASSES_NAME, MaskColours, write_classes
+from droneseg.core.classes import BACKGROUND_ID, DEFAULT_CLASSES, ClassTable
 from droneseg.core.errors import ConfigurationError
 from droneseg.core.files import write_bytes, write_text
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import Image, decode_image, encode_png
 from droneseg.core.masks import Mask, encode_mask
 from droneseg.core.prediction import class_fractions
@@ -43,8 +45,6 @@ _UNKNOWN_SIZES = ((1.0, 0.7), (2.0, 0.3))
 _KNOWN_SIZES = ((1.0, 0.7), (0.5, 0.3))
 """Sizes relative to the model's ground resolution, with their weights."""
 _OVERLAY_OPACITY = 0.6
-_LANDING_COLOUR = (255, 196, 0)
-"""Colour of landing zones in overlays, where their grey would look like weight 0."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Label:
 
 
 def label_photographs(
-    segmenter: BundleSegmenter, manifest: Manifest, sources: Sequence[Path], out: Path, options: LabelOptions
+    segmenter: BundleSegmenter, manifest: Manifest, sources: Sequence[ImageFiles], out: Path, options: LabelOptions
 ) -> Iterator[LabelResult]:
     """Label photographs, and write a dataset folder with `images`, `masks` and `weights`.
 
@@ -167,6 +167,8 @@ def label_photographs(
     out.mkdir(parents=True, exist_ok=True)
     records = dict(_read_records(out))
     _write_records(records, out)
+    if segmenter.classes != DEFAULT_CLASSES:
+        write_classes(out / CLASSES_NAME, MaskColours(segmenter.classes))
     for source in sources:
         work = partial(_label_file, segmenter, manifest, source, out, options, records.get(source.stem))
         result = result_of(source, work)
@@ -264,13 +266,12 @@ def change_exposure(image: Image, factor: float) -> Image:
     return bright
 
 
-def draw_label(label: Label) -> Image:
-    """Return the photograph with its label: the larger the weight, the stronger the colour of the class.
+def draw_label(label: Label, classes: ClassTable) -> Image:
+    """Return the photograph with its label: the larger the weight, the stronger the display colour of the class.
 
-    Landing zones are yellow, and pixels with weight 0 grey.
+    Pixels with weight 0 are grey.
     """
-    table = colours()
-    table[LANDING_ID] = _LANDING_COLOUR
+    table = classes.display_colours()
     grey = label.image.mean(axis=2, keepdims=True)
     weights = label.weights[..., None].astype(np.float32) / 100
     photograph = np.where(weights > 0, label.image, grey)
@@ -321,12 +322,12 @@ def _scaled_gsd(ground: Ground, width: int, labelled_width: int) -> float | None
 def _label_file(
     segmenter: BundleSegmenter,
     manifest: Manifest,
-    source: Path,
+    source: ImageFiles,
     out: Path,
     options: LabelOptions,
     earlier: LabelRecord | None,
 ) -> LabelResult:
-    data = source.read_bytes()
+    data = source.read(max_pixels=options.max_pixels)
     wanted = (segmenter.model_id, segmenter.profile, _describe(options), hashlib.sha256(data).hexdigest())
     files = {name: out / name / f"{source.stem}.png" for name in ("images", "masks", "weights", "overlays")}
     needed = [file for name, file in files.items() if name != "overlays" or options.overlay]
@@ -337,12 +338,12 @@ def _label_file(
     write_bytes(files["images"], encode_png(label.image))
     write_bytes(files["weights"], _encode_grey(label.weights))
     if options.overlay:
-        write_bytes(files["overlays"], encode_png(draw_label(label)))
-    write_bytes(files["masks"], encode_mask(label.mask))
+        write_bytes(files["overlays"], encode_png(draw_label(label, segmenter.classes)))
+    write_bytes(files["masks"], encode_mask(label.mask, segmenter.classes))
     height, width = label.mask.shape
     record = LabelRecord(
         stem=source.stem,
-        source=source.name,
+        source=source.file.name,
         source_sha256=wanted[3],
         model_id=wanted[0],
         profile=wanted[1],
@@ -350,7 +351,7 @@ def _label_file(
         width=width,
         height=height,
         gsd_m=label.gsd_m,
-        class_fractions=class_fractions(label.mask),
+        class_fractions=class_fractions(label.mask, segmenter.classes),
         mean_weight=round(float(label.weights.mean()) / 100, 4),
         unlabelled_share=round(float((label.weights == 0).mean()), 4),
     )

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from droneseg.core.errors import DronesegError, OutputExistsError
 from droneseg.core.files import write_bytes, write_text
-from droneseg.core.images import decode_image, encode_png, read_bytes
+from droneseg.core.image_files import ImageFiles
+from droneseg.core.images import decode_image, encode_png
 from droneseg.core.overlay import Ring, draw_sites
 from droneseg.core.prediction import Segmenter
 from droneseg.inference.batch import ViewOptions
@@ -38,11 +39,11 @@ class LandResult(BaseModel):
     error: str | None = None
 
 
-def require_landing_output(sources: Sequence[Path], out: Path, *, overlay: bool) -> None:
+def require_landing_output(sources: Sequence[ImageFiles], out: Path, *, overlay: bool) -> None:
     """Check, before any prediction, that the answers can be written and that no drawing replaces an input image.
 
     Args:
-        sources: Image files.
+        sources: Photographs.
         out: Folder for the answers and drawings.
         overlay: Whether drawings are written.
 
@@ -51,7 +52,7 @@ def require_landing_output(sources: Sequence[Path], out: Path, *, overlay: bool)
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(f"{out} is a file and was not changed. Choose a folder for --out.")
-    inputs = {source.resolve() for source in sources}
+    inputs = {file.resolve() for source in sources for file in source.all_files}
     drawings = [out / f"{source.stem}{DRAWING_SUFFIX}" for source in sources] if overlay else []
     problems = [f"  - {drawing} is an input image" for drawing in drawings if drawing.resolve() in inputs]
     if problems:
@@ -60,7 +61,7 @@ def require_landing_output(sources: Sequence[Path], out: Path, *, overlay: bool)
 
 def land_files(
     segmenter: Segmenter,
-    sources: Sequence[Path],
+    sources: Sequence[ImageFiles],
     options: LandingOptions,
     out: Path | None,
     *,
@@ -72,7 +73,7 @@ def land_files(
 
     Args:
         segmenter: Segmenter to use.
-        sources: Image files with distinct stems.
+        sources: Photographs with distinct stems.
         options: Requirements for the sites.
         out: Folder for the answers and drawings; None writes nothing.
         view: How the photographs are presented to the model.
@@ -84,7 +85,7 @@ def land_files(
     """
     for source in sources:
         try:
-            data = read_bytes(source)
+            data = source.read(max_pixels=max_pixels)
             image = decode_image(data, max_pixels=max_pixels)
             prediction = segmenter.segment(image, view.read_ground(data), plain=view.plain, landing=True)
             answer = find_sites(prediction, segmenter.landing_policy, options)
@@ -94,7 +95,7 @@ def land_files(
                 )
             if out and overlay:
                 decision = answer.message if answer.sites else f"No landing site. {answer.message}"
-                drawing = draw_sites(image, prediction, rings_of(answer), decision, name=source.name)
+                drawing = draw_sites(image, prediction, rings_of(answer), decision, name=source.file.name)
                 write_bytes(out / f"{source.stem}{DRAWING_SUFFIX}", encode_png(drawing))
         except DronesegError as error:
             yield LandResult(source=str(source), error=str(error))

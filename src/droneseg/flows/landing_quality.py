@@ -11,15 +11,15 @@ import numpy as np
 
 from droneseg.core.boxes import Box, Boxes
 from droneseg.core.camera import given_ground
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import BACKGROUND_ID, ClassTable
 from droneseg.core.errors import DatasetError, ShapeMismatchError
 from droneseg.core.files import write_text
-from droneseg.core.images import decode_image, read_bytes
+from droneseg.core.images import decode_image
 from droneseg.core.landing_grid import LENGTHS, LandingGrid, LandingPolicy, SiteLengths
-from droneseg.core.masks import Mask, read_mask
+from droneseg.core.masks import Mask
 from droneseg.core.prediction import Prediction, Segmenter, class_fractions
 from droneseg.core.settings import Settings
-from droneseg.data.dataset import Pair
+from droneseg.data.dataset import Pair, read_true_mask
 from droneseg.data.image_matching import find_matches
 from droneseg.evaluation.landing_risk import LandingRisk, Risk, SiteOutcome, check_site, choose_limit, summarise
 from droneseg.evaluation.plots import plot_risk
@@ -36,7 +36,7 @@ from droneseg.inference.landing import (
     resolve_lengths,
 )
 from droneseg.inference.segmenter import load_segmenter
-from droneseg.model.bundle import Bundle, read_bundle, write_bundle
+from droneseg.model.bundle import Bundle, read_bundle, table_of, write_bundle
 
 LIMITS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 """Limits of danger, strictest first. Smaller ones are within the rounding of stored maps."""
@@ -53,7 +53,7 @@ class LandingCase:
     Attributes:
         stem: Stem of the photograph.
         prediction: Prediction with its pooled probabilities.
-        truth: True class ids, shape (H, W), dtype uint8.
+        truth: True class ids, shape (H, W), dtype uint8; pixels without a label have the ignore label.
         boxes: Boxes around people, in pixels of the mask.
     """
 
@@ -81,10 +81,10 @@ def predict_cases(
         MaskError: If a mask has colours of no class.
     """
     for pair in pairs:
-        data = read_bytes(pair.image)
+        data = pair.files.read(max_pixels=max_pixels)
         image = decode_image(data, max_pixels=max_pixels)
         prediction = segmenter.segment(image, view.read_ground(data), plain=view.plain, landing=True)
-        truth = read_mask(pair.mask, "colours", max_pixels=max_pixels)
+        truth = read_true_mask(pair, max_pixels=max_pixels)
         yield LandingCase(pair.stem, prediction, truth, boxes.get(pair.stem, ()))
 
 
@@ -99,24 +99,27 @@ def read_cases(folder: Path, temperature: float, boxes: Boxes) -> Iterator[Landi
     Raises:
         DatasetError: If a map cannot be read or has no true mask.
     """
-    for stem, record in read_index(folder).photographs.items():
+    index = read_index(folder)
+    classes = table_of(index.classes)
+    for stem, record in index.photographs.items():
         stored = read_map(folder / record.file)
         if stored.mask is None:
             raise DatasetError(f"{folder / record.file} has no true mask. Run `droneseg probabilities --force` again.")
-        yield LandingCase(stem, _prediction_of(stored, temperature), stored.mask, boxes.get(stem, ()))
+        yield LandingCase(stem, _prediction_of(stored, classes, temperature), stored.mask, boxes.get(stem, ()))
 
 
-def _prediction_of(stored: StoredMap, temperature: float) -> Prediction:
+def _prediction_of(stored: StoredMap, classes: ClassTable, temperature: float) -> Prediction:
     """Return the prediction that a map was stored from, with only the parts that landing sites depend on."""
     probabilities = np.power(stored.probabilities.astype(np.float32) / 255, 1 / temperature, dtype=np.float32)
     probabilities /= np.maximum(probabilities.sum(axis=0), np.finfo(np.float32).tiny)
     mask = probabilities.argmax(axis=0).astype(np.uint8)
-    grid = LandingGrid.empty((mask.shape[0], mask.shape[1]))
+    grid = LandingGrid.empty(classes, (mask.shape[0], mask.shape[1]))
     grid.add(probabilities, 0)
     record = stored.record
     return Prediction(
         mask,
-        class_fractions(mask),
+        classes,
+        class_fractions(mask, classes),
         record.confidence,
         {},
         record.model_id,
@@ -144,18 +147,24 @@ def find_outcomes(
         possible = bool(find_sites(_certain(case), _CERTAIN, options).sites)
         for policy, found in zip(policies, outcomes, strict=True):
             answer = find_sites(case.prediction, policy, options)
-            found.append(check_site(case.stem, answer, case.truth, case.boxes, possible=possible))
+            found.append(
+                check_site(case.stem, answer, case.truth, case.prediction.classes, case.boxes, possible=possible)
+            )
         progress(done)
     return outcomes
 
 
 def _certain(case: LandingCase) -> Prediction:
-    """Return the prediction with the true mask as its classes, each with probability 1."""
-    height, width = case.truth.shape
-    grid = LandingGrid.empty((height, width))
-    grid.add((np.arange(len(CLASSES))[:, None, None] == case.truth).astype(np.float32), 0)
+    """Return the prediction with the true mask as its classes, each with probability 1.
+
+    Pixels without a label are background, so that only labelled ground has room for a site.
+    """
+    classes, (height, width) = case.prediction.classes, case.truth.shape
+    truth = np.where(case.truth < len(classes), case.truth, np.uint8(BACKGROUND_ID))
+    grid = LandingGrid.empty(classes, (height, width))
+    grid.add((np.arange(len(classes))[:, None, None] == truth).astype(np.float32), 0)
     ground = case.prediction.ground.model_copy(update={"warnings": ()})
-    return replace(case.prediction, mask=case.truth, landing_grid=grid, ground=ground)
+    return replace(case.prediction, mask=truth, landing_grid=grid, ground=ground)
 
 
 @dataclass(frozen=True)
@@ -366,6 +375,7 @@ def evaluate_sites(
         progress: Callback with the number of finished photographs and their total.
 
     Raises:
+        ConfigurationError: If the dataset has other classes than the model.
         DatasetError: If the photographs, masks or maps cannot be used.
     """
     max_pixels = settings.max_pixels
@@ -377,8 +387,8 @@ def evaluate_sites(
         cases = read_cases(data, manifest.temperature_of(profile), boxes)
         total, places = len(index.photographs), index.places or None
     else:
-        pairs = choose_pairs(data, split, part)
         segmenter = load_segmenter(settings, model=model)
+        pairs = choose_pairs(data, split, part, classes=segmenter.classes)
         policy = segmenter.landing_policy
         cases = predict_cases(segmenter, pairs, boxes, view, max_pixels)
         total, places = len(pairs), _places_of(pairs, settings) if by_place else None
@@ -390,7 +400,7 @@ def evaluate_sites(
 
 def _places_of(pairs: Sequence[Pair], settings: Settings) -> dict[str, list[str]]:
     matches = find_matches(
-        {pair.stem: pair.image for pair in pairs},
+        {pair.stem: pair.files for pair in pairs},
         cache=settings.cache_dir.expanduser() / "scenes",
         max_pixels=settings.max_pixels,
         progress=lambda _stage, _done, _total: None,

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from droneseg.core.errors import ConfigurationError, DatasetError
+from droneseg.core.image_files import RGB_ORDER, ChannelOrder
 from droneseg.data.dataset import Pair, find_dataset
 from droneseg.data.splits import read_split
-from droneseg.flows.export import choose_pairs
+from droneseg.flows.export import choose_pairs, require_same_classes
 from droneseg.flows.probabilities import FoldModel, MapTask, ProbabilityIndex
 from droneseg.inference.batch import find_inputs
+from droneseg.model.bundle import class_entries
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,12 @@ class MapPlan:
 
 
 def plan_maps(
-    source: Path, split_file: Path | None = None, *, part: str | None = None, folds: Sequence[int] = ()
+    source: Path,
+    split_file: Path | None = None,
+    *,
+    part: str | None = None,
+    folds: Sequence[int] = (),
+    channel_order: ChannelOrder = RGB_ORDER,
 ) -> MapPlan:
     """Return the photographs to predict: those of folds, of a part of a split, or all.
 
@@ -43,6 +50,7 @@ def plan_maps(
         split_file: Split file of the dataset; its folds are used unless `part` is given.
         part: Name of a part of the split, predicted with a single model.
         folds: Numbers of the folds to predict, from 0; empty for all.
+        channel_order: Colours of the channels of photographs with one file per channel; see `find_inputs`.
 
     Raises:
         ConfigurationError: If the split has no folds, or not those that were chosen.
@@ -52,10 +60,10 @@ def plan_maps(
         SplitError: If the split does not match the dataset.
     """
     if split_file is None and not _is_dataset(source):
-        return MapPlan([MapTask(image.stem, image) for image in find_inputs([str(source)])])
+        return MapPlan([MapTask(image) for image in find_inputs([str(source)], channel_order=channel_order)])
     if split_file is None or part:
         pairs = choose_pairs(source, split_file, part or "")
-        return MapPlan([MapTask(pair.stem, pair.image, pair.mask) for pair in pairs])
+        return MapPlan([MapTask(pair.files, pair) for pair in pairs])
     pairs = choose_pairs(source, None, "")
     split = read_split(split_file, [pair.stem for pair in pairs])
     numbers = tuple(folds or range(len(split.folds)))
@@ -103,9 +111,7 @@ def fold_tasks(pairs: Sequence[Pair], folds: Mapping[int, Sequence[str]]) -> lis
     ]
     if repeated:
         raise DatasetError("Photographs are in the validation part of several folds:", repeated)
-    return [
-        MapTask(stem, by_stem[stem].image, by_stem[stem].mask, numbers[0]) for stem, numbers in sorted(fold_of.items())
-    ]
+    return [MapTask(by_stem[stem].files, by_stem[stem], numbers[0]) for stem, numbers in sorted(fold_of.items())]
 
 
 def empty_index(
@@ -126,10 +132,17 @@ def empty_index(
         models: Model of each fold.
         profile: Profile of the bundles; None for the default profile of each.
         temperature: Number that logits are divided by before the softmax.
+
+    Raises:
+        ConfigurationError: If a model has other classes than the true masks.
     """
+    for classes in {task.pair.encoding.classes for task in plan.tasks if task.pair}:
+        for model in models:
+            require_same_classes(str(source), classes, "the model", model.classes)
     return ProbabilityIndex(
         kind="out of fold" if plan.folds else "one model",
         data=source.resolve().name,
+        classes=class_entries(models[0].classes),
         split=split_file.name if split_file else None,
         profile=profile,
         temperature=temperature,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from droneseg.core.errors import DronesegError, OutputExistsError
+from droneseg.core.image_files import ImageFiles
 
 Record = TypeVar("Record")
 
@@ -15,13 +16,13 @@ class PhotographResult(Generic[Record]):
     """Result for one photograph.
 
     Attributes:
-        source: Path of the photograph.
+        source: Files of the photograph.
         record: Facts about its output; None if it failed.
         error: Error message; None if it succeeded.
         skipped: Whether an earlier output was up to date.
     """
 
-    source: Path
+    source: ImageFiles
     record: Record | None
     error: str | None = None
     skipped: bool = False
@@ -32,7 +33,7 @@ class PhotographResult(Generic[Record]):
         return self.source.stem
 
 
-def result_of(source: Path, work: Callable[[], PhotographResult[Record]]) -> PhotographResult[Record]:
+def result_of(source: ImageFiles, work: Callable[[], PhotographResult[Record]]) -> PhotographResult[Record]:
     """Return the result of `work` for a photograph, or a failed one if it raises an expected error."""
     try:
         return work()

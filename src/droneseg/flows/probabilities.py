@@ -25,11 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable
 from droneseg.core.errors import ConfigurationError, DatasetError, optional_import
 from droneseg.core.files import write_bytes, write_text
+from droneseg.core.image_files import ImageFiles
 from droneseg.core.images import Image, decode_image
-from droneseg.core.masks import Mask, decode_colours
+from droneseg.core.masks import Mask
 from droneseg.core.metrics import Confusion, SegmentationMetrics, compute_metrics, confusion
+from droneseg.data.dataset import Pair
 from droneseg.data.image_matching import Match
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
 from droneseg.flows.output_folder import PhotographResult, require_output_folder, result_of
@@ -39,6 +42,7 @@ from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.sliding_window import nonzero_box
 from droneseg.inference.unlike_training import features_of
 from droneseg.inference.views import resample, resample_mask
+from droneseg.model.bundle import ClassEntry, class_entries, table_of
 
 INDEX_NAME = "index.json"
 _REPORTED_METRICS = ("miou", "image_wise_miou", "unsafe_landing_rate", "landing_recall")
@@ -106,6 +110,7 @@ class ProbabilityIndex(BaseModel):
         kind: "out of fold" if each photograph was predicted by a model that was not trained on its place, otherwise
             "one model".
         data: Name of the dataset or the folder of photographs.
+        classes: Class table of the models.
         split: Name of the split file; None without one.
         profile: Profile of the bundles; None for the default profile of each.
         temperature: Number that logits were divided by before the softmax.
@@ -123,6 +128,7 @@ class ProbabilityIndex(BaseModel):
     format_version: Literal[1] = 1
     kind: Literal["out of fold", "one model"]
     data: str
+    classes: tuple[ClassEntry, ...] = class_entries(DEFAULT_CLASSES)
     split: str | None
     profile: str | None
     temperature: float
@@ -159,16 +165,19 @@ class MapTask:
     """A photograph to predict.
 
     Attributes:
-        stem: Stem of the photograph.
-        image: Path of the photograph.
-        truth: Path of its true mask; None without one.
+        image: Files of the photograph.
+        pair: The photograph with its true mask; None without one.
         fold: Number of the fold; None for a single model.
     """
 
-    stem: str
-    image: Path
-    truth: Path | None = None
+    image: ImageFiles
+    pair: Pair | None = None
     fold: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """Stem of the photograph."""
+        return self.image.stem
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,8 @@ def write_maps(
 
 
 def _write_map(segmenter: BundleSegmenter, task: MapTask, out: Path, options: MapOptions) -> MapResult:
-    data, truth_data = task.image.read_bytes(), task.truth.read_bytes() if task.truth else None
+    data = task.image.read(max_pixels=options.max_pixels)
+    truth_data = task.pair.mask.read_bytes() if task.pair else None
     file = out / f"{task.stem}.npz"
     wanted = (
         segmenter.model_id,
@@ -245,7 +255,11 @@ def _predict_map(
     """Predict a photograph and write its map to `file`; `content` is the photograph and its true mask."""
     data, truth_data = content
     image = decode_image(data, max_pixels=options.max_pixels)
-    truth = decode_colours(truth_data, max_pixels=options.max_pixels)[0] if truth_data is not None else None
+    truth = (
+        task.pair.encoding.decode(truth_data, max_pixels=options.max_pixels)[0]
+        if task.pair and truth_data is not None
+        else None
+    )
     ground = options.view.read_ground(data)
     prediction, probabilities, seen = segmenter.probabilities(
         image, ground, plain=options.view.plain, temperature=options.temperature
@@ -270,7 +284,7 @@ def _predict_map(
         confidence=prediction.confidence,
         statistics=prediction.statistics,
         features=features_of(prediction.statistics, _disagreement(segmenter, image, seen)),
-        confusion=None if truth is None else confusion(truth, prediction.mask).tolist(),
+        confusion=None if truth is None else confusion(truth, prediction.mask, len(segmenter.classes)).tolist(),
     )
     _save(file, record, probabilities, seen, truth, nonzero_box(image))
     return record
@@ -381,7 +395,7 @@ class GroupScores:
 
     Attributes:
         photographs: Number of photographs.
-        miou: Mean IoU; None if no class 1 to 5 occurs.
+        miou: Mean IoU; None if no class but the background occurs.
         unsafe_landing_rate: Share of the pixels predicted as landing zone that are unsafe; None without such pixels.
         landing_recall: Share of the true landing zones that are predicted as such; None without landing zones.
     """
@@ -425,26 +439,33 @@ def score_maps(index: ProbabilityIndex) -> MapScores | None:
         number = index.photographs[stem].fold
         if number is not None:
             folds[str(number)].append(stem)
+    classes = table_of(index.classes)
     places = {name: [stem for stem in stems if stem in matrices] for name, stems in index.places.items()}
-    by_place = _by_group(places, matrices)
+    by_place = _by_group(places, matrices, classes)
     units = [np.sum([matrices[stem] for stem in stems], axis=0) for stems in places.values() if stems]
-    intervals = bootstrap_intervals(np.stack(units or list(matrices.values())))
+    intervals = bootstrap_intervals(np.stack(units or list(matrices.values())), classes)
     mious = [scores.miou for scores in by_place.values() if scores.miou is not None]
     quartiles = tuple(float(value) for value in np.quantile(mious, (0, 0.25, 0.5, 0.75, 1))) if mious else None
     return MapScores(
-        scores=compute_metrics(matrices.values()),
-        intervals={name: intervals[name] for name in _REPORTED_METRICS if not (units and name == "image_wise_miou")},
-        by_fold=_by_group(dict(sorted(folds.items())), matrices),
+        scores=compute_metrics(matrices.values(), classes),
+        intervals={
+            name: intervals[name]
+            for name in _REPORTED_METRICS
+            if name in intervals and not (units and name == "image_wise_miou")
+        },
+        by_fold=_by_group(dict(sorted(folds.items())), matrices, classes),
         by_place=by_place,
         miou_quartiles=quartiles,  # type: ignore[arg-type]  # five values, as there are five quantiles
     )
 
 
-def _by_group(groups: Mapping[str, Sequence[str]], matrices: Mapping[str, Confusion]) -> dict[str, GroupScores]:
+def _by_group(
+    groups: Mapping[str, Sequence[str]], matrices: Mapping[str, Confusion], classes: ClassTable
+) -> dict[str, GroupScores]:
     result = {}
     for name, stems in groups.items():
         if stems:
-            scores = compute_metrics(matrices[stem] for stem in stems)
+            scores = compute_metrics((matrices[stem] for stem in stems), classes)
             result[name] = GroupScores(len(stems), scores.miou, scores.unsafe_landing_rate, scores.landing_recall)
     return result
 
@@ -457,11 +478,13 @@ class FoldModel:
         fold: Number of the fold; None for a single model.
         open: Function that starts the segmenter. Only one segmenter is in memory at a time.
         model_id: Id of the model.
+        classes: Classes that it predicts.
     """
 
     fold: int | None
     open: Callable[[], BundleSegmenter]
     model_id: str
+    classes: ClassTable
 
 
 def make_maps(

@@ -66,8 +66,8 @@ def check_twin(manifest: bundle_format.Manifest, twin: bundle_format.Bundle) -> 
     """Check that the network of another bundle can be a profile of this one.
 
     Raises:
-        ConfigurationError: If the two differ in normalisation, mirror axes or ground resolution; the message lists all
-            differences.
+        ConfigurationError: If the two differ in normalisation, mirror axes, ground resolution or classes; the message
+            lists all differences.
     """
     other = twin.manifest
     mine, theirs = (
@@ -75,6 +75,7 @@ def check_twin(manifest: bundle_format.Manifest, twin: bundle_format.Bundle) -> 
             "normalisation": str(entry.normalisation),
             "mirror axes": entry.mirror_axes,
             "ground resolution": entry.ground.gsd_m if entry.ground else "unknown",
+            "classes": ", ".join(entry.class_table.names),
         }
         for entry in (manifest, other)
     )

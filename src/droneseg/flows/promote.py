@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from droneseg.core.errors import DronesegError, OtherClassesError, PromotionRefusedError, StoreError
+from droneseg.core.errors import ConfigurationError, DronesegError, PromotionRefusedError, StoreError
 from droneseg.core.files import atomic_directory, check_writable
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
@@ -75,6 +75,7 @@ def compare_models(
         progress: Progress callback, called after each image.
 
     Raises:
+        ConfigurationError: If the models or the dataset have different classes.
         DatasetError: If the dataset has problems.
         BundleError: If the verification of a bundle fails.
         DronesegError: If both bundles contain the same model, or an image cannot be predicted.
@@ -84,7 +85,13 @@ def compare_models(
         raise DronesegError(
             f"{first} and {second} contain the same model, {segmenters[0].model_id}. Choose two different models."
         )
-    pairs = choose_pairs(data, split_file, part)
+    if segmenters[0].classes != segmenters[1].classes:
+        classes = " and ".join(", ".join(segmenter.classes.names) for segmenter in segmenters)
+        raise ConfigurationError(
+            f"{first} and {second} have different class tables, so they cannot be compared: {classes}. The names, "
+            "colours and roles must be the same."
+        )
+    pairs = choose_pairs(data, split_file, part, classes=segmenters[0].classes)
     names = _model_names(first, second)
     evaluations = [
         _evaluate(segmenter, pairs, view=view, max_pixels=settings.max_pixels, progress=partial(progress, name))
@@ -119,13 +126,21 @@ def _evaluate(
     """Predict the images of a dataset and compare the masks with the ground truth."""
     with TemporaryDirectory() as temporary:
         masks = Path(temporary, "masks")
-        images = [pair.image for pair in pairs]
+        images = [pair.files for pair in pairs]
         results = predict_files(segmenter, images, masks, view=view, max_pixels=max_pixels)
         for done, result in enumerate(results, start=1):
             if result.error:
                 raise DronesegError(f"{result.source}: {result.error}")
             progress(done, len(pairs))
-        return evaluate_folder(masks, pairs[0].mask.parent, max_pixels=max_pixels)
+        encoding = pairs[0].encoding
+        return evaluate_folder(
+            masks,
+            pairs[0].mask.parent,
+            segmenter.classes,
+            truth_kind=encoding.kind,
+            colours=encoding.colours,
+            max_pixels=max_pixels,
+        )
 
 
 def promote_model(
@@ -172,12 +187,19 @@ def promote_model(
             action="promote",
             model=model,
             previous=previous,
-            reason=force or "better with 95 % confidence, and not less safe",
+            reason=force or _reason(report),
             forced=bool(reasons),
             figures=_recorded(report),
         )
         transaction.commit(root, entry, before)
     return entry
+
+
+def _reason(report: comparison.ComparisonReport | None) -> str:
+    """Return why a candidate is promoted without force."""
+    if report and "unsafe_landing_rate" not in report.differences:
+        return f"better with 95 % confidence. {report.landing_note}"
+    return "better with 95 % confidence, and not less safe"
 
 
 def _install(bundle: Bundle, champion: Path, previous: registry.RegisteredModel | None) -> registry.RegisteredModel:
@@ -272,12 +294,12 @@ def _examine(
                 "Move the model to another folder and promote it from there."
             )
         return None, None, ["there is no champion to compare it with"]
-    model_id, comparable = _champion(champion, settings)
-    if model_id == candidate.model_id:
-        raise PromotionRefusedError(f"{candidate.folder} is already the champion: model {model_id}.")
-    previous = registry.RegisteredModel(model_id=model_id, version=read_dvc_file(dvc_file))
-    if not comparable:
-        return previous, None, ["the champion was made for another class table, so the two cannot be compared"]
+    current = _champion(champion, settings)
+    if current.model_id == candidate.model_id:
+        raise PromotionRefusedError(f"{candidate.folder} is already the champion: model {current.model_id}.")
+    previous = registry.RegisteredModel(model_id=current.model_id, version=read_dvc_file(dvc_file))
+    if current.manifest.class_table != candidate.manifest.class_table:
+        return previous, None, ["the champion has other classes, so the two cannot be compared"]
     report = compare_models(
         champion,
         candidate.folder,
@@ -291,7 +313,7 @@ def _examine(
         progress=progress,
     )
     blockers = comparison.promotion_blockers(report)
-    if blockers and (changed := _changed_blocks(read_bundle(champion), candidate)):
+    if blockers and (changed := _changed_blocks(current, candidate)):
         blockers.append(f"it has the network of the champion; only the manifest differs: {', '.join(changed)}")
     return previous, report, blockers
 
@@ -308,15 +330,12 @@ def _changed_blocks(champion: Bundle, candidate: Bundle) -> list[str]:
     return [name for name in type(old).model_fields if name != "files" and getattr(old, name) != getattr(new, name)]
 
 
-def _champion(champion: Path, settings: Settings) -> tuple[str, bool]:
-    """Return the champion's id, and whether it has the current classes; fetches the champion if it is missing."""
-    try:
-        if not champion.exists():
-            return pull_model(champion, settings.dvc_remote).bundle.model_id, True
-        require_tracked(champion)
-        return read_bundle(champion).model_id, True
-    except OtherClassesError as error:
-        return error.model_id, False
+def _champion(champion: Path, settings: Settings) -> Bundle:
+    """Return the champion; fetch it if it is missing."""
+    if not champion.exists():
+        return pull_model(champion, settings.dvc_remote).bundle
+    require_tracked(champion)
+    return read_bundle(champion)
 
 
 def _recorded(report: comparison.ComparisonReport | None) -> registry.RecordedComparison | None:

@@ -115,7 +115,7 @@ def benchmark_training(
         (f"{TRAINER}, {pretrained.network}", TRAINER, pretrained),
     ]
     with tempfile.TemporaryDirectory() as temporary:
-        data, paths = _prepare_data(paths, Path(temporary), on_step)
+        data, paths = _prepare_data(paths.select(config.dataset, config.plans), Path(temporary), on_step)
         times = []
         for name, trainer, settings in runs:
             on_step(f"{name}: timing {iterations} iterations")

@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from droneseg.core.errors import DatasetError, MissingDependencyError
-from droneseg.core.images import DEFAULT_MAX_PIXELS, Image, read_image
-from droneseg.core.masks import Mask, MaskKind, read_mask
-from droneseg.data.dataset import Pair
+from droneseg.core.images import DEFAULT_MAX_PIXELS, Image
+from droneseg.core.masks import Mask
+from droneseg.data.dataset import Pair, read_pair_image, read_true_mask
 from droneseg.data.synthetic import generate_self_check_image
 from droneseg.flows.calibrate import MIN_IMAGES, calibrate_from_maps, check_maps, fit_calibration
 from droneseg.flows.profiles import NO_PROFILES, ProfileOptions, add_profiles, check_twin, names_with
 from droneseg.inference.self_check import build_self_check
-from droneseg.inference.views import DEFAULT_CONTEXT
+from droneseg.inference.views import default_context
 from droneseg.model import bundle as bundle_format
 
 
@@ -23,21 +23,19 @@ class CalibrationImages:
 
     Attributes:
         source: Description of the images, and whether the network was trained on them.
-        pairs: Files of the images and masks.
-        mask_kind: Encoding of the masks.
+        pairs: Images and masks.
         max_pixels: Maximum number of pixels of an image.
     """
 
     source: str
     pairs: Sequence[Pair]
-    mask_kind: MaskKind = "colours"
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def read(self, progress: Callable[[int, int], None]) -> Iterator[tuple[Image, Mask]]:
         """Yield each image, RGB, with its mask of class ids."""
         for done, pair in enumerate(self.pairs, start=1):
-            image = read_image(pair.image, max_pixels=self.max_pixels)
-            yield image, read_mask(pair.mask, self.mask_kind, max_pixels=self.max_pixels)
+            image = read_pair_image(pair, max_pixels=self.max_pixels)
+            yield image, read_true_mask(pair, max_pixels=self.max_pixels)
             progress(done, len(self.pairs))
 
 
@@ -75,7 +73,7 @@ def add_blocks(
     """
     old = bundle.manifest
     ground = ground or old.ground
-    context = DEFAULT_CONTEXT if ground else None
+    context = default_context(old.class_table) if ground else None
     unchanged = (ground, context) == (old.ground, old.context)
     final = old.model_copy(update={"ground": ground, "context": context})
     _check_inputs(final, images, maps, profiles)

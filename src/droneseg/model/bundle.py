@@ -3,17 +3,18 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from droneseg.core.classes import CLASSES, Normalisation
-from droneseg.core.errors import BundleError, OtherClassesError
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, Normalisation, Role, SegmentationClass
+from droneseg.core.errors import BundleError
 from droneseg.core.files import atomic_directory, file_sha256, write_bytes
+from droneseg.core.image_files import RGB_ORDER, ChannelOrder
 from droneseg.core.landing_grid import LandingPolicy
 
 FORMAT_VERSION = 2
@@ -22,9 +23,14 @@ MANIFEST_NAME = "manifest.json"
 NETWORK_NAME = "model.onnx"
 INT8_NETWORK_NAME = "model.int8.onnx"
 TWIN_NETWORK_NAME = "model.twin.onnx"
+NNUNET_OUTPUT = "nnunet_logits"
+"""Output of a network with the logits of all folds and classes of nnU-Net; see `NnunetLogits`."""
 REFERENCE_NAME = "reference.csv"
 SELF_CHECK_IMAGE_NAME = "self_check.png"
 SELF_CHECK_EXPECTED_NAME = "self_check.json"
+
+NOT_MEASURED = "not measured: no photographs that the model was not trained on"
+"""Description, in `quality`, of the data of a model whose quality is not known."""
 
 _MAX_PATCH_SIDE = 8192
 _RESTORE_HINT = "Export or copy the bundle again; `droneseg models pull --force` restores the champion."
@@ -41,6 +47,25 @@ class ClassEntry(_Section):
     id: int
     name: str
     colour: tuple[int, int, int]
+    role: Role | None = Field(None, description="What the class means for landing; null if nothing.")
+
+
+class NnunetLogits(_Section):
+    """Output `nnunet_logits` of a network: the logits of nnU-Net's folds and classes, shape (N, folds * K, h, w).
+
+    The output `logits` is their mean over the folds, with the probabilities of the classes summed by `class_ids`.
+    """
+
+    folds: int = Field(ge=1, description="Number of folds.")
+    class_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=2, description="Class of the bundle for each of nnU-Net's K classes."
+    )
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "NnunetLogits":
+        if set(self.class_ids) != set(range(max(self.class_ids) + 1)):
+            raise ValueError(f"class_ids are {self.class_ids}; every number from 0 to the largest must occur")
+        return self
 
 
 class Profile(_Section):
@@ -53,6 +78,9 @@ class Profile(_Section):
     )
     half_sums: bool = Field(
         False, description="Accumulate tiles in float16 like nnU-Net's predictor, for pixel-identical masks."
+    )
+    nnunet_logits: NnunetLogits | None = Field(
+        None, description="How nnU-Net's mask follows from the output `nnunet_logits`; null if `logits` is enough."
     )
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(
         (1.0,),
@@ -78,6 +106,8 @@ class Profile(_Section):
             raise ValueError(f"scales are {self.scales}; they must differ, and one of them must be 1")
         if self.half_sums and len(self.scales) > 1:
             raise ValueError("a profile with half_sums reproduces nnU-Net and cannot have several scales")
+        if self.nnunet_logits and not self.half_sums:
+            raise ValueError("nnunet_logits need half_sums")
         if (self.patch_size is None) != (self.divisor is None):
             raise ValueError("patch_size and divisor belong together; give both or none")
         return self
@@ -104,7 +134,7 @@ class Provenance(_Section):
     trainer: str
     plans: str
     configuration: str
-    folds: tuple[int, ...]
+    folds: tuple[int | Literal["all"], ...]
     epochs: tuple[int, ...] = Field(description="Number of epochs of each fold.")
     checkpoint_sha256: tuple[str, ...] = Field(description="SHA-256 of each fold's checkpoint.")
     data_fingerprint_sha256: str | None = None
@@ -217,12 +247,18 @@ class Manifest(_Section):
     normalisation: Normalisation
     patch_size: tuple[int, int] = Field(description="Height and width of the network's input.")
     divisor: tuple[int, int] = Field(description="The input's height and width are multiples of these numbers.")
+    channel_order: ChannelOrder = Field(
+        RGB_ORDER,
+        description="Colour (0 red, 1 green, 2 blue) of each channel where every channel is a file of its own.",
+    )
     mirror_axes: tuple[Literal[0, 1], ...] = Field(description="Axes to mirror: 0 is vertical, 1 is horizontal.")
     tile_step: float = Field(0.5, gt=0, le=1, description="Distance between tiles as a fraction of the patch size.")
     profiles: dict[str, Profile]
     default_profile: str
     provenance: Provenance
-    quality: dict[str, Any] | None = Field(None, description="Metrics on held-out data, and a description of the data.")
+    quality: dict[str, Any] | None = Field(
+        None, description="Metrics on held-out data, and a description of the data; only the latter if not measured."
+    )
     drift_reference: DriftReference | None = None
     ground: TrainingGround | None = None
     context: Context | None = None
@@ -235,6 +271,9 @@ class Manifest(_Section):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> "Manifest":
+        _ = self.class_table  # raises an error if the classes are not a table
+        if sorted(self.channel_order) != list(RGB_ORDER):
+            raise ValueError(f"channel_order is {self.channel_order}; it must contain 0, 1 and 2")
         _check_patch(self.patch_size, self.divisor)
         for profile in self.profiles.values():
             if profile.patch_size and profile.divisor:
@@ -244,14 +283,29 @@ class Manifest(_Section):
             raise ValueError("profiles with the same network must have the same patch_size")
         if self.default_profile not in self.profiles:
             raise ValueError(f"default profile {self.default_profile!r} is not one of {sorted(self.profiles)}")
+        for name, profile in self.profiles.items():
+            if profile.nnunet_logits and max(profile.nnunet_logits.class_ids) + 1 != len(self.classes):
+                raise ValueError(f"class_ids of profile {name} must be those of the {len(self.classes)} classes")
         if unknown := sorted(set(self.landing) - set(self.profiles)):
             raise ValueError(f"landing has limits of unknown profiles: {', '.join(unknown)}")
+        names = {entry.name for entry in self.classes}
+        if self.context and (unknown := sorted(set(self.context.region_classes) - names)):
+            raise ValueError(f"region_classes has unknown classes: {', '.join(unknown)}")
         required = {profile.network for profile in self.profiles.values()}
         required |= {self.drift_reference.file} if self.drift_reference else set()
         required |= {self.self_check.image, self.self_check.expected} if self.self_check else set()
         if missing := sorted(required - set(self.files)):
             raise ValueError(f"files has no entry for {', '.join(missing)}")
         return self
+
+    @property
+    def class_table(self) -> ClassTable:
+        """Classes that the network predicts; see `table_of`.
+
+        Raises:
+            ValueError: If the classes are not a valid table.
+        """
+        return table_of(self.classes)
 
     def patch_of(self, profile: str) -> tuple[int, int]:
         """Return the height and width of the input of a profile's network."""
@@ -272,9 +326,20 @@ def _check_patch(patch_size: tuple[int, int], divisor: tuple[int, int]) -> None:
             raise ValueError(f"patch_size is {patch_size}; it must be {limits}")
 
 
-def own_classes() -> tuple[ClassEntry, ...]:
-    """Return the class table of this version as entries of a manifest."""
-    return tuple(ClassEntry(id=entry.id, name=entry.name, colour=entry.colour) for entry in CLASSES)
+def table_of(entries: Sequence[ClassEntry]) -> ClassTable:
+    """Return the class table of entries of a manifest. Default classes without roles, as in older bundles, get theirs.
+
+    Raises:
+        ValueError: If the entries are not a valid table.
+    """
+    classes = [SegmentationClass(entry.id, entry.name, entry.colour, entry.role) for entry in entries]
+    without_roles = [replace(entry, role=None) for entry in DEFAULT_CLASSES]
+    return DEFAULT_CLASSES if classes == without_roles else ClassTable(tuple(classes))
+
+
+def class_entries(classes: ClassTable) -> tuple[ClassEntry, ...]:
+    """Return a class table as entries of a manifest."""
+    return tuple(ClassEntry(id=entry.id, name=entry.name, colour=entry.colour, role=entry.role) for entry in classes)
 
 
 @dataclass(frozen=True)
@@ -300,16 +365,25 @@ def read_bundle(folder: Path) -> Bundle:
     """Read a bundle and verify every file.
 
     Raises:
-        BundleError: If a file is missing or damaged, or if the manifest is malformed, of a newer format or for another
-            class table.
+        BundleError: If a file is missing or damaged, or if the manifest is malformed or of a newer format.
     """
     data = _read_manifest(folder)
     manifest = _validate(folder, _parse(folder, data))
     model_id = model_id_of(data)
-    _require_own_classes(folder, manifest, model_id)
     for name, record in manifest.files.items():
         _verify_file(folder / name, record)
     return Bundle(folder, manifest, model_id)
+
+
+def read_channel_order(folder: Path) -> ChannelOrder:
+    """Return the colours of the channels of a bundle, from its manifest alone; red, green, blue if it cannot be read.
+
+    Loading such a bundle reports the problem.
+    """
+    try:
+        return _validate(folder, _parse(folder, _read_manifest(folder))).channel_order
+    except BundleError:
+        return RGB_ORDER
 
 
 def write_bundle(folder: Path, build: Callable[[dict[str, FileRecord]], Manifest], files: Mapping[str, Path]) -> Bundle:
@@ -391,18 +465,6 @@ def _validate(folder: Path, content: dict[str, Any]) -> Manifest:
     except ValidationError as error:
         lines = [f"  - {'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()]
         raise BundleError("\n".join([f"{folder / MANIFEST_NAME} is malformed:", *lines, _RESTORE_HINT])) from error
-
-
-def _require_own_classes(folder: Path, manifest: Manifest, model_id: str) -> None:
-    if manifest.classes == own_classes():
-        return
-    theirs = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in manifest.classes)
-    ours = ", ".join(f"{entry.id} {entry.name} {entry.colour}" for entry in own_classes())
-    raise OtherClassesError(
-        f"{folder} was made for another class table: {theirs}. This version has: {ours}. "
-        "Train a model with this version, or use the version that made it.",
-        model_id,
-    )
 
 
 def _verify_file(path: Path, record: FileRecord) -> None:

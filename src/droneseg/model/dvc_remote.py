@@ -107,8 +107,14 @@ def read_dvc_file(path: Path) -> DvcOutput:
     return version
 
 
-def write_dvc_file(path: Path, version: DvcOutput) -> None:
-    """Write a `.dvc` file that records a version of the directory beside it."""
+def write_dvc_file(path: Path, version: DvcOutput, *, meta: Mapping[str, str] | None = None) -> None:
+    """Write a `.dvc` file that records a version of the directory beside it.
+
+    Args:
+        path: File to write.
+        version: Version of the directory.
+        meta: Further facts about it, which DVC keeps but does not use.
+    """
     out = {
         "md5": version.md5,
         "size": version.size_bytes,
@@ -116,17 +122,29 @@ def write_dvc_file(path: Path, version: DvcOutput) -> None:
         "hash": "md5",
         "path": path.name.removesuffix(".dvc"),
     }
-    write_text(path, yaml.safe_dump({"outs": [out]}, sort_keys=False))
+    content: dict[str, Any] = {"meta": dict(meta)} if meta else {}
+    write_text(path, yaml.safe_dump(content | {"outs": [out]}, sort_keys=False, width=1000))
 
 
-def dvc_directory_hash(folder: Path) -> str | None:
-    """Return the hash DVC would record for the parent directory if it contained only this folder.
+def read_meta(path: Path) -> dict[str, str]:
+    """Return the further facts in a `.dvc` file that `read_dvc_file` accepts; none if it has no block `meta`."""
+    meta = yaml.safe_load(path.read_text(encoding="utf-8")).get("meta")
+    return {str(key): str(value) for key, value in meta.items()} if isinstance(meta, dict) else {}
+
+
+def dvc_directory_hash(folder: Path, *, tracked: Path | None = None) -> str | None:
+    """Return the hash DVC would record for a directory if it contained only this folder.
+
+    Args:
+        folder: Folder.
+        tracked: Directory that DVC tracks: the folder or one that contains it; None for its parent.
 
     Returns:
         Hash as in a `.dvc` file, ending with `.dir`; None if the folder is missing or empty.
     """
+    root = tracked or folder.parent
     files = [file for file in folder.rglob("*") if file.is_file()]
-    entries = [{"md5": file_md5(file), "relpath": file.relative_to(folder.parent).as_posix()} for file in files]
+    entries = [{"md5": file_md5(file), "relpath": file.relative_to(root).as_posix()} for file in files]
     return directory_hash(entries) if entries else None
 
 

@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from droneseg.core.errors import BundleError, DronesegError, OtherClassesError, StoreError
+from droneseg.core.errors import BundleError, DronesegError, StoreError
 from droneseg.core.files import atomic_directory, check_writable, file_md5
 from droneseg.core.settings import Pull
 from droneseg.model.bundle import MANIFEST_NAME, Bundle, dvc_file_of, read_bundle
-from droneseg.model.dvc_remote import DvcRemote, dvc_directory_hash, project_lock, read_dvc_file, require_dvc
+from droneseg.model.dvc_remote import (
+    DvcRemote,
+    OnBytes,
+    dvc_directory_hash,
+    project_lock,
+    read_dvc_file,
+    require_dvc,
+)
 from droneseg.model.registry import is_known
 
 logger = logging.getLogger(__name__)
@@ -63,7 +70,6 @@ def pull_model(
 
     Raises:
         StoreError: If the model cannot be fetched or is not a valid bundle.
-        OtherClassesError: If the model was trained for another class table.
         OutputExistsError: If `folder` contains a different model and `replace` is False.
         MissingDependencyError: If DVC is not installed.
     """
@@ -77,15 +83,47 @@ def pull_model(
         listing = source.fetch_listing(version.md5, Path(temporary), add_to_cache=add_to_cache)
         files = _model_files(listing, folder, dvc_file)
         check_writable(folder, marker=MANIFEST_NAME, replace=replace)
-        on_bytes = _ProgressTotal(version.size_bytes, progress)
-        with _staging_directory(folder) as downloads:
-            for name, md5 in files.items():
-                source.fetch(md5, downloads / name, on_bytes, add_to_cache=add_to_cache)
-            with atomic_directory(folder, marker=MANIFEST_NAME, replace=True) as staging_dir:
-                for name in files:
-                    os.replace(downloads / name, staging_dir / name)
-                _require_bundle(staging_dir, source)
+        on_bytes = ProgressTotal(version.size_bytes, progress)
+        with fetched_folder(source, files, folder, MANIFEST_NAME, on_bytes, add_to_cache=add_to_cache) as staging_dir:
+            _require_bundle(staging_dir, source)
         return PullResult(read_bundle(folder), str(source), fetched=True)
+
+
+@contextmanager
+def fetched_folder(
+    source: DvcRemote,
+    files: Mapping[str, str],
+    folder: Path,
+    marker: str,
+    on_bytes: OnBytes = lambda _count: None,
+    *,
+    add_to_cache: bool = True,
+) -> Iterator[Path]:
+    """Download files to a temporary folder, which replaces `folder` if the block succeeds.
+
+    Args:
+        source: Remote or cache of the files, which verifies them.
+        files: md5 of each file by its path in the folder.
+        folder: Folder to create or to replace; the caller has checked that it may be replaced.
+        marker: Name of a file that every folder of this kind contains.
+        on_bytes: Progress callback.
+        add_to_cache: Whether to add the files to DVC's cache.
+
+    Yields:
+        The temporary folder with all files.
+
+    Raises:
+        StoreError: If a file cannot be fetched.
+    """
+    with _staging_directory(folder) as downloads:
+        for name, md5 in files.items():
+            (downloads / name).parent.mkdir(parents=True, exist_ok=True)
+            source.fetch(md5, downloads / name, on_bytes, add_to_cache=add_to_cache)
+        with atomic_directory(folder, marker=marker, replace=True) as staging_dir:
+            for name in files:
+                (staging_dir / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(downloads / name, staging_dir / name)
+            yield staging_dir
 
 
 def push_model(folder: Path, remote: str | None = None) -> str:
@@ -111,12 +149,24 @@ def push_model(folder: Path, remote: str | None = None) -> str:
     require_tracked(folder)
     run_dvc(dvc_file.parent, "commit", "--force", "--quiet", dvc_file.name)  # restores DVC's cache
     run_dvc(dvc_file.parent, "push", "--quiet", dvc_file.name, *(("--remote", remote) if remote else ()))
-    for file in folder.iterdir():
-        # if a remote has the listing, DVC assumes that its files are present and intact
+    send_missing(target, folder)
+    return str(target)
+
+
+def send_missing(target: DvcRemote, folder: Path) -> None:
+    """Upload the files of a folder that a remote does not have, or has damaged.
+
+    If a remote has the listing of a folder, `dvc push` assumes that its files are present and intact.
+
+    Raises:
+        StoreError: If the remote cannot be reached or denies access.
+    """
+    for file in folder.rglob("*"):
+        if not file.is_file():
+            continue
         md5 = file_md5(file)
         if not target.has(md5, size_bytes=file.stat().st_size):
             target.send(file, md5)
-    return str(target)
 
 
 def fetch_model(folder: Path, pull: Pull, remote: str | None = None) -> None:
@@ -182,7 +232,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
     return completed.stdout
 
 
-class _ProgressTotal:
+class ProgressTotal:
     """Callback that sums up increments; the sum is limited to the total, since a retried download repeats increments.
 
     Args:
@@ -196,6 +246,7 @@ class _ProgressTotal:
         self._done = 0
 
     def __call__(self, count: int) -> None:
+        """Add received bytes."""
         self._done = min(self._done + count, self._total)
         self._progress(self._done, self._total)
 
@@ -218,8 +269,6 @@ def _model_files(listing: Mapping[str, str], folder: Path, dvc_file: Path) -> di
 def _require_bundle(folder: Path, source: DvcRemote) -> None:
     try:
         read_bundle(folder)
-    except OtherClassesError:
-        raise
     except BundleError as error:
         raise StoreError(f"The version in {source} is not a valid model: {error}") from error
 
