@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.monitoring.alert_policies import policies_of
 from droneseg.monitoring.prometheus import ServiceMetrics
 from support.programs import require_program
@@ -71,7 +72,7 @@ def test_rules_and_dashboard_query_existing_labels() -> None:
     metrics.count_request("/predict", 200, 0.1)
     metrics.count_fault("internal_error")
     metrics.count_bad_input("broken_image")
-    metrics.set_model("abc", "fast")
+    metrics.set_model("abc", "fast", DEFAULT_CLASSES.names)
     shown = metrics.render("")[0].decode()
     for where, query in queries().items():
         for metric, labels in re.findall(r"\b(droneseg_\w+?)(?:\{([^}]*)\})", query):

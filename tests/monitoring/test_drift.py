@@ -13,16 +13,15 @@ from PIL import Image as pillow
 from PIL import ImageFilter
 
 from droneseg.core.camera import given_ground
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import DriftError
 from droneseg.data.synthetic import generate_scene
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import Bundle, file_record, read_bundle
 from droneseg.monitoring.drift import (
-    FEATURES,
     MIN_RECORDS,
-    NAMES,
-    THRESHOLD,
     Reference,
+    features_of,
     find_drift,
     image_features,
     p_value,
@@ -36,6 +35,9 @@ from support.bundles import TRAINED_AT, VIEWS, make_bundle
 from support.drift import NOON, darker, keep, make_bundle_with_reference, photographs, records_like, with_statistics
 from support.waiting import HANG_S
 from support.workspace import Workspace
+
+FEATURES = features_of(DEFAULT_CLASSES)
+NAMES = tuple(feature.name for feature in FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,10 @@ def test_a_camera_with_more_pixels_is_not_drift_by_itself(tmp_path: Path) -> Non
     own, known, unknown = read_recent_records(str(tmp_path / "records"), 3).records
     assert (known.width, known.height) == (3840, 2944)
     assert (known.seen_width, known.seen_height) == (960, 736)
-    assert record_features(known) == pytest.approx(record_features(own), rel=0.02, abs=0.003)
-    assert record_features(known) == pytest.approx(image_features(segmenter, enlarged, given_ground(0.025 / 4)))
+    assert record_features(known, FEATURES) == pytest.approx(record_features(own, FEATURES), rel=0.02, abs=0.003)
+    assert record_features(known, FEATURES) == pytest.approx(
+        image_features(segmenter, enlarged, given_ground(0.025 / 4))
+    )
     assert unknown.seen_width == 1920  # nothing says that it shows the same scene
     assert [code.value for code in unknown.ground.warnings] == ["unknown_scale"]  # type: ignore[union-attr]
 
@@ -86,7 +90,7 @@ def test_records_of_earlier_versions_are_read(bundle: Bundle, reference: Referen
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = read_recent_records(str(tmp_path), 100, bundle.model_id)
     assert (page.records, page.unreadable) == (records, [])
-    assert record_features(page.records[0])["megapixels"] == pytest.approx(32 * 24 / 1e6, abs=1e-6)
+    assert record_features(page.records[0], FEATURES)["megapixels"] == pytest.approx(32 * 24 / 1e6, abs=1e-6)
     assert not find_drift(reference, page.records).drifted
 
 
@@ -104,7 +108,8 @@ def test_false_alarms_are_rare(reference: Reference) -> None:
     for _ in range(200):
         order = rng.permutation(40)
         called += any(
-            p_value([values[index] for index in order[:20]], [values[index] for index in order[20:]]) < THRESHOLD
+            p_value([values[index] for index in order[:20]], [values[index] for index in order[20:]])
+            < reference.threshold
             for values in reference.table.values()
         )
     assert called <= 10  # 5 %
@@ -172,7 +177,7 @@ def test_too_few_records_are_refused(bundle: Bundle, reference: Reference) -> No
 
 
 def test_a_small_reference_is_refused(bundle: Bundle, reference: Reference) -> None:
-    few = Reference("few", {name: values[:19] for name, values in reference.table.items()})
+    few = Reference("few", FEATURES, {name: values[:19] for name, values in reference.table.items()})
     with pytest.raises(DriftError, match="The drift reference was made from 19 images; at least 20 are needed"):
         find_drift(few, records_like(bundle, 40))
 
@@ -237,7 +242,7 @@ def test_an_invalid_record_does_not_affect_the_others(
     with file.open("a") as lines:
         lines.write(json.dumps(good | BAD[what]) + "\n")
         lines.write(json.dumps(good | {"statistics": good["statistics"] | {"brightness": float("nan")}}) + "\n")
-    page = read_recent_records(str(tmp_path), 100, bundle.model_id)
+    page = read_recent_records(str(tmp_path), 100, bundle.model_id, reference.features)
     assert page.records == records
     assert [line.rpartition(":")[2] for line in page.unreadable] == ["31", "32"]
     assert [item.feature.name for item in find_drift(reference, page.records).changed] == ["brightness"]
@@ -266,7 +271,7 @@ def test_reading_stops_after_many_damaged_files(bundle: Bundle, tmp_path: Path) 
 def test_a_slightly_different_image_size_is_not_drift(bundle: Bundle, reference: Reference) -> None:
     records = records_like(bundle, 30, changed=lambda record: record.model_copy(update={"width": 32, "height": 24}))
     slightly = [record.model_copy(update={"width": 1000, "height": 707}) for record in records]
-    usual = Reference("", reference.table | {"megapixels": [0.70656] * 40})
+    usual = Reference("", FEATURES, reference.table | {"megapixels": [0.70656] * 40})
     assert not find_drift(usual, slightly).drifted
     assert find_drift(usual, [record.model_copy(update={"height": 640}) for record in slightly]).drifted
 
@@ -310,7 +315,7 @@ def test_p_values_equal_those_of_evidently(bundle: Bundle, reference: Reference)
     from evidently.metrics import ValueDrift
 
     records = records_like(bundle, 50, changed=darker)
-    frames = pd.DataFrame([record_features(record) for record in records]), pd.DataFrame(reference.table)
+    frames = pd.DataFrame([record_features(record, FEATURES) for record in records]), pd.DataFrame(reference.table)
     definition = DataDefinition(numerical_columns=list(NAMES))
     now, before = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     measured = Report([ValueDrift(column=name, method="ks") for name in NAMES]).run(now, before).dict()["metrics"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from droneseg.core.camera import Ground, WarningCode
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.prediction import Prediction, class_fractions
 from droneseg.monitoring import prediction_log
 from droneseg.monitoring.prediction_log import PredictionLog
@@ -32,7 +33,7 @@ def log_widths(log: PredictionLog, *widths: int) -> None:
     """Log one image of each width."""
     for width in widths:
         mask = np.full((1, width), 5, np.uint8)
-        prediction = Prediction(mask, class_fractions(mask), 0.5, {}, "abc")
+        prediction = Prediction(mask, DEFAULT_CLASSES, class_fractions(mask, DEFAULT_CLASSES), 0.5, {}, "abc")
         log.log(None, prediction)
 
 
@@ -170,7 +171,7 @@ def test_records_that_wait_for_a_slow_write_are_limited(tmp_path: Path, monkeypa
 def test_a_record_that_cannot_be_made_is_counted(tmp_path: Path) -> None:
     counts, mask = Counts(), np.full((1, 1), 5, np.uint8)
     log = PredictionLog(str(tmp_path), count_records=counts)
-    log.log(None, Prediction(mask, class_fractions(mask), math.nan, {}, "abc"))
+    log.log(None, Prediction(mask, DEFAULT_CLASSES, class_fractions(mask, DEFAULT_CLASSES), math.nan, {}, "abc"))
     log_widths(log, 2)
     log.close(HANG_S)
     assert widths(tmp_path) == [2]
@@ -183,7 +184,18 @@ def test_a_record_holds_a_hash_of_the_name_and_no_image(tmp_path: Path) -> None:
     statistics = {"brightness": 0.5}
     ground = Ground(gsd_m=0.0125, source="argument", scale=0.5, warnings=(WarningCode.OBLIQUE,))
     log.log(
-        "my garden.png", Prediction(mask, class_fractions(mask), 0.75, {}, "abc", ground, statistics, seen_size=(4, 5))
+        "my garden.png",
+        Prediction(
+            mask,
+            DEFAULT_CLASSES,
+            class_fractions(mask, DEFAULT_CLASSES),
+            0.75,
+            {},
+            "abc",
+            ground,
+            statistics,
+            seen_size=(4, 5),
+        ),
     )
     log.close(HANG_S)
     (record,) = lines(tmp_path)

@@ -1,5 +1,6 @@
-"""A Prometheus server scrapes the service and answers queries."""
+"""Labels of the metrics; a Prometheus server scrapes the service and answers queries."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, SegmentationClass
+from droneseg.core.prediction import Prediction
+from droneseg.monitoring.prometheus import ServiceMetrics
 from support.bundles import make_bundle
 from support.images import png
 from support.programs import require_program
@@ -52,3 +56,21 @@ def ask(port: int, query: str) -> float:
             pass
         time.sleep(0.2)
     raise AssertionError(f"Prometheus has no result for {query}")
+
+
+def test_labels_of_classes_are_those_of_the_active_model() -> None:
+    own = ClassTable(tuple(SegmentationClass(i, name, (i, 0, 0)) for i, name in enumerate(("void", 'a "roof"'))))
+    metrics = ServiceMetrics()
+
+    def count(classes: ClassTable) -> set[str]:
+        mask = np.ones((2, 2), np.uint8)
+        shares = dict.fromkeys(classes.names, 0.5)
+        metrics.count_prediction(Prediction(mask, classes, shares, 0.9, {}, "aaa"))
+        return set(re.findall(r'class_name="(.*?)",le', metrics.render("")[0].decode()))
+
+    metrics.set_model("aaa", "fast", DEFAULT_CLASSES.names)
+    assert count(DEFAULT_CLASSES) == set(DEFAULT_CLASSES.names)
+    metrics.set_model("bbb", "fast", own.names)
+    assert count(own) == {"void", r"a \"roof\""}
+    # a prediction of the previous model that ends after the reload
+    assert count(DEFAULT_CLASSES) == {"void", r"a \"roof\""}

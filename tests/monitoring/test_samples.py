@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import OutputExistsError, RecordsError
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, class_fractions, image_statistics
@@ -33,7 +34,8 @@ def as_jpeg(image: np.ndarray) -> bytes:
 
 
 def predicted(confidence: float, image: np.ndarray = IMAGE) -> Prediction:
-    return Prediction(MASK, class_fractions(MASK), confidence, {}, "abc", statistics=image_statistics(image))
+    fractions = class_fractions(MASK, DEFAULT_CLASSES)
+    return Prediction(MASK, DEFAULT_CLASSES, fractions, confidence, {}, "abc", statistics=image_statistics(image))
 
 
 def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, names: bool = False) -> Counter[str]:
@@ -47,7 +49,11 @@ def record(folder: Path | str, confidences: list[float], *, share: float = 1.0, 
         keep_names=names,
     )
     for index, confidence in enumerate(confidences):
-        log.log(f"{chr(97 + index)}.jpg", predicted(confidence), Sample(as_jpeg(IMAGE + index), encode_mask(MASK)))
+        log.log(
+            f"{chr(97 + index)}.jpg",
+            predicted(confidence),
+            Sample(as_jpeg(IMAGE + index), encode_mask(MASK, DEFAULT_CLASSES)),
+        )
         log.flush(10)
     log.close(10)
     return counts
@@ -96,7 +102,7 @@ def test_samples_beyond_the_memory_limit_are_dropped(tmp_path: Path, monkeypatch
         count_samples=lambda result, number: counts.update({result: number}),
         sample_share=1.0,
     )
-    sample = Sample(as_jpeg(IMAGE), encode_mask(MASK))
+    sample = Sample(as_jpeg(IMAGE), encode_mask(MASK, DEFAULT_CLASSES))
     assert log._samples.add(NOON, sample) is not None  # the worker sleeps until something is logged
     assert log._samples.add(NOON, sample) is None
     log.close(10)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import ClassTable
 from droneseg.core.errors import DriftError
 from droneseg.core.images import Image
 from droneseg.core.prediction import STATISTIC_WORDS, Segmenter
@@ -55,7 +55,7 @@ def _of_image(name: str, meaning: str) -> Feature:
     return Feature(name, meaning, f"are {lower}", f"are {higher}")
 
 
-FEATURES: tuple[Feature, ...] = (
+IMAGE_FEATURES: tuple[Feature, ...] = (
     _of_image("brightness", "mean luma"),
     _of_image("contrast", "standard deviation of the luma"),
     _of_image("saturation", "mean saturation"),
@@ -65,30 +65,33 @@ FEATURES: tuple[Feature, ...] = (
     _of_image("green_share", "share of green pixels"),
     # all validation images may have the same size, so an additional row of pixels must not count as a change
     Feature("megapixels", "image size at the model's resolution", "are smaller", "are larger", digits=2),
-    *(
+)
+_CONFIDENCE = Feature(
+    "confidence",
+    "mean probability of the predicted class",
+    "are predicted with less confidence",
+    "are predicted with more confidence",
+    of_model=True,
+)
+
+
+def features_of(classes: ClassTable) -> tuple[Feature, ...]:
+    """Return the features of the predictions of a model with these classes."""
+    shares = (
         Feature(
-            f"share_{name}",
-            f"share of {name}",
-            f"show a smaller share of {name}",
-            f"show a larger share of {name}",
+            f"share_{entry.name}",
+            f"share of {entry.name}",
+            f"show a smaller share of {entry.name}",
+            f"show a larger share of {entry.name}",
             of_model=True,
         )
-        for name in (entry.name for entry in CLASSES[1:])
-    ),
-    Feature(
-        "confidence",
-        "mean probability of the predicted class",
-        "are predicted with less confidence",
-        "are predicted with more confidence",
-        of_model=True,
-    ),
-)
-NAMES = tuple(feature.name for feature in FEATURES)
+        for entry in classes.foreground
+    )
+    return (*IMAGE_FEATURES, *shares, _CONFIDENCE)
+
 
 FALSE_ALARMS = 0.05
 """Largest share of the reports on unchanged images that may report drift."""
-THRESHOLD = FALSE_ALARMS / len(FEATURES)
-"""p-value below which a feature differs."""
 METHOD = "ks"
 MIN_RECORDS = 20
 """Minimum number of records, and of reference images, for the test."""
@@ -96,11 +99,18 @@ _MIN_RECORDS_PER_DAY = 5  # to test a single day for a difference
 
 
 def compute_features(
-    statistics: Mapping[str, float], *, width: int, height: int, class_fractions: Mapping[str, float], confidence: float
+    features: Sequence[Feature],
+    statistics: Mapping[str, float],
+    *,
+    width: int,
+    height: int,
+    class_fractions: Mapping[str, float],
+    confidence: float,
 ) -> dict[str, float]:
-    """Return the features of an image by name.
+    """Return the values of features of an image by name.
 
     Args:
+        features: Features to compute.
         statistics: Statistics of the image as resampled for the model, see `image_statistics`.
         width: Width of the resampled image in pixels.
         height: Height of the resampled image in pixels.
@@ -113,19 +123,20 @@ def compute_features(
     values = {
         **statistics,
         "megapixels": width * height / 1e6,
-        **{f"share_{entry.name}": class_fractions[entry.name] for entry in CLASSES[1:]},
+        **{f"share_{name}": share for name, share in class_fractions.items()},
         "confidence": confidence,
     }
-    return {feature.name: round(float(values[feature.name]), 6) for feature in FEATURES}
+    return {feature.name: round(float(values[feature.name]), 6) for feature in features}
 
 
-def record_features(record: Record) -> dict[str, float]:
-    """Return the features of a record by name.
+def record_features(record: Record, features: Sequence[Feature]) -> dict[str, float]:
+    """Return the values of features of a record by name.
 
     Raises:
         KeyError: If a value is missing.
     """
     return compute_features(
+        features,
         record.statistics,
         width=record.width if record.seen_width is None else record.seen_width,
         height=record.height if record.seen_height is None else record.seen_height,
@@ -140,16 +151,23 @@ class Reference:
 
     Attributes:
         source: Description of the images.
+        features: Features in the table.
         table: Values by feature name, one per image.
     """
 
     source: str
+    features: tuple[Feature, ...]
     table: dict[str, list[float]]
 
     @property
     def images(self) -> int:
         """Number of images."""
-        return len(self.table[NAMES[0]])
+        return len(self.table[self.features[0].name])
+
+    @property
+    def threshold(self) -> float:
+        """p-value below which a feature differs."""
+        return FALSE_ALARMS / len(self.features)
 
 
 def measure_reference(segmenter: Segmenter, images: Iterable[tuple[Image, Ground]], source: str) -> Reference:
@@ -160,8 +178,9 @@ def measure_reference(segmenter: Segmenter, images: Iterable[tuple[Image, Ground
         images: RGB images, shape (H, W, 3), dtype uint8, with their ground resolutions.
         source: Description of the images.
     """
+    features = features_of(segmenter.classes)
     rows = [image_features(segmenter, image, ground) for image, ground in images]
-    return Reference(source, {name: [row[name] for row in rows] for name in NAMES})
+    return Reference(source, features, {feature.name: [row[feature.name] for row in rows] for feature in features})
 
 
 def image_features(segmenter: Segmenter, image: Image, ground: Ground = UNKNOWN_GROUND) -> dict[str, float]:
@@ -175,6 +194,7 @@ def image_features(segmenter: Segmenter, image: Image, ground: Ground = UNKNOWN_
     prediction = segmenter.segment(image, ground)
     height, width = prediction.seen_size or prediction.mask.shape
     return compute_features(
+        features_of(segmenter.classes),
         prediction.statistics,
         width=width,
         height=height,
@@ -187,8 +207,8 @@ def write_reference(reference: Reference, path: Path) -> None:
     """Write the table as CSV, one line per image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(NAMES)
-    writer.writerows(zip(*(reference.table[name] for name in NAMES), strict=True))
+    writer.writerow(feature.name for feature in reference.features)
+    writer.writerows(zip(*(reference.table[feature.name] for feature in reference.features), strict=True))
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
@@ -198,7 +218,7 @@ def read_reference(bundle: Bundle) -> Reference:
     Raises:
         DriftError: If the bundle has no reference, or its reference lacks a feature of this version.
     """
-    entry = bundle.manifest.drift_reference
+    entry, features = bundle.manifest.drift_reference, features_of(bundle.manifest.class_table)
     if entry is None:
         raise DriftError(
             f"Model {bundle.model_id} has no drift reference. Add one with `droneseg models reference`, or export "
@@ -207,7 +227,7 @@ def read_reference(bundle: Bundle) -> Reference:
     with (bundle.folder / entry.file).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
-        table = {name: [float(row[name]) for row in rows] for name in NAMES}
+        table = {feature.name: [float(row[feature.name]) for row in rows] for feature in features}
     except (KeyError, TypeError, ValueError) as error:
         raise DriftError(
             f"The drift reference of model {bundle.model_id} was made by another version of droneseg ({error}). "
@@ -218,7 +238,7 @@ def read_reference(bundle: Bundle) -> Reference:
             f"The drift reference of model {bundle.model_id} is empty or contains non-finite values. "
             "Create a new one with `droneseg models reference`."
         )
-    return Reference(entry.data, table)
+    return Reference(entry.data, features, table)
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,7 @@ class FeatureDrift:
 
     Attributes:
         feature: Feature that was tested.
+        threshold: p-value below which the feature differs.
         p_value: Probability of a difference at least as large if nothing has changed.
         reference_median: Median at validation.
         median: Median of the records from `since` on; of all records if `since` is None.
@@ -234,6 +255,7 @@ class FeatureDrift:
     """
 
     feature: Feature
+    threshold: float
     p_value: float
     reference_median: float
     median: float
@@ -242,7 +264,7 @@ class FeatureDrift:
     @property
     def drifted(self) -> bool:
         """Whether the distribution of the feature differs from the reference."""
-        return self.p_value < THRESHOLD
+        return self.p_value < self.threshold
 
 
 @dataclass(frozen=True)
@@ -303,8 +325,8 @@ def find_drift(reference: Reference, records: Sequence[Record]) -> Drift:
         raise DriftError(f"There are {len(records)} records; the drift test needs at least {MIN_RECORDS}.")
     days = defaultdict(list)
     for record in sorted(records, key=lambda record: record.time):
-        days[record.time.astimezone(UTC).date()].append(record_features(record))
-    results = [_compare(feature, reference.table[feature.name], days) for feature in FEATURES]
+        days[record.time.astimezone(UTC).date()].append(record_features(record, reference.features))
+    results = [_compare(feature, reference, days) for feature in reference.features]
     times = [record.time for record in records]
     return Drift(
         records=len(records),
@@ -322,27 +344,28 @@ def p_value(reference: Sequence[float], values: Sequence[float]) -> float:
     return float(ks_2samp(reference, values).pvalue)
 
 
-def _compare(feature: Feature, reference: list[float], days: Mapping[date, list[dict[str, float]]]) -> FeatureDrift:
-    reference = [feature.rounded(value) for value in reference]
+def _compare(feature: Feature, reference: Reference, days: Mapping[date, list[dict[str, float]]]) -> FeatureDrift:
+    expected = [feature.rounded(value) for value in reference.table[feature.name]]
     by_day = {day: [feature.rounded(row[feature.name]) for row in rows] for day, rows in days.items()}
     values = [value for of_day in by_day.values() for value in of_day]
-    since = _first_different_day(reference, by_day)
+    since = _first_different_day(expected, by_day, reference.threshold)
     recent = [value for day, of_day in by_day.items() if since and day >= since for value in of_day]
     return FeatureDrift(
         feature,
-        p_value=p_value(reference, values),
-        reference_median=median(reference),
+        threshold=reference.threshold,
+        p_value=p_value(expected, values),
+        reference_median=median(expected),
         median=median(recent or values),
         since=since,
     )
 
 
-def _first_different_day(reference: list[float], by_day: Mapping[date, list[float]]) -> date | None:
+def _first_different_day(reference: list[float], by_day: Mapping[date, list[float]], threshold: float) -> date | None:
     """Return the day since which every day with enough records has differed from the reference; None if none has."""
     first = None
     for day, values in sorted(by_day.items(), reverse=True):
         if len(values) >= _MIN_RECORDS_PER_DAY:
-            if p_value(reference, values) >= THRESHOLD:
+            if p_value(reference, values) >= threshold:
                 break
             first = day
     return first

@@ -82,7 +82,7 @@ def make_report(
     require_enabled(records_url, reports_url)
     bundle = _read_model(model, active_id)
     reference = drift_test.read_reference(bundle)
-    page = read_recent_records(records_url, number, bundle.model_id)
+    page = read_recent_records(records_url, number, bundle.model_id, reference.features)
     _require_enough(page, records_url, bundle.model_id)
     drift = drift_test.find_drift(reference, page.records)
     html = render_page(drift, reference, page, model_id=bundle.model_id, evidently=_evidently(reference, page))
@@ -213,7 +213,7 @@ def render_page(
         ranges_png=_data_url(plot_ranges(drift, reference, page.records)),
         over_time_png=_data_url(over_time) if over_time else None,
         false_alarms=drift_test.FALSE_ALARMS,
-        threshold=drift_test.THRESHOLD,
+        threshold=reference.threshold,
         evidently=evidently,
     )
 
@@ -265,7 +265,7 @@ def plot_ranges(drift: drift_test.Drift, reference: drift_test.Reference, record
 
     figure = Figure(figsize=(10, 0.42 * len(drift.features) + 1.2), layout="constrained")
     axes = figure.add_subplot()
-    rows = [drift_test.record_features(record) for record in records]
+    rows = [drift_test.record_features(record, reference.features) for record in records]
     for index, item in enumerate(reversed(drift.features)):
         _plot_range(axes, index, item, reference, [row[item.feature.name] for row in rows])
     axes.set_yticks(range(len(drift.features)), [item.feature.name for item in reversed(drift.features)])
@@ -321,7 +321,7 @@ def _plot_feature(
     from matplotlib.dates import date2num
 
     name = item.feature.name
-    values = [drift_test.record_features(record)[name] for record in records]
+    values = [drift_test.record_features(record, reference.features)[name] for record in records]
     times = [date2num(record.time.astimezone(UTC)) for record in records]  # type: ignore[no-untyped-call]
     low, high = np.percentile(reference.table[name], (_LOW, _HIGH))
     axes.axhspan(low, high, color=_REFERENCE, alpha=0.6, linewidth=0)
@@ -350,10 +350,10 @@ def _evidently(reference: drift_test.Reference, page: RecordsPage) -> str:
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
-        columns = list(drift_test.NAMES)
+        columns = [feature.name for feature in reference.features]
         definition = DataDefinition(numerical_columns=columns)
         tables = (
-            pd.DataFrame([drift_test.record_features(record) for record in page.records]),
+            pd.DataFrame([drift_test.record_features(record, reference.features) for record in page.records]),
             pd.DataFrame(reference.table),
         )
         current, before = (Dataset.from_pandas(table[columns], data_definition=definition) for table in tables)
@@ -361,7 +361,7 @@ def _evidently(reference: drift_test.Reference, page: RecordsPage) -> str:
         preset = DataDriftPreset(
             columns=columns,
             num_method=drift_test.METHOD,
-            num_threshold=drift_test.THRESHOLD,
+            num_threshold=reference.threshold,
             drift_share=1 / len(columns),
         )
         report = Report([preset])
@@ -383,7 +383,7 @@ def _as_json(
         "days": {day.isoformat(): number for day, number in drift.days.items()},
         "reference": {"data": reference.source, "images": reference.images},
         "method": drift_test.METHOD,
-        "threshold": drift_test.THRESHOLD,
+        "threshold": reference.threshold,
         "features": {
             item.feature.name: {
                 "p": item.p_value,

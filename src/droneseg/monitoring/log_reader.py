@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from droneseg.core.errors import RecordsError
 from droneseg.core.files import atomic_directory
-from droneseg.monitoring.drift import record_features
+from droneseg.monitoring.drift import IMAGE_FEATURES, Feature, record_features
 from droneseg.monitoring.prediction_log import MASK_SUFFIX, SAMPLES_FOLDER, Record
 from droneseg.monitoring.storage import open_url
 
@@ -61,7 +61,9 @@ class RecordsPage:
             self.other_models[record.model_id] = self.other_models.get(record.model_id, 0) + 1
 
 
-def read_recent_records(url: str, number: int, model_id: str | None = None) -> RecordsPage:
+def read_recent_records(
+    url: str, number: int, model_id: str | None = None, features: Sequence[Feature] = IMAGE_FEATURES
+) -> RecordsPage:
     """Read the newest records.
 
     Files are named by time, so only the newest files are read.
@@ -70,6 +72,7 @@ def read_recent_records(url: str, number: int, model_id: str | None = None) -> R
         url: Folder or URL of the prediction log.
         number: Maximum number of records.
         model_id: Read only records of this model; None for any model.
+        features: Features that records of this model must have, such as the shares of its classes.
 
     Raises:
         RecordsError: If the log cannot be read.
@@ -77,7 +80,7 @@ def read_recent_records(url: str, number: int, model_id: str | None = None) -> R
     page = RecordsPage()
     try:
         filesystem, root = open_url(url)
-        _read_newest(filesystem, root, page, number, model_id)
+        _read_newest(filesystem, root, page, number, model_id, features)
     except Exception as error:  # any storage error
         raise RecordsError(
             f"Cannot read the records at {url} ({type(error).__name__}: {error}). Check the URL and its permissions."
@@ -88,12 +91,14 @@ def read_recent_records(url: str, number: int, model_id: str | None = None) -> R
     return page
 
 
-def _read_newest(filesystem: Any, root: str, page: RecordsPage, number: int, model_id: str | None) -> None:
+def _read_newest(
+    filesystem: Any, root: str, page: RecordsPage, number: int, model_id: str | None, features: Sequence[Feature]
+) -> None:
     names = _newest_first(filesystem, root, page)
     files_read, size = 0, _FIRST_FILES
     while files := list(islice(names, size)):
         for name, content in _read(filesystem, files, page):
-            for record in _parse(name, content, page):
+            for record in _parse(name, content, page, model_id, features):
                 page.add(record, model_id=model_id)
         files_read += len(files)
         missing = number - len(page.records)
@@ -142,11 +147,14 @@ def _read(filesystem: Any, files: list[str], page: RecordsPage) -> Iterator[tupl
                 page.unreadable.append(f"{name}: {content}")
 
 
-def _parse(name: str, content: bytes, page: RecordsPage) -> Iterator[Record]:
+def _parse(
+    name: str, content: bytes, page: RecordsPage, model_id: str | None, features: Sequence[Feature]
+) -> Iterator[Record]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = Record.model_validate_json(line)
-            record_features(record)  # fails for a record from a version with other features
+            # fails for a record from a version with other features
+            record_features(record, features if record.model_id == model_id else IMAGE_FEATURES)
         except (ValidationError, KeyError):
             page.unreadable.append(f"{name}:{number}")
         else:

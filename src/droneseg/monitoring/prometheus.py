@@ -1,7 +1,8 @@
 """Prometheus metrics of the service and of drift reports."""
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class ServiceMetrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._active_model: tuple[str, str] | None = None
+        self._class_names: tuple[str, ...] = ()
+        self._class_lock = threading.Lock()
         self._add_request_metrics()
         self._add_prediction_metrics()
         self._add_model_metrics()
@@ -177,8 +180,11 @@ class ServiceMetrics:
         self._images.inc()
         self._pixels.inc(prediction.mask.size)
         self._confidence.observe(prediction.confidence)
-        for name, share in prediction.class_fractions.items():
-            self._shares.labels(name).observe(share)
+        with self._class_lock:
+            # after a reload, a prediction of the previous model must not bring its classes back
+            if self._class_names in ((), prediction.classes.names):
+                for name, share in prediction.class_fractions.items():
+                    self._shares.labels(name).observe(share)
         for stage, seconds in prediction.timings_s.items():
             self._stage_seconds.labels(stage).observe(seconds)
         for code in prediction.ground.warnings:
@@ -209,8 +215,17 @@ class ServiceMetrics:
         """Count a reload of the model; `result` is "taken" or "refused"."""
         self._reloads.labels(result).inc()
 
-    def set_model(self, model_id: str, profile: str) -> None:
-        """Set the active model and mark the service as ready."""
+    def set_model(self, model_id: str, profile: str, class_names: Sequence[str]) -> None:
+        """Set the active model and mark the service as ready.
+
+        There are only the series of its classes: those of another table are removed.
+        """
+        with self._class_lock:
+            if self._class_names != tuple(class_names):
+                self._shares.clear()
+            self._class_names = tuple(class_names)
+            for name in class_names:
+                self._shares.labels(name)
         if self._active_model:
             self._model.labels(*self._active_model).set(0)
         self._active_model = (model_id, profile)
