@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from droneseg.core.camera import WARNING_MESSAGES, Ground, WarningCode, given_ground
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import BundleError, ConfigurationError, ImageTooLargeError
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction
@@ -71,7 +72,7 @@ def test_predict_returns_every_field(client: TestClient) -> None:
     response = client.post("/predict", files=[file()])
     assert response.status_code == 200
     result = response.json()
-    assert base64.b64decode(result["segmentation_mask"]) == encode_mask(MASK)
+    assert base64.b64decode(result["segmentation_mask"]) == encode_mask(MASK, DEFAULT_CLASSES)
     assert (result["filename"], result["prediction_shape"], result["classes_found"]) == ("a.png", [6, 8], [2, 5])
     assert result["class_fractions"]["water"] == result["class_fractions"]["landing-zones"] == 0.5
     assert set(result["timings_s"]) == {"queue", "decode", "network", "encode"}
@@ -82,7 +83,7 @@ def test_predict_returns_every_field(client: TestClient) -> None:
 
 def test_predict_returns_mask_file_for_accept_png(client: TestClient) -> None:
     response = client.post("/predict", files=[file()], headers={"Accept": "image/png"})
-    assert (response.content, response.headers["content-type"]) == (encode_mask(MASK), "image/png")
+    assert (response.content, response.headers["content-type"]) == (encode_mask(MASK, DEFAULT_CLASSES), "image/png")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), MASK)
 
 

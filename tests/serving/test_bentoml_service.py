@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.masks import read_mask
 from support.bundles import make_bundle
 from support.images import png
@@ -52,7 +52,7 @@ def test_predict_base64_returns_every_field(server: Server) -> None:
     assert "filename" not in result
     assert result["prediction_shape"] == [40, 50]
     assert result["classes_found"] == [5]
-    assert result["class_fractions"] == {entry.name: float(entry.id == 5) for entry in CLASSES}
+    assert result["class_fractions"] == {entry.name: float(entry.id == 5) for entry in DEFAULT_CLASSES}
     assert set(result) == {
         "prediction_shape",
         "classes_found",
@@ -226,7 +226,7 @@ def test_documented_client_works_as_written(server: Server, tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "'landing-zones': 1.0" in done.stdout
-    assert (read_mask(tmp_path / "mask.png", "ids") == 5).all()
+    assert (read_mask(tmp_path / "mask.png", "ids", DEFAULT_CLASSES) == 5).all()
 
 
 def test_documented_curl_commands_work_as_written(server: Server, tmp_path: Path) -> None:

@@ -22,9 +22,8 @@ import droneseg
 from droneseg.core.landing_grid import LandingPolicy
 from droneseg.core.masks import encode_mask
 from droneseg.data.synthetic import generate_scene
-from droneseg.inference.views import DEFAULT_CONTEXT
 from droneseg.model.bundle import Calibration, FeatureRange, UnlikeTraining
-from support.bundles import BIASES, TRAINED_AT, WEIGHTS, make_bundle
+from support.bundles import BIASES, CONTEXT, TRAINED_AT, WEIGHTS, make_bundle
 from support.hostile import OK, Hostile, corpus
 from support.server import BENTO, BENTO_BASE64, FASTAPI, Server, serving
 from support.workspace import COMMAND
@@ -63,7 +62,7 @@ def bundle_with_views(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         patch=(64, 64),
         ground=TRAINED_AT,
-        context=DEFAULT_CONTEXT,
+        context=CONTEXT,
         calibration=calibration,
         landing={"fast": LandingPolicy(danger_limit=0.7, moving_limit=0.3)},  # the network is never certain
     ).folder
@@ -146,7 +145,7 @@ def answer_of_service(server: Server, data: bytes, options: dict[str, object]) -
 def answer_of_python(model: droneseg.Model, data: bytes, options: dict[str, object]) -> Answer:
     result = model(data, **options)  # type: ignore[arg-type]
     warnings = [warning.model_dump(mode="json") for warning in result.warnings]
-    return encode_mask(result.mask), result.ground.model_dump(mode="json"), warnings
+    return encode_mask(result.mask, result.classes), result.ground.model_dump(mode="json"), warnings
 
 
 @pytest.fixture(scope="module")

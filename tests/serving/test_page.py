@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from droneseg.core.camera import WARNING_MESSAGES, WarningCode
-from droneseg.core.classes import LANDING_DISPLAY
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable, Role, SegmentationClass
 from droneseg.core.masks import read_mask
 from droneseg.core.overlay import HATCHING
 from support.bundles import TRAINED_AT, VIEWS, make_bundle
@@ -75,14 +76,14 @@ def pixel(page: Page, x: int, y: int) -> list[int]:
 def test_photo_is_shown_with_its_classes(page: Page) -> None:
     choose(page)
     expect(page.locator("#status")).to_have_text("Done: field.png")
-    expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
+    expect(page.locator("#headline")).to_have_text("50.0 % landing zones")
     rows = page.locator("#classes li")
     expect(rows).to_have_count(6)
     expect(rows.nth(2)).to_contain_text("water")
     expect(rows.nth(2)).to_contain_text("50.0 %")
     expect(page.locator("#facts")).to_contain_text("160 \u00d7 120")
     left, right = pixel(page, 10, 60), pixel(page, 150, 60)
-    assert np.abs(np.subtract(left[:3], LANDING_DISPLAY)).max() <= 2
+    assert np.abs(np.subtract(left[:3], DEFAULT_CLASSES.display_colour(5))).max() <= 2
     assert np.abs(np.subtract(right[:3], (14, 135, 204))).max() <= 2
     assert right[3] == round(0.55 * 255)
     row = {pixel(page, x, 60)[3] for x in range(10, 30)}
@@ -173,6 +174,54 @@ def test_landing_sites_are_found_and_drawn(page: Page) -> None:
     wait_until(lambda: all(pixel(page, x, 60)[:3] != [255, 255, 255] for x in range(80)))
 
 
+OWN_NAMES = ("void", "roof", "pond", "meadow", "car", "road")
+
+
+@contextmanager
+def page_of(browser: Browser, folder: Path, roles: dict[str, Role]) -> Iterator[Page]:
+    """Open the page of a model with own classes, whose network is that of the other tests."""
+    entries = [
+        SegmentationClass(number, name, (40 * number, 10, 99), roles.get(name)) for number, name in enumerate(OWN_NAMES)
+    ]
+    make_bundle(folder / "champion", patch=(64, 64), classes=ClassTable(tuple(entries)))
+    with serving(folder, model=folder / "champion") as server:
+        page = browser.new_page()
+        page.set_default_timeout(1000 * HANG_S)
+        page.goto(f"{server.url}/ui")
+        choose(page)
+        expect(page.locator("#result")).to_be_visible()
+        names = [text.split("\n")[0] for text in page.locator("#classes li label").all_inner_texts()]
+        assert names == list(OWN_NAMES)
+        yield page
+        page.close()
+
+
+def test_page_of_a_model_without_roles_says_nothing_about_landing(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, tmp_path, {}) as page:
+        expect(page.locator("#headline")).to_have_text("50.0 % pond")
+        expect(page.locator("#landing")).to_be_hidden()
+        expect(page.locator("#no-landing")).to_have_text(
+            "There is no landing role in this model, so nothing can be said about landing."
+        )
+
+
+def test_page_of_a_model_with_soft_ground_only_lands_there_on_request(browser: Browser, tmp_path: Path) -> None:
+    with page_of(browser, tmp_path, {"meadow": Role.SOFT, "road": Role.SOFT}) as page:
+        expect(page.locator("#no-landing")).to_be_hidden()
+        expect(page.get_by_label("Clearance from people in metres")).to_be_hidden()
+        page.get_by_role("button", name="Find landing sites").click()
+        expect(page.locator("#landing-status")).to_contain_text(
+            "There is no landing role in this model. To land on soft"
+        )
+        expect(page.locator("#soft-option")).to_have_text("Land on meadow, road", use_inner_text=True)
+        page.locator("#soft").check()
+        page.get_by_role("button", name="Find landing sites").click()
+        expect(page.locator("#landing-status")).to_contain_text("the best has room for a radius of")
+        expect(page.locator("#landing-status")).to_contain_text("No class has the role moving")
+        expect(page.locator("#landing-status")).not_to_contain_text("px from people")
+        expect(page.locator("#sites li").first).not_to_contain_text("people")
+
+
 def test_landing_sites_are_found_again_if_the_scale_changes(page: Page) -> None:
     choose(page)
     expect(page.locator("#result")).to_be_visible()
@@ -208,7 +257,7 @@ def test_mask_and_overlay_can_be_saved(page: Page, tmp_path: Path) -> None:
         page.locator("#save-mask").click()
     assert saved.value.suggested_filename == "field.png"
     saved.value.save_as(tmp_path / "mask.png")
-    mask = read_mask(tmp_path / "mask.png", "ids")
+    mask = read_mask(tmp_path / "mask.png", "ids", DEFAULT_CLASSES)
     assert (mask[:, :80] == 5).all()
     assert (mask[:, 80:] == 2).all()
     with page.expect_download() as saved:
@@ -243,7 +292,7 @@ def test_photo_can_be_dropped_or_pasted(page: Page, way: str) -> None:
         [list(png(PIXELS)), way],
     )
     expect(page.locator("#status")).to_have_text("Done: field.png")
-    expect(page.locator("#headline")).to_have_text("50.0 % landing zone")
+    expect(page.locator("#headline")).to_have_text("50.0 % landing zones")
 
 
 def test_same_photo_can_be_chosen_again(page: Page) -> None:
@@ -267,7 +316,7 @@ def test_only_the_last_chosen_photo_is_shown(page: Page) -> None:
         [list(png(PIXELS)), list(png(dark))],
     )
     expect(page.locator("#status")).to_have_text("Done: second.png")
-    expect(page.locator("#headline")).to_have_text("0.0 % landing zone")
+    expect(page.locator("#headline")).to_have_text("0.0 % landing zones")
     page.wait_for_timeout(300)
     expect(page.locator("#status")).to_have_text("Done: second.png")
 

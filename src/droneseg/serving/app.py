@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import DronesegError, MissingInputError
 from droneseg.core.prediction import Segmenter
 from droneseg.core.settings import Settings
@@ -69,7 +70,7 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         ServiceMetrics(),
         fetch=lambda: None if segmenter else fetch_model(settings.model, settings.dvc_pull, settings.dvc_remote),
     )
-    app = _App(
+    app = FastAPI(
         title="droneseg",
         version=version("droneseg"),
         description=openapi.DESCRIPTION,
@@ -79,7 +80,18 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service = service
-    routers = (*_api_routers(service), _page_router())
+    generate = app.openapi
+
+    def describe() -> dict[str, Any]:
+        """Return the OpenAPI schema, with examples of the active model, or else of the default classes."""
+        schema, model = generate(), service.model
+        # FastAPI leaves out nulls, so the default examples are inserted, too
+        classes, policy = (model.classes, model.landing_policy) if model else (DEFAULT_CLASSES, openapi.EXAMPLE_POLICY)
+        openapi.describe_model(schema, classes, policy)
+        return schema
+
+    app.openapi = describe  # type: ignore[method-assign]  # FastAPI documents this way to extend the schema
+    routers = (*_api_routers(service), _page_router(service))
     for router in routers:
         app.include_router(router)
     _add_exception_handlers(app, service)
@@ -93,15 +105,6 @@ def create_app(settings: Settings, segmenter: Segmenter | None = None) -> FastAP
         public_paths=_PUBLIC_PATHS,
     )
     return app
-
-
-class _App(FastAPI):
-    def openapi(self) -> dict[str, Any]:
-        """Return the schema with complete examples of landing sites; FastAPI leaves out nulls, which are required."""
-        described = super().openapi()
-        response = described["paths"]["/landing_sites"]["post"]["responses"]["200"]
-        response["content"] |= {"application/json": response["content"]["application/json"] | openapi.LANDING_EXAMPLES}
-        return described
 
 
 @asynccontextmanager
@@ -271,7 +274,7 @@ def _admin_router(service: PredictionService, key: list[Depends]) -> APIRouter:
     return router
 
 
-def _page_router() -> APIRouter:
+def _page_router(service: PredictionService) -> APIRouter:
     """Return the routes of the web page. Its files are part of the package and load nothing from other hosts."""
     router = APIRouter(include_in_schema=False)
     folder = files("droneseg.serving") / "static"
@@ -289,7 +292,7 @@ def _page_router() -> APIRouter:
 
     @router.get("/ui/settings.json")
     async def settings() -> schemas.PageSettings:
-        return schemas.PageSettings(classes=schemas.class_infos())
+        return schemas.PageSettings(classes=schemas.class_infos(service.require_classes()))
 
     return router
 

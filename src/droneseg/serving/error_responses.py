@@ -25,6 +25,7 @@ class ErrorSpec:
     meaning: str
 
 
+_INVALID_REQUEST = ErrorSpec(422, "invalid_request", "A field is missing or a value is not allowed.")
 # a subclass precedes its base class
 ERROR_SPECS: dict[type[Exception], ErrorSpec] = {
     errors.MalformedRequestError: ErrorSpec(400, "malformed_request", "The body does not match its headers."),
@@ -44,7 +45,9 @@ ERROR_SPECS: dict[type[Exception], ErrorSpec] = {
     errors.UnsupportedImageError: ErrorSpec(
         415, "unsupported_image", "The file is not an image in a supported format."
     ),
-    errors.MissingInputError: ErrorSpec(422, "invalid_request", "A field is missing or a value is not allowed."),
+    errors.MissingInputError: _INVALID_REQUEST,
+    errors.LandingClassError: _INVALID_REQUEST,
+    errors.LandingRoleError: ErrorSpec(422, "no_landing_role", "The model has no class to land on."),
     errors.QueueFullError: ErrorSpec(429, "queue_full", "The queue is full; see the `Retry-After` header."),
     errors.MissingDependencyError: ErrorSpec(501, "not_installed", "An optional dependency is not installed."),
     errors.RecordsError: ErrorSpec(

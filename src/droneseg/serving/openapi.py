@@ -4,43 +4,59 @@ from typing import Any
 
 from droneseg.core import errors
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, WarningCode, explain
-from droneseg.core.classes import CLASSES, NAMES, display_colour
+from droneseg.core.classes import DEFAULT_CLASSES, UNSAFE_ROLES, ClassTable, Role
+from droneseg.core.landing_grid import LandingLimits, LandingPolicy
 from droneseg.inference.landing import REASON_MESSAGES, LandingOptions, NoSiteReason
+from droneseg.monitoring.drift import features_of
 from droneseg.serving.error_responses import ERROR_SPECS, INTERNAL_ERROR, ErrorSpec
 from droneseg.serving.request_body import FILE_FIELD
-from droneseg.serving.schemas import ErrorResponse, PredictionOptions
+from droneseg.serving.schemas import ErrorResponse, PredictionOptions, class_infos
 
 _Responses = dict[int | str, dict[str, Any]]
 
-DESCRIPTION = """Semantic segmentation of drone images for safe landing: obstacles, water, soft surfaces, moving
-objects and landing zones.
+DESCRIPTION = """Semantic segmentation of drone images for safe landing.
 
 A mask is a palette PNG: pixel values are class ids, and the palette holds the class colours. Every prediction comes
 from a verified model; without one, the service responds with 503.
 """
 LINKS = {"page": "/ui", "documentation": "/docs", "model": "/model_info", "metrics": "/metrics", "ready": "/readyz"}
 
-_PREDICTION = {
-    "filename": "flight-0001.png",
-    "prediction_shape": [736, 960],
-    "classes_found": [1, 3, 5],
-    "segmentation_mask": "iVBORw0KGgoAAAANSUhEUg...",
-    "class_fractions": dict.fromkeys(NAMES, 0.0) | {"obstacles": 0.08, "soft-surfaces": 0.31, "landing-zones": 0.61},
-    "confidence": 0.93,
-    "model_id": "0123456789ab",
-    "timings_s": {"queue": 0.0, "decode": 0.03, "preprocess": 0.0, "network": 0.05, "postprocess": 0.0, "encode": 0.01},
-    "ground": {
-        "gsd_m": 0.0172,
-        "gsd_error": 0.25,
-        "source": "height",
-        "height_m": 40.0,
-        "pitch_deg": -90.0,
-        "model_gsd_m": 0.025,
-        "scale": 0.688,
-        "warnings": [WarningCode.HEIGHT_ABOVE_TAKEOFF],
-    },
-    "warnings": [warning.model_dump() for warning in explain((WarningCode.HEIGHT_ABOVE_TAKEOFF,))],
+_GROUND = {
+    "gsd_m": 0.0172,
+    "gsd_error": 0.25,
+    "source": "height",
+    "height_m": 40.0,
+    "pitch_deg": -90.0,
+    "model_gsd_m": 0.025,
+    "scale": 0.688,
+    "warnings": [WarningCode.HEIGHT_ABOVE_TAKEOFF],
 }
+
+
+def _prediction(classes: ClassTable) -> dict[str, Any]:
+    """Return an example of a prediction."""
+    shares = dict.fromkeys(classes.names, 0.0)
+    for number, share in ((1, 0.08), (len(classes) // 2, 0.31), (len(classes) - 1, 0.61)):
+        shares[classes[number].name] = round(shares[classes[number].name] + share, 2)
+    return {
+        "filename": "flight-0001.png",
+        "prediction_shape": [736, 960],
+        "classes_found": [entry.id for entry in classes if shares[entry.name]],
+        "segmentation_mask": "iVBORw0KGgoAAAANSUhEUg...",
+        "class_fractions": shares,
+        "confidence": 0.93,
+        "model_id": "0123456789ab",
+        "timings_s": {
+            "queue": 0.0,
+            "decode": 0.03,
+            "preprocess": 0.0,
+            "network": 0.05,
+            "postprocess": 0.0,
+            "encode": 0.01,
+        },
+        "ground": _GROUND,
+        "warnings": [warning.model_dump() for warning in explain((WarningCode.HEIGHT_ABOVE_TAKEOFF,))],
+    }
 
 
 def _form_body(files: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +95,7 @@ ONE_LANDING_FILE = _form_body(
         "max_sites": _LANDING_OPTIONS["max_sites"],
         "allow": {
             "type": "string",
-            "description": "Classes to land on, separated by commas: landing-zones (default), soft-surfaces.",
+            "description": f"{_LANDING_OPTIONS['allow']['description']} Separated by commas.",
         },
     },
 )
@@ -133,8 +149,11 @@ READY = _responses({"status": "ready"}, errors.NotReadyError)
 STATUS = _responses(
     {"service": "droneseg", "version": "0.1.0", "ready": True, "model_id": "0123456789ab", "links": LINKS}
 )
-MODEL = _responses(
-    {
+
+
+def _model(classes: ClassTable) -> dict[str, Any]:
+    """Return an example of the description of a model."""
+    return {
         "name": "droneseg",
         "version": "0.1.0",
         "description": "Segmentation of drone images",
@@ -145,22 +164,25 @@ MODEL = _responses(
         "framework": "OpenVINO bf16",
         "self_check": "OpenVINO bf16 passed; its difference is 0.0077 and the limit 0.08",
         "license": "see MODEL_LICENSE.md",
-        "classes": [
-            {"id": entry.id, "name": entry.name, "colour": entry.colour, "display": display_colour(entry.id)}
-            for entry in CLASSES
-        ],
+        "classes": [entry.model_dump(mode="json") for entry in class_infos(classes)],
         "quality": {"miou": {"value": 0.75, "low": 0.72, "high": 0.77}},
-    },
-    errors.UnauthorizedError,
-    errors.NotReadyError,
-)
-DRIFT = _responses(
-    {
+    }
+
+
+def _drift(classes: ClassTable) -> dict[str, Any]:
+    """Return an example of the answer about drift."""
+    return {
         "url": "gs://bucket/reports/2026/11/23/drift-120000-3f2a1c/drift.html",
-        "message": "Drift: the last 200 images differ from the validation images in 1 of 14 features. The images are "
-        "darker: brightness 0.21 instead of 0.45, since 2026-11-21.",
+        "message": "Drift: the last 200 images differ from the validation images in 1 of "
+        f"{len(features_of(classes))} features. The images are darker: brightness 0.21 instead of 0.45, since "
+        "2026-11-21.",
         "drifted": True,
-    },
+    }
+
+
+MODEL = _responses(_model(DEFAULT_CLASSES), errors.UnauthorizedError, errors.NotReadyError)
+DRIFT = _responses(
+    _drift(DEFAULT_CLASSES),
     errors.UnauthorizedError,
     errors.DriftError,
     errors.MissingInputError,
@@ -183,7 +205,7 @@ PREDICT: _Responses = {
     200: {
         "description": "Segmentation of the image.",
         "content": {
-            "application/json": {"example": _PREDICTION},
+            "application/json": {"example": _prediction(DEFAULT_CLASSES)},
             "image/png": {"schema": {"type": "string", "format": "binary"}},
         },
         "headers": {
@@ -196,65 +218,93 @@ PREDICT: _Responses = {
     },
     **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),
 }
-_SITE = {
-    "rank": 1,
-    "x_px": 512.5,
-    "y_px": 300.5,
-    "lon": None,
-    "lat": None,
-    "radius_px": 155.0,
-    "radius_m": 2.0,
-    "area_m2": 41.0,
-    "clearance_px": {"obstacles": 240.0, "water": None, "moving-objects": 560.0},
-    "clearance_m": {"obstacles": 3.1, "water": None, "moving-objects": 7.22},
-    "class": "landing-zones",
-    "min_probability": 0.962,
-    "mean_probability": 0.988,
-    "score": 0.71,
-}
-_LANDING = {
-    "decision": "site",
-    "reason": None,
-    "message": "1 site; the best has room for a radius of 2.0 m.",
-    "sites": [_SITE],
-    "policy": {
-        "danger_limit": 0.05,
-        "moving_limit": 0.1,
-        "threshold": None,
-        "alpha": 0.05,
-        "bound": 0.064,
-        "calibrated_on": "212 photographs of 19 places",
-        "radius_m": 1.5,
-        "clearance_m": 1.0,
-        "clearance_people_m": 5.0,
-        "radius_px": 116.3,
-        "clearance_px": 77.5,
-        "clearance_people_px": 387.6,
-        "allow": ["landing-zones"],
-    },
-    "ground": _PREDICTION["ground"],
-    "model_id": "0123456789ab",
-}
-_NO_LANDING = {
-    **_LANDING,
-    "decision": "no_safe_site",
-    "reason": NoSiteReason.PEOPLE_NEAR,
-    "message": REASON_MESSAGES[NoSiteReason.PEOPLE_NEAR],
-    "sites": [],
-}
-LANDING_EXAMPLES = {"examples": {"site": {"value": _LANDING}, "no_safe_site": {"value": _NO_LANDING}}}
+
+
+def _landing(classes: ClassTable, policy: LandingLimits) -> dict[str, Any]:
+    """Return examples of answers about landing sites; none for a model without a landing role."""
+    landing = [classes[i].name for i in classes.ids_of(Role.LANDING)]
+    if not landing:
+        return {}
+    knows_people = classes.has(Role.MOVING)
+    clearances = {classes[i].name: 240.0 + 160 * index for index, i in enumerate(classes.ids_of(*UNSAFE_ROLES))}
+    site = {
+        "rank": 1,
+        "x_px": 512.5,
+        "y_px": 300.5,
+        "lon": None,
+        "lat": None,
+        "radius_px": 155.0,
+        "radius_m": 2.0,
+        "area_m2": 41.0,
+        "clearance_px": clearances,
+        "clearance_m": {name: round(pixels * 0.0129, 2) for name, pixels in clearances.items()},
+        "class": landing[0],
+        "min_probability": 0.962,
+        "mean_probability": 0.988,
+        "score": 0.71,
+    }
+    answer = {
+        "decision": "site",
+        "reason": None,
+        "message": "1 site; the best has room for a radius of 2.0 m.",
+        "sites": [site],
+        "policy": {
+            **policy.model_dump(mode="json", include=set(LandingLimits.model_fields)),
+            "radius_m": 1.5,
+            "clearance_m": 1.0,
+            "clearance_people_m": 5.0 if knows_people else None,
+            "radius_px": 116.3,
+            "clearance_px": 77.5,
+            "clearance_people_px": 387.6 if knows_people else None,
+            "allow": landing,
+        },
+        "ground": _GROUND,
+        "model_id": "0123456789ab",
+    }
+    reason = NoSiteReason.PEOPLE_NEAR if knows_people else NoSiteReason.TOO_SMALL
+    none = {
+        **answer,
+        "decision": "no_safe_site",
+        "reason": reason,
+        "message": REASON_MESSAGES[reason],
+        "sites": [],
+    }
+    return {"site": {"value": answer}, "no_safe_site": {"value": none}}
+
+
+EXAMPLE_POLICY = LandingPolicy(alpha=0.05, bound=0.064, calibrated_on="212 photographs of 19 places")
 LANDING: _Responses = {
     200: {
         "description": "Landing sites, or the reason why there is none.",
-        "content": {"application/json": LANDING_EXAMPLES},
+        "content": {"application/json": {"examples": _landing(DEFAULT_CLASSES, EXAMPLE_POLICY)}},
     },
-    **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS),
+    **_error_responses(*_BODY_ERRORS, *_IMAGE_ERRORS, errors.LandingRoleError),
 }
 _BATCH_ITEM_ERROR = {"filename": "notes.txt", **_error_body(ERROR_SPECS[errors.UnsupportedImageError])}
 BATCH: _Responses = {
     200: {
         "description": "One item per file, in the order of the request.",
-        "content": {"application/json": {"example": [_PREDICTION, _BATCH_ITEM_ERROR]}},
+        "content": {"application/json": {"example": [_prediction(DEFAULT_CLASSES), _BATCH_ITEM_ERROR]}},
     },
     **_error_responses(*_BODY_ERRORS),
 }
+
+
+def describe_model(schema: dict[str, Any], classes: ClassTable, policy: LandingPolicy) -> None:
+    """Replace the examples in an OpenAPI schema by those of a model.
+
+    Args:
+        schema: OpenAPI schema, which is changed.
+        classes: Classes of the model.
+        policy: Limits of the model for landing sites.
+    """
+    prediction = _prediction(classes)
+    examples: dict[tuple[str, str], dict[str, Any]] = {
+        ("/predict", "post"): {"example": prediction},
+        ("/batch_predict", "post"): {"example": [prediction, _BATCH_ITEM_ERROR]},
+        ("/landing_sites", "post"): {"examples": _landing(classes, policy)},
+        ("/model_info", "get"): {"example": _model(classes)},
+        ("/drift", "get"): {"example": _drift(classes)},
+    }
+    for (path, method), content in examples.items():
+        schema["paths"][path][method]["responses"]["200"]["content"]["application/json"].update(content)

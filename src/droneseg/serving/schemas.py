@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic_core import PydanticCustomError
 
 from droneseg.core.camera import GIVEN_HEIGHT_RANGE_M, GSD_RANGE_M, Ground, PredictionWarning
-from droneseg.core.classes import CLASSES, display_colour
+from droneseg.core.classes import ClassTable, Role
 from droneseg.core.landing_grid import LENGTHS, OPTION_CONFLICT
 from droneseg.core.overlay import HATCHING, Hatching
 from droneseg.core.prediction import Prediction, Segmenter
@@ -88,6 +88,7 @@ class ClassInfo(_Response):
     id: int
     name: str
     colour: Annotated[tuple[int, ...], Three] = Field(description="RGB colour in the palette of the masks.")
+    role: Role | None = Field(description="What the class means for landing; null if nothing.")
     display: Annotated[tuple[int, ...], Three] = Field(description="RGB colour in overlays.")
 
 
@@ -236,6 +237,7 @@ class PredictionResult:
     Attributes:
         filename: File name as sent.
         shape: Height and width of the mask.
+        classes: Class table of the mask.
         class_fractions: Share of the pixels per class, for all classes.
         confidence: Mean probability of the predicted class over all pixels.
         model_id: Id of the model.
@@ -248,6 +250,7 @@ class PredictionResult:
 
     filename: str | None
     shape: tuple[int, int]
+    classes: ClassTable
     class_fractions: dict[str, float]
     confidence: float
     model_id: str
@@ -266,6 +269,7 @@ class PredictionResult:
         return cls(
             filename,
             (height, width),
+            prediction.classes,
             prediction.class_fractions,
             prediction.confidence,
             prediction.model_id,
@@ -287,7 +291,7 @@ class PredictionResult:
     def _fields(self, *, with_mask: bool = True) -> dict[str, Any]:
         return {
             "prediction_shape": self.shape,
-            "classes_found": tuple(entry.id for entry in CLASSES if self.class_fractions[entry.name] > 0),
+            "classes_found": tuple(entry.id for entry in self.classes if self.class_fractions[entry.name] > 0),
             "segmentation_mask": base64.b64encode(self.mask_png).decode() if with_mask else None,
             "class_fractions": self.class_fractions,
             "confidence": min(1.0, self.confidence),
@@ -298,11 +302,17 @@ class PredictionResult:
         }
 
 
-def class_infos() -> tuple[ClassInfo, ...]:
-    """Return all classes with their ids and colours."""
+def class_infos(classes: ClassTable) -> tuple[ClassInfo, ...]:
+    """Return all classes with their ids, colours and roles."""
     return tuple(
-        ClassInfo(id=entry.id, name=entry.name, colour=entry.colour, display=display_colour(entry.id))
-        for entry in CLASSES
+        ClassInfo(
+            id=entry.id,
+            name=entry.name,
+            colour=entry.colour,
+            role=entry.role,
+            display=classes.display_colour(entry.id),
+        )
+        for entry in classes
     )
 
 
@@ -320,6 +330,6 @@ def model_response(segmenter: Segmenter) -> ModelResponse:
         framework=info.framework,
         self_check=info.self_check,
         license=info.license,
-        classes=class_infos(),
+        classes=class_infos(segmenter.classes),
         quality=info.quality,
     )

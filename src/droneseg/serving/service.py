@@ -18,11 +18,12 @@ import numpy as np
 
 from droneseg.core import errors
 from droneseg.core.camera import Ground, read_ground
+from droneseg.core.classes import ClassTable
 from droneseg.core.images import decode_image, open_image
 from droneseg.core.masks import encode_mask
 from droneseg.core.prediction import Prediction, Segmenter
 from droneseg.core.settings import Settings
-from droneseg.inference.landing import find_sites
+from droneseg.inference.landing import allowed_roles, find_sites
 from droneseg.monitoring.prometheus import ServiceMetrics
 from droneseg.serving import schemas
 from droneseg.serving.background import DriftReporter, PredictionLogger
@@ -140,7 +141,7 @@ class PredictionService:
             if self._queue is None:
                 self._queue = self._create_queue(seconds_per_unit)
             self._queue.reset_rate(seconds_per_unit)
-            self.metrics.set_model(segmenter.model_id, segmenter.profile)
+            self.metrics.set_model(segmenter.model_id, segmenter.profile, segmenter.classes.names)
             logger.info("model %s is active, profile %s", segmenter.model_id, segmenter.profile)
             return True
 
@@ -202,8 +203,10 @@ class PredictionService:
             options = upload.options
             ground = read_ground(upload.data, gsd_m=options.gsd_m, height_m=options.height_m)
             try:
+                if upload.landing:
+                    allowed_roles(upload.landing.allow, segmenter.classes)
                 jobs[index] = _Job(upload, ground), count_tiles(upload, ground, segmenter, self.settings.max_pixels)
-            except errors.ImageError as error:
+            except (errors.ImageError, errors.LandingRoleError) as error:
                 futures[index].set_exception(error)
         admitted = queue.submit(list(jobs.values()))
         for index, future in zip(jobs, admitted, strict=True):
@@ -232,6 +235,19 @@ class PredictionService:
         """
         self._require_queue()
         return schemas.model_response(self._require_model())
+
+    @property
+    def model(self) -> Segmenter | None:
+        """The active model; None if there is none."""
+        return self._segmenter
+
+    def require_classes(self) -> ClassTable:
+        """Return the classes of the active model.
+
+        Raises:
+            NotReadyError: If no verified model is loaded.
+        """
+        return self._require_model().classes
 
     def status(self, links: Mapping[str, str]) -> schemas.StatusResponse:
         """Return version and readiness of the service and links to its pages."""
@@ -296,7 +312,7 @@ class PredictionService:
             )
         landing = find_sites(prediction, segmenter.landing_policy, requirements) if requirements else None
         predicted_at = time.perf_counter()
-        mask_png = encode_mask(prediction.mask)
+        mask_png = encode_mask(prediction.mask, prediction.classes)
         encode_s = time.perf_counter() - predicted_at
         prediction = _with_timings(prediction, queue=waited_s, decode=decode_s, encode=encode_s)
         self.metrics.count_prediction(prediction)

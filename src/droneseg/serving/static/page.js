@@ -3,11 +3,11 @@
 
 const at = (id) => document.getElementById(id);
 const percent = (share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
-const LANDING = "landing-zones";
 const NOT_SEARCHED = ["unknown_scale", "oblique", "unlike_training"];
 const SOURCES = { argument: "given", georeference: "from the georeference", laser: "from the laser rangefinder", height: "height above ground" };
 
-let settings = null; // constants that the service uses, too
+let settings = null; // constants that the service uses, too, and the classes of the model
+let settingsOf = null; // id of the model whose classes these are
 let shown = null; // result on display, returned by `prepare`
 let request = null; // request of the latest photo; responses to earlier requests are ignored
 let chosenFile = null;
@@ -35,8 +35,20 @@ function begin() {
   document.addEventListener("paste", (event) => event.clipboardData.files[0] && send(event.clipboardData.files[0]));
 }
 
-async function loadStatus() {
+async function loadSettings(modelId) {
+  if (settingsOf === modelId) return;
   settings = await (await fetch("/ui/settings.json")).json();
+  settingsOf = modelId;
+  const hasRole = (role) => settings.classes.some((entry) => entry.role === role);
+  at("landing").hidden = !hasRole("landing") && !hasRole("soft");
+  at("no-landing").hidden = !at("landing").hidden;
+  at("soft-option").hidden = !hasRole("soft");
+  at("soft-also").hidden = !hasRole("landing");
+  at("people-option").hidden = !hasRole("moving");
+  at("soft-names").textContent = settings.classes.filter(({ role }) => role === "soft").map(nameInWords).join(", ");
+}
+
+async function loadStatus() {
   const status = await (await fetch("/")).json();
   at("model").textContent = status.ready ? `Model ${status.model_id}` : "The model is not ready yet.";
 }
@@ -95,6 +107,7 @@ async function handleResponse(xhr, file) {
   }
   if (xhr.status === 429) return fail(`The service is busy. Retry in ${xhr.getResponseHeader("Retry-After")} s.`);
   if (xhr.status !== 200) return fail(`${file.name}: ${response.error.message}`);
+  await loadSettings(response.model_id);
   const result = await prepare(file, response);
   if (xhr !== request) return undefined; // another photo was chosen in the meantime
   show(result);
@@ -190,8 +203,17 @@ function groundInWords({ gsd_m: gsd, source, warnings }) {
   return `${length} per pixel (${takeoff ? "height above take-off" : SOURCES[source]})`;
 }
 
+const nameInWords = ({ name }) => name.replaceAll("-", " ");
+
+function headline(shares) {
+  const landing = settings.classes.filter(({ role }) => role === "landing");
+  const [largest] = [...settings.classes].sort((a, b) => shares[b.name] - shares[a.name]);
+  const named = landing.length ? landing : [largest];
+  return `${percent(named.reduce((sum, { name }) => sum + shares[name], 0))} ${named.map(nameInWords).join(", ")}`;
+}
+
 function showClasses(response) {
-  at("headline").textContent = `${percent(response.class_fractions[LANDING])} landing zone`;
+  at("headline").textContent = headline(response.class_fractions);
   const rows = settings.classes.map(({ id, name, display: colour }) => {
     const share = response.class_fractions[name];
     const row = document.createElement("li");
@@ -203,7 +225,7 @@ function showClasses(response) {
     swatch.getContext("2d").fillRect(0, 0, 1, 1);
     swatch.setAttribute("aria-hidden", "true");
     const value = Object.assign(document.createElement("span"), { className: "share", textContent: percent(share) });
-    label.append(box, swatch, name.replace("-", " "), value);
+    label.append(box, swatch, nameInWords({ name }), value);
     row.classList.toggle("none", share === 0);
     row.append(label);
     return row;
@@ -237,10 +259,10 @@ function draw() {
   // RGBA in little-endian order, which all supported processors use
   const tints = new Uint32Array(256);
   const stripes = new Uint32Array(256); // differ from the tints only in landing zones, which are hatched
-  for (const { id, name, display: [r, g, b] } of settings.classes) {
+  for (const { id, role, display: [r, g, b] } of settings.classes) {
     if (!visible.has(id)) continue;
     const tint = (weight) => ((Math.min(255, Math.round(alpha * weight)) << 24) | (b << 16) | (g << 8) | r) >>> 0;
-    const hatched = name === LANDING && shown.hasPhoto;
+    const hatched = role === "landing" && shown.hasPhoto;
     tints[id] = tint(hatched ? hatching.ground_opacity : 1);
     stripes[id] = tint(hatched ? hatching.stripe_opacity : 1);
   }
@@ -295,7 +317,8 @@ async function findSites() {
   const body = photoForm(searched.file);
   body.append("radius_m", decimal(at("radius")));
   body.append("clearance_people_m", decimal(at("people")));
-  if (at("soft").checked) body.append("allow", "landing-zones,soft-surfaces");
+  const roles = ["landing", "soft"].filter((name) => settings.classes.some(({ role }) => role === name));
+  if (at("soft").checked) body.append("allow", roles.join(","));
   at("landing-status").textContent = "Searching for landing sites";
   at("find-sites").disabled = true;
   try {
@@ -313,6 +336,12 @@ async function findSites() {
   }
 }
 
+function nearestMoving(clearances) {
+  const distances = settings.classes.filter(({ role }) => role === "moving").map(({ name }) => clearances[name]);
+  const known = distances.filter((distance) => distance !== null);
+  return known.length ? Math.min(...known) : null;
+}
+
 function inWords(px, m) {
   return m === null ? `${Math.round(px)} px` : `${m.toFixed(1)} m`;
 }
@@ -324,8 +353,8 @@ function decisionInWords({ decision, reason, message, policy }) {
   const lengths = [
     `a radius of ${inWords(radius, policy.radius_m)}`,
     `${inWords(clearance, policy.clearance_m)} from danger`,
-    `${inWords(people, policy.clearance_people_m)} from people and vehicles`,
   ];
+  if (people !== null) lengths.push(`${inWords(people, policy.clearance_people_m)} from people and vehicles`);
   return `${words} Required: ${lengths.join(", ")}.`;
 }
 
@@ -334,12 +363,10 @@ function showAnswer(answer) {
   at("landing-status").textContent = answer ? decisionInWords(answer) : "";
   at("sites-layer").hidden = !answer || answer.sites.length === 0;
   const rows = (answer ? answer.sites : []).map((site) => {
-    const [people, metres] = [site.clearance_px["moving-objects"], site.clearance_m["moving-objects"]];
-    const parts = [
-      `room for a radius of ${inWords(site.radius_px, site.radius_m)}`,
-      people === null ? "no people seen" : `people ${inWords(people, metres)} away`,
-      `probability at least ${percent(site.min_probability).replace(" ", "\u00a0")}`,
-    ];
+    const [people, metres] = [site.clearance_px, site.clearance_m].map(nearestMoving);
+    const parts = [`room for a radius of ${inWords(site.radius_px, site.radius_m)}`];
+    if (answer.policy.clearance_people_px !== null) parts.push(people === null ? "no people seen" : `people ${inWords(people, metres)} away`);
+    parts.push(`probability at least ${percent(site.min_probability).replace(" ", "\u00a0")}`);
     return Object.assign(document.createElement("li"), { textContent: parts.join(", ") });
   });
   at("sites").replaceChildren(...rows);
@@ -352,7 +379,7 @@ function showClassAtPointer(event) {
   const x = Math.floor(((event.clientX - box.left) / box.width) * shown.width);
   const y = Math.floor(((event.clientY - box.top) / box.height) * shown.height);
   const entry = settings.classes[shown.ids[y * shown.width + x]];
-  if (entry) at("under").textContent = `x ${x}, y ${y}: ${entry.name.replace("-", " ")}`;
+  if (entry) at("under").textContent = `x ${x}, y ${y}: ${nameInWords(entry)}`;
 }
 
 function saveOverlay() {
