@@ -188,6 +188,12 @@ def test_doctor_reports_versions_and_folders(tmp_path: Path) -> None:
     findings = json.loads(droneseg("doctor", "--json", cwd=tmp_path).stdout)
     assert findings["training device"] in ("cpu", "cuda", "mps")
     assert "run `droneseg data convert`" in findings["nnUNet_raw"]
+    own = {"nnUNet_extTrainer": "/my/trainers"}
+    without = json.loads(Workspace(tmp_path).run("doctor", "--json", **own).stdout)["nnUNet_extTrainer"]
+    line = re.search(r"`export nnUNet_extTrainer=(/my/trainers:\S+)`", without)
+    assert line, without
+    there = Workspace(tmp_path).run("doctor", "--json", nnUNet_extTrainer=line[1]).stdout
+    assert json.loads(there)["nnUNet_extTrainer"].startswith("set;")
 
 
 def test_doctor_describes_the_model(tmp_path: Path) -> None:
@@ -328,3 +334,13 @@ def test_a_missing_module_without_an_extra_is_a_traceback(tmp_path: Path) -> Non
     code = "import sys; sys.modules['droneseg.cli.console'] = None; from droneseg.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=tmp_path, capture_output=True, text=True)
     assert "Traceback" in done.stderr
+
+
+def test_models_show_says_that_the_quality_was_not_measured(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    shown = CliRunner().invoke(app, ["models", "show", str(tmp_path / "bundle")], terminal_width=200)
+    assert shown.exit_code == 0, shown.output
+    assert "quality: not measured: no photographs that the model was not trained on" in shown.output
+    assert "classes: background, obstacles (obstacle), water (water)" in shown.output
+    as_json = CliRunner().invoke(app, ["models", "show", str(tmp_path / "bundle"), "--json"])
+    assert json.loads(as_json.output)["description"] == "looks at colours"

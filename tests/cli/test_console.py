@@ -1,4 +1,4 @@
-"""Progress of commands that have several steps."""
+"""Progress of commands that have several steps, and tables."""
 
 import io
 
@@ -22,3 +22,10 @@ def test_each_step_shows_its_name_and_its_images(monkeypatch: pytest.MonkeyPatch
     if not terminal:
         lines = [f"images: {done} of 4" for done in (1, 2, 3, 4)]
         assert written.splitlines() == ["measuring ...", *lines, "calibrating ...", *lines]
+
+
+def test_brackets_in_tables_are_text() -> None:
+    shown = Console(file=io.StringIO(), width=100)
+    shown.print(console.table("masks [old]", ["class", "[share]"], [["roof [flat]", "[red]"], ["[/]", "1"]]))
+    written = shown.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert all(text in written for text in ("masks [old]", "[share]", "roof [flat]", "[red]", "[/]"))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from droneseg.core.camera import Ground
-from droneseg.core.classes import CLASSES, LANDING_ID, class_id
+from droneseg.core.class_files import CLASSES_NAME, MaskColours, write_classes
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.prediction import Prediction
 from droneseg.flows.landing_files import LandResult, mavlink_fields
@@ -18,6 +20,7 @@ from droneseg.inference.landing import LandingOptions, find_sites
 from support.bundles import make_bundle
 from support.workspace import Workspace
 
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
 SIZE = (120, 160)
 SHOWN = {"landing-zones": (255, 255, 255), "obstacles": (1, 1, 1), "water": (0, 0, 255)}
 """Colours that the network of the bundle classifies as these classes."""
@@ -28,7 +31,7 @@ def write_photograph(
     path: Path, ground: str = "landing-zones", obstacle: slice | None = None, *, mask: bool = False
 ) -> Path:
     """Write a photograph of one class, with obstacles in some columns, or its true mask."""
-    colours = {entry.name: entry.colour for entry in CLASSES} if mask else SHOWN
+    colours = {entry.name: entry.colour for entry in DEFAULT_CLASSES} if mask else SHOWN
     pixels = np.full((*SIZE, 3), colours[ground], np.uint8)
     if obstacle:
         pixels[:, obstacle] = colours["obstacles"]
@@ -137,12 +140,12 @@ def test_mavlink_fields_fit_the_message(workspace: Workspace) -> None:
 
 def test_mavlink_angles_and_distance_point_at_the_site() -> None:
     ids = np.full((300, 400), LANDING_ID, np.uint8)
-    ids[:, :250] = class_id("obstacles")
-    ids[120:] = class_id("obstacles")
-    grid = LandingGrid.empty(ids.shape)
-    grid.add((np.arange(len(CLASSES))[:, None, None] == ids).astype(np.float32), 0)
+    ids[:, :250] = DEFAULT_CLASSES.id_of("obstacles")
+    ids[120:] = DEFAULT_CLASSES.id_of("obstacles")
+    grid = LandingGrid.empty(DEFAULT_CLASSES, ids.shape)
+    grid.add((np.arange(len(DEFAULT_CLASSES))[:, None, None] == ids).astype(np.float32), 0)
     ground = Ground(gsd_m=0.04, gsd_error=0.1, source="height", height_m=20)
-    prediction = Prediction(ids, {}, 1, {}, "aaa", ground, landing_grid=grid)
+    prediction = Prediction(ids, DEFAULT_CLASSES, {}, 1, {}, "aaa", ground, landing_grid=grid)
     answer = find_sites(prediction, LandingPolicy(), LandingOptions(radius_px=20, clearance_px=2))
     result = LandResult(source="a", size=(300, 400), answer=answer)
     fields = mavlink_fields(result, ViewOptions())
@@ -206,3 +209,18 @@ def test_limits_are_calibrated_on_maps_of_folds_and_used_by_land(workspace: Work
     failed = workspace.run(*words[:-1], "0.001", "--force", "--radius-px", "10", check=False)
     assert failed.returncode == 1
     assert "No limit of danger" in failed.stderr
+
+
+def test_sites_over_unlabelled_ground_are_not_counted(workspace: Workspace, tmp_path: Path) -> None:
+    for stem in ("labelled", "unlabelled"):
+        write_photograph(tmp_path / f"data/images/{stem}.png")
+        write_photograph(tmp_path / f"data/masks/{stem}.png", mask=True)
+    Image.fromarray(np.full((*SIZE, 3), 9, np.uint8)).save(tmp_path / "data/masks/unlabelled.png")
+    write_classes(tmp_path / "data" / CLASSES_NAME, MaskColours(ignored=((9, 9, 9),)))
+    words = ("evaluate", "data", "--landing", "--model", "bundle", "--radius-px", "12")
+    shown = workspace.run(*words).stdout
+    assert re.search(r"photographs with a site +│ +2 of 2", shown)
+    assert re.search(r"first sites that contain anything unsafe +│ +0 of 1 ", shown)
+    assert re.search(r"first sites with too few labels, not counted +│ +1 ", shown)
+    risk = json.loads(workspace.run(*words, "--json").stdout)["risk"]
+    assert (risk["unlabelled"], risk["false_abstentions"]["number"]) == (1, 1)

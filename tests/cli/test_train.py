@@ -5,9 +5,11 @@ import logging
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from droneseg.cli import console
-from droneseg.cli.train import _step_bar
+from droneseg.cli.main import app
+from droneseg.cli.train import _name_pairs, _step_bar
 from droneseg.core import logs
 from droneseg.nnunet.callbacks import step_logger
 
@@ -36,3 +38,19 @@ def test_bar_replaces_the_lines_within_an_epoch_on_a_terminal(monkeypatch: pytes
     assert logger.handlers[0].stream is before  # type: ignore[attr-defined]  # a stream handler
     assert not logger.handlers[0].filters
     assert not step_logger.handlers
+
+
+def test_map_takes_pairs_of_names_in_one_or_several_options() -> None:
+    assert _name_pairs([" road = landing-zones,car=moving-objects", "roof=obstacles"]) == [
+        ("road", "landing-zones"),
+        ("car", "moving-objects"),
+        ("roof", "obstacles"),
+    ]
+    assert _name_pairs([]) == []
+
+
+@pytest.mark.parametrize("value", ["road", "road=", "=car", "a=b=c", ""])
+def test_map_refuses_other_forms(value: str) -> None:
+    done = CliRunner().invoke(app, ["export", "--map", f"car=water,{value}"], terminal_width=200)
+    assert done.exit_code == 2
+    assert f"{value!r} is not of the form FROM=TO" in done.output

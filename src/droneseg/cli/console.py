@@ -7,13 +7,13 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from droneseg.core.class_files import MaskColours
+    from droneseg.core.classes import ClassTable
+    from droneseg.core.image_files import ImageFiles
     from droneseg.core.settings import Settings
     from droneseg.evaluation.landing_risk import Risk
     from droneseg.flows.profiles import ProfileOptions
@@ -39,6 +42,14 @@ class Part(StrEnum):
     TEST = "test"
 
 
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        help="CSV file of your own classes (id, name, r, g, b, role); default: classes.csv of the dataset, else the "
+        "default classes.",
+    ),
+]
 Gsd = Annotated[
     float | None,
     typer.Option("--gsd", metavar="M", help="Metres per pixel of the images; default: read from each file."),
@@ -165,6 +176,29 @@ def view_options(gsd: float | None, height: float | None, *, plain: bool) -> Vie
         return ViewOptions(gsd_m=gsd, height_m=height, plain=plain)
     except ConfigurationError as error:
         raise typer.BadParameter(str(error), param_hint="--gsd" if gsd is not None else "--height") from error
+
+
+def find_images(inputs: Sequence[str], model: Path | None) -> list[ImageFiles]:
+    """Return the images of files, folders and glob patterns; `model` names the colours of files of one channel."""
+    from droneseg.inference.batch import find_inputs
+    from droneseg.model.bundle import read_channel_order
+
+    return find_inputs(inputs, channel_order=read_channel_order(model or settings().model))
+
+
+def mask_colours(file: Path | None) -> MaskColours | None:
+    """Return the class table and the mask colours of a file; None without one."""
+    from droneseg.core.class_files import read_classes
+
+    return read_classes(file) if file else None
+
+
+def class_table(file: Path | None) -> ClassTable:
+    """Return the class table of a file; the default one without a file."""
+    from droneseg.core.classes import DEFAULT_CLASSES
+
+    colours = mask_colours(file)
+    return colours.classes if colours else DEFAULT_CLASSES
 
 
 def landing_options(**values: object) -> LandingOptions:
@@ -313,14 +347,16 @@ def show_step(step: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """Return a table; all columns except the first are right-aligned."""
+    """Return a table; all columns except the first are right-aligned. Brackets are text, not markup."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0, overflow="fold")
+        justify: Literal["left", "right"] = "left" if index == 0 else "right"
+        table.add_column(Text(column), justify=justify, no_wrap=index == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

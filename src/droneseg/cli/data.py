@@ -17,6 +17,7 @@ from droneseg.core.classes import Normalisation
 from droneseg.core.errors import ConfigurationError, DatasetError
 
 if TYPE_CHECKING:
+    from droneseg.core.classes import ClassTable
     from droneseg.data.convert import Conversion
     from droneseg.data.dataset import Inspection, Pair
     from droneseg.data.importer import ImportedDataset
@@ -134,13 +135,14 @@ def import_dataset(
     ],
     out: Annotated[Path, typer.Option(help="Dataset folder to create.", show_default=False)],
     colours: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="CSV file with the columns r, g, b and class, or index and class for grey masks of ids. If missing, "
-            "the command writes a template."
+            "the command writes a template. Default: colours.csv, or the classes of nnU-Net's dataset.json."
         ),
-    ] = Path("colours.csv"),
+    ] = None,
     mask_suffix: Annotated[str, typer.Option(help="End of the mask names before the extension, such as _mask.")] = "",
+    classes: console.Classes = None,
     gsd: Annotated[
         float | None,
         typer.Option(
@@ -150,22 +152,28 @@ def import_dataset(
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset imported earlier.")] = False,
     json: Json = False,
 ) -> None:
-    """Import images and masks with other class colours.
+    """Import images and masks with other colours or formats.
 
-    Images are copied unchanged; masks are rewritten in the colours of the five classes. Names in the column name of the
-    table are kept as fine classes. The class ignore is for pixels without a label, which training ignores.
+    They may also be a part of a raw dataset of nnU-Net. Images are copied unchanged; masks are rewritten in the colours
+    of the class table. Names in the column name of the table are kept as fine classes. The class ignore is for pixels
+    without a label, which training ignores.
 
     If the table is missing, it is written with all colours of the masks. If any of them is not the colour of a
     class, the exit code is 1: fill in the column class and run the command again.
     """
+    from droneseg.data.dataset import find_raw_part
     from droneseg.data.importer import import_dataset, require_pairs
-    from droneseg.data.mask_legend import read_legend
+    from droneseg.data.mask_legend import legend_of_labels, read_legend
 
     max_pixels = console.settings().max_pixels
     pairs = require_pairs(images, masks, mask_suffix)
-    if not colours.exists():
-        _write_legend(colours, pairs)
-    legend = read_legend(colours)
+    if find_raw_part(images, masks) and not (colours or classes):
+        legend = legend_of_labels(masks.parent)
+    else:
+        table, colours = console.class_table(classes), colours or Path("colours.csv")
+        if not colours.exists():
+            _write_legend(colours, pairs, table)
+        legend = read_legend(colours, table)
     with console.progress_bar("pairs") as progress:
         imported = import_dataset(
             pairs, legend, out, gsd_m=gsd, replace=force, max_pixels=max_pixels, progress=progress
@@ -176,7 +184,7 @@ def import_dataset(
         _show_imported(imported)
 
 
-def _write_legend(colours: Path, pairs: Sequence[Pair]) -> None:
+def _write_legend(colours: Path, pairs: Sequence[Pair], classes: ClassTable) -> None:
     """Write a table of all colours or ids in the masks.
 
     Raises:
@@ -186,7 +194,7 @@ def _write_legend(colours: Path, pairs: Sequence[Pair]) -> None:
 
     max_pixels = console.settings().max_pixels
     with console.progress_bar("masks") as progress:
-        number, unknown = write_legend(colours, pairs, max_pixels=max_pixels, progress=progress)
+        number, unknown = write_legend(colours, pairs, classes, max_pixels=max_pixels, progress=progress)
     if unknown:
         raise ConfigurationError(
             f"{colours} did not exist and was created with the {number} colours of the masks. "
@@ -207,12 +215,12 @@ def _show_imported(imported: ImportedDataset) -> None:
 
 
 @app.command()
-def check(source: Source, json: Json = False) -> None:
+def check(source: Source, classes: console.Classes = None, json: Json = False) -> None:
     """Report all problems in a dataset.
 
     Every file is decoded. The exit code is 1 if there is a problem.
     """
-    inspection = _inspect(source)
+    inspection = _inspect(source, classes)
     if json:
         console.show_json(
             {
@@ -233,25 +241,27 @@ def check(source: Source, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _inspect(source: Path) -> Inspection:
+def _inspect(source: Path, classes: Path | None) -> Inspection:
     from droneseg.data.dataset import inspect_dataset
 
     with console.progress_bar("pairs") as progress:
-        return inspect_dataset(source, max_pixels=console.settings().max_pixels, progress=progress)
+        return inspect_dataset(
+            source, console.mask_colours(classes), max_pixels=console.settings().max_pixels, progress=progress
+        )
 
 
 @app.command()
-def stats(source: Source, plot: Plot = None, json: Json = False) -> None:
+def stats(source: Source, classes: console.Classes = None, plot: Plot = None, json: Json = False) -> None:
     """Show image sizes and class frequencies."""
     from droneseg.data.stats import compute_stats, plot_stats
 
     console.check_plot_suffix(plot)
-    inspection = _inspect(source)
+    inspection = _inspect(source, classes)
     if not inspection.facts:
         raise DatasetError(f"{inspection.root} has no valid pairs:", inspection.problems)
-    stats = compute_stats(inspection.facts)
+    stats = compute_stats(inspection.facts, inspection.classes)
     if plot:
-        plot_stats(inspection.facts, plot)
+        plot_stats(inspection.facts, inspection.classes, plot)
     if json:
         console.show_json(stats)
     else:
@@ -259,7 +269,7 @@ def stats(source: Source, plot: Plot = None, json: Json = False) -> None:
         if plot:
             console.out().print(f"plot: {plot}")
     if inspection.problems:
-        check = console.command("data", "check", source)
+        check = console.command("data", "check", source, *(("--classes", classes) if classes else ()))
         console.err().print(
             f"note: {len(inspection.problems)} problem(s); these files are left out. See `{check}`", markup=False
         )
@@ -299,6 +309,7 @@ def split(
         Path | None, typer.Option(help="Existing split whose training part is split into folds; needs --folds.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same split.")] = 0,
+    classes: console.Classes = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the split file if it exists.")] = False,
     json: Json = False,
 ) -> None:
@@ -323,7 +334,7 @@ def split(
         write_split(random, out, replace=force)
         _show_random_split(random, out, json=json)
     else:
-        scenes, scene_folds = _scene_split(source, of, shares, folds, seed)
+        scenes, scene_folds = _scene_split(source, classes, of, shares, folds, seed)
         split = replace(scenes.split, folds=scene_folds.folds) if scene_folds else scenes.split
         write_split(split, out, replace=force)
         _show_scene_split(scenes, scene_folds, out, json=json)
@@ -345,7 +356,7 @@ def _random_split(source: Path, of: Path | None, shares: dict[str, float], folds
 
 
 def _scene_split(
-    source: Path, of: Path | None, shares: dict[str, float], folds: int | None, seed: int
+    source: Path, classes: Path | None, of: Path | None, shares: dict[str, float], folds: int | None, seed: int
 ) -> tuple[SceneSplit, SceneFolds | None]:
     from droneseg.data.dataset import list_pairs
     from droneseg.data.image_matching import find_matches
@@ -353,18 +364,22 @@ def _scene_split(
     from droneseg.data.splits import read_split
 
     settings = console.settings()
-    images = {pair.stem: pair.image for pair in list_pairs(source).photographs}
+    images = {pair.stem: pair.files for pair in list_pairs(source).photographs}
     base = read_split(of, list(images)) if of else None
-    inspection = _inspect(source)
+    inspection = _inspect(source, classes)
     if inspection.problems:
         raise DatasetError(f"{inspection.root} has {len(inspection.problems)} problem(s):", inspection.problems)
     with console.progress_bars("features", "matches") as progress:
         cache = settings.cache_dir.expanduser() / "scenes"
         matches = find_matches(images, cache=cache, max_pixels=settings.max_pixels, progress=progress)
     pixels = {facts.stem: facts.class_pixels for facts in inspection.facts if facts.stem in images}
-    scenes = describe_split(matches, pixels, base) if base else split_by_scene(matches, pixels, **shares, seed=seed)
+    names = inspection.classes.names
+    if base:
+        scenes = describe_split(matches, pixels, names, base)
+    else:
+        scenes = split_by_scene(matches, pixels, names, **shares, seed=seed)
     train = {stem: pixels[stem] for stem in scenes.split.train}
-    return scenes, fold_by_scene(matches, train, count=folds, seed=seed) if folds else None
+    return scenes, fold_by_scene(matches, train, names, count=folds, seed=seed) if folds else None
 
 
 def _show_random_split(split: Split, out: Path, *, json: bool) -> None:
@@ -457,6 +472,7 @@ def convert(
             help="Metres per pixel of all images of SOURCE; default: as recorded by the import, or in their metadata."
         ),
     ] = None,
+    classes: console.Classes = None,
     ignore_background: Annotated[
         bool,
         typer.Option(
@@ -501,6 +517,7 @@ def convert(
         ignore_background=ignore_background,
         boxes_file=boxes,
         box_weight=DEFAULT_BOX_WEIGHT if box_weight is None else box_weight,
+        colours=console.mask_colours(classes),
     )
     with console.progress_bar("pairs") as progress:
         converted = convert_dataset(
@@ -523,7 +540,7 @@ def _show_conversion(converted: Conversion) -> None:
     if converted.replaced_pixels:
         console.out().print(f"note: {converted.replaced_pixels:,} pixels of unknown colour became background")
     if converted.ignored_pixels:
-        console.out().print(f"note: {converted.ignored_pixels:,} background pixels are ignored in training")
+        console.out().print(f"note: {converted.ignored_pixels:,} pixels have no label, so training ignores them")
     console.out().print(
         f"{converted.folder}: cases: {converted.train} training, {converted.test} test, {converted.dropped} dropped",
         markup=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,21 +11,17 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Model
-from droneseg.core.errors import optional_import
+from droneseg.core.classes import Role
+from droneseg.core.errors import LandingRoleError, optional_import
 from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
+    from droneseg.core.classes import ClassTable
     from droneseg.flows.landing_files import LandResult
     from droneseg.inference.batch import ViewOptions
     from droneseg.inference.landing import LandingOptions, LandingSite
 
 NO_SITE_EXIT = 3
-
-
-class AllowedClass(StrEnum):
-    """Classes that can be allowed in addition to landing zones."""
-
-    SOFT_SURFACES = "soft-surfaces"
 
 
 def land(
@@ -46,7 +41,12 @@ def land(
     clearance_people: console.ClearancePeople = None,
     clearance_people_px: console.ClearancePeoplePx = None,
     allow: Annotated[
-        AllowedClass | None, typer.Option(help="Also allow soft surfaces, such as grass; default: only landing zones.")
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS",
+            help="Also allow this class, or soft for all classes with the role soft; repeatable. "
+            "Default: only classes with the role landing.",
+        ),
     ] = None,
     max_sites: Annotated[int, typer.Option(min=1, max=20, help="Maximum number of sites per photograph.")] = 5,
     overlay: Annotated[
@@ -71,7 +71,6 @@ def land(
     cannot be seen in a photograph.
     """
     from droneseg.flows.landing_files import land_files, mavlink_fields, require_landing_output
-    from droneseg.inference.batch import find_inputs
     from droneseg.inference.segmenter import load_segmenter
 
     if overlay and not out:
@@ -79,6 +78,12 @@ def land(
     if mavlink and json:
         raise typer.BadParameter("cannot be combined with --json; both write to stdout", param_hint="--mavlink")
     view = console.view_options(gsd, height, plain=False)
+    settings = console.settings()
+    images = console.find_images(inputs, model)
+    if out:
+        require_landing_output(images, out, overlay=overlay)
+    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
+    landing = (Role.LANDING,) if segmenter.classes.has(Role.LANDING) else ()
     options = console.landing_options(
         radius_m=radius,
         radius_px=radius_px,
@@ -87,13 +92,10 @@ def land(
         clearance_people_m=clearance_people,
         clearance_people_px=clearance_people_px,
         max_sites=max_sites,
-        allow=("landing-zones", *((allow.value,) if allow else ())),
+        allow=(*landing, *(allow or ())),
     )
-    settings = console.settings()
-    images = find_inputs(inputs)
-    if out:
-        require_landing_output(images, out, overlay=overlay)
-    segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
+    moving = [segmenter.classes[i].name for i in segmenter.classes.ids_of(Role.MOVING)]
+    _check_allowed(options, segmenter.classes, named=bool(allow))  # before the first prediction
     results = []
     with console.progress_bar("photographs") as progress:
         for result in land_files(
@@ -110,17 +112,36 @@ def land(
     elif json:
         console.show_json({"results": [result.model_dump(mode="json", by_alias=True) for result in results]})
     else:
-        _show(results, out, overlay=overlay)
+        _show(results, moving, out, overlay=overlay)
     if any(result.error for result in results):
         raise typer.Exit(1)
     if fail_if_none and not any(result.answer and result.answer.sites for result in results):
         raise typer.Exit(NO_SITE_EXIT)
 
 
-def _show(results: list[LandResult], out: Path | None, *, overlay: bool) -> None:
+def _check_allowed(options: LandingOptions, classes: ClassTable, *, named: bool) -> None:
+    """Check that the model has the classes to land on.
+
+    Raises:
+        LandingRoleError: If the model has no class to land on, or none without --allow.
+        typer.BadParameter: If --allow names another class.
+    """
+    from droneseg.inference.landing import allowed_roles
+
+    try:
+        allowed_roles(options.allow, classes)
+    except LandingRoleError as error:
+        if named and classes.ids_of(Role.LANDING, Role.SOFT):
+            raise typer.BadParameter(str(error), param_hint="--allow") from error
+        raise
+
+
+def _show(results: list[LandResult], moving: list[str], out: Path | None, *, overlay: bool) -> None:
     """Write a table of the sites, the reason for each photograph without one, and where the files are."""
     answers = [(Path(result.source).name, result.answer) for result in results if result.answer]
-    rows = [[name if site.rank == 1 else "", *_cells(site)] for name, answer in answers for site in answer.sites]
+    rows = [
+        [name if site.rank == 1 else "", *_cells(site, moving)] for name, answer in answers for site in answer.sites
+    ]
     found = sum(bool(answer.sites) for _, answer in answers)
     columns = ["photograph", "rank", "x, y", "radius", "to people", "P", "score"]
     console.out().print(console.table(f"{found} of {len(results)} photographs have a site", columns, rows))
@@ -139,10 +160,11 @@ def _show(results: list[LandResult], out: Path | None, *, overlay: bool) -> None
         console.out().print(f"written: {out / f'*{DRAWING_SUFFIX if overlay else ANSWER_SUFFIX}'}", markup=False)
 
 
-def _cells(site: LandingSite) -> list[str]:
+def _cells(site: LandingSite, moving: list[str]) -> list[str]:
     """Return rank, centre, radius, distance to people, smallest probability and score of a site."""
     in_pixels = site.radius_m is None
-    people = (site.clearance_px if in_pixels else site.clearance_m)["moving-objects"]
+    clearances = site.clearance_px if in_pixels else site.clearance_m
+    people = min((value for name in moving if (value := clearances[name]) is not None), default=None)
     unit = "px" if in_pixels else "m"
     return [
         str(site.rank),
@@ -219,6 +241,7 @@ def evaluate_landing(
         ["places whose first sites contain anything unsafe", console.failures(risk.unsafe_places)],
         ["no site, but room for one", f"{risk.false_abstentions.failures} of {risk.false_abstentions.number}"],
         *([f"no site: {reason}", str(number)] for reason, number in sorted(risk.reasons.items())),
+        *([["first sites with too few labels, not counted", str(risk.unlabelled)]] if risk.unlabelled else []),
     ]
     console.out().print(console.table(f"danger below {limit:g}", ["landing sites", "number (95 % bound)"], rows))
     if report:

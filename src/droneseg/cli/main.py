@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import platform
+import shlex
 import shutil
 import sys
 import warnings
@@ -148,14 +149,20 @@ def _devices() -> dict[str, str]:
 
 
 def _folders(settings: Settings) -> dict[str, str]:
-    from droneseg.nnunet.paths import NnunetPaths, trained_folders
+    from droneseg.nnunet.paths import NnunetPaths, finds_our_trainer, trained_folders, trainer_path
 
     paths = NnunetPaths.from_settings(settings)
+    export = f"export nnUNet_extTrainer={shlex.quote(trainer_path())}"
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     return {
-        "nnUNet_raw": _path_or_remedy(paths.raw_dataset, "run `droneseg data convert`"),
-        "nnUNet_preprocessed": _path_or_remedy(paths.plans_file, "run `droneseg preprocess`"),
+        "nnUNet_raw": _datasets(paths.raw, "run `droneseg data convert`"),
+        "nnUNet_preprocessed": _datasets(paths.preprocessed, "run `droneseg preprocess`"),
         "nnUNet_results": f"{len(trained_folders(paths.results))} trained model(s) in {paths.results}",
+        "nnUNet_extTrainer": (
+            "set; nnU-Net's own commands find DroneSegTrainer"
+            if finds_our_trainer()
+            else f"without DroneSegTrainer; for nnU-Net's own commands, run `{export}`"
+        ),
         "DRONESEG_MODEL": _path_or_remedy(settings.model, "choose a model with --model"),
         "free disk": f"{free_gb:.0f} GB",
     }
@@ -177,6 +184,12 @@ def _model(settings: Settings) -> dict[str, str]:
         **models.describe_blocks(read_bundle(settings.model).manifest),
         "self-check": segmenter.info.self_check,
     }
+
+
+def _datasets(folder: Path, remedy: str) -> str:
+    """Return the datasets in one of nnU-Net's folders, or what to do if there are none."""
+    names = sorted(file.parent.name for file in folder.glob("Dataset*/dataset.json"))
+    return f"{', '.join(names)} in {folder}" if names else f"no dataset in {folder}; {remedy}"
 
 
 def _path_or_remedy(path: Path, remedy: str) -> str:

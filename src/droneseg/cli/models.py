@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +11,17 @@ import typer
 
 from droneseg.cli import console
 from droneseg.cli.console import Json, Part, SplitFile, ValPart
+from droneseg.core.classes import Role
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from droneseg.core.classes import ClassTable
     from droneseg.core.settings import Settings
     from droneseg.evaluation.comparison import ComparisonReport
     from droneseg.flows.upgrade import CalibrationImages
     from droneseg.model.bundle import Bundle, Manifest
+    from droneseg.model.checkpoint_store import CheckpointPull
     from droneseg.model.registry import ModelVersion, RegistryEntry
 
 Remote = Annotated[
@@ -28,12 +32,12 @@ EvaluationData = Annotated[
     Path, typer.Option("--data", help="Dataset folder; use images not seen in training.", show_default=False)
 ]
 
-app = typer.Typer(help="Fetch, upload, compare, promote, upgrade and blend models.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, show, compare, promote, upgrade and blend models.", no_args_is_help=True)
 
 
 @app.callback()
 def models() -> None:
-    """Fetch, upload, compare, promote, upgrade and blend models."""
+    """Fetch, show, compare, promote, upgrade and blend models."""
     console.exit_on_sigterm()
 
 
@@ -67,6 +71,26 @@ def list_models(
     console.out().print(console.table("champions, newest first", columns, rows))
 
 
+@app.command()
+def show(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="Bundle; default: $DRONESEG_MODEL.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Write the manifest to stdout.")] = False,
+) -> None:
+    """Show the classes, quality and origin of a model.
+
+    The quality is measured on photographs that the model was not trained on; without such photographs, it is unknown.
+    """
+    from droneseg.model.bundle import read_bundle
+
+    bundle = read_bundle(model or console.settings().model)
+    if json:
+        console.show_json(bundle.manifest.model_dump(mode="json"))
+        return
+    show_blocks(bundle)
+    console.out().print(f"origin: {bundle.manifest.description}", markup=False)
+    console.out().print(f"licence: {bundle.manifest.license}", markup=False)
+
+
 def _version_json(version: ModelVersion) -> dict[str, Any]:
     # scripts rely on the older key and value
     entry = {"here" if name == "is_local" else name: value for name, value in asdict(version).items()}
@@ -77,13 +101,35 @@ def _version_json(version: ModelVersion) -> dict[str, Any]:
 def pull(
     remote: Remote = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the current model even if it is not in the registry.")
+        bool,
+        typer.Option("--force", help="Replace the current model even if it is not in the registry, and the zip file."),
     ] = False,
+    checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint", help="Download the checkpoint that the champion was exported from, not the champion."
+        ),
+    ] = False,
+    zip_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--zip",
+            metavar="FILE",
+            help="With --checkpoint: also write it as a zip file for nnUNetv2_install_pretrained_model_from_zip.",
+        ),
+    ] = None,
 ) -> None:
     """Download the champion from a DVC remote.
 
-    The version is the one named in the .dvc file. Nothing else is downloaded, and git is not needed.
+    The version is the one named in the .dvc file. Nothing else is downloaded, and git is not needed. With --checkpoint,
+    nnU-Net's model folder of the champion is downloaded instead, to fine-tune, blend or export it again.
     """
+    if zip_file and (not checkpoint or zip_file.suffix != ".zip"):
+        reason = "must end with .zip" if checkpoint else "needs --checkpoint"
+        raise typer.BadParameter(reason, param_hint="--zip")
+    if checkpoint:
+        _pull_checkpoint(remote, zip_file, force=force)
+        return
     from droneseg.model.registry import is_known
     from droneseg.model.store import pull_model
 
@@ -99,19 +145,101 @@ def pull(
     console.out().print(f"{pulled.bundle.folder}: model {pulled.bundle.model_id}, {origin}", markup=False)
 
 
+def _pull_checkpoint(remote: str | None, zip_file: Path | None, *, force: bool) -> None:
+    """Download the checkpoint of the champion, write its zip file, and print what to do with them."""
+    from droneseg.model.checkpoint_store import pull_checkpoint
+
+    settings = console.settings()
+    if zip_file:
+        console.require_nnunet()
+        from droneseg.nnunet.model_sharing import require_new_file
+
+        require_new_file(zip_file, replace=force)
+    with console.progress_bar("MB") as progress:
+        pulled = pull_checkpoint(
+            settings.model,
+            remote or settings.dvc_remote,
+            replace=force,
+            progress=lambda done, total: progress(round(done / 1e6), round(total / 1e6)),
+        )
+    _show_checkpoint(pulled)
+    if zip_file:
+        _zip_checkpoint(pulled, zip_file, settings, force=force)
+
+
+def _zip_checkpoint(pulled: CheckpointPull, zip_file: Path, settings: Settings, *, force: bool) -> None:
+    """Write a checkpoint as a zip file of nnU-Net, and print the commands that use it."""
+    from droneseg.flows.checkpoints import zip_checkpoint
+    from droneseg.nnunet.paths import finds_our_trainer, trainer_path
+
+    installed = zip_checkpoint(settings.model, pulled, zip_file, replace=force)
+    console.out().print(f"{zip_file}: {installed.folder}", markup=False)
+    commands = [
+        ["nnUNetv2_install_pretrained_model_from_zip", str(zip_file)],
+        ["nnUNetv2_predict", *installed.options, "-i", "IMAGES", "-o", "MASKS"],
+    ]
+    if not finds_our_trainer():
+        commands.insert(0, ["export", f"nnUNet_extTrainer={trainer_path()}"])
+    for command in commands:
+        console.out().print(f"next: {shlex.join(command)}", markup=False)
+
+
+def _show_checkpoint(pulled: CheckpointPull) -> None:
+    from droneseg.core.files import read_json
+    from droneseg.model.checkpoint_store import UNKNOWN_LICENCE
+    from droneseg.nnunet.plans import pretrained_overrides
+
+    record = pulled.record
+    origin = f"downloaded from {pulled.remote}" if pulled.fetched else "already up to date"
+    console.out().print(f"{pulled.folder}: checkpoint of model {record.model_id or 'unknown'}, {origin}", markup=False)
+    if record.is_of_another_model:
+        console.err().print(
+            f"note: it is not the checkpoint of the champion, which is model {record.champion_id}. Its author can "
+            "store that with `droneseg models push --checkpoint MODEL_FOLDER`.",
+            markup=False,
+        )
+    console.out().print(f"licence: {record.licence or UNKNOWN_LICENCE}", markup=False)
+    weights = min(pulled.folder.glob("fold_*/checkpoint_*.pth"))
+    overrides = pretrained_overrides(read_json(pulled.folder / "plans.json", expected="Pull it again with --force."))
+    console.show_next("train", *overrides, "configuration=2d_mine", f"weights={weights}")
+    console.show_next("export", "--from", pulled.folder, "--out", "exported")
+
+
 @app.command()
-def push(remote: Remote = None) -> None:
+def push(
+    remote: Remote = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="MODEL_FOLDER",
+            help="Store and upload the checkpoint of the champion, not the champion: nnU-Net's model folder that it "
+            "was exported from.",
+        ),
+    ] = None,
+) -> None:
     """Upload the champion to a DVC remote.
 
-    Files that the remote already stores are not uploaded again.
+    Files that the remote already stores are not uploaded again. With --checkpoint, the weights that the champion was
+    exported from are stored for fine-tuning, without the state of the optimiser and the names of photographs.
     """
     from droneseg.model.store import push_model
 
     settings = _recovered_settings()
-    target = push_model(settings.model, remote or settings.dvc_remote)
-    console.out().print(f"{settings.model} is stored in {target}", markup=False)
+    remote = remote or settings.dvc_remote
+    if checkpoint:
+        console.require_nnunet()
+        from droneseg.flows.checkpoints import store_checkpoint
+
+        target = store_checkpoint(settings.model, checkpoint, remote)
+        stored, changed = "the checkpoint of the champion", ["nnunet-model.dvc", ".gitignore"]
+    else:
+        target, stored, changed = push_model(settings.model, remote), str(settings.model), []
+    console.out().print(f"{stored} is stored in {target}", markup=False)
     if str(Path.cwd()) in target:
-        console.out().print("next: git add dvc-remote && git commit && git push", markup=False)
+        changed.append("dvc-remote")
+    if changed:
+        console.out().print(f"next: git add {' '.join(changed)} && git commit && git push", markup=False)
 
 
 def _recovered_settings() -> Settings:
@@ -165,6 +293,8 @@ def compare(
         console.show_json(comparison.model_dump(mode="json"))
         return
     console.out().print(_comparison_table(comparison))
+    if comparison.landing_note:
+        console.err().print(f"note: {comparison.landing_note}", markup=False)
     console.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
@@ -245,6 +375,23 @@ def _show_champion(entry: RegistryEntry, *, json: bool) -> None:
     replaced = f", replaces {entry.previous.model_id}" if entry.previous else ""
     console.out().print(f"champion: model {entry.model.model_id}{replaced} (reason: {entry.reason})", markup=False)
     console.out().print("next: droneseg models push; git push; POST /admin/reload on running services", markup=False)
+    _show_stored_checkpoint(entry)
+
+
+def _show_stored_checkpoint(entry: RegistryEntry) -> None:
+    """Print how to store the checkpoint of the new champion, unless it is the stored one."""
+    from droneseg.model.checkpoint_store import read_record
+
+    record = read_record(console.settings().model)
+    if record and record.model_id == entry.model.model_id:
+        return
+    stored = f"nnunet-model.dvc has the checkpoint of model {record.model_id or 'unknown'}; " if record else ""
+    restore = ", or check out its older version with git" if record and entry.action == "rollback" else ""
+    console.out().print(
+        f"for fine-tuning: {stored}store that of this model with `droneseg models push --checkpoint MODEL_FOLDER`"
+        f"{restore}",
+        markup=False,
+    )
 
 
 @app.command()
@@ -332,7 +479,7 @@ def upgrade(
     part_name = console.choose_part(split, part, default=Part.TRAIN)
     bundle = read_bundle(model)
     check_writable(out, marker=MANIFEST_NAME, replace=force)
-    images = _calibration_images(data, split, part_name) if data else None
+    images = _calibration_images(data, split, part_name, bundle.manifest.class_table) if data else None
     with console.progress_bar("images") as progress:
         upgraded = add_blocks(
             bundle,
@@ -420,29 +567,37 @@ def calibrate_landing(
         ]
         columns = ["danger below", "with a site", "unsafe", "over 1 % unsafe", "unsafe places", "people near", "missed"]
         console.out().print(console.table(f"profile {profile}; * chosen", columns, rows))
+        if unlabelled := max(one.unlabelled for one in result.curve.values()):
+            console.err().print(
+                f"note: profile {profile}: up to {unlabelled} first sites have too few labelled pixels and are not "
+                "counted"
+            )
     console.out().print(f"{calibrated.bundle.folder}: model {calibrated.bundle.model_id}", markup=False)
 
 
-def _calibration_images(data: Path, split: Path | None, part: str) -> CalibrationImages:
+def _calibration_images(data: Path, split: Path | None, part: str, classes: ClassTable) -> CalibrationImages:
     from droneseg.flows.export import choose_pairs
     from droneseg.flows.upgrade import CalibrationImages
 
     source = f"{part} part of {split.name}" if split else f"photographs of {data.name}"
     seen = ", which the network was trained on" if part == Part.TRAIN else ""
-    pairs = choose_pairs(data, split, part)
+    pairs = choose_pairs(data, split, part, classes=classes)
     return CalibrationImages(f"{len(pairs)} images, {source}{seen}", pairs, max_pixels=console.settings().max_pixels)
 
 
 def show_blocks(bundle: Bundle) -> None:
-    """Print what a bundle states about scale, calibration and self-check."""
+    """Print what a bundle states about classes, quality, scale, calibration and self-check."""
     console.out().print(f"{bundle.folder}: model {bundle.model_id}", markup=False)
     for name, finding in describe_blocks(bundle.manifest).items():
         console.out().print(f"{name}: {finding}", markup=False)
 
 
 def describe_blocks(manifest: Manifest) -> dict[str, str]:
-    """Return what a manifest says about format, scale, calibration and self-check, in words."""
-    ground, calibration = manifest.ground, manifest.calibration
+    """Return what a manifest says about format, classes, quality, scale, calibration and self-check, in words."""
+    from droneseg.model.bundle import NOT_MEASURED
+
+    ground, calibration, quality = manifest.ground, manifest.calibration, manifest.quality or {}
+    classes = [f"{entry.name} ({entry.role})" if entry.role else entry.name for entry in manifest.class_table]
     uncalibrated = "none; add it with `droneseg models upgrade --data`"
     return {
         "bundle format": str(manifest.format_version),
@@ -451,6 +606,9 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
             if ground
             else "unknown, so images are not resampled; set it with `droneseg models upgrade --train-gsd`"
         ),
+        "classes": ", ".join(classes),
+        "quality": NOT_MEASURED if quality.get("miou") is None else f"mIoU {quality['miou']:.3f} ({quality['data']})",
+        "landing sites": _describe_landing(manifest),
         "profiles": ", ".join(_describe_profile(manifest, name) for name in manifest.profiles),
         "temperature": f"{calibration.temperature:g} ({calibration.source})" if calibration else uncalibrated,
         "unlike-training check": (
@@ -460,6 +618,20 @@ def describe_blocks(manifest: Manifest) -> dict[str, str]:
         ),
         "self-check": "present" if manifest.self_check else "none; add it with `droneseg models upgrade`",
     }
+
+
+def _describe_landing(manifest: Manifest) -> str:
+    """Return what the limits for landing sites are based on, or that the model has no landing role."""
+    classes = manifest.class_table
+    if not classes.has(Role.LANDING):
+        return f"{classes.landing_note[0].lower()}{classes.landing_note[1:-1]}"
+    measured = [
+        f"{name} (at most {policy.bound:.1%} of the first sites unsafe, {policy.calibrated_on})"
+        for name, policy in manifest.landing.items()
+        if policy.bound is not None
+    ]
+    default = "default limits without a bound; calibrate them with `droneseg models calibrate-landing`"
+    return f"calibrated for {', '.join(measured)}" if measured else default
 
 
 def _describe_profile(manifest: Manifest, name: str) -> str:

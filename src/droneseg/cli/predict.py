@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ from droneseg.core.errors import ConfigurationError, DatasetError
 from droneseg.core.runtimes import RuntimeName
 
 if TYPE_CHECKING:
+    from droneseg.core.image_files import ImageFiles
+    from droneseg.core.masks import MaskFormat
     from droneseg.core.prediction import Segmenter
     from droneseg.flows.label import LabelResult
     from droneseg.flows.map_plan import MapPlan
@@ -29,6 +32,13 @@ _NAMED = 3
 """Largest number of images that a line lists by name."""
 _REMEDIES = {"unknown_scale": "--gsd, --height", "unknown_pitch": "--height, --gsd", "unknown_camera": "--gsd"}
 """Options that replace missing metadata, by the code of the warning."""
+
+
+class PredictedMasks(StrEnum):
+    """Format of predicted masks."""
+
+    COLOURS = "colours"
+    IDS = "ids"
 
 
 def predict(
@@ -48,6 +58,14 @@ def predict(
     gsd: console.Gsd = None,
     height: console.Height = None,
     plain: console.Plain = False,
+    mask_format: Annotated[
+        PredictedMasks,
+        typer.Option(
+            "--format",
+            help="Format of the masks. colours: palette PNG of class colours; ids: grey images of class ids, which "
+            "nnU-Net's tools read: PNG, or the file ending of an image NAME_0000.",
+        ),
+    ] = PredictedMasks.COLOURS,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write NAME_overlay.png: the mask drawn over the image.")
     ] = False,
@@ -57,6 +75,9 @@ def predict(
     json: Json = False,
 ) -> None:
     """Segment images and write their masks.
+
+    Masks are named like the images; those of NAME_0000.png, or of NAME_0000.png, NAME_0001.png and NAME_0002.png with
+    one channel each, as in nnU-Net, are named NAME.png.
 
     Images are resampled to the ground resolution of the model. Their metres per pixel come from --gsd, --height or the
     metadata of each file. Images that were already predicted with the same model and options are
@@ -68,10 +89,10 @@ def predict(
     view = console.view_options(gsd, height, plain=plain)
     part_name = console.choose_part(split, part, default=Part.TEST)
     settings = console.settings()
-    images = _find_images(inputs, split, part_name)
-    require_output(images, out, overlay=overlay, force=force)
+    images = _find_images(inputs, model, split, part_name)
+    require_output(images, out, mask_format=mask_format.value, overlay=overlay, force=force)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
-    results = _predict(segmenter, images, out, view=view, overlay=overlay, force=force)
+    results = _predict(segmenter, images, out, view=view, mask_format=mask_format.value, overlay=overlay, force=force)
     _show_warnings(results)
     if json:
         shown = [result.model_dump(mode="json") for result in results]
@@ -111,17 +132,20 @@ def _show_results(results: Sequence[FileResult], out: Path, configuration: str, 
         console.out().print(f"overlays: {out / f'*{OVERLAY_SUFFIX}'}", markup=False)
 
 
-def _find_images(inputs: list[str], split: Path | None, part: str) -> list[Path]:
-    """Return the image files of the inputs, or only those in one part of a split."""
-    from droneseg.inference.batch import find_inputs
-
-    images = find_inputs([_image_folder(entry) for entry in inputs])
+def _find_images(inputs: list[str], model: Path | None, split: Path | None, part: str) -> list[ImageFiles]:
+    """Return the images of the inputs, or only those in one part of a split."""
+    images = console.find_images([_image_folder(entry) for entry in inputs], model)
     if not split:
         return images
-    from droneseg.data.splits import read_split
+    from droneseg.data.splits import read_split, stems_of_split
 
-    stems = set(getattr(read_split(split, [image.stem for image in images]), part))
-    return [image for image in images if image.stem in stems]
+    # a dataset names an image NAME_0000.png like its file, unless it has nnU-Net's format
+    listed = stems_of_split(split)
+    by_stem = {image.stem if image.stem in listed else image.file.stem: image for image in images}
+    chosen = set(getattr(read_split(split, list(by_stem)), part))
+    if not chosen:
+        raise DatasetError(f"{split} has no images in its part {part}. Choose another part with --part.")
+    return [image for stem, image in by_stem.items() if stem in chosen]
 
 
 def _image_folder(entry: str) -> str:
@@ -139,7 +163,14 @@ def _image_folder(entry: str) -> str:
 
 
 def _predict(
-    segmenter: Segmenter, images: list[Path], out: Path, *, view: ViewOptions, overlay: bool, force: bool
+    segmenter: Segmenter,
+    images: list[ImageFiles],
+    out: Path,
+    *,
+    view: ViewOptions,
+    mask_format: MaskFormat,
+    overlay: bool,
+    force: bool,
 ) -> list[FileResult]:
     """Predict files with a progress bar; failures are reported as they occur."""
     from droneseg.inference.batch import predict_files
@@ -148,7 +179,14 @@ def _predict(
     results = []
     with console.progress_bar("images") as progress:
         for result in predict_files(
-            segmenter, images, out, view=view, overlay=overlay, force=force, max_pixels=max_pixels
+            segmenter,
+            images,
+            out,
+            view=view,
+            mask_format=mask_format,
+            overlay=overlay,
+            force=force,
+            max_pixels=max_pixels,
         ):
             results.append(result)
             progress(len(results), len(images))
@@ -198,8 +236,9 @@ def probabilities(
     view = console.view_options(gsd, height, plain=plain)
     settings = console.settings()
     require_map_folder(out)
-    plan = _plan_maps(source, split, part, fold)
-    opened = _fold_models(models or [settings.model], plan, profile, runtime)
+    folders = models or [settings.model]
+    plan = _plan_maps(source, split, part, fold, folders[0])
+    opened = _fold_models(folders, plan, profile, runtime)
     options = MapOptions(settings.max_pixels, view, temperature, force)
     index = empty_index(plan, source, split, opened, profile=profile, temperature=temperature)
     with console.progress_bar("photographs") as progress:
@@ -225,20 +264,27 @@ def probabilities(
         raise typer.Exit(1)
 
 
-def _plan_maps(source: Path, split: Path | None, part: Part | None, fold: list[int] | None) -> MapPlan:
+def _plan_maps(source: Path, split: Path | None, part: Part | None, fold: list[int] | None, model: Path) -> MapPlan:
     """Return the plan of the maps.
 
     Raises:
         typer.BadParameter: If the options cannot be combined, or the split lacks the folds.
     """
     from droneseg.flows.map_plan import plan_maps
+    from droneseg.model.bundle import read_channel_order
 
     if (part or fold) and not split:
         raise typer.BadParameter("--part and --fold require --split FILE", param_hint="--part" if part else "--fold")
     if part and fold:
         raise typer.BadParameter("cannot be combined with --part", param_hint="--fold")
     try:
-        return plan_maps(source, split, part=part.value if part else None, folds=fold or ())
+        return plan_maps(
+            source,
+            split,
+            part=part.value if part else None,
+            folds=fold or (),
+            channel_order=read_channel_order(model),
+        )
     except ConfigurationError as error:
         raise typer.BadParameter(str(error), param_hint="--fold" if fold else "--split") from error
 
@@ -262,7 +308,7 @@ def _fold_models(
         if number is not None:
             _note_other_fold(bundle, number, plan.first_nnunet_fold + number)
         start = partial(load_segmenter, settings, model=folder, profile=profile, runtime=runtime)
-        models.append(FoldModel(number, start, bundle.model_id))
+        models.append(FoldModel(number, start, bundle.model_id, bundle.manifest.class_table))
     return models
 
 
@@ -294,6 +340,8 @@ def _find_places(plan: MapPlan, index: ProbabilityIndex) -> dict[str, list[str]]
 
 
 def _show_maps(index: ProbabilityIndex, scores: MapScores | None, out: Path) -> None:
+    from droneseg.model.bundle import table_of
+
     dropped = sum(map(len, index.dropped.values()))
     left_out = (
         f", {dropped} dropped by the folds, {len(index.never_validated)} never validated" if index.dropped else ""
@@ -312,6 +360,8 @@ def _show_maps(index: ProbabilityIndex, scores: MapScores | None, out: Path) -> 
     ]
     total = scores.scores
     rows.append(["all", str(total.images), *_group_cells(total.miou, total.unsafe_landing_rate, total.landing_recall)])
+    if note := table_of(index.classes).landing_note:
+        console.err().print(f"note: {note}", markup=False)
     title = f"mIoU of the classes: {', '.join(f'{n} {console.number(v)}' for n, v in total.per_class_iou.items())}"
     console.out().print(console.table(title, ["", "photographs", "mIoU", "unsafe", "recall"], rows))
     if scores.miou_quartiles:
@@ -359,7 +409,6 @@ def label(
     labelled, and the exit code is 1.
     """
     from droneseg.flows.label import LabelOptions, label_photographs, require_label_folder
-    from droneseg.inference.batch import find_inputs
     from droneseg.inference.segmenter import load_segmenter
     from droneseg.model.bundle import read_bundle
 
@@ -373,7 +422,7 @@ def label(
     except (ValueError, ConfigurationError) as error:
         raise typer.BadParameter(str(error), param_hint="--exposures, --min-agreement or --min-confidence") from error
     require_label_folder(out)
-    images = find_inputs(inputs)
+    images = console.find_images(inputs, model)
     segmenter = load_segmenter(settings, model=model, profile=profile, runtime=runtime)
     manifest = read_bundle(model or settings.model).manifest
     results = []

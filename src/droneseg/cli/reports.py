@@ -13,10 +13,13 @@ import typer
 from droneseg.cli import console
 from droneseg.cli.console import Json, Model, Part, Records, SplitFile, ValPart
 from droneseg.cli.land import LandingSource, evaluate_landing
+from droneseg.core.classes import Role
 from droneseg.core.errors import DatasetError
 
 if TYPE_CHECKING:
+    from droneseg.core.class_files import MaskColours
     from droneseg.core.images import Image
+    from droneseg.core.masks import MaskKind
     from droneseg.evaluation.evaluate import Evaluation
 
 
@@ -34,12 +37,13 @@ def evaluate(
         Path | None, typer.Argument(help="Folder of ground truth masks, or a dataset folder.", show_default=False)
     ] = None,
     truth_kind: Annotated[
-        TruthKind,
+        TruthKind | None,
         typer.Option(
             "--truth",
-            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnUNet_raw.",
+            help="Encoding of the ground truth masks: class colours, class ids, or labels of nnU-Net's datasets. "
+            "Default: labels beside a dataset.json, otherwise colours.",
         ),
-    ] = TruthKind.COLOURS,
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write a report with confidence intervals and plots to this folder.")
     ] = None,
@@ -51,6 +55,7 @@ def evaluate(
             "recognised; in pixels."
         ),
     ] = None,
+    classes: console.Classes = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the report if it exists.")] = False,
     landing: Annotated[
         bool,
@@ -80,8 +85,9 @@ def evaluate(
 ) -> None:
     """Compare predicted masks with ground truth masks.
 
-    Masks are matched by file name. With --landing, the landing sites of photographs are compared with their masks; the
-    options from --model to --by-place only apply to landing sites.
+    Masks are matched by file name; as in nnU-Net, that of NAME_0000.png may be NAME.png. With --landing, the landing
+    sites of photographs are compared with their masks; the options from --model to --by-place only apply to landing
+    sites.
     """
     if landing:
         if truth is not None:
@@ -115,17 +121,26 @@ def evaluate(
 
     max_pixels = console.settings().max_pixels
     by_image = read_boxes(boxes) if boxes else {}
+    masks = _mask_folder(truth, predictions)
+    kind = truth_kind.value if truth_kind else _kind_of(masks)
     if report:
         check_writable(report, marker=REPORT_MARKER, replace=force)
+    colours = _mask_colours(masks, classes)
     with console.progress_bar("masks") as progress:
         evaluation = evaluate_folder(
-            predictions, _mask_folder(truth), truth_kind=truth_kind.value, max_pixels=max_pixels, progress=progress
+            predictions,
+            masks,
+            colours.classes,
+            truth_kind=kind,
+            colours=colours,
+            max_pixels=max_pixels,
+            progress=progress,
         )
     if scores:
         _write_scores(evaluation, scores)
     if report:
-        _write_report(evaluation, report, predictions, truth, truth_kind)
-    people = evaluate_people(evaluation.images, by_image, truth_kind=truth_kind.value, max_pixels=max_pixels)
+        _write_report(evaluation, report, predictions, masks, kind)
+    people = evaluate_people(evaluation, by_image, truth_kind=kind, max_pixels=max_pixels)
     if json:
         console.show_json(_evaluation_json(evaluation) | ({"people": asdict(people)} if boxes else {}))
         return
@@ -135,20 +150,47 @@ def evaluate(
             f"{people.people} people   at least half landing zone {console.percent(people.much_landing)}   "
             f"less than a tenth moving object {console.percent(people.little_moving)}"
         )
+        if not evaluation.classes.has(Role.MOVING):
+            console.err().print("note: no class has the role moving, so the boxes around people are not evaluated")
     if report:
         console.out().print(f"report: {report / 'report.md'}", markup=False)
 
 
-def _mask_folder(truth: Path) -> Path:
-    """Return the folder of masks: `truth` itself if it contains PNG files, otherwise that of the dataset."""
-    if not truth.is_dir() or any(truth.glob("*.png")):
+def _mask_folder(truth: Path, predictions: Path) -> Path:
+    """Return the folder of masks: `truth` itself if it contains masks, otherwise that of the dataset.
+
+    In a raw dataset of nnU-Net, it is the folder of the test part if that has a mask for one of the predictions.
+    """
+    from droneseg.core.image_files import CASE_SUFFIXES
+    from droneseg.data.dataset import RAW, RAW_TEST, find_dataset
+
+    if not truth.is_dir() or any(file.suffix.lower() in CASE_SUFFIXES for file in truth.iterdir()):
         return truth
-    from droneseg.data.dataset import find_dataset
+    location = find_dataset(truth)
+    if location.layout == RAW and RAW_TEST.is_in(location.root) and predictions.is_dir():
+        test = RAW_TEST.masks_in(location.root)
+        stems = {file.stem.removesuffix("_0000") for file in predictions.iterdir()}
+        if stems & {file.stem for file in test.iterdir()}:
+            return test
+    return location.masks
 
-    return find_dataset(truth).masks
+
+def _kind_of(masks: Path) -> MaskKind:
+    """Return the encoding of the masks of a dataset; those beside nnU-Net's dataset.json are labels."""
+    from droneseg.core.class_files import DESCRIPTION_NAME
+
+    return "labels" if (masks.parent / DESCRIPTION_NAME).is_file() else "colours"
 
 
-def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth: Path, truth_kind: TruthKind) -> None:
+def _mask_colours(masks: Path, file: Path | None) -> MaskColours:
+    """Return the class table of the masks, and which pixels have no label: of a file, else of their dataset."""
+    from droneseg.core.class_files import find_classes, read_classes
+    from droneseg.data.dataset import evaluated_colours
+
+    return read_classes(file) if file else evaluated_colours(masks.parent, find_classes(masks.parent))
+
+
+def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth: Path, truth_kind: MaskKind) -> None:
     from droneseg.evaluation.report import write_report
 
     max_pixels = console.settings().max_pixels
@@ -156,28 +198,24 @@ def _write_report(evaluation: Evaluation, report: Path, predictions: Path, truth
         evaluation,
         report,
         title=f"Quality of {predictions.name}",
-        truth_kind=truth_kind.value,
+        truth_kind=truth_kind,
         max_pixels=max_pixels,
         find_image=_image_finder(truth, max_pixels),
         replace=True,  # the folder was checked before the evaluation
     )
 
 
-def _image_finder(truth: Path, max_pixels: int) -> Callable[[str], Image | None]:
-    """Return a function that reads the image of a stem from a dataset folder; it returns None if there is none."""
-    from droneseg.core.images import SUFFIXES, read_image
-    from droneseg.data.dataset import find_dataset
+def _image_finder(masks: Path, max_pixels: int) -> Callable[[str], Image | None]:
+    """Return a function that reads the image of a mask from its dataset, by stem; it returns None if there is none."""
+    from droneseg.data.dataset import list_pairs, read_pair_image
 
     try:
-        folder = find_dataset(truth).images
+        pairs = {pair.stem: pair for pair in list_pairs(masks).pairs}
     except DatasetError:
         return lambda _stem: None
 
     def find_image(stem: str) -> Image | None:
-        for suffix in SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return read_image(folder / f"{stem}{suffix}", max_pixels=max_pixels)
-        return None
+        return read_pair_image(pairs[stem], max_pixels=max_pixels) if stem in pairs else None
 
     return find_image
 
@@ -195,6 +233,7 @@ def _evaluation_json(evaluation: Evaluation) -> dict[str, object]:
         "scores": vars(evaluation.scores),
         "image_miou": {image.stem: image.miou for image in evaluation.images},
         "without_prediction": evaluation.without_prediction,
+        "landing_note": evaluation.classes.landing_note,
     }
 
 
@@ -202,23 +241,32 @@ def _show_evaluation(evaluation: Evaluation) -> None:
     from droneseg.evaluation.report import background_note
 
     scores = evaluation.scores
+    image_wise = scores.image_wise_dice
     rows = [
-        [name, console.number(scores.per_class_iou[name]), console.number(scores.per_class_dice[name])]
+        [name, *(console.number(values[name]) for values in (scores.per_class_iou, scores.per_class_dice, image_wise))]
         for name in scores.per_class_iou
     ]
-    console.out().print(console.table(f"{scores.images} images", ["class", "IoU", "Dice"], rows))
+    columns = ["class", "IoU", "Dice", "mean Dice of images"]
+    console.out().print(console.table(f"{scores.images} images", columns, rows))
     console.out().print(
         f"mIoU {console.number(scores.miou)}   image-wise mIoU {console.number(scores.image_wise_miou)}"
     )
-    console.out().print(
-        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
-        f"landing recall {console.percent(scores.landing_recall)}   "
-        f"pixel accuracy {console.percent(scores.pixel_accuracy)}"
-    )
-    if note := background_note(scores.confusion):
-        console.err().print(f"note: {note}")
+    console.out().print(f"{_landing_figures(evaluation)}pixel accuracy {console.percent(scores.pixel_accuracy)}")
+    for note in filter(None, (evaluation.classes.landing_note, background_note(scores.confusion, evaluation.classes))):
+        console.err().print(f"note: {note}", markup=False)
     if missing := len(evaluation.without_prediction):
         console.err().print(f"note: {missing} ground truth masks have no prediction and are not counted")
+
+
+def _landing_figures(evaluation: Evaluation) -> str:
+    """Return the landing figures, each followed by spaces; empty without a landing role."""
+    if not evaluation.classes.has(Role.LANDING):
+        return ""
+    scores = evaluation.scores
+    return (
+        f"unsafe landing rate {console.percent(scores.unsafe_landing_rate)}   "
+        f"landing recall {console.percent(scores.landing_recall)}   "
+    )
 
 
 def drift(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from droneseg.flows.demo import DemoResult
     from droneseg.model.bundle import Bundle
-    from droneseg.nnunet.paths import NnunetPaths
+    from droneseg.nnunet.paths import FoldName, NnunetPaths
     from droneseg.training.search_space import SweepConfig
     from droneseg.training.sweep import SweepResult, Trial
 
@@ -63,16 +63,37 @@ def _show_demo(result: DemoResult) -> None:
 
 
 def preprocess(
+    dataset: Annotated[
+        str | None, typer.Option(help="Number or name of the dataset in nnUNet_raw; default: Dataset101_DroneSeg.")
+    ] = None,
+    planner: Annotated[
+        str | None, typer.Option(help="Planner of nnU-Net, such as nnUNetPlannerResEncM; default: ExperimentPlanner.")
+    ] = None,
+    plans: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the plans. With --planner, the planner writes them; without it, they exist and are used as "
+            "they are. Default: the planner's own name."
+        ),
+    ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core, at most 8.")] = None,
 ) -> None:
-    """Plan and preprocess the converted dataset with nnU-Net."""
+    """Plan and preprocess a dataset with nnU-Net.
+
+    Train with the same dataset and plans: `droneseg train dataset=205 plans=nnUNetResEncUNetMPlans`.
+    """
     console.require_nnunet()
     from droneseg.nnunet.paths import NnunetPaths
-    from droneseg.nnunet.preprocess import preprocess
+    from droneseg.nnunet.preprocess import DEFAULT_PLANNER, preprocess
 
-    paths = NnunetPaths.from_settings(console.settings())
-    result = preprocess(paths, processes=processes, show_progress=console.err().is_terminal)
-    console.out().print(f"preprocessed: {result.folder}", markup=False)
+    result = preprocess(
+        NnunetPaths.from_settings(console.settings()).select(dataset),
+        planner=planner or (None if plans else DEFAULT_PLANNER),
+        plans=plans,
+        processes=processes,
+        show_progress=console.err().is_terminal,
+    )
+    console.out().print(f"preprocessed: {result.folder}, plans {result.plans}", markup=False)
 
 
 def train(
@@ -263,13 +284,33 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder of the bundle; default: $DRONESEG_MODEL.")] = None,
     checkpoint: Annotated[str, typer.Option(help="File name of the checkpoint in each fold.")] = "checkpoint_final.pth",
     fold: Annotated[
-        list[int] | None, typer.Option(help="Fold to export, repeatable; default: the average of all folds.")
+        list[str] | None,
+        typer.Option(
+            help="Fold to export, a number or `all`, repeatable; default: the average of all numbered folds, or else "
+            "fold_all."
+        ),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Add a profile with a calibrated INT8 network.")] = False,
     default_profile: Annotated[str, typer.Option(help="Default profile of the bundle.")] = "fast",
     licence: Annotated[
         str, typer.Option("--license", help="Licence of the weights.")
     ] = "the terms of the data it was trained on",
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Class table of the bundle (CSV: id,name,r,g,b,role), with the names and ids of the model's "
+            "dataset.json; with --map, the table with the classes to map to."
+        ),
+    ] = None,
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="FROM=TO,...",
+            help="Rename classes of the model, and merge classes of the same new name inside the graph; repeatable. "
+            "Others keep their name. The new names are those of --classes; default: Kaggle's five classes.",
+        ),
+    ] = None,
     train_gsd: console.TrainGsd = None,
     train_gsd_range: console.TrainGsdRange = None,
     train_gsd_source: console.TrainGsdSource = None,
@@ -279,6 +320,9 @@ def export(
     gsd: console.Gsd = None,
     height: console.Height = None,
     plain: console.Plain = False,
+    no_postprocessing: Annotated[
+        bool, typer.Option("--no-postprocessing", help="Export without the postprocessing that nnU-Net found useful.")
+    ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a checkpoint that can run code. Use only if you trust its source.")
     ] = False,
@@ -287,9 +331,13 @@ def export(
 ) -> None:
     """Export a trained model to a bundle for inference.
 
-    The bundle needs neither torch nor nnU-Net. The exported network is compared with the trained one, and every
+    The bundle needs neither torch nor nnU-Net. Its masks are compared with those of nnU-Net's own predictor, and every
     profile is measured on the validation images; --gsd, --height and --plain apply to them. With --train-gsd, images
     are resampled to the ground resolution of the training images.
+
+    nnU-Net stores neither colours nor roles of classes; --classes adds them. With
+    `--map road=landing-zones,car=moving-objects`, a model of other classes predicts Kaggle's. The probability of a
+    merged class is the sum of those of its classes; the profile exact keeps nnU-Net's own choice, with the new names.
     """
     from droneseg.core.files import check_writable
     from droneseg.model.bundle import MANIFEST_NAME
@@ -297,6 +345,8 @@ def export(
     ground = console.training_ground(train_gsd, train_gsd_range, train_gsd_source)
     further = console.profile_options(best_scales, twin)
     view = console.view_options(gsd, height, plain=plain)
+    pairs = _name_pairs(class_map or [])
+    colours = console.mask_colours(classes)
     settings = console.settings()
     target = out or settings.model
     check_writable(target, marker=MANIFEST_NAME, replace=force)
@@ -307,8 +357,10 @@ def export(
     choose_profiles(default_profile, int8=int8)
     paths = NnunetPaths.from_settings(settings)
     model_folder = source or _only_trained_model(paths)
-    folds = tuple(fold) if fold else None
-    fold_files(model_folder, checkpoint, folds)
+    folds = _fold_names(fold)
+    files = fold_files(model_folder, checkpoint, folds)
+    if not folds and (model_folder / "fold_all" / checkpoint).is_file() and files[0].parent.name != "fold_all":
+        console.err().print("note: fold_all is left out; export it with --fold all", markup=False)
     from droneseg.flows.export import export_model  # imports torch, which takes seconds
 
     with console.step_progress() as (on_step, progress):
@@ -319,8 +371,11 @@ def export(
             checkpoint=checkpoint,
             folds=folds,
             trust=trust,
+            apply_postprocessing=not no_postprocessing,
             int8=int8,
             default_profile=default_profile,
+            classes=colours.classes if colours else None,
+            mapping=pairs,
             licence=licence,
             ground=ground,
             further=further,
@@ -334,6 +389,30 @@ def export(
         console.show_json(bundle.manifest.model_dump(mode="json"))
     else:
         _show_bundle(bundle)
+
+
+def _name_pairs(values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of names in values such as `road=landing-zones,car=moving-objects`.
+
+    Raises:
+        typer.BadParameter: If a part is not a pair of names.
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    pairs = [(before.strip(), after.strip()) for before, _, after in (part.partition("=") for part in parts)]
+    if wrong := [part for part, names in zip(parts, pairs, strict=True) if not all(names) or part.count("=") > 1]:
+        raise typer.BadParameter(f"{', '.join(map(repr, wrong))} is not of the form FROM=TO", param_hint="--map")
+    return pairs
+
+
+def _fold_names(names: list[str] | None) -> tuple[FoldName, ...] | None:
+    """Return the folds that are named.
+
+    Raises:
+        typer.BadParameter: If a name is neither a number nor `all`.
+    """
+    if wrong := [name for name in names or () if name != "all" and not name.isdecimal()]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not a fold; use a number or all", param_hint="--fold")
+    return tuple("all" if name == "all" else int(name) for name in names) if names else None
 
 
 def _only_trained_model(paths: NnunetPaths) -> Path:
@@ -377,15 +456,18 @@ def _upload_bundle(bundle: Bundle, model_folder: Path) -> None:
 
 
 def _show_bundle(bundle: Bundle) -> None:
+    from droneseg.model.bundle import NOT_MEASURED
+
     manifest = bundle.manifest
     rows = [
         [
             f"{name}{' (default)' if name == manifest.default_profile else ''}",
             console.percent(profile.figures["agreement_with_exact"], 2),
-            console.number(profile.figures["miou"]),
+            console.number(profile.figures.get("miou")),
         ]
         for name, profile in manifest.profiles.items()
     ]
-    title = f"measured on: {(manifest.quality or {}).get('data', '-')}"
+    quality = manifest.quality or {}
+    title = f"measured on: {quality['data']}" if "miou" in quality else NOT_MEASURED
     console.out().print(console.table(title, ["profile", "agreement with exact", "mIoU"], rows))
     console.out().print(f"{bundle.folder}: model {bundle.model_id}, {manifest.description}", markup=False)
