@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from droneseg.core.classes import CLASSES, DATASET_NAME
+from droneseg.core.classes import DATASET_NAME
 from droneseg.core.images import DEFAULT_MAX_PIXELS
-from droneseg.data.convert import convert_dataset
+from droneseg.data.convert import ConversionOptions, convert_dataset
 from droneseg.data.dataset import list_pairs
 
 
@@ -26,20 +26,21 @@ def plain(source: Path, out: Path) -> None:
     """Convert as a plain script would."""
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True)
-    for pair in list_pairs(source).pairs:
+    listing = list_pairs(source)
+    for pair in listing.pairs:
         image = np.asarray(Image.open(pair.image).convert("RGB"))
         for channel in range(3):
             Image.fromarray(image[..., channel]).save(out / "imagesTr" / f"drone_{pair.stem}_{channel:04d}.png")
         colours = np.asarray(Image.open(pair.mask).convert("RGB"))
         ids = np.zeros(colours.shape[:2], dtype=np.uint8)
-        for entry in CLASSES:
+        for entry in listing.classes:
             ids[np.all(colours == np.array(entry.colour), axis=-1)] = entry.id
         Image.fromarray(ids).save(out / "labelsTr" / f"drone_{pair.stem}.png")
 
 
 def ours(source: Path, out: Path) -> None:
     """Convert with droneseg."""
-    convert_dataset(source, out, test_share=0, max_pixels=DEFAULT_MAX_PIXELS)
+    convert_dataset(source, out, ConversionOptions(test_share=0), max_pixels=DEFAULT_MAX_PIXELS)
 
 
 def timed(convert: Callable[[Path, Path], None], source: Path) -> tuple[float, dict[str, bytes]]:

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,10 @@ from droneseg.data.dataset import list_pairs
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
-from droneseg.monitoring.drift import FEATURES, MIN_RECORDS, THRESHOLD, measure_reference, p_value
+from droneseg.monitoring.drift import FALSE_ALARMS, IMAGE_FEATURES, MIN_RECORDS, features_of, measure_reference, p_value
 
 DRAWS = 200
-IMAGE_FEATURES = tuple(feature.name for feature in FEATURES if not feature.of_model)
-MODEL_FEATURES = tuple(feature.name for feature in FEATURES if feature.of_model)
+OF_IMAGE = tuple(feature.name for feature in IMAGE_FEATURES)
 
 Change = Callable[[Image], Image]
 FeatureTable = dict[str, NDArray[np.float64]]
@@ -114,13 +114,17 @@ def main() -> None:
     pairs = {pair.stem: pair.image for pair in list_pairs(options.data).pairs}
     split = read_split(options.split, list(pairs))
     segmenter = BundleSegmenter(read_bundle(options.model))
+    features = features_of(segmenter.classes)
+    of_model = tuple(feature.name for feature in features if feature.of_model)
+    threshold = FALSE_ALARMS / len(features)
+    rate = partial(detection_rate, threshold=threshold)
 
     def of_training(change: Change) -> FeatureTable:
         rows = []
         for stem in split.train:
             image = change(read_image(pairs[stem]))
             rows.append(image_statistics(image) | {"megapixels": image.shape[0] * image.shape[1] / 1e6})
-        return {name: np.array([row[name] for row in rows]) for name in IMAGE_FEATURES}
+        return {name: np.array([row[name] for row in rows]) for name in OF_IMAGE}
 
     def of_validation(change: Change) -> FeatureTable:
         images = ((change(read_image(pairs[stem])), UNKNOWN_GROUND) for stem in split.val)
@@ -136,25 +140,30 @@ def main() -> None:
             rows.append(
                 {
                     "change": f"{kind} {level}".strip(),
-                    "photograph": detection_rate(training, changed_training, IMAGE_FEATURES),
-                    "model": detection_rate(validation, changed_validation, MODEL_FEATURES),
-                    "both": detection_rate(validation, changed_validation, (*IMAGE_FEATURES, *MODEL_FEATURES)),
+                    "photograph": rate(training, changed_training, OF_IMAGE),
+                    "model": rate(validation, changed_validation, of_model),
+                    "both": rate(validation, changed_validation, (*OF_IMAGE, *of_model)),
                 }
             )
             console.print(rows[-1])
-    new_places = detection_rate_on_new_places(training, validation)
-    table = Table("change", "8 image features", "6 model features", "all 14, as in the service", title="drift detected")
+    new_places = detection_rate_on_new_places(training, validation, threshold=threshold)
+    names = (
+        f"{len(OF_IMAGE)} image features",
+        f"{len(of_model)} model features",
+        f"all {len(OF_IMAGE) + len(of_model)}, as in the service",
+    )
+    table = Table("change", *names, title="drift detected")
     for row in rows:
         table.add_row(str(row["change"]), *(f"{row[column]:.1%}" for column in ("photograph", "model", "both")))
     console.print(table)
-    console.print(f"new places of the same kind, 8 image features: {new_places:.1%}")
+    console.print(f"new places of the same kind, {names[0]}: {new_places:.1%}")
     if options.out:
         options.out.write_text(
             json.dumps({"draws": DRAWS, "n": MIN_RECORDS, "rows": rows, "new_places": new_places}, indent=1)
         )
 
 
-def detection_rate(before: FeatureTable, after: FeatureTable, names: Sequence[str]) -> float:
+def detection_rate(before: FeatureTable, after: FeatureTable, names: Sequence[str], *, threshold: float) -> float:
     """Return how often drift is detected between a random half and a changed sample of the other half."""
     rng = np.random.default_rng(1)
     number = len(before[names[0]])
@@ -162,18 +171,18 @@ def detection_rate(before: FeatureTable, after: FeatureTable, names: Sequence[st
     for _ in range(DRAWS):
         order = rng.permutation(number)
         reference, drawn = order[: number // 2], order[number // 2 :][:MIN_RECORDS]
-        drifted += _drifted(before, reference, after, drawn, names)
+        drifted += _drifted(before, reference, after, drawn, names, threshold)
     return drifted / DRAWS
 
 
-def detection_rate_on_new_places(known: FeatureTable, new: FeatureTable) -> float:
+def detection_rate_on_new_places(known: FeatureTable, new: FeatureTable, *, threshold: float) -> float:
     """Return how often drift is detected on unchanged images of other places."""
     rng = np.random.default_rng(1)
     drifted = 0
     for _ in range(DRAWS):
-        reference = rng.permutation(len(known[IMAGE_FEATURES[0]]))[: len(known[IMAGE_FEATURES[0]]) // 2]
-        drawn = rng.permutation(len(new[IMAGE_FEATURES[0]]))[:MIN_RECORDS]
-        drifted += _drifted(known, reference, new, drawn, IMAGE_FEATURES)
+        reference = rng.permutation(len(known[OF_IMAGE[0]]))[: len(known[OF_IMAGE[0]]) // 2]
+        drawn = rng.permutation(len(new[OF_IMAGE[0]]))[:MIN_RECORDS]
+        drifted += _drifted(known, reference, new, drawn, OF_IMAGE, threshold)
     return drifted / DRAWS
 
 
@@ -183,8 +192,9 @@ def _drifted(
     after: FeatureTable,
     drawn: NDArray[np.int64],
     names: Sequence[str],
+    threshold: float,
 ) -> bool:
-    return any(p_value(before[name][reference], after[name][drawn]) < THRESHOLD for name in names)
+    return any(p_value(before[name][reference].tolist(), after[name][drawn].tolist()) < threshold for name in names)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from droneseg.core.camera import given_ground
-from droneseg.core.classes import CLASSES, LANDING_ID, NAMES, class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import DEFAULT_MAX_PIXELS, read_image
-from droneseg.core.masks import read_mask
 from droneseg.data.augment import AugmentOptions, augment_dataset
-from droneseg.data.dataset import GENERATED_NAME, list_pairs
+from droneseg.data.dataset import GENERATED_NAME, list_pairs, read_true_mask
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.model.bundle import read_bundle
 
 GSD_M, WIDTH = 0.025, 960
-WATER_ID = class_id("water")
+WATER_ID = DEFAULT_CLASSES.id_of("water")
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def measure(bundle: Path, dataset: Path, generated: Path, count: int | None) -> 
     results = []
     for pair in list_pairs(generated).pairs[:count]:
         image = read_image(pair.image)
-        before = read_mask(originals[origins[pair.stem]].mask, "colours")
-        water = (read_mask(pair.mask, "colours") == WATER_ID) & (before != WATER_ID)
+        before = read_true_mask(originals[origins[pair.stem]])
+        water = (read_true_mask(pair) == WATER_ID) & (before != WATER_ID)
         mask = segmenter.segment(image, given_ground(GSD_M * WIDTH / image.shape[1])).mask
-        results.append(Result(pair.stem, np.bincount(mask[water], minlength=len(CLASSES))))
+        results.append(Result(pair.stem, np.bincount(mask[water], minlength=len(DEFAULT_CLASSES))))
         print(f"{len(results)}: {pair.stem}", flush=True)
     return sorted(results, key=lambda result: -result.shares[LANDING_ID])
 
@@ -67,13 +67,15 @@ def show(results: list[Result], worst: int = 10) -> dict[str, float]:
     """Print the shares by class of all generated water and of that in the worst photographs; return those of all."""
     total = Result("all", np.sum([result.pixels for result in results], axis=0))
     for result in (total, *results[:worst]):
-        shares = "  ".join(f"{name} {share:6.1%}" for name, share in zip(NAMES, result.shares, strict=True))
+        shares = "  ".join(
+            f"{name} {share:6.1%}" for name, share in zip(DEFAULT_CLASSES.names, result.shares, strict=True)
+        )
         print(f"{result.stem:<16} {result.pixels.sum():>10,} px  {shares}")
     above = sum(result.shares[LANDING_ID] > 0.02 for result in results)
     print(
         f"in {above} of {len(results)} photographs, more than 2 % of the generated water is predicted as landing zone"
     )
-    return dict(zip(NAMES, total.shares.tolist(), strict=True))
+    return dict(zip(DEFAULT_CLASSES.names, total.shares.tolist(), strict=True))
 
 
 def main() -> None:
@@ -96,7 +98,9 @@ def main() -> None:
         results = measure(arguments.bundle, arguments.dataset, generated, arguments.count)
     shares = show(results)
     if arguments.json:
-        photographs = {result.stem: dict(zip(NAMES, result.shares.tolist(), strict=True)) for result in results}
+        photographs = {
+            result.stem: dict(zip(DEFAULT_CLASSES.names, result.shares.tolist(), strict=True)) for result in results
+        }
         arguments.json.write_text(json.dumps({"all": shares, "photographs": photographs}, indent=1) + "\n")
 
 

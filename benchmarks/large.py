@@ -120,7 +120,7 @@ def _predict(segmenter: BundleSegmenter, task: Task) -> Measurement:
     decoded = time.perf_counter()
     prediction = segmenter.segment(image, ground, plain=task.plain)
     segmented = time.perf_counter()
-    encode_mask(prediction.mask)
+    encode_mask(prediction.mask, segmenter.classes)
     end = time.perf_counter()
     return Measurement(
         tiles=segmenter.count_tiles(image.shape[:2], ground, plain=task.plain),

@@ -67,7 +67,7 @@ def plain_loop(model: Path, results: Any) -> None:
     begin, done = time.perf_counter(), 0
     while time.perf_counter() - begin < LOOP_S:
         image = decode_image(files[done % len(files)], max_pixels=DEFAULT_MAX_PIXELS)
-        encode_mask(segmenter.segment(image).mask)
+        encode_mask(segmenter.segment(image).mask, segmenter.classes)
         done += 1
     results.put(done / (time.perf_counter() - begin))
 

@@ -38,7 +38,7 @@ from PIL import Image as pillow
 
 from droneseg.core.boxes import Boxes, read_boxes
 from droneseg.core.camera import Ground, given_ground, read_ground
-from droneseg.core.classes import BACKGROUND_ID, CLASSES, FOREGROUND, LANDING_ID, class_id
+from droneseg.core.classes import BACKGROUND_ID, DEFAULT_CLASSES
 from droneseg.core.errors import DatasetError
 from droneseg.core.files import write_text
 from droneseg.core.images import SUFFIXES, Image, decode_image, read_image
@@ -47,7 +47,7 @@ from droneseg.core.metrics import Confusion, compute_metrics, confusion
 from droneseg.core.prediction import Prediction
 from droneseg.core.runtimes import RuntimeName
 from droneseg.core.settings import load_settings
-from droneseg.data.dataset import Pair, list_pairs
+from droneseg.data.dataset import Pair, list_pairs, read_true_mask
 from droneseg.data.image_matching import find_matches
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import bootstrap_intervals
@@ -70,7 +70,8 @@ NATIVE_SIZE = (1000, 1500)
 """Height and width of the native photographs."""
 NATIVE_GSD_M = 0.025 * 960 / 1500
 """Metres per pixel of the native photographs, if images of 960 pixels in width have 0.025."""
-WATER_ID = class_id("water")
+WATER_ID = DEFAULT_CLASSES.id_of("water")
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
 _COLUMNS = (
     *("set", "photographs", "mIoU", "obst.", "water", "soft", "moving", "landing"),
     *("image-wise", "unsafe", "recall", "unsafe at recall 0.80", "0.90"),
@@ -82,22 +83,22 @@ class Scores:
     """Collects the pixel counts of a set of photographs for its metrics."""
 
     matrices: dict[str, Confusion] = field(default_factory=dict)
-    curve: LandingCurve = field(default_factory=LandingCurve)
+    curve: LandingCurve = field(default_factory=lambda: LandingCurve(DEFAULT_CLASSES))
 
     def add(
         self, stem: str, truth: Mask, mask: Mask, landing: NDArray[np.float32], *, ignore: int | None = None
     ) -> None:
         """Count the pixels of a photograph, except those of the class `ignore`."""
         self.curve.add(truth, landing, ignore=ignore)
-        matrix = confusion(truth, mask)
+        matrix = confusion(truth, mask, len(DEFAULT_CLASSES))
         if ignore is not None:
             matrix[ignore] = 0
         self.matrices[stem] = matrix
 
     def figures(self) -> dict[str, Any]:
         """Return the metrics; shares from 0 to 1."""
-        scores = compute_metrics(self.matrices.values())
-        intervals = bootstrap_intervals(np.stack(list(self.matrices.values())))
+        scores = compute_metrics(self.matrices.values(), DEFAULT_CLASSES)
+        intervals = bootstrap_intervals(np.stack(list(self.matrices.values())), DEFAULT_CLASSES)
         miou = intervals["miou"]
         return {
             "photographs": scores.images,
@@ -199,11 +200,11 @@ def measure_dataset(
     whole, people = Scores(), list[PersonShares | None]()
     exposures = {} if options.no_exposures else {factor: Scores() for factor in EXPOSURES}
     for pair in pairs:
-        image, truth = read_image(pair.image), read_mask(pair.mask, "colours")
+        image, truth = read_image(pair.image), read_true_mask(pair)
         prediction, landing = segmenter.landing_probability(image, ground)
         whole.add(pair.stem, truth, prediction.mask, landing)
         here = scale_boxes(boxes.get(pair.stem, ()), NATIVE_SIZE, truth.shape)
-        people += person_shares(truth, prediction.mask, here)
+        people += person_shares(truth, prediction.mask, here, DEFAULT_CLASSES)
         for factor, scores in exposures.items():
             changed, its_landing = segmenter.landing_probability(expose(image, factor), ground)
             scores.add(pair.stem, truth, changed.mask, its_landing)
@@ -225,13 +226,13 @@ def expose(image: Image, factor: float) -> Image:
 def measure_places(matrices: Mapping[str, Confusion], pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return the metrics of each place, and the interval of the mIoU from bootstrap samples of places."""
     cache = load_settings().cache_dir.expanduser() / "scenes"
-    images = {pair.stem: pair.image for pair in pairs}
+    images = {pair.stem: pair.files for pair in pairs}
     matches = find_matches(images, cache=cache, max_pixels=10**8, progress=lambda _stage, _done, _total: None)
     groups = group_places(list(images), matches)
     sums = np.stack([np.sum([matrices[stem] for stem in stems], axis=0) for stems in groups.values()])
-    miou = bootstrap_intervals(sums)["miou"]
+    miou = bootstrap_intervals(sums, DEFAULT_CLASSES)["miou"]
     places = {
-        name: {"photographs": stems, **_short(compute_metrics(matrices[stem] for stem in stems))}
+        name: {"photographs": stems, **_short(compute_metrics((matrices[stem] for stem in stems), DEFAULT_CLASSES))}
         for name, stems in groups.items()
     }
     return {"miou_interval": [miou.low, miou.high], "by_place": places}
@@ -260,7 +261,7 @@ def measure_native(segmenter: BundleSegmenter, folder: Path, stems: Iterable[str
             at_truth = pillow.fromarray(landing).resize(truth.shape[::-1], pillow.Resampling.BILINEAR)
             scores.add(stem, truth, mask, np.asarray(at_truth))
             if size == 1:
-                people += person_shares(truth, mask, boxes.get(stem, ()))
+                people += person_shares(truth, mask, boxes.get(stem, ()), DEFAULT_CLASSES)
     result: dict[str, Any] = {f"{size:g}x": scores.figures() for size, scores in found.items()}
     if boxes:
         result["people"] = asdict(summarise_people(people))
@@ -272,7 +273,7 @@ def measure_labelled(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]
     sequences: dict[str, Scores] = defaultdict(Scores)
     for file in photographs(folder / "images"):
         image, ground = read_photograph(file)
-        truth = read_mask(folder / "masks" / f"{file.stem}.png", "ids")
+        truth = read_mask(folder / "masks" / f"{file.stem}.png", "ids", DEFAULT_CLASSES)
         prediction, landing = segmenter.landing_probability(image, ground)
         scores = sequences[file.stem.rpartition("_")[0] or file.stem]
         scores.add(file.stem, truth, prediction.mask, landing, ignore=BACKGROUND_ID)
@@ -288,7 +289,7 @@ def measure_regions(segmenter: BundleSegmenter, folder: Path) -> dict[str, Any]:
         if region.photo not in masks:
             image, ground = read_photograph(files[region.photo])
             masks[region.photo] = segmenter.segment(image, ground).mask
-        evaluated.append(evaluate_region(region, masks[region.photo]))
+        evaluated.append(evaluate_region(region, masks[region.photo], DEFAULT_CLASSES))
     return {
         "right": sum(entry.right for entry in evaluated),
         "regions": [
@@ -307,13 +308,13 @@ def measure_generated(
     """
     origins = json.loads((folder / "generated.json").read_text(encoding="utf-8"))
     by_stem = {pair.stem: pair for pair in originals}
-    counts = np.zeros(len(CLASSES), np.int64)
+    counts = np.zeros(len(DEFAULT_CLASSES), np.int64)
     used = 0
     for pair in list_pairs(folder).pairs:
         original = by_stem.get(origins.get(pair.stem, ""))
         if original is None:
             continue
-        truth, before = read_mask(pair.mask, "colours"), read_mask(original.mask, "colours")
+        truth, before = read_true_mask(pair), read_true_mask(original)
         mask = segmenter.segment(read_image(pair.image), given_ground(gsd_m)).mask
         inside = (truth == WATER_ID) & (before != WATER_ID)
         counts += np.bincount(mask[inside], minlength=len(counts))
@@ -330,8 +331,8 @@ def measure_landing(
     segmenter: BundleSegmenter, pairs: Sequence[Pair], boxes: Boxes, radii: Sequence[float], gsd_m: float | None
 ) -> dict[str, Any]:
     """Evaluate the first landing site of each image at several radii, and its stability under JPEG compression."""
-    sizes = {pair.stem: read_mask(pair.mask, "colours").shape for pair in pairs}
-    here = {stem: scale_boxes(boxes.get(stem, ()), NATIVE_SIZE, size) for stem, size in sizes.items()}
+    sizes = {pair.stem: read_true_mask(pair).shape for pair in pairs}
+    here = {stem: tuple(scale_boxes(boxes.get(stem, ()), NATIVE_SIZE, size)) for stem, size in sizes.items()}
     view = ViewOptions(gsd_m=gsd_m)
     cases = list(predict_cases(segmenter, pairs, here, view, 10**8))
     compressed = [_compress(segmenter, pair, gsd_m) for pair in pairs]
@@ -460,7 +461,7 @@ def _row(name: str, figures: Mapping[str, Any]) -> str:
         name,
         str(figures["photographs"]),
         _number(figures["miou"]),
-        *(_number(figures[f"iou_{entry.name}"]) for entry in FOREGROUND),
+        *(_number(figures[f"iou_{entry.name}"]) for entry in DEFAULT_CLASSES.foreground),
         _number(figures["image_wise_miou"]),
         _percent(figures["unsafe_landing_rate"]),
         _percent(figures["landing_recall"]),

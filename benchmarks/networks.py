@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 
 from droneseg.core.images import Image, read_image
-from droneseg.core.masks import Mask, read_mask
+from droneseg.core.masks import Mask
 from droneseg.core.metrics import confusion
-from droneseg.data.dataset import list_pairs
+from droneseg.data.dataset import list_pairs, read_true_mask
 from droneseg.data.splits import read_split
 from droneseg.evaluation.bootstrap import Interval, bootstrap_intervals
 from droneseg.inference.segmenter import BundleSegmenter
@@ -71,7 +71,7 @@ class Mode:
             mask = np.asarray(pillow.fromarray(mask).resize((width, height), pillow.Resampling.NEAREST))
         self.seconds.append(time.perf_counter() - begin)
         self.network_s.append(prediction.timings_s["network"])
-        self.counts.append(confusion(truth, mask))
+        self.counts.append(confusion(truth, mask, len(self.segmenter.classes)))
 
 
 def modes_of(folder: Path) -> list[Mode]:
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs = list_pairs(arguments.data).pairs
     stems = set(getattr(read_split(arguments.split, [pair.stem for pair in pairs]), arguments.part))
-    samples = [(read_image(p.image), read_mask(p.mask, "colours")) for p in pairs if p.stem in stems]
+    samples = [(read_image(p.image), read_true_mask(p)) for p in pairs if p.stem in stems]
     rows = []
     print("| network | precision | mirrored | size | mIoU (95 %) | unsafe landing rate, recall | ms | network ms |")
     print("|---|---|---|---|---|---|---|---|")
@@ -121,7 +121,7 @@ def main() -> None:
             for mode in modes:
                 mode.predict(image, truth)
         for mode in modes:
-            intervals = bootstrap_intervals(np.stack(mode.counts))
+            intervals = bootstrap_intervals(np.stack(mode.counts), mode.segmenter.classes)
             rows.append(_row(mode, intervals))
             print(_line(mode, intervals), flush=True)
     if arguments.json:

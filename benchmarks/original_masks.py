@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as pillow
 
-from droneseg.core.classes import class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.masks import Mask
 
 ORIGINAL_IDS = {
@@ -22,6 +22,6 @@ def read_original_mask(folder: Path, stem: str) -> Mask:
     """Return the class ids of a photograph from the original ids in `masks_24`, shape (H, W), dtype uint8."""
     table = np.zeros(256, np.uint8)
     for name, originals in ORIGINAL_IDS.items():
-        table[list(originals)] = class_id(name)
+        table[list(originals)] = DEFAULT_CLASSES.id_of(name)
     mask: Mask = table[np.asarray(pillow.open(folder / "masks_24" / f"{stem}.png"))]
     return mask

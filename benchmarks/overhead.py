@@ -46,7 +46,7 @@ def main() -> None:
                 for number in range(arguments.requests + WARM_UP):
                     time.sleep(PAUSE_S)
                     begin = time.perf_counter()
-                    mask = encode_mask(segmenter.segment(decode_image(image)).mask)
+                    mask = encode_mask(segmenter.segment(decode_image(image)).mask, segmenter.classes)
                     plain = time.perf_counter() - begin
                     time.sleep(PAUSE_S)
                     begin = time.perf_counter()

@@ -18,10 +18,11 @@ from PIL import Image as pillow
 from views import MODEL_WIDTH
 
 from droneseg.core.camera import given_ground
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import Image, read_image
-from droneseg.core.masks import Mask, read_mask
+from droneseg.core.masks import Mask
 from droneseg.core.metrics import Confusion, confusion, landing_recall, mean_iou, unsafe_landing_rate
-from droneseg.data.dataset import list_pairs
+from droneseg.data.dataset import list_pairs, read_true_mask
 from droneseg.data.splits import read_split
 from droneseg.inference.segmenter import BundleSegmenter
 from droneseg.inference.views import resample_mask
@@ -46,7 +47,7 @@ def main() -> None:
     at_960: dict[str, list[Confusion]] = {}
     at_own_size: dict[str, list[Confusion]] = {}
     for stem in stems:
-        truth = read_mask(pairs[stem].mask, "colours")
+        truth = read_true_mask(pairs[stem])
         native = read_image(options.data / NATIVE / "images" / f"{stem}.jpg")
         native_truth = read_original_mask(options.data / NATIVE, stem)
         for image, own_truth in (
@@ -57,8 +58,8 @@ def main() -> None:
             height, width = image.shape[:2]
             mask = segmenter.segment(image, given_ground(gsd_m * MODEL_WIDTH / width)).mask
             size = f"{width}x{height}"
-            at_960.setdefault(size, []).append(confusion(truth, resample_mask(mask, truth.shape)))
-            at_own_size.setdefault(size, []).append(confusion(own_truth, mask))
+            at_960.setdefault(size, []).append(confusion(truth, resample_mask(mask, truth.shape), len(DEFAULT_CLASSES)))
+            at_own_size.setdefault(size, []).append(confusion(own_truth, mask, len(DEFAULT_CLASSES)))
     print_table(at_960, at_own_size)
 
 
@@ -77,7 +78,7 @@ def print_table(at_960: dict[str, list[Confusion]], at_own_size: dict[str, list[
         cells = [f"{len(matrices)} at {size}"]
         for counts in (sum_of(matrices), sum_of(at_own_size[size])):
             cells.append(f"{mean_iou(counts):.3f}")
-            cells += [f"{rate(counts):.1%}" for rate in (unsafe_landing_rate, landing_recall)]
+            cells += [f"{rate(counts, DEFAULT_CLASSES):.1%}" for rate in (unsafe_landing_rate, landing_recall)]
         print("| " + " | ".join(cells) + " |")
 
 

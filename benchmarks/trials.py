@@ -17,20 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from droneseg.core.classes import FOREGROUND
+from droneseg.cli.console import percent
 from droneseg.core.files import write_text
 from droneseg.core.logs import configure_logging
 from droneseg.core.metrics import confusion
 from droneseg.core.settings import load_settings
 from droneseg.evaluation.bootstrap import bootstrap_intervals
-from droneseg.flows.export import export_model, take_samples
+from droneseg.evaluation.report import number
+from droneseg.flows.export import cases_of, export_model, map_of, take_samples
 from droneseg.inference.segmenter import BundleSegmenter
+from droneseg.nnunet.checkpoint import load_trained_model
 from droneseg.nnunet.paths import FINAL_CHECKPOINT, NnunetPaths
 from droneseg.training.config import load_config
 from droneseg.training.run import train
 
 ALL = 1_000_000
-COLUMNS = [entry.name for entry in FOREGROUND]
+PER_CLASS = "iou/"
+"""Start of the names of metrics of a class."""
 
 
 def main() -> None:
@@ -43,13 +46,17 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_logging()
     results = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
-    print("| trial | epochs | " + " | ".join(COLUMNS) + " | mIoU (95 %) | unsafe landing rate, landing recall |")
-    print("|" + "---|" * (len(COLUMNS) + 4))
-    for name, *overrides in [["base"], *arguments.trial]:
+    for index, (name, *overrides) in enumerate([["base"], *arguments.trial]):
         if name not in results:
             results[name] = run_trial([*arguments.base, *overrides], arguments.minutes)
             if arguments.json:
                 write_text(arguments.json, json.dumps(results, indent=2) + "\n")
+        if index == 0:
+            columns = [key.removeprefix(PER_CLASS) for key in results[name] if key.startswith(PER_CLASS)]
+            print(
+                "| trial | epochs | " + " | ".join(columns) + " | mIoU (95 %) | unsafe landing rate, landing recall |"
+            )
+            print("|" + "---|" * (len(columns) + 4))
         print(table_row(name, results[name]), flush=True)
 
 
@@ -71,12 +78,13 @@ def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
             on_step=logging.info,
         )
         segmenter = BundleSegmenter(bundle, profile="fast")
-        samples = take_samples(paths, config.fold, ALL)
+        model = load_trained_model(result.model_folder, paths, checkpoint=FINAL_CHECKPOINT)
+        samples = take_samples(cases_of(model, paths, map_of(model, paths)), ALL)
         counts = [
-            confusion(truth, segmenter.segment(image).mask)
-            for image, truth in zip(samples.images, samples.truths, strict=True)
+            confusion(truth, segmenter.segment(image).mask, len(segmenter.classes))
+            for image, truth in zip(samples.images, samples.truths or (), strict=True)
         ]
-    intervals = bootstrap_intervals(np.stack(counts))
+    intervals = bootstrap_intervals(np.stack(counts), segmenter.classes)
     epochs = bundle.manifest.provenance.epochs
     return {"epochs": epochs[0] if epochs else None} | {name: vars(interval) for name, interval in intervals.items()}
 
@@ -84,9 +92,10 @@ def run_trial(overrides: list[str], minutes: float) -> dict[str, Any]:
 def table_row(name: str, result: dict[str, Any]) -> str:
     """Return the row of a trial in the Markdown table."""
     miou, unsafe, recall = (result[key] for key in ("miou", "unsafe_landing_rate", "landing_recall"))
-    cells = [name, str(result["epochs"]), *(f"{result[f'iou/{column}']['value']:.3f}" for column in COLUMNS)]
-    cells.append(f"**{miou['value']:.3f}** ({miou['low']:.3f} to {miou['high']:.3f})")
-    cells.append(f"{unsafe['value']:.1%}, {recall['value']:.1%}")
+    per_class = [value for key, value in result.items() if key.startswith(PER_CLASS)]
+    cells = [name, str(result["epochs"]), *(number(value["value"]) for value in per_class)]
+    cells.append(f"**{number(miou['value'])}** ({number(miou['low'])} to {number(miou['high'])})")
+    cells.append(", ".join(percent(value["value"]) for value in (unsafe, recall)))
     return "| " + " | ".join(cells) + " |"
 
 

@@ -20,20 +20,22 @@ from numpy.typing import NDArray
 from original_masks import read_original_mask
 from PIL import Image as pillow
 
-from droneseg.core.classes import CLASSES, LANDING_ID, class_id
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import Image, read_image
 from droneseg.core.metrics import Confusion, confusion, iou, landing_recall, mean_iou, unsafe_landing_rate
 from droneseg.data.splits import read_split
 from droneseg.inference.runtimes.base import softmax
 from droneseg.inference.segmenter import BundleSegmenter
-from droneseg.inference.views import DEFAULT_CONTEXT, exposure_tables, resample, resample_mask
+from droneseg.inference.views import default_context, exposure_tables, resample, resample_mask
 from droneseg.model.bundle import Exposure, read_bundle
 
 MODEL_WIDTH = 960  # pixels in width that show about the ground resolution of the training
 JUDGED_WIDTH = 500
 SCALES = (0.25, 0.35, 0.5, 1.0, 1.25, 1.5625, 2.0)
-WATER_ID = class_id("water")
-REGIONS = [class_id(name) for name in DEFAULT_CONTEXT.region_classes]
+WATER_ID = DEFAULT_CLASSES.id_of("water")
+LANDING_ID = DEFAULT_CLASSES.id_of("landing-zones")
+_CONTEXT = default_context(DEFAULT_CLASSES)
+REGIONS = [DEFAULT_CLASSES.id_of(name) for name in _CONTEXT.region_classes] if _CONTEXT else []
 _MIN_WATER_SHARE = 0.01
 _LEAST = 1e-4  # added to probabilities before the logarithm
 
@@ -64,7 +66,7 @@ def main() -> None:
         views = predict_views(segmenter, image, truth.shape)
         for name in (*views, *combinations):
             scores = combinations[name](views) if name in combinations else views[name]
-            counts = confusion(truth, scores.argmax(axis=0).astype(np.uint8))
+            counts = confusion(truth, scores.argmax(axis=0).astype(np.uint8), len(DEFAULT_CLASSES))
             totals[name] = totals[name] + counts if name in totals else counts
     print_table(totals)
 
@@ -226,7 +228,7 @@ def exposure_combinations() -> dict[str, Combination]:
 
 def print_table(totals: Mapping[str, Confusion]) -> None:
     """Print quality by view or combination as a Markdown table."""
-    names = ", ".join(entry.name for entry in CLASSES[1:])
+    names = ", ".join(entry.name for entry in DEFAULT_CLASSES.foreground)
     print(f"| view | mIoU | IoU of {names} | unsafe | recall | water predicted as landing | false water |")
     print("|---|---|---|---|---|---|---|")
     for name in sorted(totals, key=_condition):
@@ -236,8 +238,8 @@ def print_table(totals: Mapping[str, Confusion]) -> None:
             name,
             f"{mean_iou(counts):.3f}",
             " ".join(f"{value:.2f}".removeprefix("0") for value in iou(counts)[1:]),
-            f"{unsafe_landing_rate(counts):.2%}",
-            f"{landing_recall(counts):.1%}",
+            f"{unsafe_landing_rate(counts, DEFAULT_CLASSES):.2%}",
+            f"{landing_recall(counts, DEFAULT_CLASSES):.1%}",
             f"{water[LANDING_ID] / water.sum():.2%}",
             f"{(counts[:, WATER_ID].sum() - water[WATER_ID]) / counts.sum():.2%}",
         ]
