@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from droneseg.core.classes import colours
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from support.images import png
 from support.shared import make_once
@@ -42,9 +42,11 @@ _share_cores()  # before torch and OpenVINO count the cores
 # by duration; a long file that starts last leaves the other processes idle
 _SLOWEST_FIRST = (
     "tests/test_walk.py", "tests/training/test_sweep.py", "tests/test_documentation.py", "tests/test_pipeline.py",
-    "tests/flows/test_demo.py", "tests/serving/test_server.py", "tests/serving/test_background.py",
+    "tests/flows/test_demo.py", "tests/nnunet/test_servable.py", "tests/serving/test_server.py",
+    "tests/serving/test_background.py",
     "tests/flows/test_promote.py", "tests/training/test_run.py", "tests/flows/test_inference_benchmark.py",
-    "tests/training/test_pretrained.py", "tests/nnunet/test_wandb_logger.py", "tests/serving/test_bento_build.py",
+    "tests/training/test_pretrained.py", "tests/nnunet/test_wandb_logger.py", "tests/nnunet/test_drone_seg_trainer.py",
+    "tests/serving/test_bento_build.py",
     "tests/model/test_bucket.py", "tests/inference/test_parity.py", "tests/serving/test_openapi.py",
     "tests/flows/test_export.py", "tests/serving/test_api_server.py", "tests/performance/test_load.py",
     "tests/test_drift_chain.py",
@@ -70,7 +72,7 @@ def dataset(tmp_path: Path) -> Path:
         ids = rng.integers(1, 6, (30, 40))
         image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         (root / IMAGES_FOLDER / f"{index:03d}.png").write_bytes(png(image))
-        (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(png(colours()[ids]))
+        (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(png(DEFAULT_CLASSES.colours()[ids]))
     return tmp_path / "drone"
 
 

@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from droneseg.core.camera import WarningCode
+from droneseg.core.class_files import CLASSES_NAME, find_classes
+from droneseg.core.classes import DEFAULT_CLASSES, Role, SegmentationClass
 from droneseg.core.images import encode_png
 from droneseg.core.masks import read_mask
 from droneseg.core.settings import Settings, variable_names
@@ -235,6 +238,19 @@ def test_troubleshooting_quotes_messages_of_the_source(pages: dict[str, Page]) -
         assert any(pattern.search(text) for text in texts), message
 
 
+def test_page_for_users_of_nnunet_quotes_refusals_of_the_source(pages: dict[str, Page]) -> None:
+    texts = templates()
+    *_, refusals = pages["nnunet"].tables()
+    messages = [row[0].get_text() for row in refusals]
+    assert len(messages) > 10
+    for message in messages:
+        # a message may be put together from several texts, each at least one sentence
+        pattern = re.compile("[^\n]*?".join(re.escape(part) for part in message.split("...")))
+        sentences = [part.strip() for part in re.split(r"\.\.\.|(?<=[.:])\s", message) if len(part.strip()) > 12]
+        whole = any(pattern.search(text) for text in texts)
+        assert whole or all(any(part in text for text in texts) for part in sentences), message
+
+
 def test_documented_files_exist(pages: dict[str, Page]) -> None:
     """Only files of the repository are checked, not those that commands write."""
     inside = re.compile(r"^(?:src|docs|tests|benchmarks|configs|deploy|\.github|\.ci)/[\w./-]*\w$")
@@ -293,12 +309,6 @@ def test_links_within_the_site_work(url: str) -> None:
 
 
 EXAMPLES = {
-    "class": """
-import numpy
-from droneseg.core.masks import decode_colours, encode_mask
-from droneseg.serving.app import openapi
-assert decode_colours(encode_mask(numpy.full((2, 2), 6, numpy.uint8)))[0].max() == 6
-""",
     "endpoint": """
 from fastapi.testclient import TestClient
 from droneseg.core.settings import Settings
@@ -341,7 +351,7 @@ def test_worked_examples_are_all_documented_and_tested() -> None:
     documented = set(
         re.findall(r"docs/examples/([a-z]+)\.patch", (ROOT / "docs/extend.md").read_text(encoding="utf-8"))
     )
-    existing = {file.stem for file in (ROOT / "docs/examples").iterdir()}
+    existing = {file.stem for file in (ROOT / "docs/examples").iterdir() if file.name != CLASSES_NAME}
     assert documented == existing == {*EXAMPLES, *OWN_TESTS}
 
 
@@ -354,6 +364,29 @@ def test_worked_example_applies_and_works(tmp_path: Path, name: str) -> None:
     assert before.returncode, "it asks for something that was there before"
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_class_is_added_without_code(tmp_path: Path) -> None:
+    """The commands of the page work up to the conversion; a training would take minutes."""
+    text = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "classes.csv DATA" in block)
+    copy, *commands = (line.split() for line in block.splitlines())
+    workspace, folder = Workspace(tmp_path), tmp_path / "DATA"
+    workspace.run("data", "sample", "DATA", "--count", "6", "--size", "64x48")
+    shutil.copy(ROOT / copy[1], next(folder.rglob("label_images_semantic")).parent)
+    for file in folder.rglob("label_images_semantic/*.png"):
+        mask = np.array(Image.open(file).convert("RGB"))
+        mask[:6, :10] = (107, 142, 35)
+        Image.fromarray(mask).save(file)
+    for program, *words in commands:
+        assert program == "droneseg"
+        if words[0] == "data":
+            workspace.run(*words, *(("--by", "random") if "split" in words[1] else ()))
+    raw = tmp_path / "nnUNet_raw/Dataset101_DroneSeg"
+    labels = [np.array(Image.open(file)) for file in (raw / "labelsTr").iterdir()]
+    assert labels
+    assert {(label == 6).sum() for label in labels} == {60}
+    assert find_classes(raw).classes[6] == SegmentationClass(6, "trees", (107, 142, 35), Role.OBSTACLE)
 
 
 @pytest.mark.slow
@@ -395,7 +428,7 @@ def test_python_example_runs(tmp_path: Path, page: str, code: str) -> None:
     assert "False" not in done.stdout
     masks = [file for file in (tmp_path / "mask.png", tmp_path / "masks/001.png") if file.exists()]
     assert done.stdout or masks, "an example shows something"
-    assert [read_mask(file, "ids").shape for file in masks] == [(50, 70)] * len(masks)
+    assert [read_mask(file, "ids", DEFAULT_CLASSES).shape for file in masks] == [(50, 70)] * len(masks)
 
 
 def test_installation_page_lists_every_extra() -> None:

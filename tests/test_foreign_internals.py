@@ -246,8 +246,8 @@ def test_nnunet_trainer_has_the_methods_we_override() -> None:
 
     overridden = [name for name, value in vars(DroneSegTrainer).items() if inspect.isfunction(value)]
     own = {
-        *("_uses_bf16", "_precision", "_averaged", "_validate", "_run_epoch", "_from_rank_0", "_initialise_from"),
-        *("_initial_weights", "_crop_loaders", "_prepare_cases", "_target_strides", "_normalised"),
+        *("_uses_bf16", "_precision", "_averaged", "_validate", "_run_epoch", "_from_rank_0", "_initialise"),
+        *("_fit_weights", "_crop_loaders", "_prepare_cases", "_target_strides", "_normalised"),
         *("_load_teacher", "_normalisation", "_crop_size", "_taught"),
     }
     require(nnUNetTrainer, *(set(overridden) - own), user="droneseg.nnunet.trainers.drone_seg_trainer")

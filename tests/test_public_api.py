@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import droneseg
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.errors import (
     BrokenImageError,
     BundleError,
@@ -21,6 +22,7 @@ from droneseg.core.errors import (
 from droneseg.core.masks import read_mask
 from droneseg.data.synthetic import generate_scene
 from support.bundles import make_bundle
+from support.raw_datasets import write_case
 from support.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -205,7 +207,7 @@ def test_save_writes_a_file_or_into_a_folder_but_never_over_the_photograph(
 ) -> None:
     result = model(photograph)
     assert result.save(tmp_path / "new/mask.png") == tmp_path / "new/mask.png"
-    assert np.array_equal(read_mask(tmp_path / "new/mask.png", "ids"), result.mask)
+    assert np.array_equal(read_mask(tmp_path / "new/mask.png", "ids", DEFAULT_CLASSES), result.mask)
     assert not (tmp_path / "new/mask_overlay.png").exists()
     png = tmp_path / "flight/photo.png"
     Image.fromarray(scene).save(png)
@@ -246,3 +248,11 @@ def test_loaded_model_accepts_opencv_arrays_with_reversed_channels(model: drones
     bgr = np.ascontiguousarray(scene[..., ::-1])
     assert np.array_equal(model(bgr[..., ::-1]).mask, model(scene).mask)
     assert not np.array_equal(model(bgr).mask, model(scene).mask)
+
+
+def test_file_of_one_channel_is_refused(model: droneseg.Model, scene: np.ndarray, tmp_path: Path) -> None:
+    write_case(tmp_path, "apart", scene, "RGB")
+    write_case(tmp_path, "single", scene)
+    assert np.array_equal(model(tmp_path / "single_0000.png").mask, model(scene).mask)
+    with pytest.raises(droneseg.errors.ImageError, match=r"apart: has .* Pass an RGB array of all channels"):
+        model(tmp_path / "apart_0000.png")

@@ -14,6 +14,7 @@ import urllib.request
 
 import numpy as np
 
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.images import encode_png
 from droneseg.core.masks import decode_ids
 from droneseg.data.synthetic import generate_scene
@@ -65,7 +66,7 @@ def main() -> None:
         prediction = request_json(f"{host}/predict", body, f"multipart/form-data; boundary={boundary}")
         info = request_json(f"{host}/model_info")
     seconds = time.perf_counter() - begin
-    mask = decode_ids(base64.b64decode(str(prediction["segmentation_mask"])))
+    mask = decode_ids(base64.b64decode(str(prediction["segmentation_mask"])), DEFAULT_CLASSES)
     if mask.shape != image.shape[:2] or prediction["model_id"] != info["model_id"]:
         sys.exit(
             f"wrong response: mask {mask.shape} for an image {image.shape[:2]}, "

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from droneseg.core.classes import DEFAULT_CLASSES, ClassTable
 from droneseg.core.landing_grid import LandingPolicy
-from droneseg.inference.views import DEFAULT_CONTEXT
+from droneseg.inference.views import default_context
 from droneseg.model.bundle import (
     FORMAT_VERSION,
     NETWORK_NAME,
@@ -21,7 +22,7 @@ from droneseg.model.bundle import (
     Profile,
     Provenance,
     TrainingGround,
-    own_classes,
+    class_entries,
     write_bundle,
 )
 
@@ -48,7 +49,9 @@ def write_network(path: Path, weights: object = WEIGHTS, biases: object = BIASES
 
 
 TRAINED_AT = TrainingGround(gsd_m=0.025, gsd_range_m=(0.015, 0.037), source="test")
-VIEWS = DEFAULT_CONTEXT.model_copy(update={"exposure": None})
+CONTEXT = default_context(DEFAULT_CLASSES)
+assert CONTEXT is not None
+VIEWS = CONTEXT.model_copy(update={"exposure": None})
 
 
 def make_bundle(
@@ -59,6 +62,7 @@ def make_bundle(
     ground: TrainingGround | None = None,
     context: Context | None = None,
     calibration: Calibration | None = None,
+    classes: ClassTable = DEFAULT_CLASSES,
     landing: Mapping[str, LandingPolicy] | None = None,
     format_version: int = FORMAT_VERSION,
 ) -> Bundle:
@@ -73,7 +77,7 @@ def make_bundle(
             version="0",
             description="looks at colours",
             license="Apache-2.0",
-            classes=own_classes(),
+            classes=class_entries(classes),
             normalisation="rgb_to_0_1",
             patch_size=patch,
             divisor=(1, 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from droneseg.core.classes import colours
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.data.dataset import IMAGES_FOLDER, KAGGLE_FOLDER, MASKS_FOLDER
 from droneseg.model.bundle import Bundle
 from support.bundles import make_bundle, write_network
@@ -83,5 +83,5 @@ def make_photographs(folder: Path, count: int = 24) -> Path:
     for index in range(count):
         ids = rng.choice(np.arange(1, 6), (30, 40), p=rng.dirichlet(np.full(5, 3.0)))
         (root / IMAGES_FOLDER / f"{index:03d}.png").write_bytes(png(_PAINT[ids].astype(np.uint8)))
-        (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(png(colours()[ids]))
+        (root / MASKS_FOLDER / f"{index:03d}.png").write_bytes(png(DEFAULT_CLASSES.colours()[ids]))
     return folder

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from droneseg.core.camera import UNKNOWN_GROUND, Ground
-from droneseg.core.classes import CLASSES
+from droneseg.core.classes import DEFAULT_CLASSES
 from droneseg.core.landing_grid import LandingGrid, LandingPolicy
 from droneseg.core.prediction import ModelInfo, Prediction, class_fractions, image_statistics
 from support.waiting import HANG_S
@@ -17,6 +17,7 @@ class BrightIsLanding:
     """Segmenter that labels bright pixels as landing zones and dark ones as water; waits while `gate` is cleared."""
 
     profile = "exact"
+    classes = DEFAULT_CLASSES
     landing_policy = LandingPolicy()
 
     def __init__(self, model_id: str = "aaa", patch: tuple[int, int] = (16, 24)) -> None:
@@ -50,12 +51,14 @@ class BrightIsLanding:
             raise TimeoutError("nobody opened the gate")
         mask = np.where(image.mean(axis=2) > 127, 5, 2).astype(np.uint8)
         statistics = image_statistics(image)
-        prediction = Prediction(mask, class_fractions(mask), 0.9, {"network": 0.1}, self.model_id, ground, statistics)
+        fractions = class_fractions(mask, self.classes)
+        timings = {"network": 0.1}
+        prediction = Prediction(mask, self.classes, fractions, 0.9, timings, self.model_id, ground, statistics)
         return replace(prediction, landing_grid=_certain(mask)) if landing else prediction
 
 
 def _certain(mask: np.ndarray) -> LandingGrid:
     """Return the grid of a mask whose classes are certain."""
-    grid = LandingGrid.empty(mask.shape)
-    grid.add((np.arange(len(CLASSES))[:, None, None] == mask).astype(np.float32), 0)
+    grid = LandingGrid.empty(DEFAULT_CLASSES, mask.shape)
+    grid.add((np.arange(len(DEFAULT_CLASSES))[:, None, None] == mask).astype(np.float32), 0)
     return grid
