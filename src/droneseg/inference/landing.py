@@ -202,7 +202,7 @@ def allowed_roles(allow: Sequence[str], classes: ClassTable) -> tuple[Role, ...]
         if role and name != role and len(classes.ids_of(role)) > 1:
             problems.append(f"{name!r} is one of several classes with the role {role}; allow {role} for all of them")
     if problems:
-        raise LandingClassError(f"Landing sites in this model: {'; '.join(problems)}.")
+        raise LandingClassError(f"allow: {'; '.join(problems)}.")
     return tuple(role for role in (Role.LANDING, Role.SOFT) if role in {known[name] for name in wanted})
 
 
