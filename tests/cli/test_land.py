@@ -107,6 +107,13 @@ def test_metres_need_a_scale(workspace: Workspace) -> None:
     assert known["results"][0]["answer"]["policy"]["radius_px"] == pytest.approx(10)
 
 
+def test_without_a_site_there_is_no_table(workspace: Workspace) -> None:
+    shown = workspace.run("land", "photos/field.png", "--model", "bundle", "--radius", "1").stdout
+    assert shown.splitlines()[0] == "0 of 1 photographs have a site"
+    assert "rank" not in shown
+    assert "no site (unknown_scale)" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -144,7 +144,8 @@ def _show(results: list[LandResult], moving: list[str], out: Path | None, *, ove
     ]
     found = sum(bool(answer.sites) for _, answer in answers)
     columns = ["photograph", "rank", "x, y", "radius", "to people", "P", "score"]
-    console.out().print(console.table(f"{found} of {len(results)} photographs have a site", columns, rows))
+    summary = f"{found} of {len(results)} photographs have a site"
+    console.out().print(console.table(summary, columns, rows) if rows else summary)
     for name, answer in answers:
         if not answer.sites:
             console.out().print(f"{name}: no site ({answer.reason}). {answer.message}", markup=False)
